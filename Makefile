@@ -1,0 +1,35 @@
+# Needs make, Python 3.11 or newer and pip. `make quickstart` and `make test` set up what they need, once.
+
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+
+.PHONY: quickstart test setup lint types unit clean help
+
+quickstart: setup  ## set up and run the main job: meta-train and compare on a small real model
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/abmll compare recipes/quickstart.yaml  # waiting threads leave a busy machine alone
+
+test: setup  ## set up and run lint, types and tests, at most 8 minutes on two cores
+	@$(MAKE) --no-print-directory lint types unit
+
+setup: $(VENV)/complete  ## make the virtual environment .venv, if it is missing or out of date
+
+$(VENV)/complete: constraints.txt pyproject.toml .ci/setup .ci/requirements.py
+	@.ci/setup
+
+lint: setup  ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## mypy, strict
+	$(BIN)/mypy
+
+unit: setup  ## pytest on JOBS processes
+	$(BIN)/pytest -n $(JOBS)
+
+clean:  ## remove .venv and all caches; results in runs/ stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1	\2/p' Makefile

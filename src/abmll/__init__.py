@@ -1,0 +1,1 @@
+"""Amortized Bayesian meta-learning for LoRA."""
