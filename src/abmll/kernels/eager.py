@@ -1,0 +1,274 @@
+"""Every op in plain PyTorch: the definition of truth that a faster kernel is tested against.
+
+Nothing O x I outlives a tile. Gradients are formed tile by tile in the forward pass, where the tile is at hand,
+and kept as factors, so that memory is O((O + I) R) per layer. Sums over a layer are accumulated in float64.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from abmll.errors import AbmllError
+from abmll.kernels.factors import Factors, Variance
+from abmll.kernels.noise import normal
+
+_TILE_ENTRIES = 1 << 18  # 1 MB of float32 per temporary: a few of them stay in a core's cache
+_SERIES_BELOW = 0.02
+
+
+def row_blocks(rows: int, columns: int) -> list[slice]:
+    """Cut the rows of an O x I matrix into tiles of about 2^18 entries.
+
+    >>> len(row_blocks(576, 576)), row_blocks(3, 5)
+    (2, [slice(0, 3, None)])
+    """
+    height = max(1, min(rows, _TILE_ENTRIES // columns))
+    return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
+
+
+# -------------------- KL(task | shared)
+
+
+def task_kl(
+    task: Factors, shared: Factors, variance: Variance, blocks: Sequence[slice] | None = None
+) -> Float[Tensor, ""]:
+    """KL(q(phi | D) || p(phi | theta)) summed over the entries of one layer, float64.
+
+    Per entry, with D = mean_phi - mean_theta and delta = (var_phi - var_theta) / var_theta:
+    KL = 1/2 (delta - log1p(delta)) + 1/2 D^2 / var_theta  (method.md section 3). Differentiable once in all eight
+    factors; a side (task or shared) that needs no gradient costs none.
+
+    Args:
+        task: the factors of phi.
+        shared: the factors of theta.
+        variance: how products become variances, the same for both.
+        blocks: row blocks to visit; None for all of them.
+    """
+    chosen = row_blocks(task.mean_b.shape[0], task.mean_a.shape[1]) if blocks is None else blocks
+    return _TaskKL.apply(variance, chosen, *task, *shared)
+
+
+class _TaskKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, variance: Variance, blocks: Sequence[slice], *factors: Tensor) -> Tensor:
+        task, shared = Factors(*factors[:4]), Factors(*factors[4:])
+        with_gradient = [any(ctx.needs_input_grad[2:6]), any(ctx.needs_input_grad[6:])]
+        gradients = [torch.zeros_like(f) if with_gradient[i // 4] else None for i, f in enumerate(factors)]
+        total = torch.zeros((), dtype=torch.float64, device=factors[0].device)
+        for rows in blocks:
+            total += _kl_tile(task, shared, variance, rows, gradients)
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *(None if g is None else g * upstream.to(g.dtype) for g in ctx.saved_tensors))
+
+
+def difference_of_products(
+    b: Float[Tensor, "O R"], a: Float[Tensor, "R I"], b0: Float[Tensor, "O R"], a0: Float[Tensor, "R I"]
+) -> Float[Tensor, "O I"]:
+    """B A - B0 A0 as [B - B0, B0] [A ; A - A0]: differences first, so that nearly equal factors lose no digits."""
+    return torch.cat([b - b0, b0], dim=1) @ torch.cat([a, a - a0], dim=0)
+
+
+def _kl_tile(
+    task: Factors, shared: Factors, variance: Variance, rows: slice, gradients: list[Tensor | None]
+) -> Float[Tensor, ""]:
+    """The KL of a block of rows, float64; adds the block's share of each wanted gradient in place."""
+    s = variance.scale
+    mean_change = s * difference_of_products(task.mean_b[rows], task.mean_a, shared.mean_b[rows], shared.mean_a)
+    u_change = s * difference_of_products(task.std_b[rows], task.std_a, shared.std_b[rows], shared.std_a)
+    u_shared = s * (shared.std_b[rows] @ shared.std_a)
+    var_shared = variance.of(u_shared)
+    var_task = variance.of(u_shared + u_change)
+    var_change = variance.change(u_shared, u_change)
+    delta = var_change / var_shared
+    pull = mean_change / var_shared
+    total = _half_excess(delta, var_task, var_shared).add_(0.5 * pull * mean_change).sum(dtype=torch.float64)
+    if gradients[0] is not None:
+        slope = variance.slope(u_shared + u_change)
+        _contract(gradients[:2], pull, task.mean_b, task.mean_a, rows, s)
+        _contract(gradients[2:4], 0.5 * (delta / var_task) * slope, task.std_b, task.std_a, rows, s)
+    if gradients[4] is not None:
+        slope = variance.slope(u_shared) / var_shared  # this quotient first: at the floor 1 / var^2 can overflow
+        _contract(gradients[4:6], -pull, shared.mean_b, shared.mean_a, rows, s)
+        _contract(gradients[6:], -0.5 * (delta + pull * mean_change) * slope, shared.std_b, shared.std_a, rows, s)
+    return total
+
+
+def _half_excess(
+    delta: Float[Tensor, "o I"], var_task: Float[Tensor, "o I"], var_shared: Float[Tensor, "o I"]
+) -> Float[Tensor, "o I"]:
+    """1/2 (delta - log1p(delta)) without cancellation near 0 and without log(0) near delta = -1."""
+    series = delta.square() * (
+        0.25 - delta * (1 / 6 - delta * (1 / 8 - delta * (1 / 10 - delta * (1 / 12 - delta * (1 / 14 - delta / 16)))))
+    )
+    far = 0.5 * (delta - (var_task.log() - var_shared.log()))
+    near = 0.5 * (delta - torch.log1p(delta.clamp(-0.5, 0.5)))
+    return torch.where(delta.abs() < _SERIES_BELOW, series, torch.where(delta.abs() < 0.5, near, far))
+
+
+def _contract(
+    gradients: Sequence[Tensor | None],
+    tile: Float[Tensor, "o I"],
+    b: Float[Tensor, "O R"],
+    a: Float[Tensor, "R I"],
+    rows: slice,
+    scale: float,
+) -> None:
+    """Chain rule through scale * B A for one block of rows: dB += s G A^T, dA += s B^T G."""
+    gradient_b, gradient_a = gradients
+    assert gradient_b is not None
+    assert gradient_a is not None
+    gradient_b[rows] += scale * (tile @ a.T)
+    gradient_a += scale * (b[rows].T @ tile)
+
+
+# -------------------- -log p(theta), Gamma part
+
+
+def precision_penalty(
+    std_b: Float[Tensor, "O R"], std_a: Float[Tensor, "R I"], variance: Variance, shape: float, rate: float
+) -> Float[Tensor, ""]:
+    """-log Gamma(1 / var_theta; shape, rate) summed over the entries of one layer, float64.
+
+    Per entry: -a0 log b0 + lgamma(a0) + (a0 - 1) log var + b0 / var, the density in 1 / var as written, with no
+    Jacobian (method.md section 2).
+    """
+    return _PrecisionPenalty.apply(variance, shape, rate, std_b, std_a)
+
+
+class _PrecisionPenalty(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, variance: Variance, shape: float, rate: float, std_b: Tensor, std_a: Tensor) -> Tensor:
+        a0 = torch.tensor(shape, dtype=torch.float64)
+        constant = float(torch.lgamma(a0) - a0 * torch.log(torch.tensor(rate, dtype=torch.float64)))
+        gradients: list[Tensor | None] = [torch.zeros_like(std_b), torch.zeros_like(std_a)]
+        total = torch.zeros((), dtype=torch.float64, device=std_b.device)
+        for rows in row_blocks(std_b.shape[0], std_a.shape[1]):
+            u = variance.scale * (std_b[rows] @ std_a)
+            var = variance.of(u)
+            total += (constant + (shape - 1) * var.log() + rate / var).sum(dtype=torch.float64)
+            by_u = ((shape - 1) - rate / var) * (variance.slope(u) / var)  # in this order, as above
+            _contract(gradients, by_u, std_b, std_a, rows, variance.scale)
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, None, *(g * upstream.to(g.dtype) for g in ctx.saved_tensors))
+
+
+def squared_norm(b: Float[Tensor, "O R"], a: Float[Tensor, "R I"]) -> Float[Tensor, ""]:
+    """||B A||_F^2 from two R x R Gram matrices, float64: the mean part of the prior needs no tile."""
+    b, a = b.double(), a.double()
+    return ((b.T @ b) * (a @ a.T)).sum()
+
+
+# -------------------- forward noise
+
+
+def weight_noise(
+    x: Float[Tensor, "*tokens I"],
+    std_b: Float[Tensor, "O R"],
+    std_a: Float[Tensor, "R I"],
+    variance: Variance,
+    key: int,
+    layer: int,
+) -> Float[Tensor, "*tokens O"]:
+    """x (std * E)^T with one standard normal matrix E for all tokens, made again in backward from its counters."""
+    return _WeightNoise.apply(variance, key, layer, x, std_b, std_a)
+
+
+def std_and_noise(
+    std_b: Tensor, std_a: Tensor, variance: Variance, key: int, layer: int
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """(rows, u, std, E) of each row block: the entries that the `weight` sampler adds are std * E."""
+    for rows in row_blocks(std_b.shape[0], std_a.shape[1]):
+        u = variance.scale * (std_b[rows] @ std_a)
+        counters = torch.arange(rows.start, rows.stop, device=std_b.device)
+        yield rows, u, variance.of(u).sqrt(), normal(key, std_a.shape[1], counters, layer).to(u.dtype)
+
+
+class _WeightNoise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, variance: Variance, key: int, layer: int, x: Tensor, std_b: Tensor, std_a: Tensor) -> Tensor:
+        ctx.save_for_backward(x, std_b, std_a)
+        ctx.how = (variance, key, layer)
+        out = x.new_empty(*x.shape[:-1], std_b.shape[0])
+        for rows, _, std, noise in std_and_noise(std_b, std_a, variance, key, layer):
+            out[..., rows] = x @ std.mul_(noise).T
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, std_b, std_a = ctx.saved_tensors
+        variance, key, layer = ctx.how
+        gradient_x = torch.zeros_like(x) if ctx.needs_input_grad[3] else None
+        gradients: list[Tensor | None] = [torch.zeros_like(std_b), torch.zeros_like(std_a)]
+        for rows, u, std, noise in std_and_noise(std_b, std_a, variance, key, layer):
+            down = upstream[..., rows]
+            if gradient_x is not None:
+                gradient_x += down @ (std * noise)
+            if any(ctx.needs_input_grad[4:]):
+                by_weight = down.reshape(-1, down.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+                by_u = by_weight.mul_(noise).mul_(variance.slope(u)).div_(std.mul_(2))  # dstd/du = var'(u) / (2 std)
+                _contract(gradients, by_u, std_b, std_a, rows, variance.scale)
+        return (None, None, None, gradient_x, *gradients)
+
+
+def activation_variance(
+    x: Float[Tensor, "*tokens I"],
+    std_b: Float[Tensor, "O R"],
+    std_a: Float[Tensor, "R I"],
+    variance: Variance,
+) -> Float[Tensor, "*tokens O"]:
+    """V = sum_i var_oi x_i^2 of each token and output, by two thin products (method.md section 3).
+
+    With r = s B' A' + f the sum splits into pairs of factor rows, so the inner size is R (R + 1) / 2 + R + 1 and no
+    O x I matrix appears. V is clamped at eps^2 sum x^2, where float32 cancellation could make it negative; the
+    gradient is 0 there.
+
+    Raises:
+        AbmllError: the form is `log_std`, whose variance is not low-rank.
+    """
+    if variance.form != "square":
+        raise AbmllError(f"the activation sampler needs std_form=square, not {variance.form}; use the weight sampler")
+    first, second = torch.triu_indices(std_a.shape[0], std_a.shape[0], device=x.device)
+    twice = torch.where(first == second, 1.0, 2.0).to(std_b.dtype)
+    s, f = variance.scale, variance.offset
+    inner = torch.cat([std_a[first] * std_a[second], std_a, torch.ones_like(std_a[:1])])
+    constant = torch.full_like(std_b[:, :1], f**2 + variance.floor**2)
+    outer = torch.cat([s**2 * twice * std_b[:, first] * std_b[:, second], 2 * s * f * std_b, constant], dim=1)
+    squares = x.square()
+    total = squares @ inner.T @ outer.T
+    lowest = (variance.floor**2 * squares.sum(-1, keepdim=True)).detach()
+    return torch.where(total < lowest, lowest, total)  # this way round a NaN stays a NaN
+
+
+def activation_noise(
+    x: Float[Tensor, "B T I"],
+    std_b: Float[Tensor, "O R"],
+    std_a: Float[Tensor, "R I"],
+    variance: Variance,
+    key: int,
+    layer: int,
+    questions: Int[Tensor, " B"],
+    tokens: Int[Tensor, "B T"],
+) -> Float[Tensor, "B T O"]:
+    """sqrt(V) * e with e standard normal per (question, token, output): local reparameterisation.
+
+    Same mean and variance as `weight_noise` for one layer and token, but not jointly over tokens: through a whole
+    network the distributions differ. Pass equal `tokens` to share e over a sequence.
+    """
+    spread = activation_variance(x, std_b, std_a, variance)
+    noise = normal(key, std_b.shape[0], tokens, layer, questions[:, None].expand_as(tokens))
+    return (spread + torch.finfo(spread.dtype).tiny).sqrt() * noise.to(spread.dtype)

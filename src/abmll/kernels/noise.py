@@ -1,0 +1,92 @@
+"""Counter-based standard normal noise: a pure function of (key, counter), with no generator and no state.
+
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) followed by Box-Muller, bit
+for bit what Triton's `tl.randn4x` computes from the same counters up to the rounding of log and cos. So noise
+needs no place in a checkpoint, a backward pass can make it again, and batch or rank layout cannot change it.
+"""
+
+import hashlib
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIER_A, _MULTIPLIER_B = 0xD2511F53, 0xCD9E8D57
+_WEYL_A, _WEYL_B = 0x9E3779B9, 0xBB67AE85
+_ROUNDS = 10
+
+
+def noise_key(*parts: int | str) -> int:
+    """A 64-bit key from any names and counters, the same on every platform and Python version.
+
+    >>> noise_key("weight", 0, 17) == noise_key("weight", 0, 17) != noise_key("weight", 0, 18)
+    True
+    """
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def philox(key: int, *counters: Int[Tensor, "..."]) -> tuple[Int[Tensor, "..."], ...]:
+    """Philox4x32-10 on four 32-bit counter words.
+
+    Args:
+        key: 64 bits; the low word is Philox's first key word.
+        counters: four int64 tensors that broadcast together, each word in [0, 2^32).
+
+    Returns:
+        Four int64 tensors of uniform 32-bit words.
+    """
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counters)
+    k0, k1 = key & _MASK, (key >> 32) & _MASK
+    for _ in range(_ROUNDS):
+        # int64 wraps, but bits 0..63 of the product are right, and an arithmetic shift keeps bits 32..63 below the mask
+        product_a, product_b = c0 * _MULTIPLIER_A, c2 * _MULTIPLIER_B
+        c0, c2 = (product_b >> 32 & _MASK) ^ c1 ^ k0, (product_a >> 32 & _MASK) ^ c3 ^ k1
+        c1, c3 = product_b & _MASK, product_a & _MASK
+        k0, k1 = (k0 + _WEYL_A) & _MASK, (k1 + _WEYL_B) & _MASK
+    return c0, c1, c2, c3
+
+
+def normal(
+    key: int,
+    width: int,
+    rows: Int[Tensor, "*rows"],
+    layer: int,
+    question: Int[Tensor, "*rows"] | int = 0,
+) -> Float[Tensor, "*rows {width}"]:
+    """Standard normal draws, float32, one row of `width` per counter.
+
+    Entry i of a row comes from word i % 4 of the counter (i // 4, row, layer, question).
+
+    Args:
+        key: 64 bits from `noise_key`.
+        width: number of draws per row.
+        rows: int64 counters, e.g. output rows of a weight or token positions.
+        layer: number of the adapted layer.
+        question: 32-bit question keys that broadcast with `rows` (activation noise), or 0 (weight noise).
+
+    >>> normal(7, 5, torch.arange(2), layer=0).shape
+    torch.Size([2, 5])
+    """
+    column = torch.arange((width + 3) // 4, device=rows.device)
+    question = torch.as_tensor(question, device=rows.device, dtype=torch.int64)
+    words = philox(key, column, rows[..., None], torch.full_like(column, layer), question[..., None])
+    uniforms = [_uniform(word) for word in words]
+    pairs = (*_box_muller(uniforms[0], uniforms[1]), *_box_muller(uniforms[2], uniforms[3]))
+    return torch.stack(pairs, dim=-1).flatten(-2)[..., :width]
+
+
+def _uniform(word: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Triton's map of a 32-bit word to [0, 1): the word as a signed number, its negative half mirrored."""
+    signed = torch.where(word > 0x7FFFFFFF, _MASK - word, word)
+    return signed.float() * 4.6566127342e-10
+
+
+def _box_muller(
+    first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"]
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    radius = first.clamp_min(1e-7).log_().mul_(-2.0).sqrt_()
+    angle = second * (2.0 * math.pi)
+    return radius * angle.cos(), radius * angle.sin_()
