@@ -1,0 +1,236 @@
+"""Question -> prompt -> token ids -> ChoiceBatch.
+
+A question becomes one row: its prompt once, then its choices side by side, each seeing the prompt and itself alone
+(a block mask), with positions that go on from the prompt. So a prompt is computed once, not once per choice, in one
+forward pass. Models whose attention takes no such mask get one row per choice instead (`share_prefix=False`).
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers import PreTrainedTokenizerBase
+
+from abmll.errors import AbmllError
+from abmll.tasks.question import Question
+
+LikelihoodKind = Literal["letter", "cloze"]
+Normalisation = Literal["sum", "token", "byte"]
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# where a cut context may begin: at a word, or anywhere in a run that is too long to be one (a script without spaces)
+CUTS = re.compile(r"(?<!\S)\S|(?<=\S{30})\S")
+
+TEMPLATES: dict[LikelihoodKind, str] = {
+    "cloze": "{% if context %}{{ context }}\n\n{% endif %}Question: {{ question }}\nAnswer:",
+    "letter": (
+        "{% if context %}{{ context }}\n\n{% endif %}Question: {{ question }}\n"
+        "{% for choice in choices %}{{ letters[loop.index0] }}) {{ choice }}\n{% endfor %}Answer:"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedQuestion:
+    """A question as token ids.
+
+    Attributes:
+        prefix: ids that all choices share: the prompt.
+        continuations: ids of each choice, from the seam on; one letter token each for `letter`.
+        lengths: what each choice's log-probability is divided by (1, its tokens, or its bytes).
+        answer: index of the right choice, -1 if unknown.
+        key: 32 bits that name the question in noise counters.
+        truncated: whether the context was cut.
+    """
+
+    prefix: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
+    lengths: tuple[float, ...]
+    answer: int
+    key: int
+    truncated: bool
+
+    @property
+    def tokens(self) -> int:
+        """Length of the packed row."""
+        return len(self.prefix) + sum(len(c) for c in self.continuations)
+
+
+class Encoder:
+    """Turns questions into token ids, once each, and counts what it had to cut.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        kind: `cloze` (each choice is a continuation) or `letter` (options listed, the letter is the answer).
+        normalisation: what a `cloze` score is divided by: nothing (`sum`), its tokens, or its UTF-8 bytes.
+        template: "plain", "chat" (the tokenizer's own chat template around the plain prompt), or a Jinja template
+            over `context`, `question`, `choices`, `letters`; rendered in Jinja's sandbox. A space goes between prompt
+            and answer, but not after a chat template or a prompt that ends in white space by itself.
+        max_tokens: longest prompt plus choice. A longer question loses the start of its context, never its stem or
+            its choices: these are kept whole even where they alone are longer.
+        limit: the model's own number of positions, which `max_tokens` cannot exceed; a question whose stem and
+            choices do not fit is an error. None: no limit.
+
+    Attributes:
+        truncated: the questions whose context was cut.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        kind: LikelihoodKind = "cloze",
+        normalisation: Normalisation = "token",
+        template: str = "plain",
+        max_tokens: int = 512,
+        limit: int | None = None,
+    ) -> None:
+        self.tokenizer, self.kind, self.normalisation = tokenizer, kind, normalisation
+        self.chat, self.limit = template == "chat", limit
+        self.max_tokens = max_tokens if limit is None else min(max_tokens, limit)
+        self.truncated: set[Question] = set()
+        self._cache: dict[Question, EncodedQuestion] = {}
+        source = TEMPLATES[kind] if template in ("plain", "chat") else template
+        try:
+            sandbox = ImmutableSandboxedEnvironment(keep_trailing_newline=True, undefined=StrictUndefined)
+            self._template = sandbox.from_string(source)
+        except (TemplateError, RecursionError) as error:
+            raise AbmllError(f"likelihood.template is not a valid template: {error}") from error
+
+    def __call__(self, question: Question) -> EncodedQuestion:
+        """Token ids of a question.
+
+        Raises:
+            AbmllError: more options than letters, a letter that is no single token, an answer without a token, or a
+                question that does not fit the model.
+        """
+        if question not in self._cache:
+            self._cache[question] = self._encode(question)
+        return self._cache[question]
+
+    def prompt(self, question: Question, context: str | None = None) -> str:
+        """The text before the answer, with another context in place of the question's own if one is given."""
+        values = {
+            "context": question.context if context is None else context,
+            "question": question.question,
+            "choices": question.choices,
+            "letters": LETTERS,
+        }
+        try:
+            text = self._template.render(values)
+        except Exception as error:  # a template is code and may fail in any way
+            raise AbmllError(f"likelihood.template failed on question {question.id!r}: {error}") from error
+        return self._in_chat(text) if self.chat else text
+
+    def _in_chat(self, text: str) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # as above
+            raise AbmllError(
+                f"likelihood.template is 'chat', but the tokenizer's chat template fails: {error}"
+            ) from error
+
+    def _encode(self, question: Question) -> EncodedQuestion:
+        if self.kind == "letter" and len(question.choices) > len(LETTERS):
+            raise AbmllError(
+                f"question {question.id!r} has {len(question.choices)} choices, letters go to 26; use cloze"
+            )
+        answers = LETTERS[: len(question.choices)] if self.kind == "letter" else question.choices
+
+        def split(context: str) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+            prompt = self.prompt(question, context)
+            return split_at_seam(self._ids, prompt, answers, "" if self.chat or prompt[-1:].isspace() else " ")
+
+        context = _longest_fitting_end(question.context, lambda text: _length(split(text)) <= self.max_tokens)
+        if context != question.context:
+            self.truncated.add(question)
+        prefix, continuations = split(context)
+        self._check(question, prefix, continuations)
+        return EncodedQuestion(
+            prefix,
+            continuations,
+            self._lengths(question, continuations),
+            -1 if question.answer is None else question.answer,
+            _question_key(question),
+            context != question.context,
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        """Ids of a text; an end-of-sequence token that a tokenizer appends by itself is no part of an answer."""
+        ids = list(self.tokenizer(text, add_special_tokens=not self.chat)["input_ids"])
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+
+    def _lengths(self, question: Question, continuations: tuple[tuple[int, ...], ...]) -> tuple[float, ...]:
+        if self.kind == "letter" or self.normalisation == "sum":
+            return (1.0,) * len(continuations)
+        if self.normalisation == "token":
+            return tuple(float(len(c)) for c in continuations)
+        return tuple(float(len(choice.encode("utf-8", "replace"))) for choice in question.choices)
+
+    def _check(self, question: Question, prefix: tuple[int, ...], continuations: tuple[tuple[int, ...], ...]) -> None:
+        if not prefix or not all(continuations):
+            raise AbmllError(f"question {question.id!r}: a choice has no token of its own after the prompt")
+        if self.kind == "letter" and (
+            any(len(c) != 1 for c in continuations) or len(set(continuations)) != len(continuations)
+        ):
+            raise AbmllError(
+                f"likelihood 'letter': this tokenizer does not write each answer letter as one token after the prompt "
+                f"(question {question.id!r}); use `likelihood.kind=cloze`"
+            )
+        longest = _length((prefix, continuations))
+        if self.limit is not None and longest > self.limit:
+            raise AbmllError(
+                f"question {question.id!r} needs {longest} tokens for its stem and choices, the model has "
+                f"{self.limit} positions; shorten or remove it"
+            )
+
+
+def split_at_seam(
+    ids: Callable[[str], list[int]], prompt: str, answers: Sequence[str], separator: str
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """Tokenise prompt + separator + answer as one text each, and cut where the answers begin.
+
+    Tokenising the two sides apart gives ids that the model never saw where a token spans the seam. The cut is the
+    longest run of ids that every full text shares with the prompt alone, so a merged token belongs to the answer.
+
+    Returns:
+        The shared prefix, and what follows it for each answer.
+    """
+    alone = ids(prompt)
+    full = [ids(prompt + separator + answer) for answer in answers]
+    cut = min(_common(alone, row) for row in full)
+    return tuple(alone[:cut]), tuple(tuple(row[cut:]) for row in full)
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    for i, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return i
+    return min(len(first), len(second))
+
+
+def _length(split: tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]) -> int:
+    prefix, continuations = split
+    return len(prefix) + max(len(c) for c in continuations)
+
+
+def _longest_fitting_end(text: str, fits: Callable[[str], bool]) -> str:
+    """The longest end of `text` that fits, by bisection on its start, which is one of `CUTS`; "" if none does."""
+    if fits(text):
+        return text
+    starts = [match.start() for match in CUTS.finditer(text)] + [len(text)]
+    low, high = -1, len(starts) - 1  # text[starts[low]:] does not fit, text[starts[high]:] does or is ""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(text[starts[middle] :]) else (middle, high)
+    return text[starts[high] :]
+
+
+def _question_key(question: Question) -> int:
+    text = "\x1f".join((question.id, question.context, question.question, *question.choices))
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=4).digest(), "little")
