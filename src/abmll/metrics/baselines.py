@@ -1,0 +1,73 @@
+"""Baselines that need no model: rows of a table made from any system's predictions file."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from abmll.errors import AbmllError
+from abmll.metrics.predictions import Prediction, Predictions
+
+UNIFORM = "uniform"
+LABEL_FREQUENCY = "label_frequency"
+
+
+def uniform(predictions: Predictions) -> Predictions:
+    """The same questions, every choice equally probable: what guessing scores.
+
+    Task, seed, draw and examples consumed are kept. Ties go to the first choice, as everywhere.
+
+    >>> from abmll.metrics.predictions import Prediction
+    >>> real = Predictions("lora", "toy", 0, 0, 0, rows=(Prediction("a", 1, (0.9, 0.1)),))
+    >>> uniform(real).rows[0].probabilities
+    (0.5, 0.5)
+    """
+    return _renamed(predictions, UNIFORM, None)
+
+
+def label_frequency(predictions: Predictions) -> Predictions | None:
+    """The same questions, each choice as probable as its label was among the adaptation examples.
+
+    p_k = (count_k + 1) / (n + K): Laplace's rule of succession, n examples, K labels.
+
+    Returns:
+        None if the task has no fixed labels (`label_counts` is None).
+
+    Raises:
+        AbmllError: `label_counts` does not fit a question's number of choices, or holds a negative count.
+
+    >>> from abmll.metrics.predictions import Prediction
+    >>> rows = (Prediction("a", 1, (0.9, 0.1)),)
+    >>> real = Predictions("lora", "toy", 0, 0, 0, rows, label_counts=(1, 5))
+    >>> label_frequency(real).rows[0].probabilities
+    (0.25, 0.75)
+    """
+    if predictions.label_counts is None:
+        return None
+    counts = np.array(predictions.label_counts, dtype=np.float64)
+    if (counts < 0).any():
+        raise AbmllError(f"task {predictions.task!r}: a label count is negative: {predictions.label_counts}")
+    shares = (counts + 1) / (counts.sum() + len(counts))
+    return _renamed(predictions, LABEL_FREQUENCY, tuple(shares.tolist()))
+
+
+def _renamed(predictions: Predictions, system: str, shares: tuple[float, ...] | None) -> Predictions:
+    def rows(old: tuple[Prediction, ...]) -> tuple[Prediction, ...]:
+        return tuple(Prediction(row.id, row.answer, _fitted(predictions, row, shares)) for row in old)
+
+    return replace(
+        predictions,
+        system=system,
+        rows=rows(predictions.rows),
+        adaptation_rows=rows(predictions.adaptation_rows),
+    )
+
+
+def _fitted(predictions: Predictions, row: Prediction, shares: tuple[float, ...] | None) -> tuple[float, ...]:
+    choices = len(row.probabilities)
+    if shares is None:
+        return (1 / choices,) * choices
+    if len(shares) != choices:
+        raise AbmllError(
+            f"task {predictions.task!r}, question {row.id!r}: {choices} choices, {len(shares)} label counts"
+        )
+    return shares

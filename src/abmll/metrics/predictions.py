@@ -1,0 +1,188 @@
+"""Predictions: what a system said of each question, and the file it is kept in.
+
+Every score is computed from these files alone; no model is needed. A file is JSON lines: a header object,
+then one object per question.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from abmll.errors import AbmllError
+from abmll.files import write_text
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What was said of one question.
+
+    Attributes:
+        id: the question's id.
+        answer: index of the right choice.
+        probabilities: over the choices, in their order, summing to 1 (confidence kind `choices`).
+        vocabulary_confidence: raw probability of the predicted letter's token, before renormalising over the
+            options (confidence kind `vocabulary`); None for `cloze`, where it is undefined.
+        spread: standard deviation of each probability over posterior draws; None without draws.
+    """
+
+    id: str
+    answer: int
+    probabilities: tuple[float, ...]
+    vocabulary_confidence: float | None = None
+    spread: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """All predictions of one system, training seed, adaptation draw and checkpoint on one task.
+
+    Attributes:
+        system: name of the system, as in a comparison's table.
+        task: name of the task.
+        seed: training seed.
+        draw: number of the adaptation draw (which examples were drawn to adapt on).
+        examples_consumed: examples that meta-training had used at this checkpoint; 0 before it.
+        rows: the scored (test) questions.
+        adaptation_rows: the same for the examples adapted on, after adapting: what temperature scaling
+            may be fitted to.
+        label_counts: how often each label is the answer among the adaptation examples, for a task with fixed
+            labels; None where the choices differ between questions.
+    """
+
+    system: str
+    task: str
+    seed: int
+    draw: int
+    examples_consumed: int
+    rows: tuple[Prediction, ...]
+    adaptation_rows: tuple[Prediction, ...] = ()
+    label_counts: tuple[int, ...] | None = None
+
+    def answers(self) -> Int[np.ndarray, "N"]:
+        """Right choices of the test questions."""
+        return np.array([row.answer for row in self.rows], dtype=np.int64)
+
+    def probabilities(self) -> Float[np.ndarray, "N K"]:
+        """Choice probabilities of the test questions, float64, zero where a question has fewer choices."""
+        return pad_probabilities(self.rows)
+
+    def write(self, path: Path) -> None:
+        """Write the file, atomically."""
+        header = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.endswith("rows")}
+        counts = [len(self.rows), len(self.adaptation_rows)]
+        lines = [json.dumps({"abmll_predictions": FORMAT, **header, "row_counts": counts})]
+        for split, rows in (("test", self.rows), ("adaptation", self.adaptation_rows)):
+            lines += [json.dumps({"split": split, **asdict(row)}, allow_nan=False) for row in rows]
+        write_text(path, "\n".join(lines) + "\n")
+
+
+def pad_probabilities(rows: tuple[Prediction, ...]) -> Float[np.ndarray, "N K"]:
+    """Stack choice probabilities, float64, with zeros after a question's last choice."""
+    width = max((len(row.probabilities) for row in rows), default=0)
+    out = np.zeros((len(rows), width))
+    for i, row in enumerate(rows):
+        out[i, : len(row.probabilities)] = row.probabilities
+    return out
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read and check a predictions file.
+
+    Raises:
+        AbmllError: the file is missing, cut short, not one of ours, or a line is damaged; names file and line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AbmllError(f"{path}: cannot be read ({error})") from error
+    header = _object(path, 1, lines[0])
+    if header.pop("abmll_predictions", None) != FORMAT:
+        raise AbmllError(f"{path}:1: not a predictions file of format {FORMAT}; make it again with `abmll adapt`")
+    rows: dict[str, list[Prediction]] = {"test": [], "adaptation": []}
+    seen: set[tuple[str, str]] = set()
+    for number, line in enumerate(lines[1:], start=2):
+        value = _object(path, number, line)
+        split = value.pop("split", None)
+        if split not in ("test", "adaptation"):
+            raise AbmllError(f"{path}:{number}: split is {split!r}, neither 'test' nor 'adaptation'")
+        row = _prediction(path, number, value)
+        if (split, row.id) in seen:
+            raise AbmllError(f"{path}:{number}: question {row.id!r} occurs twice")
+        seen.add((split, row.id))
+        rows[split].append(row)
+    counts = [len(rows["test"]), len(rows["adaptation"])]
+    if header.pop("row_counts", None) != counts:
+        raise AbmllError(f"{path}:1: the header counts other rows than the {counts} that are there; the file was cut")
+    return _with_header(path, header, tuple(rows["test"]), tuple(rows["adaptation"]))
+
+
+def _with_header(
+    path: Path, header: dict[str, Any], rows: tuple[Prediction, ...], adaptation_rows: tuple[Prediction, ...]
+) -> Predictions:
+    kinds = {"system": str, "task": str, "seed": int, "draw": int, "examples_consumed": int}
+    counts = header.pop("label_counts", None)
+    wrong = {name for name, kind in kinds.items() if type(header.get(name)) is not kind} | (
+        header.keys() - kinds.keys()
+    )
+    if wrong or not (counts is None or (isinstance(counts, list) and all(type(c) is int for c in counts))):
+        raise AbmllError(f"{path}:1: the header is damaged ({', '.join(sorted(wrong)) or 'label_counts'})")
+    return Predictions(
+        **header, rows=rows, adaptation_rows=adaptation_rows, label_counts=None if counts is None else tuple(counts)
+    )
+
+
+def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise AbmllError(f"{path}:{number}: not JSON ({str(error)[:60]}); the file is damaged, delete it") from error
+    if not isinstance(value, dict):
+        raise AbmllError(f"{path}:{number}: expected an object, found {type(value).__name__}")
+    return value
+
+
+def _prediction(path: Path, number: int, value: dict[str, Any]) -> Prediction:
+    fault = _fault(value)
+    if fault:
+        raise AbmllError(f"{path}:{number}: {fault}; the file is damaged, delete it")
+    spread, vocabulary = value.get("spread"), value.get("vocabulary_confidence")
+    return Prediction(
+        id=value["id"],
+        answer=value["answer"],
+        probabilities=tuple(float(p) for p in value["probabilities"]),
+        vocabulary_confidence=None if vocabulary is None else float(vocabulary),
+        spread=None if spread is None else tuple(float(s) for s in spread),
+    )
+
+
+def _fault(value: dict[str, Any]) -> str:
+    """What is wrong with a row, or nothing."""
+    probabilities: Any = value.get("probabilities")
+    answer, spread, vocabulary = value.get("answer"), value.get("spread"), value.get("vocabulary_confidence")
+    if not isinstance(value.get("id"), str):
+        return f"id is {value.get('id')!r}, not a text"
+    if not _numbers(probabilities) or not all(0 <= p <= 1 + 1e-9 for p in probabilities):
+        return f"probabilities are {probabilities!r}, not numbers in [0, 1]"
+    if abs(math.fsum(probabilities) - 1) > 1e-4:
+        return f"probabilities sum to {math.fsum(probabilities):.6g}, not to 1"
+    if type(answer) is not int or not 0 <= answer < len(probabilities):
+        return f"answer is {answer!r} with {len(probabilities)} probabilities"
+    if spread is not None and not (_numbers(spread) and len(spread) == len(probabilities) and min(spread) >= 0):
+        return f"spread is {spread!r} with {len(probabilities)} probabilities"
+    if vocabulary is not None and not (_numbers([vocabulary]) and 0 <= vocabulary <= 1 + 1e-9):
+        return f"vocabulary_confidence is {vocabulary!r}, not a number in [0, 1]"
+    return ""
+
+
+def _numbers(values: Any) -> bool:
+    """Whether these are one or more finite numbers."""
+    return (
+        isinstance(values, list) and bool(values) and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+    )
