@@ -1,0 +1,134 @@
+"""Put adapters on a model and take them off again."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from abmll.adapters.gaussian import LowRankGaussian
+from abmll.adapters.layer import AdaptedLinear, AdapterSet, Noise, layer_seed
+from abmll.errors import AbmllError
+from abmll.kernels import StdForm, Variance
+
+
+def attach(
+    model: nn.Module,
+    targets: Sequence[str] | str = ("q_proj", "v_proj"),
+    *,
+    rank: int = 8,
+    alpha: float = 16.0,
+    with_std: bool = True,
+    std_form: StdForm = "square",
+    std_init: float = 2.06e-9**0.5,
+    std_relative: float | None = None,
+    std_floor: float = 1e-6,
+    seed: int = 0,
+) -> AdapterSet:
+    """Replace each matching linear layer by an `AdaptedLinear`, in place.
+
+    Args:
+        model: the base model; its own parameters should not require gradients.
+        targets: module names (matched as PEFT does: the whole path or its end), a regular expression for the whole
+            path, or "all-linear" (every linear layer except the output embedding).
+        rank: R of every factor.
+        alpha: scale s = alpha / rank.
+        with_std: hold std factors too (Bayesian methods).
+        std_form: "square" or "log_std" (method.md section 2).
+        std_init: f, the std that training starts from.
+        std_relative: if given, f is this times the standard deviation of each layer's own weight instead.
+        std_floor: eps.
+        seed: seed of the initial A factors; B factors start at 0.
+
+    Raises:
+        AbmllError: nothing matched (lists the linear layers that are there), a bad expression, or a bad number.
+    """
+    _check(rank, alpha, std_init, std_relative, std_floor)
+    found = find_targets(model, targets)
+    noise, layers = Noise(), {}
+    for index, (path, base) in enumerate(found.items()):
+        offset = std_init if std_relative is None else std_relative * _weight_std(path, base)
+        variance = Variance(std_form, offset, std_floor, alpha / rank)
+        out_features, in_features = features(base)
+        pair = [
+            LowRankGaussian(
+                out_features, in_features, rank, variance, with_std=with_std, seed=layer_seed(seed, index)
+            ).to(next(base.parameters()).device)
+            for _ in range(2)
+        ]
+        layers[path] = AdaptedLinear(base, pair[0], pair[1], noise, index)
+        _replace(model, path, layers[path])
+    return AdapterSet(layers, noise, seed)
+
+
+def detach(model: nn.Module, adapters: AdapterSet) -> None:
+    """Undo `attach`: the base layers are put back, the model is as it was."""
+    for path, layer in adapters.layers.items():
+        _replace(model, path, layer.base)
+
+
+def find_targets(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Module]:
+    """Paths and layers that `targets` names, in the model's own order."""
+    linear = {path: module for path, module in model.named_modules() if _is_linear(module)}
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    if targets == "all-linear":
+        matched = {path: module for path, module in linear.items() if module is not output}
+    elif isinstance(targets, str):
+        try:
+            pattern = re.compile(targets)
+        except re.error as error:
+            raise AbmllError(f"adapter.targets: {targets!r} is not a regular expression ({error})") from error
+        matched = {path: module for path, module in linear.items() if pattern.fullmatch(path)}
+    else:
+        matched = {p: m for p, m in linear.items() if any(p == t or p.endswith("." + t) for t in targets)}
+        _check_every_target_matched(targets, matched, linear)
+    if not matched:
+        raise AbmllError(f"adapter.targets: {targets!r} matches no linear layer. {_what_is_there(linear)}")
+    return matched
+
+
+def _check_every_target_matched(
+    targets: Sequence[str], matched: dict[str, nn.Module], linear: dict[str, nn.Module]
+) -> None:
+    for target in targets:
+        if not any(path == target or path.endswith("." + target) for path in matched):
+            raise AbmllError(f"adapter.targets: {target!r} matches no linear layer. {_what_is_there(linear)}")
+
+
+def _what_is_there(linear: dict[str, nn.Module]) -> str:
+    names = sorted({path.rpartition(".")[2] for path in linear})
+    example = next(iter(linear), "none")
+    return f"Linear layers of this model are called: {', '.join(names) or 'none'} (for example {example})"
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's transposed linear layer
+
+
+def features(base: nn.Module) -> tuple[int, int]:
+    """Output and input features of a linear layer."""
+    if isinstance(base, nn.Linear):
+        return base.out_features, base.in_features
+    rows, columns = base.weight.shape  # type: ignore[misc]
+    return int(columns), int(rows)
+
+
+def _weight_std(path: str, base: nn.Module) -> float:
+    weight = base.weight
+    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+        raise AbmllError(
+            f"adapter.std_relative needs floating-point weights, {path} is quantised; give adapter.std_init"
+        )
+    return float(weight.float().std())
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def _check(rank: int, alpha: float, std_init: float, std_relative: float | None, std_floor: float) -> None:
+    numbers = {"rank": rank, "alpha": alpha, "std_init": std_init, "std_floor": std_floor}
+    for name, value in numbers.items() | {("std_relative", 1.0 if std_relative is None else std_relative)}:
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise AbmllError(f"adapter.{name} is {value!r}; it must be a positive number")
