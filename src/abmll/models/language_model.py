@@ -1,0 +1,91 @@
+"""LanguageModel: a frozen base model with its tokenizer, and the hashes that tell whether it is the same one."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SAMPLES = 256  # weights of each parameter that enter the fingerprint
+VOLATILE = {  # what the same model may differ in between two ways or places of loading it
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "quantization_config",
+    "transformers_version",
+    "use_cache",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A base model as everything else uses it: in eval mode, no parameter asking for a gradient.
+
+    Attributes:
+        model: the causal language model, on `device`.
+        tokenizer: its tokenizer; it always has a pad token (the eos token where none was declared).
+        name: the source or shape as the user gave it.
+        revision: the hub commit, or the version of the package that holds the weights; None for folders, files
+            and random weights.
+        dtype: of the floating-point weights.
+        device: where the weights are.
+        fingerprint: SHA-256 over the configuration and a sample of the weights, see `model_fingerprint`.
+        tokenizer_hash: SHA-256 over all that decides what text becomes which tokens, see `hash_tokenizer`.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    revision: str | None
+    dtype: torch.dtype
+    device: torch.device
+    fingerprint: str
+    tokenizer_hash: str
+
+
+def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
+    """Number of weights; tied ones count once.
+
+    >>> count_parameters(nn.Linear(3, 2))
+    8
+    """
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes that the parameters and buffers take; tied ones count once, and activations are not in it.
+
+    >>> weight_bytes(nn.Linear(3, 2))
+    32
+    """
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256, in hex, that two loads of one model in one dtype share, whatever the device.
+
+    It covers the configuration (less paths, versions and the like) and, of each parameter: name, shape, and 256
+    values evenly spaced, as float32. So it is cheap for any size, and it tells models, checkpoints, quantisations
+    and dtypes apart; it does not notice a change of a few single weights.
+    """
+    digest = hashlib.sha256()
+    config = {key: value for key, value in model.config.to_dict().items() if key not in VOLATILE}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"\n{name} {tuple(weight.shape)} ".encode())
+        flat = weight.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES]
+        digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256, in hex, over vocabulary, merges, normalisation, special tokens and chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = dict(tokenizer.get_vocab()) if backend is None else json.loads(backend.to_str())
+    for setting in ("truncation", "padding"):  # left over from the last call, no property of the tokenizer
+        rules.pop(setting, None)
+    parts = [rules, {k: str(v) for k, v in tokenizer.special_tokens_map.items()}, tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,139 @@
+"""Weights and tokenizer through transformers, with every way in which that fails said in words."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import errors as hub_errors
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import find_adapter_config_file
+
+from abmll.errors import AbmllError
+
+FAILURES = (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def read_pretrained(
+    source: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str = "sdpa",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a hub id or a folder; safetensors only, straight onto the device in the dtype.
+
+    Raises:
+        AbmllError: whatever went wrong, and what to do.
+    """
+    try:
+        _check_config(source, revision, trust_remote_code)
+        return _read(source, dtype, device, attention, revision=revision, trust_remote_code=trust_remote_code)
+    except AbmllError:
+        raise
+    except FAILURES as error:
+        raise explain(source, error) from error
+
+
+def read_gguf(
+    path: Path, *, dtype: torch.dtype, device: torch.device, attention: str = "sdpa"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a GGUF file, every weight dequantised; slow.
+
+    Raises:
+        AbmllError: the file is damaged, or of an architecture that transformers cannot read from GGUF.
+    """
+    # Else the weights stay packed where the `kernels` package is installed, and kernels come from the hub.
+    unpack = GgufConfig(dequantize=True)
+    try:
+        folder = str(path.parent)
+        return _read(folder, dtype, device, attention, gguf_file=path.name, quantization_config=unpack)
+    except AbmllError:
+        raise
+    except Exception as error:  # a damaged file fails anywhere in the reader, with any error
+        raise AbmllError(f"{path}: cannot be read as a GGUF model ({_first_line(error)})") from error
+
+
+def explain(source: str, error: Exception) -> AbmllError:
+    """What a failed load means for the user: the cause, and what to do about it."""
+    chain = tuple(_causes(error))
+
+    def caused_by(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in chain)
+
+    if caused_by(hub_errors.GatedRepoError):
+        advice = "the repository is gated: ask for access on its page, then log in with `hf auth login`"
+    elif caused_by(hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError):
+        advice = "no such model on the hub, or it is private (`hf auth login`); for a folder, check the path"
+    elif caused_by(hub_errors.RevisionNotFoundError):
+        advice = "the model has no such revision: give a commit, a tag or a branch of it"
+    elif caused_by(hub_errors.OfflineModeIsEnabled, hub_errors.LocalEntryNotFoundError, ConnectionError):
+        advice = (
+            "it is not in the local cache and the hub cannot be reached, or HF_HUB_OFFLINE is set. Download it once "
+            f"with network (`hf download {source}`), give a local folder, or use 'smollm2-135m-instruct', which "
+            "needs no network"
+        )
+    elif caused_by(torch.OutOfMemoryError):
+        advice = "it does not fit into the device's memory: choose a smaller model, a smaller dtype or the CPU"
+    elif "safetensors" in str(error) and "does not appear to have" in str(error):
+        advice = "it has no safetensors weights, and pickle files are never read: convert it, or take another copy"
+    else:
+        advice = _first_line(error)
+    return AbmllError(f"model {source!r} cannot be loaded: {advice}")
+
+
+def _read(
+    source: str, dtype: torch.dtype, device: torch.device, attention: str, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model, found = AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype=dtype,
+        device_map={"": device},  # a single device: no hooks are put into the model
+        attn_implementation=attention,
+        use_safetensors=True,
+        output_loading_info=True,
+        **options,
+    )
+    if found["missing_keys"]:  # transformers would only warn, and go on with random ones
+        names = sorted(found["missing_keys"])
+        raise AbmllError(f"model {source!r}: {len(names)} weights are not in its files, the first is {names[0]}")
+    options.pop("quantization_config", None)
+    return model, AutoTokenizer.from_pretrained(source, **options)
+
+
+def _check_config(source: str, revision: str | None, trust_remote_code: bool) -> None:
+    """Refuse what the configuration could lead `from_pretrained` to besides safetensors of this very model."""
+    if find_adapter_config_file(source, revision=revision) is not None:
+        raise AbmllError(f"model {source!r} is an adapter (it has adapter_config.json); give the base model here")
+    config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    weights = str(config.get("transformers_weights") or ".safetensors")
+    if not weights.endswith((".safetensors", ".safetensors.index.json")):
+        raise AbmllError(f"model {source!r}: its config names {weights!r} as weights; only safetensors are read")
+    elsewhere = [str(v) for v in (config.get("auto_map") or {}).values() if "--" in str(v)]
+    if trust_remote_code and elsewhere:
+        raise AbmllError(
+            f"model {source!r} takes code from another repository ({elsewhere[0]}), which a revision does not pin"
+        )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
