@@ -1,0 +1,210 @@
+"""Amortized Bayesian meta-learning for LoRA (Zhang, Snell & Griffiths 2025; Ravi & Beatson 2019)."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from abmll.adapters.layer import Sampler
+from abmll.kernels import StdForm
+from abmll.kernels.noise import noise_key
+from abmll.methods.base import Group, Method, OptimizerName, Place, Settings, Terms, backward_by_share
+from abmll.tasks.batches import ChoiceBatch
+
+PAPER_CONSTANT = 2.06e-9
+"""c = e^-20 of the paper."""
+
+
+class ABMLLSettings(Settings):
+    """Settings of ABMLL; the paper's letter and the reason of each default are in method.md section 2.
+
+    Attributes:
+        task_kl_weight: beta, weight of KL(q(phi | D) || p(phi | theta)).
+        mean_prior_weight: gamma of the Gaussian part of -log p(theta).
+        precision_prior_weight: gamma of its Gamma part.
+        mean_prior_variance: c, prior variance of theta's means.
+        precision_prior_shape: a0.
+        precision_prior_rate: b0.
+        reduction: KL and prior as means over the N adapted weights, or as sums.
+        outer_step: what moves theta: `identity`, `detach` or `displacement` (which makes sgd and 0.5 the defaults of
+            `outer_optimizer` and `outer_lr`).
+        phi: made from theta for each task (`reset`), or never reset (`persistent`).
+        std_start: stds of phi at the start of a task: theta's (`copy`), or f again (`init`).
+        std_form: `square`: var = r^2 + eps^2, or `log_std`.
+        std_init: f, the std that training starts from.
+        std_relative: if given, f is this times each layer's own weight std instead.
+        std_floor: eps.
+        std_lr: inner rate of the std factors.
+        outer_std_lr: outer AdamW rate of the std factors.
+        std_state: dtype of the std factors' optimizer state.
+        train_stds: False freezes the stds at their start: a control.
+        training_sampler: how weights are drawn in training.
+        training_samples: draws per training batch.
+        sequence_noise: activation noise is shared by all tokens of a question, else drawn per token.
+        kl_entries: share of the weights that each KL visits (unbiased).
+    """
+
+    outer_optimizer: OptimizerName = "adamw"
+    outer_lr: float = Field(3e-4, gt=0)
+    task_kl_weight: float = Field(0.34, ge=0)
+    mean_prior_weight: float = Field(0.0, ge=0)
+    precision_prior_weight: float = Field(0.0, ge=0)
+    mean_prior_variance: float = Field(PAPER_CONSTANT, gt=0)
+    precision_prior_shape: float = Field(1.0, gt=0)
+    precision_prior_rate: float = Field(0.01, gt=0)
+    reduction: Literal["mean", "sum"] = "mean"
+    outer_step: Literal["identity", "detach", "displacement"] = "identity"
+    phi: Literal["reset", "persistent"] = "reset"
+    std_start: Literal["copy", "init"] = "copy"
+    std_form: StdForm = "square"
+    std_init: float = Field(PAPER_CONSTANT**0.5, gt=0)
+    std_relative: float | None = Field(None, gt=0)
+    std_floor: float = Field(1e-6, gt=0)
+    std_lr: float = Field(3e-4, gt=0)
+    outer_std_lr: float = Field(3e-4, gt=0)
+    std_state: Literal["float32", "float64"] = "float32"
+    train_stds: bool = True
+    training_sampler: Sampler = "activation"
+    training_samples: int = Field(1, ge=1)
+    sequence_noise: bool = False
+    kl_entries: float = Field(1.0, gt=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _displacement_is_reptiles_step(cls, values: Any) -> Any:
+        """A displacement is no gradient for AdamW: unless told otherwise, it takes Reptile's rule and rate."""
+        if isinstance(values, dict) and values.get("outer_step") == "displacement":
+            return {"outer_optimizer": "sgd", "outer_lr": 0.5, **values}
+        return values
+
+
+_PAPER: dict[str, Any] = {
+    "reduction": "sum",
+    "task_kl_weight": 5e-10,
+    "mean_prior_weight": 1e-6,
+    "precision_prior_weight": 1e-6,
+    "outer_step": "identity",
+    "std_start": "copy",
+    "std_init": PAPER_CONSTANT,
+    "std_floor": 1e-10,
+    "std_state": "float64",
+    "inner_lr": 1e-5,
+    "outer_lr": 1e-5,
+    "std_lr": 1e-5,
+    "outer_std_lr": 1e-5,
+}
+
+
+@final
+class ABMLL(Method):
+    """A posterior q(phi | D) per task under a learned prior p(phi | theta), both low-rank Gaussians around W0."""
+
+    settings_class: ClassVar = ABMLLSettings
+    presets: ClassVar = {
+        "default": {},
+        "paper": _PAPER,
+        "paper-variance": {**_PAPER, "std_init": PAPER_CONSTANT**0.5, "std_floor": 1e-6},
+    }
+    has_std: ClassVar[bool] = True
+    settings: ABMLLSettings
+
+    @property
+    def uses_query(self) -> bool:  # type: ignore[override]
+        """Whether the outer step reads a query batch: else that batch makes one more inner step, as everywhere."""
+        return self.settings.outer_step == "identity"
+
+    @property
+    def keeps_phi(self) -> bool:  # type: ignore[override]
+        """Whether phi goes on from task to task."""
+        return self.settings.phi == "persistent"
+
+    def shared(self) -> list[Group]:
+        """theta: means, stds (and the learned temperature), each with its own rule."""
+        return [self.mean_group("shared"), *self._std_groups("shared"), *self.temperature_groups()]
+
+    def task(self) -> list[Group]:
+        """phi: means and stds."""
+        return [self.mean_group("task"), *self._std_groups("task")]
+
+    def begin_task(self, *, first: bool = True) -> None:
+        """phi <- theta, its stds copied or set to f; a persistent phi is made once."""
+        for slot in ("shared", "task"):
+            for parameter in self.adapters.parameters(slot, "std"):
+                parameter.requires_grad_(self.settings.train_stds)  # frozen ones must not collect gradients
+        if first or not self.keeps_phi:
+            self.adapters.begin_task(self.settings.std_start)
+
+    def inner_loss(self, batch: ChoiceBatch, place: Place) -> Terms:
+        """-E_q[log p(D | phi)] + beta KL(q(phi | D) || p(phi | theta)), theta held fixed."""
+        nll = self._expected_nll(batch, place)
+        kl = self._reduce(self._kl(place, detach="shared"))
+        return Terms(nll + self.settings.task_kl_weight * kl, nll, kl)
+
+    def outer_gradient(self, query: Sequence[ChoiceBatch], place: Place) -> Terms:
+        """By `outer_step` (method.md section 2): the gradient that theta takes at the end of a task."""
+        terms = (
+            self._query_gradient(query, place) if self.settings.outer_step == "identity" else self._kl_gradient(place)
+        )
+        self._add_prior_gradient()
+        if self.settings.outer_step == "displacement":
+            for parameter in self.adapters.parameters("shared", "mean"):
+                parameter.grad = None
+            self.adapters.add_displacement("mean")
+        return terms
+
+    def _query_gradient(self, query: Sequence[ChoiceBatch], place: Place) -> Terms:
+        def loss(batch: ChoiceBatch) -> Terms:
+            nll = self._expected_nll(batch, place)
+            return Terms(nll, nll)
+
+        terms = backward_by_share(query, loss)
+        kl = self._reduce(self._kl(place, detach=None))
+        (self.settings.task_kl_weight * kl).backward()
+        self.adapters.add_task_gradients()
+        return Terms(terms.total + self.settings.task_kl_weight * kl.detach(), terms.nll, kl.detach())
+
+    def _kl_gradient(self, place: Place) -> Terms:
+        kl = self._reduce(self._kl(place, detach="task"))
+        (self.settings.task_kl_weight * kl).backward()
+        return Terms(
+            self.settings.task_kl_weight * kl.detach(), torch.full_like(kl.detach(), float("nan")), kl.detach()
+        )
+
+    def _add_prior_gradient(self) -> None:
+        """-gamma log p(theta), once per outer step (the loop averages it over a meta-batch with the rest)."""
+        s = self.settings
+        if s.mean_prior_weight:
+            (s.mean_prior_weight * self._reduce(self.adapters.mean_penalty(s.mean_prior_variance))).backward()
+        if s.precision_prior_weight and s.train_stds:
+            penalty = self.adapters.precision_penalty(s.precision_prior_shape, s.precision_prior_rate)
+            (s.precision_prior_weight * self._reduce(penalty)).backward()
+
+    def _expected_nll(self, batch: ChoiceBatch, place: Place) -> Float[Tensor, ""]:
+        """Monte Carlo -E_q[log p(D | phi)] with `training_samples` draws."""
+        s = self.settings
+        tokens = torch.zeros_like(batch.token_index) if s.sequence_noise else batch.token_index
+        total = torch.zeros((), device=batch.input_ids.device)
+        for sample in range(s.training_samples):
+            key = noise_key(s.training_sampler, *place, sample)
+            with self.adapters.drawing(s.training_sampler, key, batch.row_keys, tokens):
+                total = total + self.nll(batch) / s.training_samples
+        return total
+
+    def _kl(self, place: Place, detach: Literal["shared", "task"] | None) -> Float[Tensor, ""]:
+        return self.adapters.kl(detach=detach, fraction=self.settings.kl_entries, key=noise_key("entries", *place))
+
+    def _reduce(self, total: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Sum or mean over the N adapted weights, in float32 from here on."""
+        return (total / self.adapters.entries if self.settings.reduction == "mean" else total).float()
+
+    def _std_groups(self, slot: Literal["shared", "task"]) -> list[Group]:
+        s = self.settings
+        if not s.train_stds:
+            return []
+        parameters, wide = self.adapters.parameters(slot, "std"), s.std_state == "float64"
+        if slot == "shared":
+            return [Group("std", parameters, "adamw", s.outer_std_lr, wide)]
+        return [Group("std", parameters, s.inner_optimizer, s.std_lr, wide)]

@@ -1,0 +1,155 @@
+"""The contract of a method: which parameters move, what crosses from the task's to the shared weights, and by which
+batches. A method never sees files, ranks, tokenizers or optimizers; the loop never sees a layer.
+"""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from abmll.adapters.layer import AdapterSet
+from abmll.tasks.batches import ChoiceBatch
+
+OptimizerName = Literal["adamw", "sgd"]
+Schedule = Literal["constant", "linear", "cosine"]
+Place = tuple[int, ...]
+"""Where a forward pass stands: (seed, meta-iteration, task position, inner step). It names the pass's noise."""
+NLL = Callable[[ChoiceBatch], Tensor]
+
+
+class Terms(NamedTuple):
+    """What one step descends, and its unweighted parts for the journal; all scalars."""
+
+    total: Float[Tensor, ""]
+    nll: Float[Tensor, ""]
+    task_kl: Float[Tensor, ""] | None = None
+
+
+class Group(NamedTuple):
+    """Parameters that one optimizer rule moves."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    optimizer: OptimizerName
+    lr: float
+    float64_state: bool = False
+
+
+class Settings(BaseModel):
+    """What a user can set of every method (method.md sections 2 and 4); each method has defaults of its own.
+
+    Attributes:
+        episodes: all batches of a meta-iteration come from one task, or each row from any task.
+        inner_optimizer_state: new moments for each task, or moments kept from step to step of the whole run.
+        inner_optimizer: rule of the inner steps.
+        inner_lr: its rate for the means.
+        inner_steps: gradient steps before the outer one; a method without a query batch takes one more.
+        batch_size: questions in each batch.
+        outer_optimizer: rule of the outer step for the means. With `sgd` on theta - phi the rate is Reptile's e.
+        outer_lr: its rate.
+        outer_schedule: how outer rates change over training, after warm-up.
+        inner_schedule: the same for inner rates; adaptation uses the unscheduled rate.
+        warmup: meta-iterations over which scheduled rates rise linearly.
+        temperature_lr: outer AdamW rate of the likelihood's log-temperature, where it is learned.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    episodes: Literal["by_task", "mixed"] = "by_task"
+    inner_optimizer_state: Literal["fresh", "persistent"] = "fresh"
+    inner_optimizer: OptimizerName = "adamw"
+    inner_lr: float = Field(3e-4, gt=0)
+    inner_steps: int = Field(5, ge=0)
+    batch_size: int = Field(2, ge=1)
+    outer_optimizer: OptimizerName = "sgd"
+    outer_lr: float = Field(1.0, gt=0)
+    outer_schedule: Schedule = "constant"
+    inner_schedule: Schedule = "constant"
+    warmup: int = Field(0, ge=0)
+    temperature_lr: float = Field(1e-2, gt=0)
+
+
+class Method(abc.ABC):
+    """A system of method.md section 4. Subclasses are final, and override nothing concrete.
+
+    Args:
+        adapters: the adapted layers, with theta and phi.
+        nll: mean NLL of a batch under phi.
+        settings: this method's settings, an instance of its `settings_class`.
+        temperature: the likelihood's log-temperature; part of theta if it requires a gradient.
+
+    Attributes:
+        presets: named settings; "default" is there for every method.
+        has_std: the adapters hold std factors.
+        uses_query: the last batch of an episode is kept for the outer step.
+        moves_weights: training changes theta's factors (not so for the pretrained model).
+        keeps_phi: phi goes on from task to task.
+    """
+
+    settings_class: ClassVar[type[Settings]] = Settings
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
+    has_std: ClassVar[bool] = False
+    moves_weights: ClassVar[bool] = True
+    uses_query: bool = False
+    keeps_phi: bool = False
+
+    def __init__(
+        self, adapters: AdapterSet, nll: NLL, settings: Settings, temperature: nn.Parameter | None = None
+    ) -> None:
+        self.adapters, self.nll, self.settings = adapters, nll, settings
+        self.temperature = [temperature] if temperature is not None and temperature.requires_grad else []
+
+    @abc.abstractmethod
+    def shared(self) -> list[Group]:
+        """theta: what the outer step moves."""
+
+    @abc.abstractmethod
+    def task(self) -> list[Group]:
+        """phi: what the inner steps move."""
+
+    @abc.abstractmethod
+    def begin_task(self, *, first: bool = True) -> None:
+        """Make phi, usually from theta. A method that `keeps_phi` does so only for the `first` task of a run."""
+
+    @abc.abstractmethod
+    def inner_loss(self, batch: ChoiceBatch, place: Place) -> Terms:
+        """What one inner step descends; theta takes no gradient from it."""
+
+    @abc.abstractmethod
+    def outer_gradient(self, query: Sequence[ChoiceBatch], place: Place) -> Terms | None:
+        """Leave .grad on theta; step nothing. `query` is empty unless `uses_query`."""
+
+    def temperature_groups(self) -> list[Group]:
+        """The learned log-temperature as a group of theta: the same rule for every method."""
+        if not self.temperature:
+            return []
+        return [Group("temperature", self.temperature, "adamw", self.settings.temperature_lr)]
+
+    def mean_group(self, slot: Literal["shared", "task"]) -> Group:
+        """The mean factors of a slot under the settings' inner or outer rule."""
+        s = self.settings
+        parameters = self.adapters.parameters(slot, "mean")
+        if slot == "task":
+            return Group("mean", parameters, s.inner_optimizer, s.inner_lr)
+        return Group("mean", parameters, s.outer_optimizer, s.outer_lr)
+
+
+def backward_by_share(batches: Sequence[ChoiceBatch], loss: Callable[[ChoiceBatch], Terms]) -> Terms:
+    """Gradient accumulation: backward through micro-batches, each weighted by its share of the questions.
+
+    The gradients add up to those of one batch of all the questions. Returns the weighted terms, detached.
+    """
+    everything = sum(batch.questions for batch in batches)
+    total = nll = kl = torch.zeros((), device=batches[0].input_ids.device)
+    has_kl = False
+    for batch in batches:
+        terms, share = loss(batch), batch.questions / everything
+        (terms.total * share).backward()
+        total, nll = total + terms.total.detach() * share, nll + terms.nll.detach() * share
+        if terms.task_kl is not None:
+            kl, has_kl = kl + terms.task_kl.detach() * share, True
+    return Terms(total, nll, kl if has_kl else None)

@@ -1,0 +1,45 @@
+"""First-order MAML: the gradient of the query batch at phi is applied to theta (Finn et al. 2017, section 5.2)."""
+
+from collections.abc import Sequence
+from typing import ClassVar, final
+
+from pydantic import Field
+
+from abmll.methods.base import Group, Method, OptimizerName, Place, Settings, Terms, backward_by_share
+from abmll.tasks.batches import ChoiceBatch
+
+
+class _FOMAMLSettings(Settings):
+    outer_optimizer: OptimizerName = "adamw"
+    outer_lr: float = Field(3e-4, gt=0)
+
+
+@final
+class FOMAML(Method):
+    """Means only; the query batch's gradient at phi moves theta."""
+
+    settings_class: ClassVar = _FOMAMLSettings
+    uses_query: bool = True
+
+    def shared(self) -> list[Group]:
+        """theta's mean factors (and the learned temperature)."""
+        return [self.mean_group("shared"), *self.temperature_groups()]
+
+    def task(self) -> list[Group]:
+        """The task's mean factors."""
+        return [self.mean_group("task")]
+
+    def begin_task(self, *, first: bool = True) -> None:
+        """phi <- theta."""
+        self.adapters.begin_task()
+
+    def inner_loss(self, batch: ChoiceBatch, place: Place) -> Terms:
+        """Mean NLL of the batch."""
+        nll = self.nll(batch)
+        return Terms(nll, nll)
+
+    def outer_gradient(self, query: Sequence[ChoiceBatch], place: Place) -> Terms:
+        """The query NLL's gradient at phi, on theta's factors."""
+        terms = backward_by_share(query, lambda batch: self.inner_loss(batch, place))
+        self.adapters.add_task_gradients()
+        return terms

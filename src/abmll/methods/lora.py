@@ -1,0 +1,89 @@
+"""The systems without an outer gradient of a loss: pretrained, regular LoRA, structured LoRA, Reptile.
+
+What theta takes is a displacement towards phi; only the batches, the moments and the size of the step differ.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, final
+
+from pydantic import Field
+
+from abmll.methods.base import Group, Method, Place, Schedule, Settings, Terms
+from abmll.tasks.batches import ChoiceBatch
+
+
+class _MeansOnly(Method):
+    """Inner steps on the means, by plain NLL."""
+
+    @final
+    def task(self) -> list[Group]:
+        """The task's mean factors."""
+        return [self.mean_group("task")]
+
+    @final
+    def begin_task(self, *, first: bool = True) -> None:
+        """phi <- theta."""
+        self.adapters.begin_task()
+
+    @final
+    def inner_loss(self, batch: ChoiceBatch, place: Place) -> Terms:
+        """Mean NLL of the batch."""
+        nll = self.nll(batch)
+        return Terms(nll, nll)
+
+
+class _Displacement(_MeansOnly):
+    """theta takes outer_lr * (phi - theta); A and B are interpolated separately."""
+
+    @final
+    def shared(self) -> list[Group]:
+        """theta's mean factors (and the learned temperature)."""
+        return [self.mean_group("shared"), *self.temperature_groups()]
+
+    @final
+    def outer_gradient(self, query: Sequence[ChoiceBatch], place: Place) -> None:
+        """theta - phi."""
+        self.adapters.add_displacement()
+
+
+class _LoRASettings(Settings):
+    episodes: Literal["by_task", "mixed"] = "mixed"
+    inner_optimizer_state: Literal["fresh", "persistent"] = "persistent"
+
+
+@final
+class LoRA(_Displacement):
+    """Regular LoRA: mixed batches, one optimizer for the whole run, theta follows every step."""
+
+    settings_class: ClassVar = _LoRASettings
+
+
+@final
+class StructuredLoRA(_Displacement):
+    """Structured LoRA: as LoRA, but the batches of a meta-iteration come from one task."""
+
+
+class _ReptileSettings(Settings):
+    outer_lr: float = Field(0.5, gt=0)
+    outer_schedule: Schedule = "linear"
+
+
+@final
+class Reptile(_Displacement):
+    """Reptile (Nichol et al. 2018): theta moves a part of the way to phi, a part annealed to 0."""
+
+    settings_class: ClassVar = _ReptileSettings
+
+
+@final
+class Pretrained(_MeansOnly):
+    """The base model: meta-training moves nothing (but a learned temperature); adaptation is as everywhere."""
+
+    moves_weights: ClassVar[bool] = False
+
+    def shared(self) -> list[Group]:
+        """Only the learned temperature, if there is one."""
+        return self.temperature_groups()
+
+    def outer_gradient(self, query: Sequence[ChoiceBatch], place: Place) -> None:
+        """Nothing crosses."""
