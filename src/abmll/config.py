@@ -1,0 +1,296 @@
+"""The run configuration: frozen pydantic models, YAML in and out, dotted overrides, a content hash.
+
+Only `running` and `cli` read it; everything else takes plain arguments.
+"""
+
+import difflib
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from abmll.errors import AbmllError
+
+MOST_VALUES = 100_000  # of a configuration file
+MOST_SHOWN = 200  # characters of a wrong value in a message
+SYSTEM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(_Section):
+    """Which base model: a hub id, a folder, a GGUF file or a packaged name in `source`; or a random `shape`."""
+
+    source: str | None = None
+    shape: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+    attention: Literal["sdpa", "eager"] = "sdpa"
+
+    @model_validator(mode="after")
+    def _one_of_source_and_shape(self) -> "ModelConfig":
+        if (self.source is None) == (self.shape is None):
+            raise ValueError(
+                "give model.source (a hub id, folder, GGUF file or packaged name) or model.shape, not both"
+            )
+        return self
+
+
+class AdapterConfig(_Section):
+    """LoRA's own settings, the same for every system; those of stds belong to the method."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    targets: tuple[str, ...] | str = ("q_proj", "v_proj")
+
+
+class LikelihoodConfig(_Section):
+    """How choices are read from the model (method.md section 5)."""
+
+    kind: Literal["cloze", "letter"] = "cloze"
+    normalisation: Literal["sum", "token", "byte"] = "token"
+    template: str = "plain"
+    temperature: float = Field(1.0, gt=0)
+    learn_temperature: bool = False
+    max_tokens: int = Field(512, ge=8)
+    share_prefix: bool = True
+
+
+class MethodConfig(BaseModel):
+    """A method's name, preset and any of its settings; the method itself knows and checks the settings."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    name: str = "abmll"
+    preset: str = "default"
+
+    def settings(self) -> dict[str, Any]:
+        """What was given besides name and preset."""
+        return dict(self.model_extra or {})
+
+
+class TaskSource(_Section):
+    """Where tasks come from: "builtin", "builtin:held-out", a folder or a file; `names` picks some of them.
+
+    `merge_choices` drops a choice that a row gives twice, instead of refusing the row.
+    """
+
+    source: str
+    names: tuple[str, ...] | None = None
+    merge_choices: bool = False
+
+
+class TasksConfig(_Section):
+    """Tasks to meta-train on, to choose by (validation), and to report (unseen)."""
+
+    train: TaskSource = TaskSource(source="builtin")
+    validation: TaskSource | None = None
+    unseen: TaskSource | None = None
+    sampling: Literal["uniform", "proportional"] = "uniform"
+
+
+class TrainingConfig(_Section):
+    """The outer loop."""
+
+    iterations: int = Field(100, ge=0)
+    meta_batch: int = Field(1, ge=1)
+    micro_batch: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0)
+    checkpoint_every: int = Field(50, ge=1)
+    log_stds_every: int = Field(10, ge=1)
+    validate_every: int | None = Field(None, ge=1)
+    patience: int = Field(3, ge=1)
+
+
+class AdaptationConfig(_Section):
+    """Adapting to an unseen task, and predicting."""
+
+    examples: int = Field(20, ge=0)
+    steps: int = Field(10, ge=0)
+    batch_size: int = Field(2, ge=1)
+    draws: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0)
+    test_questions: int | None = Field(None, ge=1)
+    sampler: Literal["weight", "activation"] = "weight"
+    samples: int = Field(10, ge=1)
+    batch_tokens: int = Field(4096, ge=1)
+
+
+class RunConfig(_Section):
+    """Everything that one run is made of."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    note: str = ""
+    model: ModelConfig
+    adapter: AdapterConfig = AdapterConfig()
+    likelihood: LikelihoodConfig = LikelihoodConfig()
+    method: MethodConfig = MethodConfig()
+    tasks: TasksConfig = TasksConfig()
+    training: TrainingConfig = TrainingConfig()
+    adaptation: AdaptationConfig = AdaptationConfig()
+
+    def content_hash(self) -> str:
+        """SHA-256 of everything but name and note, in hexadecimal."""
+        values = self.model_dump(mode="json", exclude={"name", "note"})
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The whole configuration as YAML that `load_config` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class CompareConfig(RunConfig):
+    """Systems x seeds x adaptation draws over one base configuration.
+
+    Attributes:
+        systems: name -> what differs from the base, as a part of a run configuration.
+        seeds: training seeds.
+        reference: the system that the paired tests compare against.
+        curve: points of the learning curve, evenly spaced over training, start and end included.
+    """
+
+    systems: dict[str, dict[str, Any]] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    reference: str = "structured"
+    curve: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> "CompareConfig":
+        if self.reference not in self.systems:
+            raise ValueError(f"reference {self.reference!r} is none of the systems ({', '.join(self.systems)})")
+        for name in self.systems:
+            if name in ("uniform", "label_frequency") or not SYSTEM_NAME.fullmatch(name):
+                raise ValueError(
+                    f"{name!r} cannot name a system: up to 80 of a-z, A-Z, 0-9, - and _, the first a letter or digit, "
+                    "and not a baseline's name"
+                )
+        return self
+
+    def run(self, system: str, seed: int) -> RunConfig:
+        """The configuration of one system and seed."""
+        base = self.model_dump(mode="json", exclude={"systems", "seeds", "reference", "curve"})
+        merged = merge(merge(base, self.systems[system]), {"name": system, "training": {"seed": seed}})
+        return check(RunConfig, merged, f"systems.{system}")
+
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def load_config(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `a.b=value` overrides, and check the result.
+
+    Raises:
+        AbmllError: the file is missing or no YAML, an override has no `=`, or a value is wrong; every fault is named
+            with its place, and an unknown key with the nearest known ones.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise AbmllError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise AbmllError(f"{path}: not UTF-8 text ({error})") from error
+    values = _read_yaml(text, f"{path}: not valid YAML")
+    if not isinstance(values, dict):
+        raise AbmllError(f"{path}: expected sections such as `model:` and `method:`, found {type(values).__name__}")
+    for override in sorted(overrides, key=lambda text: not text.startswith("method.name=")):
+        values = merge(values, parse_override(override))  # a method's name first: it drops settings, not those given
+    return check(kind, values, str(path))
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`method.inner_steps=3` as a nested mapping; the value is read as YAML.
+
+    >>> parse_override("method.inner_steps=3")
+    {'method': {'inner_steps': 3}}
+    """
+    place, equals, value = text.partition("=")
+    if not equals or not all(place.split(".")):
+        raise AbmllError(f"override {text!r} is not of the form section.key=value")
+    nested = _read_yaml(value, f"override {text!r}: the value is not valid YAML")
+    for key in reversed(place.split(".")):
+        nested = {key: nested}
+    return nested
+
+
+def _read_yaml(text: str, complaint: str) -> Any:
+    """YAML without code, of a size that can be copied and printed.
+
+    PyYAML lets other errors than its own through: `2024-13-45`, `!!bool x`, `!!timestamp x`, ten thousand brackets.
+    """
+    try:
+        if _is_huge(yaml.compose(text, Loader=yaml.SafeLoader)):
+            raise yaml.YAMLError(f"more than {MOST_VALUES} values, aliases written out")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise AbmllError(f"{complaint} ({_shown(' '.join(str(error).split()))})") from error
+
+
+def _is_huge(node: yaml.Node | None) -> bool:
+    """Aliases can make 10^9 values, or endlessly many, of ten lines."""
+    left, count = [node], 0
+    while left and count <= MOST_VALUES:
+        node = left.pop()
+        if isinstance(node, yaml.CollectionNode):
+            left += itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+        count += 1
+    return count > MOST_VALUES
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, mapping by mapping; a method of another name drops the base method's settings.
+
+    >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+    {'a': {'b': 3, 'c': 2}}
+    """
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        if key == "method" and isinstance(value, dict) and isinstance(old, dict):
+            name = old.get("name", MethodConfig.model_fields["name"].default)
+            old = old if value.get("name", name) == name else {}
+        out[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return out
+
+
+def check(kind: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """Validate nested values as a configuration; AbmllError names every fault at once."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise AbmllError("\n".join(_fault(kind, where, fault) for fault in error.errors())) from error
+
+
+def _fault(kind: type[BaseModel], where: str, fault: Any) -> str:
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = _fields_at(kind, fault["loc"][:-1])
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=2)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        return f"{where}: {place} is not a setting.{hint} Known here: {', '.join(known)}"
+    found = "" if fault["type"] in ("missing", "value_error") else f", found {_shown(repr(fault['input']))}"
+    return f"{where}: {place or 'the configuration'}: {fault['msg'].removeprefix('Value error, ')}{found}"
+
+
+def _fields_at(kind: type[BaseModel], place: Sequence[Any]) -> list[str]:
+    for part in place:
+        field = kind.model_fields.get(str(part))
+        candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not models:
+            return []
+        kind = models[0]
+    return list(kind.model_fields)

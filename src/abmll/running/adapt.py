@@ -1,0 +1,144 @@
+"""Adapting to an unseen task by the same inner steps, and predicting."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from abmll.kernels.noise import noise_key
+from abmll.likelihood import ChoiceLikelihood
+from abmll.methods.base import Method
+from abmll.metrics.predictions import Prediction
+from abmll.running.batcher import Batcher
+from abmll.running.inner import inner_steps
+from abmll.running.optimizers import GroupOptimizer
+from abmll.tasks.batches import sorted_batches
+from abmll.tasks.episodes import adaptation_batches
+from abmll.tasks.question import Question, Task
+
+ADAPTATION = 1 << 30
+"""Stands for the meta-iteration in the noise of adaptation steps, which belong to none."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptationPlan:
+    """How an unseen task is adapted to: the same examples and steps for every system."""
+
+    examples: int = 20
+    steps: int = 10
+    batch_size: int = 2
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionPlan:
+    """How a posterior becomes probabilities.
+
+    Attributes:
+        sampler: `weight` (the model as written) or `activation`; `mean` uses the mean weights.
+        samples: draws whose probabilities are averaged.
+        batch_tokens: most padded tokens of one forward pass.
+    """
+
+    sampler: Literal["mean", "weight", "activation"] = "weight"
+    samples: int = 10
+    batch_tokens: int = 4096
+
+
+def adapt(method: Method, batcher: Batcher, task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, ...]:
+    """Make phi from theta and adapt it to a task; returns the examples that were used.
+
+    Raises:
+        AbmllError: the task has too few train rows.
+        NonFiniteError: a loss or gradient was not finite.
+    """
+    examples, batches = adaptation_batches(
+        task, examples=plan.examples, steps=plan.steps, batch_size=plan.batch_size, seed=plan.seed, draw=draw
+    )
+    method.begin_task(first=True)
+    optimizer = GroupOptimizer(method.task())
+    inner_steps(method, optimizer, batcher, batches, (plan.seed, ADAPTATION, draw))
+    optimizer.zero_grad()
+    return examples
+
+
+@torch.no_grad()
+def predict(
+    method: Method,
+    likelihood: ChoiceLikelihood,
+    batcher: Batcher,
+    questions: Sequence[Question],
+    plan: PredictionPlan,
+    place: tuple[int | str, ...],
+) -> tuple[Prediction, ...]:
+    """Choice probabilities under phi: the mean over posterior draws of the probabilities, never of logits.
+
+    Args:
+        method: holds the adapters; without stds (or with the sampler `mean`) there is one draw, the mean weights.
+        likelihood: reads choices from the model.
+        batcher: encodes questions.
+        questions: any number; each score is independent of the others in its batch.
+        plan: sampler and number of draws.
+        place: names the draws' noise; the same place gives the same weights for every question.
+    """
+    drawing = plan.sampler != "mean" and method.adapters.has_std
+    encoded = [batcher.encoder(question) for question in questions]
+    out: list[Prediction | None] = [None] * len(questions)
+    for indices in sorted_batches(encoded, plan.batch_tokens, share_prefix=batcher.share_prefix):
+        chosen = [questions[i] for i in indices]
+        draws = [
+            _probabilities(method, likelihood, batcher, chosen, plan, noise_key("predict", *place, sample))
+            for sample in range(plan.samples if drawing else 1)
+        ]
+        probabilities = np.mean([p for p, _ in draws], axis=0)
+        spread = np.std([p for p, _ in draws], axis=0) if drawing else None
+        raw = [v for _, v in draws if v is not None]
+        vocabulary = np.mean(raw, axis=0) if raw else None
+        for row, i in enumerate(indices):
+            out[i] = _prediction(questions[i], probabilities, vocabulary, spread, row)
+    return tuple(prediction for prediction in out if prediction is not None)
+
+
+def _probabilities(
+    method: Method,
+    likelihood: ChoiceLikelihood,
+    batcher: Batcher,
+    questions: Sequence[Question],
+    plan: PredictionPlan,
+    key: int,
+) -> tuple[Float[np.ndarray, "B K"], Float[np.ndarray, "B K"] | None]:
+    """Probabilities of one draw, over the choices and (letter) over the vocabulary; float64."""
+    batch = batcher.batch(questions)
+    sampler = plan.sampler if method.adapters.has_std else "mean"
+    with method.adapters.drawing(sampler, key, batch.row_keys, batch.token_index):
+        scores = likelihood.scores(batch)
+    probabilities = scores.log_probabilities.double().exp()
+    probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    vocabulary = None if scores.vocabulary is None else scores.vocabulary.double().exp().cpu().numpy()
+    return probabilities.cpu().numpy(), vocabulary
+
+
+def _prediction(
+    question: Question,
+    probabilities: Float[np.ndarray, "B K"],
+    vocabulary: Float[np.ndarray, "B K"] | None,
+    spread: Float[np.ndarray, "B K"] | None,
+    row: int,
+) -> Prediction:
+    count = len(question.choices)
+    best = int(probabilities[row, :count].argmax())
+    return Prediction(
+        id=question.id,
+        answer=-1 if question.answer is None else question.answer,
+        probabilities=tuple(float(p) for p in probabilities[row, :count]),
+        vocabulary_confidence=None if vocabulary is None else float(vocabulary[row, best]),
+        spread=None if spread is None else tuple(float(s) for s in spread[row, :count]),
+    )
+
+
+def mean_nll(predictions: Sequence[Prediction]) -> float:
+    """Mean of -log p(right choice), in nats: what validation goes by."""
+    return float(np.mean([-np.log(max(p.probabilities[p.answer], 1e-12)) for p in predictions]))

@@ -1,0 +1,189 @@
+"""From a configuration to the plain objects that everything else takes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from abmll.adapters.attach import attach, detach
+from abmll.config import ModelConfig, RunConfig, TaskSource
+from abmll.errors import AbmllError
+from abmll.likelihood import ChoiceLikelihood
+from abmll.methods import method_class, resolve_settings
+from abmll.methods.base import Method, Settings
+from abmll.models import LanguageModel, load_model
+from abmll.running.adapt import AdaptationPlan, PredictionPlan
+from abmll.running.batcher import Batcher
+from abmll.running.train import TrainingPlan
+from abmll.tasks.episodes import Episodes
+from abmll.tasks.prompts import Encoder
+from abmll.tasks.question import Task
+from abmll.tasks.sources import load_tasks
+
+
+@dataclass(frozen=True)
+class System:
+    """One system on one base model: what training, adaptation and prediction take."""
+
+    language_model: LanguageModel
+    method: Method
+    likelihood: ChoiceLikelihood
+    batcher: Batcher
+    alpha: float
+
+    def close(self) -> None:
+        """Take the adapters off the base model."""
+        detach(self.language_model.model, self.method.adapters)
+
+
+def load_base(config: ModelConfig) -> LanguageModel:
+    """The base model of a configuration."""
+    return load_model(
+        config.source,
+        shape=config.shape,
+        dtype=config.dtype,
+        device=config.device,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        attention=config.attention,
+    )
+
+
+def build_system(config: RunConfig, base: LanguageModel) -> System:
+    """Adapters on the base model, the method over them, and the likelihood.
+
+    Raises:
+        AbmllError: a setting does not fit the method or the model.
+    """
+    settings = method_settings(config)
+    adapters = attach(
+        base.model,
+        config.adapter.targets,
+        rank=config.adapter.rank,
+        alpha=config.adapter.alpha,
+        with_std=method_class(config.method.name).has_std,
+        seed=config.training.seed,
+        **_std_options(settings),
+    )
+    text = config.likelihood
+    likelihood = ChoiceLikelihood(base.model, text.kind, text.temperature, text.learn_temperature)
+    method = method_class(config.method.name)(adapters, likelihood.nll, settings, likelihood.log_temperature)
+    return System(base, method, likelihood, build_batcher(config, base), config.adapter.alpha)
+
+
+def build_batcher(config: RunConfig, base: LanguageModel) -> Batcher:
+    """The encoder and padding of a configuration."""
+    text = config.likelihood
+    encoder = Encoder(
+        base.tokenizer,
+        text.kind,
+        text.normalisation,
+        text.template,
+        text.max_tokens,
+        limit=getattr(base.model.config, "max_position_embeddings", None),
+    )
+    return Batcher(encoder, base.device, config.training.micro_batch, text.share_prefix)
+
+
+def method_settings(config: RunConfig) -> Settings:
+    """The method's settings, checked.
+
+    Raises:
+        AbmllError: unknown or impossible settings, alone or together.
+    """
+    settings = resolve_settings(config.method.name, config.method.preset, config.method.settings())
+    sampler = getattr(settings, "training_sampler", None)
+    if getattr(settings, "std_form", "square") == "log_std" and sampler == "activation":
+        raise AbmllError(
+            "method.std_form=log_std has no low-rank variance, so method.training_sampler=activation cannot draw "
+            "from it; use method.training_sampler=weight"
+        )
+    if sampler == "activation" and not config.likelihood.share_prefix:
+        raise AbmllError(
+            "method.training_sampler=activation with likelihood.share_prefix=false would draw a prompt's noise once "
+            "per choice; use method.training_sampler=weight"
+        )
+    return settings
+
+
+def _std_options(settings: Settings) -> dict[str, Any]:
+    """The settings of stds that adapters are built with; none for methods without."""
+    return settings.model_dump(include={"std_form", "std_init", "std_relative", "std_floor"})
+
+
+def tasks_of(source: TaskSource | None) -> tuple[Task, ...]:
+    """The tasks that a configuration names; none for None."""
+    return () if source is None else load_tasks(source.source, source.names, merge_choices=source.merge_choices)
+
+
+def build_episodes(config: RunConfig, tasks: tuple[Task, ...]) -> Episodes:
+    """The data order of a configuration: the same batches for every system that takes them by task."""
+    settings = method_settings(config)
+    return Episodes(
+        tasks,
+        settings.episodes,
+        batches=settings.inner_steps + 1,
+        batch_size=settings.batch_size,
+        seed=config.training.seed,
+        proportional=config.tasks.sampling == "proportional",
+    )
+
+
+def iterations_of(config: RunConfig) -> int:
+    """Meta-iterations of a run: none where there is nothing to train."""
+    trains = method_class(config.method.name).moves_weights or config.likelihood.learn_temperature
+    return config.training.iterations if trains else 0
+
+
+def training_plan(config: RunConfig, snapshots: tuple[int, ...] = ()) -> TrainingPlan:
+    """How long and how often, from a configuration."""
+    t = config.training
+    return TrainingPlan(
+        iterations=iterations_of(config),
+        seed=t.seed,
+        meta_batch=t.meta_batch,
+        checkpoint_every=t.checkpoint_every,
+        snapshots=snapshots,
+        log_stds_every=t.log_stds_every,
+        validate_every=t.validate_every,
+        patience=t.patience,
+    )
+
+
+def adaptation_plan(config: RunConfig) -> AdaptationPlan:
+    """How unseen tasks are adapted to, from a configuration."""
+    a = config.adaptation
+    return AdaptationPlan(a.examples, a.steps, a.batch_size, a.seed)
+
+
+def prediction_plan(config: RunConfig) -> PredictionPlan:
+    """How probabilities are made, from a configuration."""
+    a = config.adaptation
+    return PredictionPlan(a.sampler, a.samples, a.batch_tokens)
+
+
+def check_tasks(config: RunConfig, train: tuple[Task, ...], held: tuple[Task, ...]) -> None:
+    """Refuse tasks with two roles (to train on, choose by, report), and held-out ones too small to adapt to or score.
+
+    Raises:
+        AbmllError: names every such task.
+    """
+    faults = [f"{t.name} is both trained on and held out" for t in held if t.name in {x.name for x in train}]
+    names = [t.name for t in held]
+    faults += [
+        f"{name} is both a validation and an unseen task" for name in sorted(set(names)) if names.count(name) > 1
+    ]
+    need = config.adaptation.examples
+    faults += [f"{t.name} has {len(t.train)} train rows, adaptation wants {need}" for t in held if len(t.train) < need]
+    faults += [f"{t.name} has no test rows to score" for t in held if not t.test]
+    if faults:
+        raise AbmllError("tasks: " + "; ".join(faults))
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes allocated on a CUDA device so far; on the CPU the process's largest resident size."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # optional extra: not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,102 @@
+"""Systems x seeds x adaptation draws as build targets: whatever has its file already is not done again."""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from abmll.config import CompareConfig, RunConfig, load_config
+from abmll.errors import AbmllError
+from abmll.files import write_text
+from abmll.models import LanguageModel
+from abmll.running.build import build_episodes, check_tasks, method_settings, tasks_of
+from abmll.running.target import Target, row_names
+from abmll.running.world import World
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+def run_comparison(
+    config: CompareConfig,
+    out: Path,
+    load: Callable[[], LanguageModel],
+    listener: Listener = lambda event: None,
+    world: World = World(),  # noqa: B008 - frozen
+) -> None:
+    """Train, adapt and predict whatever is missing under `out`.
+
+    Everything that could be wrong with the configuration and the tasks is looked at before the model is loaded.
+
+    Args:
+        config: what to compare.
+        out: the comparison's folder; see the layout in docs/layout.md.
+        load: loads the base model; called only if something is missing.
+        listener: told of progress.
+        world: the ranks that train together.
+    """
+    train, unseen, validation = (
+        tasks_of(s) for s in (config.tasks.train, config.tasks.unseen, config.tasks.validation)
+    )
+    if not unseen:
+        raise AbmllError("tasks.unseen names no task to compare on")
+    runs = [(name, seed, config.run(name, seed)) for name, seed in itertools.product(config.systems, config.seeds)]
+    for _, _, run in runs:
+        method_settings(run)
+        build_episodes(run, train)
+    check_tasks(config, train, unseen + validation)
+    _check_rows(config)
+    _keep_configuration(config, out, runs, [t.name for t in unseen], world)
+    targets = [
+        (seed, Target(name, run, out / name / f"seed-{seed}", train, unseen, validation, config.curve))
+        for name, seed, run in runs
+    ]
+    missing = [(seed, target) for seed, target in targets if not target.done()]
+    listener({"event": "plan", "units": sum(t.units() for _, t in missing), "done": len(targets) - len(missing)})
+    if not missing:
+        return
+    listener({"event": "loading", "model": config.model.source or config.model.shape})
+    base = load()
+    for seed, target in missing:
+        listener({"event": "target", "system": target.name, "seed": seed, "iterations": target.iterations})
+        target.make(base, listener, world)
+
+
+def _check_rows(config: CompareConfig) -> None:
+    """Refuse a system whose name is that of another's row of mean weights: they would share a folder."""
+    rows = [row for name in config.systems for row in row_names(name, config.run(name, config.seeds[0]))]
+    twice = sorted({row for row in rows if rows.count(row) > 1})
+    if twice:
+        raise AbmllError(f"systems: {', '.join(twice)} is also the row of another system's mean weights; rename it")
+
+
+def _keep_configuration(
+    config: CompareConfig, out: Path, runs: list[tuple[str, int, RunConfig]], tasks: list[str], world: World
+) -> None:
+    """Write what is compared, refusing to mix with results of another configuration."""
+    if not world.is_main:
+        return
+    before = load_config(CompareConfig, out / "config.yaml") if (out / "config.yaml").exists() else config
+    if before.curve != config.curve:
+        raise AbmllError(
+            f"{out} was made with curve={before.curve}, now it is {config.curve}: its checkpoints were not kept. "
+            "Give another folder with --out, or remove it"
+        )
+    for name, seed, run in runs:
+        file = out / name / f"seed-{seed}" / "config.yaml"
+        if file.exists() and file.read_text(encoding="utf-8") != run.to_yaml():
+            raise AbmllError(
+                f"{file.parent} was made with another configuration. Give another folder with --out, or remove it"
+            )
+    rows = [row for name, seed, run in runs if seed == config.seeds[0] for row in row_names(name, run)]
+    described = {
+        "name": config.name,
+        "note": config.note,
+        "systems": rows,
+        "seeds": list(config.seeds),
+        "draws": config.adaptation.draws,
+        "reference": config.reference,
+        "tasks": tasks,
+    }
+    write_text(out / "config.yaml", config.to_yaml())
+    write_text(out / "comparison.json", json.dumps(described, indent=1, ensure_ascii=False) + "\n")

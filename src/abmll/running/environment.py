@@ -1,0 +1,42 @@
+"""What a result was made with: versions, commit, device."""
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+
+def environment(device: torch.device) -> dict[str, str | None]:
+    """Versions of what computes, the commit of this library if it runs from a checkout, and the device.
+
+    >>> sorted(environment(torch.device("cpu")))
+    ['abmll', 'commit', 'device', 'peft', 'platform', 'python', 'torch', 'transformers']
+    """
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
+    return {
+        "abmll": importlib.metadata.version("abmll"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **versions,
+        "device": _device_name(device),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)"
+
+
+def _commit() -> str | None:
+    """Short hash of the checkout that this file is in, with + if files differ from it; None outside one."""
+    here = Path(__file__).resolve().parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None

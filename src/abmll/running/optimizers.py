@@ -1,0 +1,119 @@
+"""torch's optimizers over a method's groups: built once, reset in place, their state as named tensors."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from abmll.methods.base import Group, Schedule
+
+
+class GroupOptimizer:
+    """One torch optimizer per group.
+
+    A group with `float64_state` is stepped on float64 copies of its parameters, so that moments of very large
+    gradients stay finite; the copies are the parameters' masters.
+
+    Args:
+        groups: parameters and their rules; learning rates are multiplied by `step`'s factor.
+    """
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self.groups = [g for g in groups if g.parameters]
+        self._masters = [
+            [p.detach().double().requires_grad_() for p in g.parameters] if g.float64_state else g.parameters
+            for g in self.groups
+        ]
+        self._optimizers = [_build(g, masters) for g, masters in zip(self.groups, self._masters, strict=True)]
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All parameters, in group order."""
+        return [p for g in self.groups for p in g.parameters]
+
+    def zero_grad(self) -> None:
+        """Drop every gradient."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self, factor: float = 1.0) -> None:
+        """Apply the gradients at `factor` times each group's rate."""
+        for group, masters, optimizer in zip(self.groups, self._masters, self._optimizers, strict=True):
+            optimizer.param_groups[0]["lr"] = group.lr * factor
+            if not group.float64_state:
+                optimizer.step()
+                continue
+            for parameter, master in zip(group.parameters, masters, strict=True):
+                master.grad = None if parameter.grad is None else parameter.grad.double()
+            optimizer.step()
+            with torch.no_grad():
+                for parameter, master in zip(group.parameters, masters, strict=True):
+                    parameter.copy_(master)
+
+    def restart(self) -> None:
+        """Forget the moments, and take the parameters' present values: a new task begins."""
+        with torch.no_grad():
+            for group, masters, optimizer in zip(self.groups, self._masters, self._optimizers, strict=True):
+                for state in optimizer.state.values():
+                    for value in state.values():
+                        value.zero_()
+                if group.float64_state:
+                    for parameter, master in zip(group.parameters, masters, strict=True):
+                        master.copy_(parameter)
+
+    def follow(self) -> None:
+        """Take the parameters' present values as masters, keeping the moments."""
+        with torch.no_grad():
+            for group, masters in zip(self.groups, self._masters, strict=True):
+                if group.float64_state:
+                    for parameter, master in zip(group.parameters, masters, strict=True):
+                        master.copy_(parameter)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Moments, counters and masters as `group.index.name` -> tensor."""
+        state = {}
+        for group, masters, optimizer in zip(self.groups, self._masters, self._optimizers, strict=True):
+            for index, master in enumerate(masters):
+                for name, value in optimizer.state.get(master, {}).items():
+                    state[f"{group.name}.{index}.{name}"] = value
+                if group.float64_state:
+                    state[f"{group.name}.{index}.master"] = master.detach()
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
+        for group, masters, optimizer in zip(self.groups, self._masters, self._optimizers, strict=True):
+            for index, master in enumerate(masters):
+                prefix = f"{group.name}.{index}."
+                found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+                if "master" in found:
+                    master.copy_(found.pop("master"))
+                if found:
+                    # torch keeps AdamW's counter on the CPU and the moments with their parameter
+                    optimizer.state[master] = {
+                        k: v.clone() if k == "step" else v.to(master.device) for k, v in found.items()
+                    }
+
+
+def _build(group: Group, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    if group.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=group.lr)
+    return torch.optim.AdamW(parameters, lr=group.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+
+
+def schedule_factor(schedule: Schedule, iteration: int, total: int, warmup: int = 0) -> float:
+    """What a rate is multiplied by at a meta-iteration (from 0): linear warm-up, then constant, linear or cosine to 0.
+
+    >>> [schedule_factor("linear", i, 4) for i in range(4)], schedule_factor("constant", 0, 9, warmup=2)
+    ([1.0, 0.75, 0.5, 0.25], 0.5)
+    """
+    if iteration < warmup:
+        return (iteration + 1) / warmup
+    done = (iteration - warmup) / max(1, total - warmup)
+    if schedule == "linear":
+        return 1.0 - done
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+    return 1.0

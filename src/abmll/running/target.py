@@ -1,0 +1,281 @@
+"""One target of a comparison: a system and a training seed in a run directory of their own."""
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from abmll.adapters.peft import write_peft
+from abmll.config import RunConfig
+from abmll.files import write_json
+from abmll.methods import method_class
+from abmll.metrics.predictions import Prediction, Predictions
+from abmll.models import LanguageModel
+from abmll.running.adapt import AdaptationPlan, PredictionPlan, adapt, mean_nll, predict
+from abmll.running.build import (
+    System,
+    adaptation_plan,
+    build_episodes,
+    build_system,
+    iterations_of,
+    peak_memory,
+    prediction_plan,
+    training_plan,
+)
+from abmll.running.environment import environment
+from abmll.running.rundir import RunDirectory
+from abmll.running.train import meta_train, restore_theta
+from abmll.running.world import World
+from abmll.tasks.question import Question, Task
+
+Listener = Callable[[dict[str, Any]], None]
+
+BEFORE = "before-adaptation"
+
+
+def row_names(name: str, config: RunConfig) -> list[str]:
+    """The rows that a system makes in a table: itself, and its mean weights where it has stds."""
+    return [name, f"{name}_mean"] if method_class(config.method.name).has_std else [name]
+
+
+def _place(examples: int) -> str:
+    return f"examples-{examples:08d}"
+
+
+class Target:
+    """One system and seed of a comparison, in a run directory of its own.
+
+    Args:
+        name: of the system in the comparison.
+        config: its run configuration.
+        folder: its run directory.
+        train, unseen, validation: the tasks.
+        curve: points of the learning curve.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: RunConfig,
+        folder: Path,
+        train: tuple[Task, ...],
+        unseen: tuple[Task, ...],
+        validation: tuple[Task, ...] = (),
+        curve: int = 1,
+    ) -> None:
+        self.name, self.config, self.folder = name, config, folder
+        self.train, self.unseen, self.validation = train, unseen, validation
+        self.run = RunDirectory(folder)
+        self.iterations = iterations_of(config)
+        self.points = curve_steps(self.iterations, curve)
+        self.episodes = build_episodes(config, train)
+        self.names = row_names(name, config)
+
+    def done(self) -> bool:
+        """Whether every file is there: `cost.json`, written last, says where training ended."""
+        try:
+            final = json.loads((self.folder / "cost.json").read_text(encoding="utf-8"))["final_step"]
+        except (OSError, ValueError, KeyError):
+            return False
+        draws = range(self.config.adaptation.draws)
+        places = [(_place(self.examples(step)), draw) for step in self._curve(final) for draw in draws]
+        return all(self._files_exist(where, draw, self.unseen) for where, draw in [*places, (BEFORE, 0)])
+
+    def make(self, base: LanguageModel, listener: Listener, world: World) -> None:
+        """Train, then adapt and predict at every point of the curve and, at the end, without adaptation."""
+        system = build_system(self.config, base)
+        timer = Timer(self._spent())
+        if base.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(base.device)
+        try:
+            final = self.meta_train(system, listener, world, timer)
+            if world.is_main:
+                self.evaluate(system, final, listener, timer)
+                write_json(self.folder / "environment.json", environment(base.device))
+                write_json(self.folder / "cost.json", {"final_step": final, **self._cost(system, timer)})
+            world.barrier()
+        finally:
+            system.close()
+
+    def meta_train(self, system: System, listener: Listener, world: World, timer: "Timer") -> int:
+        """Meta-train into the run directory and write the adapter; returns the step whose weights theta holds."""
+
+        def tell(event: dict[str, Any]) -> None:
+            units = 3 * self.config.training.meta_batch * self.episodes.examples
+            listener({"event": "step", "system": self.name, "iterations": self.iterations, "units": units, **event})
+
+        if world.is_main:
+            self.run.write_config(self.config.to_yaml())
+        validate = (lambda: self.validation_nll(system)) if self.validation else None
+        with timer("train_seconds"):
+            plan = training_plan(self.config, self.points)
+            final = meta_train(system.method, self.episodes, system.batcher, plan, self.run, world, validate, tell)
+        if world.is_main:
+            write_peft(system.method.adapters, self.folder / "adapter", system.language_model.name, system.alpha)
+        return final
+
+    def evaluate(self, system: System, final: int, listener: Listener, timer: "Timer") -> None:
+        """Adapt to every unseen task and predict, at each point of the curve up to `final`."""
+        plan = adaptation_plan(self.config)
+        for step in self._curve(final):
+            restore_theta(system.method, self.run, step)
+            for draw, task in itertools.product(range(self.config.adaptation.draws), self.unseen):
+                self._evaluate(system, task, draw, step, _place(self.examples(step)), plan, timer)
+                listener(self._told(task, draw, step, plan.steps))
+        for task in self.unseen:  # theta is that of the final step now
+            self._evaluate(system, task, 0, final, BEFORE, replace(plan, steps=0), timer)
+            listener(self._told(task, 0, final, 0))
+
+    def predict_at(self, system: System, step: int, listener: Listener, timer: "Timer") -> list[Path]:
+        """Adapt to every unseen task from theta as it is now, and predict; returns the files of this system."""
+        files = []
+        for draw, task in itertools.product(range(self.config.adaptation.draws), self.unseen):
+            where = _place(self.examples(step))
+            for name in self.names:
+                self._file(name, where, draw, task).unlink(missing_ok=True)
+            self._evaluate(system, task, draw, step, where, adaptation_plan(self.config), timer)
+            listener(self._told(task, draw, step, self.config.adaptation.steps))
+            files += [self._file(name, where, draw, task) for name in self.names]
+        return files
+
+    def _told(self, task: Task, draw: int, step: int, steps: int) -> dict[str, Any]:
+        where = {"system": self.name, "task": task.name, "draw": draw, "step": step, "adapted": steps > 0}
+        return {"event": "evaluated", "units": self._evaluation_units(task, steps), **where}
+
+    def _evaluation_units(self, task: Task, steps: int) -> int:
+        """Question forward passes of adapting to a task and predicting; a backward pass counts as two."""
+        a = self.config.adaptation
+        questions = len(self._scored(task)) + a.examples
+        return 3 * steps * a.batch_size + questions * ((a.samples if len(self.names) > 1 else 0) + 1)
+
+    def units(self) -> int:
+        """Question forward passes of the whole target: the measure of progress."""
+        steps, draws = self.config.adaptation.steps, self.config.adaptation.draws
+        training = 3 * self.examples(self.iterations)
+        adapted = sum(self._evaluation_units(task, steps) for task in self.unseen) * draws * len(self.points)
+        return training + adapted + sum(self._evaluation_units(task, 0) for task in self.unseen)
+
+    def validation_nll(self, system: System) -> float:
+        """Mean NLL over the validation tasks after adapting to each, by the mean weights; phi is used up by it."""
+        plan = PredictionPlan("mean", 1, self.config.adaptation.batch_tokens)
+        found = []
+        for task in self.validation:
+            adapt(system.method, system.batcher, task, adaptation_plan(self.config), draw=0)
+            rows = self._scored(task)
+            found.append(mean_nll(predict(system.method, system.likelihood, system.batcher, rows, plan, (0,))))
+        return sum(found) / len(found)
+
+    def _evaluate(
+        self, system: System, task: Task, draw: int, step: int, where: str, plan: AdaptationPlan, timer: "Timer"
+    ) -> None:
+        """Adapt to one task and write the predictions of this system and, where it has stds, of its mean weights."""
+        if self._files_exist(where, draw, (task,)):
+            return
+        with timer("adapt_seconds"):
+            examples = adapt(system.method, system.batcher, task, plan, draw)
+        drawn = prediction_plan(self.config)
+        kinds = [drawn, PredictionPlan("mean", 1, drawn.batch_tokens)][: len(self.names)]
+        for name, kind in zip(self.names, kinds, strict=True):
+
+            def rows(questions: tuple[Question, ...], kind: PredictionPlan = kind) -> tuple[Prediction, ...]:
+                place = (self.config.training.seed, draw, task.name)
+                return predict(system.method, system.likelihood, system.batcher, questions, kind, place)
+
+            with timer("predict_seconds"):
+                found = Predictions(
+                    system=name,
+                    task=task.name,
+                    seed=self.config.training.seed,
+                    draw=draw,
+                    examples_consumed=self.examples(step),
+                    rows=rows(self._scored(task)),
+                    adaptation_rows=rows(examples),
+                    label_counts=_label_counts(task, examples),
+                )
+            found.write(self._file(name, where, draw, task))
+
+    def _scored(self, task: Task) -> tuple[Question, ...]:
+        """The test questions that are scored: all, or the first so many."""
+        return task.test[: self.config.adaptation.test_questions]
+
+    def _file(self, name: str, where: str, draw: int, task: Task) -> Path:
+        folder = self.folder if name == self.name else self.folder.parent.parent / name / self.folder.name
+        return folder / "predictions" / where / f"draw-{draw}" / f"{task.name}.jsonl"
+
+    def _files_exist(self, where: str, draw: int, tasks: tuple[Task, ...]) -> bool:
+        return all(self._file(name, where, draw, task).exists() for name in self.names for task in tasks)
+
+    def examples(self, step: int) -> int:
+        """Examples consumed after so many meta-iterations."""
+        return step * self.config.training.meta_batch * self.episodes.examples
+
+    def _curve(self, final: int) -> list[int]:
+        """Steps to evaluate: the curve's points, but early stopping may have ended it sooner."""
+        return sorted({step for step in self.points if step < final} | {final})
+
+    def _spent(self) -> dict[str, Any]:
+        """The cost of an earlier call, which made most of what is there."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / "cost.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def _cost(self, system: System, timer: "Timer") -> dict[str, Any]:
+        adapters = system.method.adapters
+        return {
+            **timer.seconds,
+            "peak_memory_bytes": peak_memory(system.language_model.device),
+            "shared_parameters": sum(p.numel() for p in adapters.parameters("shared")),
+            "task_parameters": sum(p.numel() for p in adapters.parameters("task")),
+            "truncated_questions": len(system.batcher.encoder.truncated),
+            "device": str(environment(system.language_model.device)["device"]),
+        }
+
+
+class Timer:
+    """Adds up seconds under names, on top of what was `spent` before.
+
+    >>> timer = Timer()
+    >>> with timer("train_seconds"):
+    ...     pass
+    >>> sorted(timer.seconds)
+    ['adapt_seconds', 'predict_seconds', 'train_seconds']
+    """
+
+    def __init__(self, spent: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self.seconds = {name: spent.get(name, 0.0) for name in ("train_seconds", "adapt_seconds", "predict_seconds")}
+        self._name, self._began = "", 0.0
+
+    def __call__(self, name: str) -> "Timer":
+        self._name = name
+        return self
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds[self._name] += time.perf_counter() - self._began
+
+
+def curve_steps(iterations: int, points: int) -> tuple[int, ...]:
+    """Steps at which the curve is evaluated: the end, and others evenly spaced from the start.
+
+    >>> curve_steps(30, 2), curve_steps(30, 1), curve_steps(0, 2)
+    ((0, 30), (30,), (0,))
+    """
+    if points == 1:
+        return (iterations,)
+    return tuple(sorted({round(iterations * i / (points - 1)) for i in range(points)}))
+
+
+def _label_counts(task: Task, examples: tuple[Question, ...]) -> tuple[int, ...] | None:
+    if task.fixed_labels is None:
+        return None
+    return tuple(sum(q.answer == k for q in examples) for k in range(len(task.fixed_labels)))

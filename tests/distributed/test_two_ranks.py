@@ -1,0 +1,86 @@
+"""Two processes that share a meta-batch through gloo get what one process gets."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from abmll.running.rundir import RunDirectory
+from abmll.running.world import World
+from tests.distributed.worker import CASES, run_case
+from tests.systems import largest_difference, same
+
+ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).with_name("worker.py")
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks left: one start of two processes for all tests."""
+    out = tmp_path_factory.mktemp("two-ranks")
+    environment = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
+        "HF_HUB_OFFLINE": "1",
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(out)],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    return out
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_trust_26_two_ranks_equal_one(case: str, folder: Path, tmp_path: Path) -> None:
+    alone = run_case(case, tmp_path, World())
+    ranks = [load_file(folder / f"{case}-{rank}.safetensors") for rank in (0, 1)]
+    assert same(*ranks), "the ranks went apart"
+    assert largest_difference(alone, ranks[0]) < 1e-5
+    start = RunDirectory(tmp_path).load(0).shared
+    assert largest_difference(alone, start) > 1e-4, "nothing was learned, so nothing was compared"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_trust_26_only_the_first_rank_writes(case: str, folder: Path) -> None:
+    assert RunDirectory(folder / f"{case}-run-0").load(4).step == 4
+    assert not (folder / f"{case}-run-1").exists()
+
+
+def test_trust_19_a_nonfinite_loss_on_one_rank_stops_both_before_the_update(folder: Path) -> None:
+    outcomes = [json.loads((folder / f"outcome-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [o["error"] for o in outcomes] == ["NonFiniteError", "NonFiniteError"]
+    assert [(o["rank"], o["size"]) for o in outcomes] == [(0, 2), (1, 2)]
+    assert RunDirectory(folder / "bad-run-0").steps() == [0, 1]
+
+
+def test_ranks_share_a_meta_batch_without_overlap() -> None:
+    for size in (1, 2, 3, 5):
+        shares = [list(World(rank, size).share(4)) for rank in range(size)]
+        assert sorted(position for share in shares for position in share) == [0, 1, 2, 3]
