@@ -1,0 +1,131 @@
+"""How sure a number is: intervals over questions, and paired tests between systems."""
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from abmll.metrics.calibration import apply_temperature, fit_temperature
+from abmll.metrics.predictions import Predictions
+from abmll.metrics.scores import confidence_and_correct, floored_probabilities, question_brier, question_nll
+from abmll.metrics.statistics import (
+    holm,
+    paired_hierarchical_bootstrap,
+    stratified_bootstrap_interval,
+    stratified_ece_bootstrap_interval,
+)
+from abmll.report.folder import Cell, Run
+
+INTERVAL_METRICS = ("accuracy", "nll", "ece", "brier")
+TEST_METRICS = ("accuracy", "nll", "nll_scaled")
+REPEATS = 2000
+
+Values = dict[str, dict[str, float]]
+"""Metric -> question id -> value, of one predictions file."""
+
+
+class Evidence:
+    """The per-question numbers of a system's runs, computed once and read by every interval and test.
+
+    Args:
+        runs: the counted runs of one system, one a seed.
+        tasks: the tasks to average over.
+        draws: adaptation draws in each.
+    """
+
+    def __init__(self, runs: Sequence[Run], tasks: Sequence[str], draws: int) -> None:
+        self.tasks = tuple(tasks)
+        self.draws = draws
+        self.values: dict[int, dict[Cell, Values]] = {
+            run.seed: {(draw, task): question_values(run.final[draw, task]) for task in tasks for draw in range(draws)}
+            for run in runs
+        }
+
+    def ids(self, task: str) -> list[str]:
+        """Questions of a task that every seed and draw answered, in order."""
+        sets = [cells[draw, task]["nll"].keys() for cells in self.values.values() for draw in range(self.draws)]
+        return sorted(reduce(lambda a, b: a & b, sets, set(sets[0])))
+
+    def stack(self, metric: str, task: str, ids: list[str], seeds: Sequence[int]) -> Float[np.ndarray, "S D N"]:
+        """One metric of a task's questions. Raises KeyError if a file does not have the metric."""
+        return np.array(
+            [
+                [[self.values[seed][draw, task][metric][name] for name in ids] for draw in range(self.draws)]
+                for seed in seeds
+            ]
+        )
+
+    def interval(self, metric: str) -> list[float] | None:
+        """95 % bootstrap interval over questions within tasks; None if the draws share no questions."""
+        ids = {task: self.ids(task) for task in self.tasks}
+        if not all(ids.values()):
+            return None
+        stacks = {
+            name: {task: self.stack(name, task, ids[task], list(self.values)) for task in self.tasks}
+            for name in (("confidence", "accuracy") if metric == "ece" else (metric,))
+        }
+        if metric != "ece":
+            return list(stratified_bootstrap_interval(stacks[metric], repeats=REPEATS))
+        pairs = {task: (stacks["confidence"][task], stacks["accuracy"][task] > 0) for task in self.tasks}
+        return list(stratified_ece_bootstrap_interval(pairs, repeats=REPEATS))
+
+
+def question_values(predictions: Predictions) -> Values:
+    """Every question's accuracy, NLL, Brier, confidence and, if a temperature can be fitted, scaled NLL."""
+    probabilities, answers = predictions.probabilities(), predictions.answers()
+    confidence, correct = confidence_and_correct(probabilities, answers)
+    columns = {
+        "accuracy": correct.astype(np.float64),
+        "confidence": np.minimum(confidence, 1.0),
+        "nll": question_nll(probabilities, answers),
+        "brier": question_brier(probabilities, answers),
+    }
+    if predictions.adaptation_rows:
+        fitted = np.array([row.answer for row in predictions.adaptation_rows], dtype=np.int64)
+        temperature = fit_temperature(floored_probabilities(predictions.adaptation_rows), fitted)
+        columns["nll_scaled"] = question_nll(
+            apply_temperature(floored_probabilities(predictions.rows), temperature), answers
+        )
+    names = [row.id for row in predictions.rows]
+    return {metric: dict(zip(names, column.tolist(), strict=True)) for metric, column in columns.items()}
+
+
+def paired_tests(evidence: dict[str, Evidence], reference: str) -> dict[str, dict[str, Any]]:
+    """Every system against the reference, with Holm's correction over the systems, metric by metric.
+
+    Returns:
+        system -> metric -> {difference, interval, p, p_holm, n, seeds, draws, levels}; a system or a metric
+        that shares no seed or no question with the reference is left out.
+    """
+    found: dict[str, dict[str, Any]] = {system: {} for system in evidence if system != reference}
+    for metric in TEST_METRICS if reference in evidence else ():
+        for system in found:
+            test = _paired_test(evidence[system], evidence[reference], metric)
+            found[system] |= {metric: test} if test else {}
+        corrected = holm({system: tests[metric]["p"] for system, tests in found.items() if metric in tests})
+        for system, p_value in corrected.items():
+            found[system][metric]["p_holm"] = p_value
+    return found
+
+
+def _paired_test(a: Evidence, b: Evidence, metric: str) -> dict[str, Any] | None:
+    seeds = [seed for seed in a.values if seed in b.values]
+    ids = {task: [name for name in a.ids(task) if name in set(b.ids(task))] for task in a.tasks}
+    if not seeds or not all(ids.values()):
+        return None
+    try:
+        left, right = ({t: side.stack(metric, t, ids[t], seeds) for t in a.tasks} for side in (a, b))
+    except KeyError:
+        return None
+    test = paired_hierarchical_bootstrap(left, right, repeats=REPEATS)
+    return {
+        "difference": test.difference,
+        "interval": [test.low, test.high],
+        "p": test.p_value,
+        "n": test.questions,
+        "seeds": test.seeds,
+        "draws": test.draws,
+        "levels": list(test.levels),
+    }

@@ -1,0 +1,239 @@
+"""What a comparison left on disk, read into values: the first half of a report.
+
+The layout is `OUT/comparison.json` and, for every system and training seed, `OUT/SYSTEM/seed-N/` with
+`cost.json`, `environment.json`, `journal.jsonl` and `predictions/CHECKPOINT/draw-D/TASK.jsonl`. CHECKPOINT is
+`examples-00000360` (meta-trained on so many examples, then adapted) or `before-adaptation`.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from abmll.errors import AbmllError
+from abmll.metrics.predictions import Predictions, read_predictions
+from abmll.metrics.scores import Scores, score
+
+Cell = tuple[int, str]
+"""An adaptation draw and the name of a task: what one predictions file is about."""
+
+_LISTED = 3  # names spelt out in a message before it says how many more there are
+
+
+@dataclass(frozen=True)
+class Run:
+    """One system trained with one seed, as far as it got.
+
+    Attributes:
+        system: name of the system.
+        seed: training seed.
+        checkpoints: examples consumed -> cell -> scores, after adaptation.
+        final: the predictions of the checkpoint with the most examples.
+        before: scores of the final checkpoint without adaptation; empty if they were not made.
+        cost: `cost.json`, None if there is none.
+        environment: `environment.json`, None if there is none.
+        ended: whether the journal says that training came to its end; None without a journal.
+    """
+
+    system: str
+    seed: int
+    checkpoints: Mapping[int, Mapping[Cell, Scores]]
+    final: Mapping[Cell, Predictions]
+    before: Mapping[Cell, Scores]
+    cost: Mapping[str, Any] | None
+    environment: Mapping[str, Any] | None
+    ended: bool | None
+
+    @property
+    def examples(self) -> int:
+        """Examples consumed at the final checkpoint; -1 without any."""
+        return max(self.checkpoints, default=-1)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a report is made from.
+
+    Attributes:
+        name: what the comparison is called.
+        note: a sentence that its readers must see first; may be empty.
+        systems: names in the order of the tables.
+        seeds: training seeds that were asked for.
+        draws: adaptation draws that were asked for.
+        reference: the system that the others are tested against.
+        tasks: names of the unseen tasks.
+        runs: system -> its counted runs: those with every task and draw, at the system's last checkpoint.
+        missing: one sentence for everything that is not there.
+    """
+
+    name: str
+    note: str
+    systems: tuple[str, ...]
+    seeds: tuple[int, ...]
+    draws: int
+    reference: str
+    tasks: tuple[str, ...]
+    runs: Mapping[str, tuple[Run, ...]]
+    missing: tuple[str, ...]
+
+    def cells(self) -> list[Cell]:
+        """Every draw of every task, in the order of the tables."""
+        return [(draw, task) for task in self.tasks for draw in range(self.draws)]
+
+
+def collect(folder: Path) -> Comparison:
+    """Read a comparison folder. What is not there yet is named in `missing`; what is damaged is an error.
+
+    Raises:
+        AbmllError: `comparison.json` is missing, or a file is damaged or in the wrong place; names the file.
+
+    >>> collect(Path("runs/quickstart")).missing  # doctest: +SKIP
+    ('abmll seed 2: no predictions yet',)
+    """
+    wanted = _read_settings(folder / "comparison.json")
+    missing: list[str] = []
+    counted: dict[str, tuple[Run, ...]] = {}
+    for system in wanted["systems"]:
+        runs = [_read_run(folder / system / f"seed-{seed}", system, seed, wanted["tasks"]) for seed in wanted["seeds"]]
+        furthest = max((run.examples for run in runs), default=-1)
+        reasons = [_shortfall(run, furthest, wanted) for run in runs]
+        for run, reason in zip(runs, reasons, strict=True):
+            missing += [f"{system} seed {run.seed}: {text}" for text in (reason or _remark(run),) if text]
+        good = tuple(run for run, reason in zip(runs, reasons, strict=True) if not reason)
+        counted |= {system: good} if good else {}
+    return Comparison(**wanted, runs=counted, missing=tuple(missing))
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """The fields of `comparison.json`, checked, lists as tuples."""
+    value = _read_object(path)
+    out: dict[str, Any] = {}
+    for key, kind in {"name": str, "note": str, "systems": list, "seeds": list, "draws": int}.items():
+        out[key] = _checked(path, value, key, kind)
+    for key, kind in {"reference": str, "tasks": list}.items():
+        out[key] = _checked(path, value, key, kind)
+    for key, kind in {"systems": str, "seeds": int, "tasks": str}.items():
+        if not all(isinstance(item, kind) for item in out[key]):
+            raise AbmllError(f"{path}: {key!r} is {out[key]!r}, expected a list of {kind.__name__}")
+        out[key] = tuple(dict.fromkeys(out[key]))
+    if out["reference"] not in out["systems"]:
+        raise AbmllError(f"{path}: the reference {out['reference']!r} is not among {', '.join(out['systems'])}")
+    return out
+
+
+def _checked(path: Path, value: dict[str, Any], key: str, kind: type) -> Any:
+    if not isinstance(value.get(key), kind):
+        raise AbmllError(f"{path}: {key!r} is {value.get(key)!r}, expected {kind.__name__}")
+    return value[key]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise AbmllError(f"{path}: not found; is {path.parent} the folder of a comparison?") from error
+    except (OSError, ValueError) as error:
+        raise AbmllError(f"{path}: cannot be read ({error}); the file is damaged, delete it") from error
+    if not isinstance(value, dict):
+        raise AbmllError(f"{path}: expected an object, found {type(value).__name__}")
+    return value
+
+
+def _read_run(folder: Path, system: str, seed: int, tasks: tuple[str, ...]) -> Run:
+    checkpoints: dict[int, dict[Cell, Scores]] = {}
+    final: dict[Cell, Predictions] = {}
+    for examples, path in sorted(_checkpoint_folders(folder)):
+        # rows are kept of the last checkpoint only: a long curve over many tasks would fill the memory
+        final = _read_cells(path, system, seed, tasks, examples)
+        checkpoints[examples] = {cell: _score(path, predictions) for cell, predictions in final.items()}
+    path = folder / "predictions" / "before-adaptation"
+    before = _read_cells(path, system, seed, tasks, None)
+    return Run(
+        system=system,
+        seed=seed,
+        checkpoints=checkpoints,
+        final=final,
+        before={cell: _score(path, predictions) for cell, predictions in before.items()},
+        cost=_read_if_there(folder / "cost.json"),
+        environment=_read_if_there(folder / "environment.json"),
+        ended=_journal_ended(folder / "journal.jsonl"),
+    )
+
+
+def _checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
+    found = []
+    for path in (folder / "predictions").glob("examples-*"):
+        number = path.name.removeprefix("examples-")
+        if not number.isdecimal():
+            raise AbmllError(f"{path}: expected a number after 'examples-'")
+        found.append((int(number), path))
+    return found
+
+
+def _read_cells(
+    folder: Path, system: str, seed: int, tasks: tuple[str, ...], examples: int | None
+) -> dict[Cell, Predictions]:
+    """The predictions files of a checkpoint; one whose header says that it belongs elsewhere is an error."""
+    out: dict[Cell, Predictions] = {}
+    for path in sorted(folder.glob("draw-*/*.jsonl")):
+        found = read_predictions(path)
+        draw = re.fullmatch(r"draw-(\d+)", path.parent.name)
+        expected = {"system": system, "seed": seed, "draw": int(draw[1]) if draw else path.parent.name}
+        expected |= {} if examples is None else {"examples_consumed": examples}
+        for key, value in expected.items():
+            if getattr(found, key) != value:
+                raise AbmllError(f"{path}:1: its {key} is {getattr(found, key)!r}, but it lies where {value!r} belongs")
+        if found.task not in tasks:
+            raise AbmllError(f"{path}:1: task {found.task!r} is not in comparison.json, which has {', '.join(tasks)}")
+        if (found.draw, found.task) in out:
+            raise AbmllError(f"{path}: a second file for task {found.task!r}, draw {found.draw}")
+        out[found.draw, found.task] = found
+    return out
+
+
+def _score(folder: Path, predictions: Predictions) -> Scores:
+    try:
+        return score(predictions)
+    except AbmllError as error:
+        raise AbmllError(f"{folder}, draw {predictions.draw}, task {predictions.task!r}: {error}") from error
+
+
+def _read_if_there(path: Path) -> dict[str, Any] | None:
+    return _read_object(path) if path.exists() else None
+
+
+def _journal_ended(path: Path) -> bool | None:
+    """Whether an "end" event is there. A torn last line is what a killed run leaves, any other is damage."""
+    if not path.exists():
+        return None
+    ended = False
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AbmllError(f"{path}: cannot be read ({error})") from error
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            ended = json.loads(line)["event"] == "end"
+        except (ValueError, KeyError, TypeError) as error:
+            raise AbmllError(f"{path}:{number}: not a journal event ({error!r}); the file is damaged") from error
+    return ended
+
+
+def _shortfall(run: Run, furthest: int, wanted: Mapping[str, Any]) -> str:
+    """Why a run cannot be averaged with the others; empty if it can."""
+    if run.examples < 0:
+        return "no predictions yet"
+    if run.examples < furthest:
+        return f"stands at {run.examples:,} examples where another seed reached {furthest:,}; not counted"
+    cells = [(draw, task) for task in wanted["tasks"] for draw in range(wanted["draws"])]
+    absent = [f"{task} draw {draw}" for draw, task in cells if (draw, task) not in run.final]
+    if not absent:
+        return ""
+    names = ", ".join(absent[:_LISTED]) + (", ..." if len(absent) > _LISTED else "")
+    return f"{len(absent)} of {len(cells)} predictions files are missing ({names}); not counted"
+
+
+def _remark(run: Run) -> str:
+    return "training has not ended; its last checkpoint so far is shown" if run.ended is False else ""

@@ -1,0 +1,238 @@
+"""The tables of a report: made once as plain text cells, then shown as Markdown, on the terminal or on the page."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from abmll.report.words import difference_note, footnotes
+
+Summary = dict[str, Any]
+Entry = dict[str, Any]
+
+WIDE = 128  # columns of a terminal from which the main table fits in one piece
+_NONE = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells under a header; the first column is a name, the others are numbers.
+
+    Attributes:
+        title: what the table shows.
+        header: one title a column.
+        rows: cells, each row as long as the header.
+        faint: numbers of the rows that are baselines.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    faint: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the main table: its title, the half that it is in, and its cell for a system."""
+
+    title: str
+    half: str
+    cell: Callable[[Entry], str]
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage without its sign, one decimal."""
+    return _NONE if value is None else f"{100 * value:.1f}"
+
+
+def number(value: float | None) -> str:
+    """Three decimals."""
+    return _NONE if value is None else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """Three decimals and always a sign."""
+    return _NONE if value is None else f"{value:+.3f}"
+
+
+def _with_error(metric: str, form: Callable[[float | None], str]) -> Callable[[Entry], str]:
+    def cell(entry: Entry) -> str:
+        error = entry[f"{metric}_standard_error"]
+        return form(entry[metric]) + ("" if error is None else f" ± {form(error)}")
+
+    return cell
+
+
+def _interval(metric: str, form: Callable[[float | None], str]) -> Callable[[Entry], str]:
+    return lambda entry: _range(entry[f"{metric}_interval"], form)
+
+
+def _range(ends: list[float] | None, form: Callable[[float | None], str]) -> str:
+    return _NONE if ends is None else f"[{form(ends[0])}, {form(ends[1])}]"
+
+
+COLUMNS = (
+    Column("Accuracy %", "answers", _with_error("accuracy", percent)),
+    Column("95 %", "answers", _interval("accuracy", percent)),
+    Column("NLL", "answers", _with_error("nll", number)),
+    Column("Gain", "answers", lambda entry: signed(entry["nll_over_uniform"])),
+    Column("n", "answers", lambda entry: f"{entry['n']:,}"),
+    Column("ECE", "calibration", _with_error("ece", number)),
+    Column("Floor", "calibration", lambda entry: number(entry["ece_noise_floor"])),
+    Column("Brier", "calibration", lambda entry: number(entry["brier"])),
+    Column("NLL scaled", "calibration", lambda entry: number(entry["nll_scaled"])),
+    Column("ECE scaled", "calibration", lambda entry: number(entry["ece_scaled"])),
+)
+
+
+def score_table(summary: Summary, half: str | None = None) -> Table:
+    """The main table, or one half of it (`answers`, `calibration`), a row a system, baselines last."""
+    columns = [column for column in COLUMNS if half in (None, column.half)]
+    entries = summary["systems"]
+    rows = [(_row_name(summary, name), *(c.cell(entry) for c in columns)) for name, entry in entries.items()]
+    faint = [i for i, entry in enumerate(entries.values()) if entry["kind"] == "baseline"]
+    title = {None: "Scores", "answers": "Answers", "calibration": "Calibration"}[half]
+    return Table(title, ("System", *(column.title for column in columns)), tuple(rows), frozenset(faint))
+
+
+def _row_name(summary: Summary, name: str) -> str:
+    return name + ("" if summary["systems"][name]["n_tasks"] == len(summary["tasks"]) else " *")
+
+
+def difference_table(summary: Summary, metrics: Iterable[str] = ("accuracy", "nll", "nll_scaled")) -> Table:
+    """Paired tests against the reference, a row a system."""
+    titles = {"accuracy": "Accuracy, points", "nll": "NLL, nats", "nll_scaled": "NLL scaled, nats"}
+    metrics = tuple(metrics)
+    rows = []
+    for name, entry in summary["systems"].items():
+        tests = entry["against_reference"] or {}
+        if tests:
+            cells = [cell for metric in metrics for cell in _test_cells(metric, tests.get(metric))]
+            rows.append((name, *cells))
+    header = [title for metric in metrics for title in (titles[metric], "p")]
+    return Table(f"Difference to {summary['reference']}", ("System", *header), tuple(rows))
+
+
+def _test_cells(metric: str, test: dict[str, Any] | None) -> tuple[str, str]:
+    if test is None:
+        return _NONE, _NONE
+    form = _signed_points if metric == "accuracy" else signed
+    return f"{form(test['difference'])} {_range(test['interval'], form)}", f"{test['p_holm']:.3f}"
+
+
+def _signed_points(value: float | None) -> str:
+    return _NONE if value is None else f"{100 * value:+.1f}"
+
+
+def task_table(summary: Summary, metric: str) -> Table:
+    """One metric (`accuracy`, `nll_over_uniform`, `ece`), a row a task, a column a system."""
+    title, form = {
+        "accuracy": ("Accuracy %, by task", percent),
+        "nll_over_uniform": ("Gain over a uniform guess in nats, by task", signed),
+        "ece": ("ECE, by task", number),
+    }[metric]
+    systems = list(summary["systems"])
+    rows = []
+    for task, scores in summary["tasks"].items():
+        count = max(found["n"] for found in scores.values())
+        rows.append((task, f"{count:,}", *(form(scores.get(name, {}).get(metric)) for name in systems)))
+    return Table(title, ("Task", "n", *systems), tuple(rows))
+
+
+def cost_table(summary: Summary) -> Table:
+    """Time, memory and parameters of the systems that recorded them: means over seeds, the largest peak."""
+    rows = []
+    for name, entry in summary["systems"].items():
+        cost = entry["cost"]
+        if cost is not None:
+            peak = cost.get("peak_memory_bytes")
+            seconds = [_seconds(cost.get(f"{part}_seconds")) for part in ("train", "adapt", "predict")]
+            parameters = [_whole(cost.get(f"{part}_parameters")) for part in ("shared", "task")]
+            memory = _NONE if peak is None else f"{peak / 2**30:.2f}"
+            examples = _whole(cost.get("examples_consumed"))
+            rows.append((name, *seconds, memory, *parameters, examples, str(cost.get("device", _NONE))))
+    header = ("System", "Train s", "Adapt s", "Predict s", "Peak GiB", "Shared par.", "Task par.", "Examples", "Device")
+    return Table("Cost", header, tuple(rows))
+
+
+def _seconds(value: int | float | None) -> str:
+    return _NONE if value is None else f"{value:,.1f}"
+
+
+def _whole(value: int | float | None) -> str:
+    return _NONE if value is None else f"{value:,.0f}"
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown, its columns lined up for reading as text."""
+    cells = [[_markdown_cell(cell) for cell in row] for row in (table.header, *table.rows)]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(table.header))]
+    lines = [
+        "| "
+        + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([lines[0] + " |", rule, *(line + " |" for line in lines[1:])])
+
+
+def _markdown_cell(text: str) -> str:
+    for mark in "\\`|<*":  # the backslash first: the others add some
+        text = text.replace(mark, "\\" + mark)
+    return " ".join(text.split())
+
+
+def markdown_report(summary: Summary) -> str:
+    """`table.md`: scores, tests, tasks and cost with what a reader must know below them."""
+    parts = [f"# {summary['name']}", markdown(score_table(summary)), _list(footnotes(summary))]
+    tests = difference_table(summary)
+    if tests.rows:
+        parts += [f"## {tests.title}", markdown(tests), difference_note(summary)]
+    for table in (task_table(summary, "accuracy"), task_table(summary, "nll_over_uniform"), cost_table(summary)):
+        parts += [f"## {table.title}", markdown(table)] if table.rows else []
+    if summary["missing"]:
+        parts += ["## Missing", _list(_markdown_cell(line) for line in summary["missing"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+class TerminalReport:
+    """The summary on a terminal: the main table in one piece if the terminal is wide, else in two."""
+
+    def __init__(self, summary: Summary) -> None:
+        self.summary = summary
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """Chosen when printed, as only then is the width known."""
+        halves = (None,) if options.max_width >= WIDE else ("answers", "calibration")
+        tables = [score_table(self.summary, half) for half in halves]
+        tests = difference_table(self.summary, ("accuracy", "nll"))
+        for table in tables:
+            yield _rich(table)
+            yield Text()
+        for i, line in enumerate(footnotes(self.summary)):
+            yield Text(line, style="bold" if i == 0 and self.summary["note"] else "dim")
+        if tests.rows:
+            yield Text()
+            yield _rich(tests)
+            yield Text(difference_note(self.summary), style="dim")
+        for line in self.summary["missing"]:
+            yield Text(f"missing: {line}", style="yellow")
+
+
+def _rich(table: Table) -> RichTable:
+    out = RichTable(title=Text(table.title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    out.pad_edge = False
+    for i, title in enumerate(table.header):
+        out.add_column(Text(title), justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold")
+    for i, row in enumerate(table.rows):
+        # Text and not str: a name in square brackets is not markup
+        out.add_row(*(Text(cell) for cell in row), style="dim" if i in table.faint else "")
+    return out

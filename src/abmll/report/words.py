@@ -1,0 +1,130 @@
+"""What a report says in sentences: the verdict on top, and how the numbers are defined."""
+
+from typing import Any
+
+from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM
+
+Summary = dict[str, Any]
+
+CLEAR = 0.05  # level, after Holm's correction, from which a difference is called one
+
+
+def lede(summary: Summary) -> list[str]:
+    """The verdict, a few sentences; its claims of a difference come from the paired tests alone."""
+    systems = {name: entry for name, entry in summary["systems"].items() if entry["kind"] == "system"}
+    best = max(systems, key=lambda name: systems[name]["accuracy"])
+    surest = min(systems, key=lambda name: systems[name]["nll"])
+    guess = summary["systems"][UNIFORM]
+    losers = [name for name, entry in systems.items() if entry["nll_over_uniform"] <= 0]
+    out = [
+        f"{scope(summary)}.",
+        f"Most accurate: {best}, {100 * systems[best]['accuracy']:.1f} % "
+        f"(always the first choice: {100 * guess['accuracy']:.1f} %).",
+        f"Lowest negative log-likelihood: {surest}, {systems[surest]['nll']:.3f} nats "
+        f"(uniform guess: {guess['nll']:.3f}).",
+    ]
+    if losers:
+        out.append(f"Not better than a uniform guess in negative log-likelihood: {', '.join(losers)}.")
+    return out + [_verdict(summary, metric) for metric in ("accuracy", "nll")]
+
+
+def scope(summary: Summary) -> str:
+    """What was measured: systems, questions, tasks, seeds, draws."""
+    systems = [entry for entry in summary["systems"].values() if entry["kind"] == "system"]
+    count = max(entry["n"] for entry in systems)
+    return (
+        f"{_count(len(systems), 'system')} on {_count(count, 'question')} of "
+        f"{_count(len(summary['tasks']), 'unseen task')}, {_count(len(summary['seeds']), 'training seed')}, "
+        f"{_count(summary['draws'], 'adaptation draw')}"
+    )
+
+
+def footnotes(summary: Summary) -> list[str]:
+    """What a reader of the main table must know, one line each, the comparison's own note first."""
+    entries = summary["systems"]
+    seeds = max(entry["n_seeds"] for entry in entries.values())
+    spread = "± is the standard error over seeds" if seeds > 1 else "One seed, so no standard error"
+    lines = [summary["note"]] if summary["note"] else []
+    lines += [
+        f"{scope(summary)}. Scores are unweighted means over tasks, seeds and draws.",
+        f"{spread}; [ ] is a 95 % bootstrap interval over questions (tasks, seeds, draws held fixed).",
+        "Gain: nats over a uniform guess; below 0 is worse than guessing.",
+        f"ECE: {summary['bins']} equal-width bins of the probability of the predicted choice, renormalised over "
+        f"the choices (confidence kind: {summary['confidence']}).",
+        "Floor: the ECE that a perfectly calibrated system would show on so few questions; "
+        "an ECE near its floor is no sign of miscalibration.",
+        "Scaled: after temperature scaling on the adaptation examples. A system that has learned those by heart comes "
+        "out too sure of itself.",
+        f"{UNIFORM}: every choice equally probable, the first one predicted.",
+    ]
+    if LABEL_FREQUENCY in entries:
+        tasks = entries[LABEL_FREQUENCY]["n_tasks"]
+        part = "" if tasks == len(summary["tasks"]) else f"; * over the {tasks} tasks with fixed labels only"
+        lines.append(f"{LABEL_FREQUENCY}: label shares among the adaptation examples (plus one each){part}.")
+    return lines
+
+
+def difference_note(summary: Summary) -> str:
+    """How the paired tests were made."""
+    tests = _tests(summary, "accuracy") or _tests(summary, "nll")
+    levels = ", ".join(next(iter(tests.values()))["levels"]) if tests else "questions"
+    return (
+        f"Difference to {summary['reference']}, paired on the same questions, hierarchical bootstrap over {levels} "
+        "(tasks fixed), with 95 % interval; p after Holm's correction over the systems."
+    )
+
+
+def definitions(summary: Summary) -> list[tuple[str, str]]:
+    """Name and definition of every number, for the page."""
+    return [
+        ("Accuracy", "share of questions whose most probable choice is right."),
+        ("NLL", "mean negative log-likelihood of the right choice, in nats."),
+        ("Gain", "mean log(number of choices) - NLL: nats over a uniform guess."),
+        ("Brier", "squared distance of the probabilities to the right answer, summed over choices, 0 to 2."),
+        (
+            "Confidence",
+            "probability of the predicted choice, renormalised over the choices. Papers that take the raw "
+            "probability of the answer's letter instead report other, usually larger, calibration errors.",
+        ),
+        (
+            "ECE",
+            f"expected calibration error: mean |accuracy - confidence| over {summary['bins']} equal-width bins, "
+            "each weighted by its questions; computed per task, then averaged.",
+        ),
+        ("Floor", "mean ECE of simulated answers that are right exactly as often as stated, same questions."),
+        ("Scaled", "the same score after one temperature, fitted on the adaptation examples of the task."),
+        ("±", "standard error over training seeds (sd / sqrt(seeds))."),
+        ("[ ]", "95 % bootstrap interval: questions resampled within each task, seeds and draws held fixed."),
+        ("p", difference_note(summary)),
+    ]
+
+
+def _verdict(summary: Summary, metric: str) -> str:
+    label, form, sign = {"accuracy": ("Accuracy", _points, 1), "nll": ("NLL", _nats, -1)}[metric]
+    tests, reference = _tests(summary, metric), summary["reference"]
+    if not tests:
+        return f"{label}: nothing could be tested against {reference}."
+    clear = {name: test["difference"] for name, test in tests.items() if test["p_holm"] < CLEAR}
+    better = [f"{name} ({form(value)})" for name, value in clear.items() if sign * value > 0]
+    worse = [f"{name} ({form(value)})" for name, value in clear.items() if sign * value <= 0]
+    parts = [f"{word}: {', '.join(names)}" for word, names in (("better", better), ("worse", worse)) if names]
+    if not parts:
+        return f"{label}: no system can be told apart from {reference} (paired test, no p below {CLEAR})."
+    return f"{label}, against {reference} (paired test, p < {CLEAR} after Holm's correction): {'; '.join(parts)}."
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f} points"
+
+
+def _nats(value: float) -> str:
+    return f"{value:+.3f} nats"
+
+
+def _tests(summary: Summary, metric: str) -> dict[str, Any]:
+    found = {name: (entry["against_reference"] or {}).get(metric) for name, entry in summary["systems"].items()}
+    return {name: test for name, test in found.items() if test}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

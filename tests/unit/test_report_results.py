@@ -1,0 +1,258 @@
+"""The summary of a comparison against numbers worked out here from the files, and what is missing or damaged."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, log_loss
+
+from abmll.errors import AbmllError
+from abmll.metrics.predictions import read_predictions
+from abmll.report.results import collect, summarise
+from tests.report_folder import FIXED, SYSTEMS, TASKS, make_folder
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("report") / "toy")
+
+
+@pytest.fixture(scope="module")
+def summary(original):
+    return summarise(collect(original))
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Two systems, one seed, two draws: enough to damage."""
+    return make_folder(tmp_path / "small", systems=("lora", "abmll"), seeds=1, questions=8, checkpoints=(360,))
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    """A copy to damage."""
+    return Path(shutil.copytree(original, tmp_path / "toy"))
+
+
+def _file(folder, system="abmll", seed=0, draw=0, task=0, checkpoint="examples-00000360"):
+    return folder / system / f"seed-{seed}" / "predictions" / checkpoint / f"draw-{draw}" / f"task{task}.jsonl"
+
+
+def _rows(path):
+    rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    return [row for row in rows if row["split"] == "test"]
+
+
+def _plain_scores(rows):
+    """Accuracy, NLL, Brier and ECE, written the long way round."""
+    width = max(len(row["probabilities"]) for row in rows)
+    padded = np.array([row["probabilities"] + [0.0] * (width - len(row["probabilities"])) for row in rows])
+    answers = [row["answer"] for row in rows]
+    right = padded.argmax(axis=1) == answers
+    ece = 0.0
+    for low in range(15):
+        inside = (padded.max(axis=1) > low / 15) & (padded.max(axis=1) <= (low + 1) / 15)
+        if inside.any():
+            ece += inside.mean() * abs(right[inside].mean() - padded.max(axis=1)[inside].mean())
+    return {
+        "accuracy": accuracy_score(answers, padded.argmax(axis=1)),
+        "nll": log_loss(answers, padded, labels=range(width)),
+        "brier": float(np.mean(np.sum((padded - np.eye(width)[answers]) ** 2, axis=1))),
+        "ece": ece,
+    }
+
+
+def _plain_by_seed(folder, system, checkpoint="examples-00000360"):
+    if system == "pretrained" and checkpoint != "before-adaptation":
+        checkpoint = "examples-00000000"
+    out = []
+    for seed in range(2):
+        cells = [(draw, task) for draw in range(2) for task in range(len(TASKS))]
+        scores = [_plain_scores(_rows(_file(folder, system, seed, d, t, checkpoint))) for d, t in cells]
+        out.append({metric: np.mean([score[metric] for score in scores]) for metric in scores[0]})
+    return out
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_means_and_errors_are_those_of_the_files(original, summary, system):
+    entry, seeds = summary["systems"][system], _plain_by_seed(original, system)
+    for metric in ("accuracy", "nll", "brier", "ece"):
+        values = [seed[metric] for seed in seeds]
+        assert entry[metric] == pytest.approx(np.mean(values), abs=1e-9)
+        assert entry[f"{metric}_standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2, abs=1e-9)
+        low, high = entry[f"{metric}_interval"]
+        assert low < entry[metric] < high
+    assert (entry["n"], entry["n_tasks"], entry["n_seeds"], entry["n_draws"]) == (120, 3, 2, 2)
+
+
+def test_interval_has_the_width_of_the_normal_one(original, summary):
+    variance = 0.0
+    for task in range(len(TASKS)):
+        runs = [_rows(_file(original, "lora", seed, draw, task)) for seed in range(2) for draw in range(2)]
+        nll = np.array([[-np.log(row["probabilities"][row["answer"]]) for row in rows] for rows in runs])
+        variance += nll.mean(axis=0).var() / nll.shape[1] / len(TASKS) ** 2
+    low, high = summary["systems"]["lora"]["nll_interval"]
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(variance), rel=0.1)
+
+
+def test_baselines(original, summary):
+    uniform, frequency = summary["systems"]["uniform"], summary["systems"]["label_frequency"]
+    logs = [np.mean([np.log(len(r["probabilities"])) for r in _rows(_file(original, task=t))]) for t in range(3)]
+    assert uniform["nll"] == pytest.approx(np.mean(logs))
+    assert uniform["nll_over_uniform"] == pytest.approx(0)
+    assert summary["systems"]["abmll"]["nll_over_uniform"] == pytest.approx(
+        uniform["nll"] - summary["systems"]["abmll"]["nll"]
+    )
+    expected = []
+    for seed, draw, task in np.ndindex(2, 2, len(FIXED)):
+        path = _file(original, "lora", seed, draw, task)
+        counts = np.array(json.loads(path.read_text().splitlines()[0])["label_counts"]) + 1
+        expected.append(np.mean([-np.log(counts[row["answer"]] / counts.sum()) for row in _rows(path)]))
+    assert frequency["nll"] == pytest.approx(np.mean(expected))
+    assert (frequency["n_tasks"], frequency["n"]) == (2, 80)
+    assert {uniform["kind"], frequency["kind"]} == {"baseline"}
+    assert uniform["nll_standard_error"] is None
+    assert "label_frequency" not in summary["tasks"]["science"]
+
+
+def test_paired_tests_agree_with_the_table(summary):
+    systems = summary["systems"]
+    assert systems["lora"]["against_reference"] is None
+    for metric in ("accuracy", "nll", "nll_scaled"):
+        tests = {name: systems[name]["against_reference"][metric] for name in ("pretrained", "abmll", "abmll_mean")}
+        for name, test in tests.items():
+            assert test["difference"] == pytest.approx(systems[name][metric] - systems["lora"][metric], abs=1e-9)
+            assert test["interval"][0] < test["difference"] < test["interval"][1]
+            assert test["p"] <= test["p_holm"] <= 1
+            assert (test["n"], test["seeds"], test["draws"]) == (120, 2, 2)
+        smallest = min(tests.values(), key=lambda test: test["p"])
+        assert smallest["p_holm"] == pytest.approx(min(1, 3 * smallest["p"]))
+
+
+def test_curve_before_adaptation_cost_and_environment(original, summary):
+    points = summary["curve"]["abmll"]
+    assert [point["examples_consumed"] for point in points] == [120, 360]
+    assert [point["examples_consumed"] for point in summary["curve"]["pretrained"]] == [0]
+    early = _plain_by_seed(original, "abmll", "examples-00000120")
+    assert points[0]["ece"] == pytest.approx(np.mean([seed["ece"] for seed in early]))
+    assert points[1]["accuracy"] == summary["systems"]["abmll"]["accuracy"]
+    before = _plain_by_seed(original, "abmll", "before-adaptation")
+    entry = summary["systems"]["abmll"]
+    assert entry["before_adaptation"]["nll"] == pytest.approx(np.mean([seed["nll"] for seed in before]))
+    assert entry["cost"]["train_seconds"] == pytest.approx(36.5)
+    assert entry["cost"]["peak_memory_bytes"] == 1_500_000_001
+    assert summary["systems"]["abmll_mean"]["cost"] is None
+    assert summary["environment"]["commit"] == "abc1234"
+
+
+def test_reliability_and_risk(summary):
+    bins = summary["reliability"]["abmll"]
+    assert sum(bins["count"]) == 120 * 2 * 2
+    full = [i for i, count in enumerate(bins["count"]) if count]
+    assert all(bins["edges"][i] < bins["mean_confidence"][i] <= bins["edges"][i + 1] for i in full)
+    risk = summary["risk_coverage"]["abmll"]
+    assert risk["coverage"][-1] == 1
+    assert risk["risk"][-1] == pytest.approx(1 - summary["systems"]["abmll"]["accuracy"])
+
+
+def test_summary_is_json_and_says_what_was_asked(summary):
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert (summary["name"], summary["reference"], summary["missing"]) == ("toy", "lora", [])
+    assert set(summary["tasks"]) == set(TASKS)
+
+
+def test_one_seed_has_no_standard_error(tmp_path):
+    found = summarise(collect(make_folder(tmp_path, seeds=1, draws=1, questions=20, systems=("lora", "abmll"))))
+    entry = found["systems"]["abmll"]
+    assert entry["accuracy_standard_error"] is None
+    assert entry["against_reference"]["nll"]["levels"] == ["questions"]
+
+
+def test_what_is_missing_is_said_and_not_averaged(folder):
+    shutil.rmtree(folder / "pretrained")
+    shutil.rmtree(folder / "lora" / "seed-1" / "predictions" / "examples-00000360")
+    _file(folder, "abmll", 1, 1, 2).unlink()
+    (folder / "abmll_mean" / "seed-0" / "journal.jsonl").write_text('{"event": "step"}\n{"event": "st')
+    found = summarise(collect(folder))
+    assert found["missing"] == [
+        "pretrained seed 0: no predictions yet",
+        "pretrained seed 1: no predictions yet",
+        "lora seed 1: stands at 120 examples where another seed reached 360; not counted",
+        "abmll seed 1: 1 of 6 predictions files are missing (science draw 1); not counted",
+        "abmll_mean seed 0: training has not ended; its last checkpoint so far is shown",
+    ]
+    assert list(found["systems"]) == ["lora", "abmll", "abmll_mean", "uniform", "label_frequency"]
+    assert [found["systems"][name]["n_seeds"] for name in ("lora", "abmll", "abmll_mean")] == [1, 1, 2]
+    assert found["systems"]["abmll_mean"]["against_reference"]["nll"]["seeds"] == 1
+
+
+def test_nothing_to_report_is_an_error(small):
+    for system in ("lora", "abmll"):
+        shutil.rmtree(small / system)
+    with pytest.raises(AbmllError, match=r"nothing to report.*abmll seed 0: no predictions yet"):
+        summarise(collect(small))
+
+
+def test_without_the_reference_there_are_no_tests(small):
+    shutil.rmtree(small / "lora")
+    found = summarise(collect(small))
+    assert found["systems"]["abmll"]["against_reference"] is None
+    assert found["systems"]["uniform"]["n"] == 24
+
+
+def test_draws_that_share_no_question_have_scores_but_no_interval(small):
+    path = _file(small, "abmll", 0, 1)
+    path.write_text(path.read_text().replace('"q0-', '"other-'))
+    entry = summarise(collect(small))["systems"]["abmll"]
+    assert entry["nll_interval"] is None
+    assert entry["against_reference"] is None
+    assert 0 < entry["nll"] < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("comparison.json", lambda text: text[:-20], "cannot be read"),
+        ("comparison.json", lambda text: text.replace('"lora",', '"gone",', 1), "reference 'lora' is not among"),
+        ("comparison.json", lambda text: text.replace('"draws": 2', '"draws": "2"'), "'draws' is '2', expected int"),
+        ("abmll/seed-0/cost.json", lambda text: "[1]", "expected an object, found list"),
+        ("abmll/seed-0/journal.jsonl", lambda text: "?" + text, "journal.jsonl:1"),
+        ("abmll/seed-0/predictions/examples-00000360/draw-0/task1.jsonl", lambda text: text[:-30], "not JSON"),
+        (
+            "abmll/seed-0/predictions/examples-00000360/draw-0/task1.jsonl",
+            lambda text: text.replace('"abmll"', '"lora"'),
+            "its system is 'lora', but it lies where 'abmll' belongs",
+        ),
+        (
+            "abmll/seed-0/predictions/examples-00000360/draw-0/task1.jsonl",
+            lambda text: text.replace("passages", "poems"),
+            "task 'poems' is not in comparison.json",
+        ),
+        (
+            "abmll/seed-0/predictions/examples-00000360/draw-0/task1.jsonl",
+            lambda text: text.splitlines()[0],
+            "task1.jsonl:1: .* the file was cut",
+        ),
+    ],
+)
+def test_a_damaged_file_is_named(small, name, damage, message):
+    path = small / name
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(AbmllError, match=message) as caught:
+        collect(small)
+    assert str(path) in str(caught.value) or str(path.parent.parent) in str(caught.value)
+
+
+def test_predictions_of_no_question_are_named(small):
+    path = _file(small)
+    replace(read_predictions(path), rows=()).write(path)
+    with pytest.raises(AbmllError, match=r"examples-00000360, draw 0, task 'boolean': no questions to score"):
+        collect(small)
+
+
+def test_a_folder_that_is_no_comparison(tmp_path):
+    with pytest.raises(AbmllError, match=r"not found; is .* the folder of a comparison"):
+        collect(tmp_path)
