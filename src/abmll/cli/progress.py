@@ -1,0 +1,81 @@
+"""What a user sees while a run goes on: a bar with the time left on a terminal, plain lines elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class ProgressDisplay:
+    """Listens to the events of a run; use as a context manager.
+
+    Args:
+        console: where to write (standard error, so that tables on standard output stay clean).
+
+    >>> with ProgressDisplay(Console(quiet=True)) as display:
+    ...     display({"event": "plan", "units": 10, "done": 0})
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        left = (TextColumn("left"), TimeRemainingColumn())
+        self._bar = Progress(
+            *columns, *left, console=console, disable=not console.is_terminal, speed_estimate_period=90
+        )
+        self._task: TaskID = self._bar.add_task("starting", total=None)
+        self._total, self._done, self._began, self._said = 0, 0, time.monotonic(), 0.0
+
+    def __enter__(self) -> "ProgressDisplay":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Take one event of `run_comparison` or `meta_train`."""
+        kind = event["event"]
+        if kind == "plan":
+            self._total = event["units"]
+            self._bar.update(self._task, total=self._total or None)
+            if event["done"]:
+                self.console.print(f"{event['done']} results are there already and are not made again")
+        elif kind == "loading":
+            self._describe(f"loading {event['model']}", always=True)
+            self._began = time.monotonic()
+        elif kind == "target":
+            trains = f"{event['iterations']} meta-iterations" if event["iterations"] else "nothing to train"
+            self._describe(f"{event['system']}, seed {event['seed']}: {trains}", always=True)
+        else:
+            self._advance(event)
+
+    def _advance(self, event: dict[str, Any]) -> None:
+        self._done += event.get("units", 0)
+        self._bar.update(self._task, completed=self._done)
+        if event["event"] == "step":
+            loss = f", NLL {event['nll']:.3f}" if "nll" in event else ""
+            self._describe(f"{event['system']}: meta-iteration {event['step']} of {event['iterations']}{loss}")
+        elif event["event"] == "evaluated":
+            what = "adapted to" if event["adapted"] else "before adapting to"
+            self._describe(f"{event['system']}: predicted, {what} {event['task']}")
+
+    def _describe(self, text: str, *, always: bool = False) -> None:
+        self._bar.update(self._task, description=text)
+        now = time.monotonic()
+        if self.console.is_terminal or not (always or now - self._said > SECONDS_BETWEEN_LINES):
+            return
+        self._said = now
+        self.console.print(f"{text}{self._time_left(now)}", highlight=False)
+
+    def _time_left(self, now: float) -> str:
+        if not self._done or not self._total:
+            return ""
+        seconds = (now - self._began) * (self._total - self._done) / self._done
+        return f" ({100 * self._done // self._total} %, about {max(0, seconds) / 60:.1f} min left)"

@@ -1,0 +1,68 @@
+"""Every recipe's values are valid, and each runs two steps with a tiny model and tiny tasks in place of its own."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from abmll.config import CompareConfig, RunConfig, load_config
+from abmll.methods import resolve_settings
+from abmll.running.build import build_system, load_base, method_settings, tasks_of
+from abmll.running.compare import run_comparison
+from abmll.running.target import Target, Timer
+from abmll.running.world import World
+from tests.tiny import save_tiny, tiny_tasks, write_tasks
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+SMALL = ("training.iterations=2", "adaptation.steps=2", "adaptation.test_questions=3", "adaptation.samples=2")
+
+
+def _kind(path: Path) -> type[RunConfig]:
+    return CompareConfig if "systems" in yaml.safe_load(path.read_text(encoding="utf-8")) else RunConfig
+
+
+def _silent(event: dict[str, object]) -> None:
+    """Nobody listens."""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that put a tiny model and tiny tasks into any recipe."""
+    folder = tmp_path_factory.mktemp("tiny")
+    model = save_tiny(folder / "model")
+    train = write_tasks(folder / "train", tiny_tasks(3))
+    unseen = write_tasks(folder / "unseen", tuple(_renamed(tiny_tasks(2, seed=9))))
+    return [*SMALL, f"model.source={model}", f"tasks.train.source={train}", f"tasks.unseen.source={unseen}"]
+
+
+def _renamed(tasks):
+    return (type(task)(f"unseen{i}", task.train, task.test) for i, task in enumerate(tasks))
+
+
+def test_there_are_recipes() -> None:
+    assert {path.stem for path in RECIPES} >= {"quickstart", "paper", "paper-variance", "six-systems", "train"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_real_values_are_valid(path: Path) -> None:
+    config = load_config(_kind(path), path)
+    runs = [config.run(name, 0) for name in config.systems] if isinstance(config, CompareConfig) else [config]
+    for run in runs:
+        settings = resolve_settings(run.method.name, run.method.preset, run.method.settings())
+        assert method_settings(run) == settings
+    for source in (config.tasks.train, config.tasks.unseen):
+        if source is not None and source.source.startswith("builtin"):
+            assert all(len(task.train) >= 12 for task in tasks_of(source))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_it_runs_two_steps(path: Path, small: list[str], tmp_path: Path) -> None:
+    kind = _kind(path)
+    config = load_config(kind, path, [*small, "seeds=[0]"] if kind is CompareConfig else small)
+    if isinstance(config, CompareConfig):
+        run_comparison(config, tmp_path, lambda: load_base(config.model))
+        assert len(list(tmp_path.glob("*/seed-0/cost.json"))) == len(config.systems)
+        return
+    target = Target(config.name, config, tmp_path, tasks_of(config.tasks.train), ())
+    system = build_system(config, load_base(config.model))
+    assert target.meta_train(system, _silent, World(), Timer()) == 2

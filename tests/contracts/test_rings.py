@@ -1,0 +1,65 @@
+"""Imports go one way: each ring knows the rings inside it, and not its neighbours."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "abmll"
+RINGS = (
+    {"errors", "files", "config", "kernels", "tasks", "metrics"},
+    {"adapters"},
+    {"likelihood", "methods", "models"},
+    {"running"},
+    {"report"},
+    {"cli", "__init__"},
+    {"__main__"},
+)
+RING_OF = {room: number for number, rooms in enumerate(RINGS) for room in rooms}
+FOR_ALL = {"errors", "files"}
+READS_CONFIG = {"config", "running", "cli", "__init__"}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def imported(node: ast.AST) -> set[str]:
+    """The rooms of abmll that an import statement reaches into."""
+    names = []
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f"line {node.lineno}: relative import"
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
+    return {name.split(".")[1] for name in names if name.startswith("abmll.")}
+
+
+def may_import(room: str, other: str) -> bool:
+    """Is `other` further in, or for everybody, or the room itself?"""
+    if other == "config" and room not in READS_CONFIG:
+        return False
+    return other == room or other in FOR_ALL - {room} or RING_OF[other] < RING_OF[room]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_imports_go_inwards_and_stand_at_the_top(path: Path) -> None:
+    room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    assert room in RING_OF, f"{room}: a new room needs a ring"
+    text = path.read_text(encoding="utf-8")
+    tree, lines = ast.parse(text), text.splitlines()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        wrong = sorted(other for other in imported(node) if not may_import(room, other))
+        assert not wrong, f"line {node.lineno}: {room} imports {', '.join(wrong)}"
+        if node not in tree.body:
+            assert "# optional extra" in lines[node.lineno - 1], f"line {node.lineno}: import below module level"
+
+
+def test_the_rule_itself() -> None:
+    assert may_import("running", "methods")
+    assert may_import("running", "config")
+    assert may_import("metrics", "errors")
+    for room, other in (("metrics", "tasks"), ("methods", "models"), ("tasks", "running"), ("report", "config")):
+        assert not may_import(room, other)
+    assert may_import("files", "errors")
+    assert imported(ast.parse("from abmll import config, cli").body[0]) == {"config", "cli"}
+    assert imported(ast.parse("import abmll.report.page").body[0]) == {"report"}

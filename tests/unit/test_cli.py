@@ -1,0 +1,119 @@
+"""The command line as a user meets it: the README's commands, --dry-run, and mistakes."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import save_tiny, tiny_tasks, write_tasks
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = re.findall(r"^    (abmll [^#\n]+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+SMALL = [
+    "training.iterations=2",
+    "adaptation.steps=2",
+    "adaptation.test_questions=3",
+    "adaptation.samples=2",
+    "model.source=model",
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the README's commands name, and a tiny model."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    save_tiny(folder / "model")
+    tasks = tiny_tasks(5)
+    write_tasks(folder / "train", tasks[:3])
+    write_tasks(folder / "unseen", tasks[3:])
+    return folder
+
+
+def abmll(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "abmll", *arguments]
+    return subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=240, env=environment, check=False)
+
+
+def test_the_commands_of_the_readme_run_in_order(place: Path) -> None:
+    assert {command.split()[1] for command in COMMANDS} == {"compare", "train", "adapt", "score", "report"}
+    for command in COMMANDS:
+        arguments = shlex.split(command)[1:]
+        if arguments[0] in ("train", "compare"):
+            arguments += SMALL + (["seeds=[0]"] if arguments[0] == "compare" else [])
+        done = abmll(place, *arguments)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+    for name in ("table.md", "results.json", "report.html"):
+        assert (place / "runs" / "six" / name).stat().st_size > 200
+    summary = json.loads((place / "runs" / "six" / "results.json").read_text())
+    assert {"pretrained", "lora", "structured", "reptile", "fomaml", "abmll", "uniform"} <= summary["systems"].keys()
+
+
+MISTAKES = {
+    "no such recipe": (["train", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+    "unknown setting": (["train", "recipes/train.yaml", "training.iteration=3"], "Did you mean iterations"),
+    "unknown method": (["train", "recipes/train.yaml", "method.name=reptil"], "Did you mean 'reptile'"),
+    "setting of another method": (
+        ["train", "recipes/train.yaml", "method.name=lora", "method.task_kl_weight=1"],
+        "task_kl_weight",
+    ),
+    "not an override": (["train", "recipes/train.yaml", "hello"], "section.key=value"),
+    "a comparison to train": (["train", "recipes/quickstart.yaml"], "systems"),
+    "no such tasks": (["train", "recipes/train.yaml", "tasks.train.source=nowhere"], "nowhere"),
+    "no such run": (["adapt", "nowhere"], "nowhere"),
+    "nothing to score": (["score", "recipes"], "no predictions"),
+    "nothing to report": (["report", "recipes"], "recipes"),
+    "no such layer": (["train", "recipes/train.yaml", "model.source=model", "adapter.targets=[query]"], "q_proj"),
+}
+
+
+@pytest.mark.parametrize("kind", ["no such recipe", "unknown method", "no such tasks", "no such layer", "no such run"])
+def test_a_mistake_is_one_message_and_exit_code_2(place: Path, kind: str) -> None:
+    arguments, message = MISTAKES[kind]
+    done = abmll(place, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not (place / "runs" / "builtin-abmll" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_every_mistake_names_what_to_do(
+    place: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from abmll import cli
+
+    arguments, message = MISTAKES[kind]
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["abmll", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_dry_run_shows_configuration_steps_and_memory_and_makes_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from abmll import cli
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(
+        sys, "argv", ["abmll", "train", "recipes/train.yaml", "model.source=model", "-o", "dry", "--dry-run"]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    shown = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert "name: builtin-abmll" in shown
+    assert "1,800 on 3,600 examples" in shown
+    assert "GiB" in shown
+    assert not (place / "dry").exists()
