@@ -5,7 +5,8 @@ from typing import ClassVar, final
 
 from pydantic import Field
 
-from abmll.methods.base import Group, Method, OptimizerName, Place, Settings, Terms, backward_by_share
+from abmll.methods.base import Group, OptimizerName, Place, Settings, Terms, backward_by_share
+from abmll.methods.means import MeansOnly
 from abmll.tasks.batches import ChoiceBatch
 
 
@@ -15,7 +16,7 @@ class _FOMAMLSettings(Settings):
 
 
 @final
-class FOMAML(Method):
+class FOMAML(MeansOnly):
     """Means only; the query batch's gradient at phi moves theta."""
 
     settings_class: ClassVar = _FOMAMLSettings
@@ -24,19 +25,6 @@ class FOMAML(Method):
     def shared(self) -> list[Group]:
         """theta's mean factors (and the learned temperature)."""
         return [self.mean_group("shared"), *self.temperature_groups()]
-
-    def task(self) -> list[Group]:
-        """The task's mean factors."""
-        return [self.mean_group("task")]
-
-    def begin_task(self, *, first: bool = True) -> None:
-        """phi <- theta."""
-        self.adapters.begin_task()
-
-    def inner_loss(self, batch: ChoiceBatch, place: Place) -> Terms:
-        """Mean NLL of the batch."""
-        nll = self.nll(batch)
-        return Terms(nll, nll)
 
     def outer_gradient(self, query: Sequence[ChoiceBatch], place: Place) -> Terms:
         """The query NLL's gradient at phi, on theta's factors."""

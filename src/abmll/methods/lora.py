@@ -8,31 +8,12 @@ from typing import ClassVar, Literal, final
 
 from pydantic import Field
 
-from abmll.methods.base import Group, Method, Place, Schedule, Settings, Terms
+from abmll.methods.base import Group, Place, Schedule, Settings
+from abmll.methods.means import MeansOnly
 from abmll.tasks.batches import ChoiceBatch
 
 
-class _MeansOnly(Method):
-    """Inner steps on the means, by plain NLL."""
-
-    @final
-    def task(self) -> list[Group]:
-        """The task's mean factors."""
-        return [self.mean_group("task")]
-
-    @final
-    def begin_task(self, *, first: bool = True) -> None:
-        """phi <- theta."""
-        self.adapters.begin_task()
-
-    @final
-    def inner_loss(self, batch: ChoiceBatch, place: Place) -> Terms:
-        """Mean NLL of the batch."""
-        nll = self.nll(batch)
-        return Terms(nll, nll)
-
-
-class _Displacement(_MeansOnly):
+class _Displacement(MeansOnly):
     """theta takes outer_lr * (phi - theta); A and B are interpolated separately."""
 
     @final
@@ -76,7 +57,7 @@ class Reptile(_Displacement):
 
 
 @final
-class Pretrained(_MeansOnly):
+class Pretrained(MeansOnly):
     """The base model: meta-training moves nothing (but a learned temperature); adaptation is as everywhere."""
 
     moves_weights: ClassVar[bool] = False
