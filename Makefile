@@ -7,7 +7,7 @@ JOBS ?= 2
 .PHONY: quickstart test setup lint types unit clean help
 
 quickstart: setup  ## set up and run the main job: meta-train and compare on a small real model
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/abmll compare recipes/quickstart.yaml  # waiting threads leave a busy machine alone
+	$(BIN)/abmll compare recipes/quickstart.yaml
 
 test: setup  ## set up and run lint, types and tests, at most 8 minutes on two cores
 	@$(MAKE) --no-print-directory lint types unit
