@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from abmll.errors import AbmllError
 
@@ -36,6 +36,7 @@ class ModelConfig(_Section):
     revision: str | None = None
     trust_remote_code: bool = False
     attention: Literal["sdpa", "eager"] = "sdpa"
+    quantisation: Literal["4bit", "8bit"] | None = None
 
     @model_validator(mode="after")
     def _one_of_source_and_shape(self) -> "ModelConfig":
@@ -47,11 +48,15 @@ class ModelConfig(_Section):
 
 
 class AdapterConfig(_Section):
-    """LoRA's own settings, the same for every system; those of stds belong to the method."""
+    """LoRA's own settings, the same for every system; those of stds belong to the method.
+
+    `start` is the folder of an ordinary PEFT LoRA whose weights the shared means start from.
+    """
 
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
     targets: tuple[str, ...] | str = ("q_proj", "v_proj")
+    start: str | None = None
 
 
 class LikelihoodConfig(_Section):
@@ -80,23 +85,35 @@ class MethodConfig(BaseModel):
 
 
 class TaskSource(_Section):
-    """Where tasks come from: "builtin", "builtin:held-out", a folder or a file; `names` picks some of them.
+    """Where tasks come from: "builtin", "builtin:held-out", "hub:NAME", a folder or a file; `names` picks some.
 
-    `merge_choices` drops a choice that a row gives twice, instead of refusing the row.
+    `merge_choices` drops a choice that a row gives twice, instead of refusing the row. `on_bad_row` says whether a bad
+    row refuses everything, or is left out, counted and told.
     """
 
     source: str
     names: tuple[str, ...] | None = None
     merge_choices: bool = False
+    on_bad_row: Literal["error", "skip"] = "error"
 
 
 class TasksConfig(_Section):
-    """Tasks to meta-train on, to choose by (validation), and to report (unseen)."""
+    """Tasks to meta-train on, to choose by (validation), and to report (unseen).
+
+    `leak_check` is what happens to rows that play two of these roles: `error` refuses them, `drop` leaves out the one
+    that is learned from, `warn` tells them, `off` does not look.
+    """
 
     train: TaskSource = TaskSource(source="builtin")
     validation: TaskSource | None = None
     unseen: TaskSource | None = None
     sampling: Literal["uniform", "proportional"] = "uniform"
+    leak_check: Literal["error", "drop", "warn", "off"] = "error"
+
+    @field_validator("leak_check", mode="before")
+    @classmethod
+    def _off_is_false_in_yaml(cls, value: Any) -> Any:
+        return "off" if value is False else value
 
 
 class TrainingConfig(_Section):

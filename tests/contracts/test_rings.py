@@ -7,11 +7,11 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "abmll"
 RINGS = (
-    {"errors", "files", "config", "kernels", "tasks", "metrics"},
+    {"errors", "files", "tensors", "config", "kernels", "tasks", "metrics"},
     {"adapters"},
     {"likelihood", "methods", "models"},
     {"running"},
-    {"report"},
+    {"report", "exporting"},
     {"cli", "__init__"},
     {"__main__"},
 )

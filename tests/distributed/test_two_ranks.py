@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from abmll.adapters.folder import read_adapter
 from abmll.running.rundir import RunDirectory
 from abmll.running.world import World
 from tests.distributed.worker import CASES, run_case
@@ -71,6 +72,14 @@ def test_trust_26_two_ranks_equal_one(case: str, folder: Path, tmp_path: Path) -
 def test_trust_26_only_the_first_rank_writes(case: str, folder: Path) -> None:
     assert RunDirectory(folder / f"{case}-run-0").load(4).step == 4
     assert not (folder / f"{case}-run-1").exists()
+
+
+def test_trust_28_an_adapter_saved_by_two_ranks_is_every_rank_s_theta(folder: Path) -> None:
+    stored = read_adapter(folder / "adapter")
+    ranks = [load_file(folder / f"adapter-{rank}.safetensors") for rank in (0, 1)]
+    assert same(stored.tensors, ranks[0])
+    assert same(stored.tensors, ranks[1])
+    assert all(tensor.numel() and tensor.any() for tensor in stored.tensors.values()), "none is empty or all zero"
 
 
 def test_trust_19_a_nonfinite_loss_on_one_rank_stops_both_before_the_update(folder: Path) -> None:

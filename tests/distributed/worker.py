@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from abmll.adapters.folder import write_adapter
+from abmll.running.adapters import adapter_of
 from abmll.running.inner import NonFiniteError
 from abmll.running.train import theta
 from abmll.running.world import World, join_world, leave_world
@@ -59,6 +61,16 @@ def poisoned_query(folder: Path, world: World) -> str:
     return "none"
 
 
+def write_run_adapter(folder: Path, world: World) -> None:
+    """Train, and let the main rank write theta as an adapter, as a run does; each rank keeps theta beside it."""
+    config = run_config("abmll", **SHORT, training={"iterations": 2, "meta_batch": 2})
+    system, _ = train(config, folder / f"adapter-run-{world.rank}", world=world)
+    save_file(theta(system.method), folder / f"adapter-{world.rank}.safetensors")
+    if world.is_main:
+        write_adapter(adapter_of(config, system, "shared"), folder / "adapter")
+    world.barrier()
+
+
 def main(folder: Path) -> None:
     """Every case, then the poisoned one."""
     torch.set_num_threads(1)
@@ -69,6 +81,7 @@ def main(folder: Path) -> None:
         save_file(
             run_case(name, folder / f"{name}-run-{world.rank}", world), folder / f"{name}-{world.rank}.safetensors"
         )
+    write_run_adapter(folder, world)
     outcome = {"rank": world.rank, "size": world.size, "error": poisoned_query(folder / f"bad-run-{world.rank}", world)}
     (folder / f"outcome-{world.rank}.json").write_text(json.dumps(outcome))
     leave_world()

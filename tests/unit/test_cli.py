@@ -43,7 +43,7 @@ def abmll(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_commands_of_the_readme_run_in_order(place: Path) -> None:
-    assert {command.split()[1] for command in COMMANDS} == {"compare", "train", "adapt", "score", "report"}
+    assert {command.split()[1] for command in COMMANDS} == {"compare", "train", "adapt", "score", "report", "export"}
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]
         if arguments[0] in ("train", "compare"):

@@ -93,13 +93,15 @@ def test_settings_of_a_method_are_all_but_its_name_and_preset() -> None:
 
 def another(field_type: Any, value: Any) -> Any:
     """A value that differs from the default one and is still allowed."""
-    literals = getattr(field_type, "__args__", ())
+    literals = [x for kind in getattr(field_type, "__args__", ()) for x in getattr(kind, "__args__", (kind,))]
     if isinstance(value, bool):
         return not value
     if isinstance(value, str) and value in literals:
         return next(other for other in literals if other != value)
     if isinstance(value, int | float):
         return value + 1
+    if value is None and isinstance(literals[0], str):
+        return literals[0]
     if value is None:
         return 7 if int in literals else "other"
     return "other"

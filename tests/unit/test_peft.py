@@ -1,19 +1,24 @@
-"""The exported adapter, read back by stock PEFT."""
+"""The adapter of a run, read back by stock PEFT; and a LoRA of stock PEFT as the start of a run."""
 
 import json
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from abmll.adapters.attach import attach
+from abmll.adapters.facts import BaseFacts
+from abmll.adapters.folder import write_adapter
 from abmll.adapters.layer import AdapterSet
-from abmll.adapters.peft import write_peft
+from abmll.adapters.peft import read_peft, start_from, write_peft
+from abmll.adapters.stored import take_adapter
+from abmll.errors import AbmllError
 from tests.tiny import tiny_gpt2, tiny_model
 
 IDS = torch.tensor([[1, 17, 305, 44, 9, 260], [1, 5, 77, 301, 2, 8]])
@@ -39,6 +44,11 @@ def trained(model: nn.Module, targets, **options) -> AdapterSet:
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     adapters.begin_task()
     return adapters
+
+
+def write(adapters: AdapterSet, folder: Path, alpha: float = 16.0) -> None:
+    """All three files of an adapter."""
+    write_adapter(take_adapter(adapters, "shared", alpha=alpha, base=BaseFacts(name="tiny")), folder)
 
 
 def read_by_peft(base: nn.Module, folder: Path, caplog: pytest.LogCaptureFixture) -> PeftModel:
@@ -67,8 +77,8 @@ def test_trust_30_stock_peft_reads_the_adapter_without_a_warning_and_gives_our_l
     plain = logits(model)
     adapters = trained(model, targets, rank=rank, alpha=alpha)
     ours = logits(model)
-    write_peft(adapters, tmp_path, "tiny", alpha)
-    theirs = logits(read_by_peft(make(), tmp_path, caplog))
+    write(adapters, tmp_path / "adapter", alpha)
+    theirs = logits(read_by_peft(make(), tmp_path / "adapter", caplog))
     scale = float(ours.abs().max())
     assert float((ours - plain).abs().max()) > 1e-3 * scale
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6 * scale)
@@ -78,8 +88,8 @@ def test_trust_30_stock_peft_reads_the_adapter_without_a_warning_and_gives_our_l
 def test_trust_30_key_set_is_exactly_lora_a_and_b_of_the_targets(case, tmp_path):
     make, targets = CASES[case]
     adapters = trained(make(), targets)
-    write_peft(adapters, tmp_path, "tiny", 16.0)
-    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    write(adapters, tmp_path / "adapter")
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     names = [(path, factor) for path in adapters.layers for factor in ("lora_A", "lora_B")]
     assert tensors.keys() == {f"base_model.model.{path}.{factor}.weight" for path, factor in names}
     for path, layer in adapters.layers.items():
@@ -96,18 +106,8 @@ def test_the_shared_slot_is_written_and_not_the_task_s(tmp_path):
     assert all(tensor.any() for tensor in load_file(tmp_path / "adapter_model.safetensors").values())
 
 
-def test_stds_lie_beside_the_adapter(tmp_path):
-    adapters = trained(tiny_model(), ("q_proj", "v_proj"))
-    write_peft(adapters, tmp_path, "tiny", 16.0)
-    stds = load_file(tmp_path / "abmll.safetensors")
-    assert stds.keys() == {f"{path}.{factor}" for path in adapters.layers for factor in ("std_b", "std_a")}
-    for path, layer in adapters.layers.items():
-        assert torch.equal(stds[f"{path}.std_b"], layer.shared.std_b)
-        assert torch.equal(stds[f"{path}.std_a"], layer.shared.std_a)
-
-
-def test_without_stds_there_is_no_file_of_stds(tmp_path, caplog):
-    adapters = trained(tiny_model(), ("q_proj",), with_std=False)
+def test_the_plain_function_writes_stock_files_alone(tmp_path, caplog):
+    adapters = trained(tiny_model(), ("q_proj",))
     write_peft(adapters, tmp_path, "tiny", 16.0)
     assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     read_by_peft(tiny_model(), tmp_path, caplog)
@@ -143,3 +143,142 @@ def test_the_no_warning_check_can_fail(damage, tmp_path, caplog):
     save_file(tensors, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises((UserWarning, RuntimeError), match=r"missing adapter keys|size mismatch"):
         read_by_peft(tiny_model(), tmp_path, caplog)
+
+
+def test_trust_31_an_adapter_on_tied_embeddings_is_an_error_and_not_peft_s_warning() -> None:
+    with pytest.raises(AbmllError, match="lm_head shares its weights with the embeddings"):
+        attach(tiny_model(tie=True), ("q_proj", "lm_head"))
+    assert "lm_head" in attach(tiny_model(), ("q_proj", "lm_head")).layers
+
+
+# -------------------- an ordinary LoRA as the start
+
+
+def stock_lora(folder: Path, make=tiny_model, targets: Any = ("q_proj", "v_proj"), **options: Any) -> torch.Tensor:
+    """A LoRA as stock PEFT saves it, its B factors moved away from 0; returns the logits of its model."""
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", **options}, target_modules=list(targets))
+    model = get_peft_model(make(), config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    return logits(model)
+
+
+STARTS: dict[str, dict[str, Any]] = {
+    "q and v": {},
+    "GPT-2": {"make": tiny_gpt2, "targets": ("c_attn",), "fan_in_fan_out": True},
+    "rsLoRA": {"use_rslora": True, "lora_alpha": 4},  # 4 / sqrt(4) = 8 / 4
+    "bfloat16": {},
+}
+
+
+@pytest.mark.parametrize("case", STARTS)
+def test_an_ordinary_lora_is_the_start_and_gives_its_own_logits(case: str, tmp_path: Path) -> None:
+    options = STARTS[case]
+    theirs = stock_lora(tmp_path, **options)
+    if case == "bfloat16":
+        file = tmp_path / "adapter_model.safetensors"
+        save_file({n: t.bfloat16() for n, t in load_file(file).items()}, file)
+    model = options.get("make", tiny_model)()
+    adapters = attach(model, options.get("targets", ("q_proj", "v_proj")), rank=4, alpha=8.0)
+    start_from(adapters, 8.0, tmp_path)
+    tolerance = 0.1 if case == "bfloat16" else 1e-5 * float(theirs.abs().max())
+    torch.testing.assert_close(logits(model), theirs, rtol=0, atol=tolerance)
+    assert all(not layer.shared.std_b.any() for layer in adapters.layers.values()), "stds start as they do"
+
+
+MISFITS = {
+    "rank": ({"r": 2, "lora_alpha": 4}, "its rank is 2, adapter.rank is 4"),
+    "alpha": ({"lora_alpha": 9}, "its alpha is 9, adapter.alpha is 8"),
+    "more targets": ({"targets": ("q_proj", "v_proj", "o_proj")}, r"only it adapts .*o_proj"),
+    "fewer targets": ({"targets": ("q_proj",)}, r"only adapter.targets adapts .*v_proj"),
+    "sizes": ({"make": lambda: tiny_model(hidden=64)}, "q_proj is 64 x 64 there and 32 x 32 here"),
+    "DoRA": ({"use_dora": True}, "use_dora=True"),
+    "bias": ({"bias": "lora_only"}, "bias='lora_only'"),
+    "saved modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    "rank by layer": ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_trust_31_a_start_that_does_not_fit_says_what_differs(case: str, tmp_path: Path) -> None:
+    options, message = MISFITS[case]
+    stock_lora(tmp_path, **options)
+    adapters = attach(tiny_model(), ("q_proj", "v_proj"), rank=4, alpha=8.0)
+    before = {name: tensor.clone() for name, tensor in adapters.state_dict("shared").items()}
+    with pytest.raises(AbmllError, match=message):
+        start_from(adapters, 8.0, tmp_path)
+    assert all(torch.equal(before[name], tensor) for name, tensor in adapters.state_dict("shared").items())
+
+
+def edited(folder: Path, **values: Any) -> None:
+    """Other values in adapter_config.json."""
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+BROKEN = {
+    "no folder": (lambda f: f / "nowhere", "no such folder"),
+    "no configuration": (lambda f: (f / "adapter_config.json").unlink(), r"adapter_config\.json: cannot be read"),
+    "not JSON": (lambda f: (f / "adapter_config.json").write_text("{"), r"adapter_config\.json: not JSON"),
+    "a list": (lambda f: (f / "adapter_config.json").write_text("[]"), "not a JSON object"),
+    "name twice": (lambda f: (f / "adapter_config.json").write_text('{"r": 1, "r": 2}'), "given twice"),
+    "another method": (lambda f: edited(f, peft_type="IA3"), "peft_type is 'IA3'"),
+    "no rank": (lambda f: edited(f, r=None), "r is None"),
+    "rank is true": (lambda f: edited(f, r=True), "r is True"),
+    "rank of another file": (lambda f: edited(f, r=5), "says r=5"),
+    "PiSSA": (lambda f: edited(f, init_lora_weights="pissa"), "changes the base weights"),
+    "activated LoRA": (lambda f: edited(f, alora_invocation_tokens=[1]), "alora_invocation_tokens"),
+    "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), r"adapter_model\.safetensors: cannot"),
+    "huge configuration": (lambda f: (f / "adapter_config.json").write_text(" " * (5 << 20)), "too many"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_lora_is_an_error_that_names_the_file(case: str, tmp_path: Path) -> None:
+    stock_lora(tmp_path)
+    damage, message = BROKEN[case]
+    folder = damage(tmp_path)
+    with pytest.raises(AbmllError, match=message):
+        read_peft(folder if isinstance(folder, Path) and not folder.exists() else tmp_path)
+
+
+@pytest.mark.parametrize("name", ["half a pair", "a bias", "no prefix"])
+def test_trust_31_tensors_that_are_no_pair_are_refused(name: str, tmp_path: Path) -> None:
+    stock_lora(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    first = next(iter(tensors))
+    if name == "half a pair":
+        del tensors[first]
+    elif name == "a bias":
+        tensors["base_model.model.model.layers.0.self_attn.q_proj.bias"] = torch.zeros(32)
+    else:
+        tensors[first.removeprefix("base_model.")] = tensors.pop(first)
+    save_file(tensors, file)
+    with pytest.raises(AbmllError, match=r"adapter_model\.safetensors"):
+        read_peft(tmp_path)
+
+
+def test_trust_41_a_pickled_lora_is_named_and_never_opened(tmp_path: Path) -> None:
+    stock_lora(tmp_path)
+    canary = tmp_path / "canary"
+    payload = b"cos\nsystem\n(S'touch %s'\ntR." % str(canary).encode()
+    (tmp_path / "adapter_model.safetensors").unlink()
+    (tmp_path / "adapter_model.bin").write_bytes(payload)
+    with pytest.raises(AbmllError, match=r"adapter_model\.bin"):
+        read_peft(tmp_path)
+    assert not canary.exists()
+
+
+def test_a_start_made_for_another_model_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stock_lora(tmp_path)
+    edited(tmp_path, base_model_name_or_path="somebody/other-model")
+    start_from(attach(tiny_model(), rank=4, alpha=8.0), 8.0, tmp_path, "somebody/this-model")
+    assert "somebody/other-model" in caplog.text
+    caplog.clear()
+    start_from(attach(tiny_model(), rank=4, alpha=8.0), 8.0, tmp_path, "elsewhere/other-model")
+    assert not caplog.text

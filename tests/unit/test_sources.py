@@ -364,3 +364,46 @@ def test_the_error_can_be_printed_whatever_the_file_holds(tmp_path: Path) -> Non
     with pytest.raises(AbmllError) as caught:
         load_tasks(folder)
     assert str(caught.value).encode()
+
+
+def test_trust_14_bad_rows_may_be_skipped_and_are_counted_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = {**GOOD, "id": "r", "question": "Which is a gas?"}
+    write_jsonl(tmp_path / "a.train.jsonl", "{", GOOD, {**GOOD, "id": "s", "answer": 9}, GOOD)
+    write_jsonl(tmp_path / "a.test.jsonl", other, {**GOOD, "id": "t", "choices": ["iron", "oxygen"], "answer": 0})
+    with pytest.raises(AbmllError, match="4 bad rows; nothing was loaded"):
+        load_tasks(tmp_path)
+    (task,) = load_tasks(tmp_path, on_bad_row="skip")
+    assert ([q.id for q in task.train], [q.id for q in task.test], task.skipped) == (["q"], ["r"], 4)
+    assert f"skipped 3 of 4 rows; the first: {tmp_path}/a.train.jsonl:1: not JSON" in caplog.text
+    assert "skipped 1 of 2 rows; the first: " in caplog.text
+    assert [q.id for q in read_questions(tmp_path / "a.train.jsonl", on_bad_row="skip")] == ["q"]
+
+
+def test_trust_14_skipped_rows_are_the_same_ones_that_would_be_refused(tmp_path: Path) -> None:
+    rows = [{**row, "id": n} if isinstance(row, dict) else row for n, row in enumerate(BAD_ROWS.values())]
+    rows = [{**row, "id": True} if isinstance(row, dict) and row.get("id") == 14 else row for row in rows]
+    path = write_jsonl(tmp_path / "bad.jsonl", GOOD, *rows)
+    refused = reasons(path)
+    kept = {int(q.place.rsplit(":", 1)[1]) for q in read_questions(path, on_bad_row="skip")}
+    assert kept == set(range(1, len(rows) + 2)) - set(refused)
+
+
+def test_trust_18_a_file_without_one_good_row_is_refused_even_so(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.train.jsonl", "{", "[1]")
+    write_jsonl(tmp_path / "b.train.jsonl", GOOD)
+    with pytest.raises(AbmllError, match="2 bad rows; nothing was loaded"):
+        load_tasks(tmp_path, on_bad_row="skip")
+    (tmp_path / "a.train.jsonl").write_text("")
+    with pytest.raises(AbmllError, match="the file has no rows"):
+        load_tasks(tmp_path, on_bad_row="skip")
+
+
+def test_a_question_knows_where_it_was_read_and_is_the_same_wherever_that_was(tmp_path: Path) -> None:
+    here, there = (write_jsonl(tmp_path / f"{name}.jsonl", "", GOOD) for name in ("here", "there"))
+    (first,), (second,) = read_questions(here), read_questions(there)
+    assert (first.place, second.place) == (f"{here}:2", f"{there}:2")
+    assert first == second
+    assert hash(first) == hash(second)
+    assert "here" not in repr(first)

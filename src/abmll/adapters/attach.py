@@ -84,7 +84,17 @@ def find_targets(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn
         _check_every_target_matched(targets, matched, linear)
     if not matched:
         raise AbmllError(f"adapter.targets: {targets!r} matches no linear layer. {_what_is_there(linear)}")
+    _check_untied(model, matched, output)
     return matched
+
+
+def _check_untied(model: nn.Module, matched: dict[str, nn.Module], output: nn.Module | None) -> None:
+    """An adapter on tied weights would be merged into the embeddings too, and PEFT warns of it at each load."""
+    inputs = getattr(model, "get_input_embeddings", lambda: None)()
+    tied = output is not None and inputs is not None and getattr(output, "weight", 0) is getattr(inputs, "weight", 1)
+    for path, module in matched.items():
+        if tied and module is output:
+            raise AbmllError(f"adapter.targets: {path} shares its weights with the embeddings; leave it out")
 
 
 def _check_every_target_matched(

@@ -1,4 +1,4 @@
-"""The command line: train | adapt | score | compare | report."""
+"""The command line: train | adapt | score | compare | report | export | tasks."""
 
 import logging
 import sys
@@ -11,7 +11,9 @@ from rich.logging import RichHandler
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
+from abmll.cli.export import export
 from abmll.cli.progress import ProgressDisplay
+from abmll.cli.tasks import tasks_app
 from abmll.config import CompareConfig, RunConfig, TaskSource, load_config
 from abmll.errors import AbmllError
 from abmll.metrics.predictions import read_predictions
@@ -20,6 +22,7 @@ from abmll.report import render_terminal, write_report
 from abmll.running.build import build_system, load_base, tasks_of
 from abmll.running.compare import run_comparison
 from abmll.running.estimate import describe, estimate
+from abmll.running.roles import load_run_tasks, without_leaks
 from abmll.running.target import Target, Timer
 from abmll.running.train import restore_theta
 from abmll.running.world import join_world, leave_world
@@ -37,6 +40,9 @@ app = typer.Typer(
     `abmll train my.yaml method.inner_steps=3 model.device=cuda`.""",
 )
 out_console, err_console = Console(), Console(stderr=True)
+
+app.command()(export)
+app.add_typer(tasks_app, name="tasks")
 
 Recipe = Annotated[Path, typer.Argument(help="A run configuration (YAML).", show_default=False)]
 Overrides = Annotated[
@@ -59,8 +65,9 @@ def train(recipe: Recipe, overrides: Overrides = None, out: Out = None, dry_run:
     if dry_run:
         _show(config, [config])
         return
+    tasks = without_leaks(config, load_run_tasks(config))
     folder, world = out or Path("runs") / config.name, join_world()
-    target = Target(config.name, config, folder, tasks_of(config.tasks.train), (), tasks_of(config.tasks.validation))
+    target = Target(config.name, config, folder, tasks.train, (), tasks.validation)
     with ProgressDisplay(err_console) as display:
         display({"event": "plan", "units": target.units(), "done": 0})
         display({"event": "loading", "model": config.model.source or config.model.shape})

@@ -33,6 +33,7 @@ class LanguageModel:
         device: where the weights are.
         fingerprint: SHA-256 over the configuration and a sample of the weights, see `model_fingerprint`.
         tokenizer_hash: SHA-256 over all that decides what text becomes which tokens, see `hash_tokenizer`.
+        architecture: SHA-256 over what two quantisations of one model share, see `hash_architecture`.
     """
 
     model: PreTrainedModel
@@ -43,6 +44,7 @@ class LanguageModel:
     device: torch.device
     fingerprint: str
     tokenizer_hash: str
+    architecture: str = ""
 
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
@@ -79,6 +81,24 @@ def model_fingerprint(model: PreTrainedModel) -> str:
         sample = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES]
         digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()
+
+
+def hash_architecture(model: PreTrainedModel) -> str:
+    """SHA-256, in hex, over the layers of a model: the same for any weights, dtype and packing of them.
+
+    It covers the model type, path and size of every linear and embedding layer, and the number of attention heads.
+    """
+    heads = [getattr(model.config, name, None) for name in ("model_type", "num_attention_heads", "num_key_value_heads")]
+    lines = [f"{heads}"]
+    for path, module in model.named_modules():
+        sizes = [getattr(module, name, None) for name in ("in_features", "out_features")]
+        if type(module).__name__ == "Conv1D":  # GPT-2's, which bitsandbytes turns into linear layers
+            sizes = list(module.weight.shape)
+        if isinstance(module, nn.Embedding):
+            sizes = [module.num_embeddings, module.embedding_dim]
+        if None not in sizes:
+            lines.append(f"{path} {sizes[0]} {sizes[1]}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from abmll.errors import AbmllError, unknown_name
 from abmll.models.gguf import load_gguf
-from abmll.models.language_model import LanguageModel, hash_tokenizer, model_fingerprint
+from abmll.models.language_model import LanguageModel, hash_architecture, hash_tokenizer, model_fingerprint
 from abmll.models.pretrained import COMMIT, FAILURES, explain, read_pretrained
+from abmll.models.quantised import keep_differentiable, quantisation_config
 from abmll.models.shapes import build_shape
 
 DTYPES = {
@@ -50,6 +51,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     attention: str = "sdpa",
+    quantisation: str | None = None,
     seed: int = 0,
 ) -> LanguageModel:
     """Load a causal language model and freeze it; or build one of a known shape with random weights.
@@ -63,6 +65,8 @@ def load_model(
         revision: commit, tag or branch of a hub id.
         trust_remote_code: run the code that a hub repository brings. Only at a commit: `revision` must be one.
         attention: "sdpa", "eager", "flex_attention" or "flash_attention_2".
+        quantisation: "4bit" or "8bit" packs the linear layers of a folder or hub id by bitsandbytes; such a model can
+            be adapted, but not merged into.
         seed: of the random weights of a shape; without effect for a source.
 
     Raises:
@@ -76,6 +80,9 @@ def load_model(
     check_attention(attention)
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
+    packing = quantisation_config(quantisation, kind) if quantisation else None
+    if packing is not None and (source is None or find_gguf(source, revision)):
+        raise AbmllError(f"model.quantisation={quantisation}: a folder or hub id can be packed, not {source or shape}")
     if source is None:
         assert shape is not None
         model, tokenizer = build_shape(shape, dtype=kind, device=where, attention=attention, seed=seed)
@@ -87,7 +94,13 @@ def load_model(
         return _freeze(model, tokenizer, source, _version(source, revision))
     place = find_folder(source, revision) or source
     model, tokenizer = read_pretrained(
-        place, dtype=kind, device=where, attention=attention, revision=revision, trust_remote_code=trust_remote_code
+        place,
+        dtype=kind,
+        device=where,
+        attention=attention,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        packing=packing,
     )
     commit = getattr(model.config, "_commit_hash", None)
     return _freeze(model, tokenizer, source, commit or revision)
@@ -142,6 +155,7 @@ def _freeze(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None
 ) -> LanguageModel:
     model.eval().requires_grad_(False)
+    keep_differentiable(model)
     if tokenizer.pad_token is None:  # padding is masked, so any token will do and no embedding is added
         if tokenizer.eos_token is None:
             raise AbmllError(f"model {name!r}: its tokenizer has neither a pad nor an eos token; declare one in it")
@@ -155,6 +169,7 @@ def _freeze(
         device=model.device,
         fingerprint=model_fingerprint(model),
         tokenizer_hash=hash_tokenizer(tokenizer),
+        architecture=hash_architecture(model),
     )
 
 

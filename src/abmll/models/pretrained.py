@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -32,15 +33,18 @@ def read_pretrained(
     attention: str = "sdpa",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    packing: BitsAndBytesConfig | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a hub id or a folder; safetensors only, straight onto the device in the dtype.
+    """Model and tokenizer of a hub id or a folder; safetensors only, straight onto the device in the dtype (or packed).
 
     Raises:
         AbmllError: whatever went wrong, and what to do.
     """
     try:
         _check_config(source, revision, trust_remote_code)
-        return _read(source, dtype, device, attention, revision=revision, trust_remote_code=trust_remote_code)
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        packed = {"quantization_config": packing} if packing else {}
+        return _read(source, dtype, device, attention, **options, **packed)
     except AbmllError:
         raise
     except FAILURES as error:

@@ -46,6 +46,7 @@ def load_base(config: ModelConfig) -> LanguageModel:
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
         attention=config.attention,
+        quantisation=config.quantisation,
     )
 
 
@@ -113,7 +114,9 @@ def _std_options(settings: Settings) -> dict[str, Any]:
 
 def tasks_of(source: TaskSource | None) -> tuple[Task, ...]:
     """The tasks that a configuration names; none for None."""
-    return () if source is None else load_tasks(source.source, source.names, merge_choices=source.merge_choices)
+    if source is None:
+        return ()
+    return load_tasks(source.source, source.names, merge_choices=source.merge_choices, on_bad_row=source.on_bad_row)
 
 
 def build_episodes(config: RunConfig, tasks: tuple[Task, ...]) -> Episodes:

@@ -10,7 +10,8 @@ from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.files import write_text
 from abmll.models import LanguageModel
-from abmll.running.build import build_episodes, check_tasks, method_settings, tasks_of
+from abmll.running.build import build_episodes, check_tasks, method_settings
+from abmll.running.roles import RunTasks, load_run_tasks, without_leaks
 from abmll.running.target import Target, row_names
 from abmll.running.world import World
 
@@ -35,20 +36,22 @@ def run_comparison(
         listener: told of progress.
         world: the ranks that train together.
     """
-    train, unseen, validation = (
-        tasks_of(s) for s in (config.tasks.train, config.tasks.unseen, config.tasks.validation)
-    )
-    if not unseen:
+    tasks = load_run_tasks(config)
+    if not tasks.unseen:
         raise AbmllError("tasks.unseen names no task to compare on")
     runs = [(name, seed, config.run(name, seed)) for name, seed in itertools.product(config.systems, config.seeds)]
     for _, _, run in runs:
         method_settings(run)
-        build_episodes(run, train)
-    check_tasks(config, train, unseen + validation)
+    tasks = _checked(config, tasks)
+    for _, _, run in runs:
+        build_episodes(run, tasks.train)
     _check_rows(config)
-    _keep_configuration(config, out, runs, [t.name for t in unseen], world)
+    _keep_configuration(config, out, runs, tasks, world)
     targets = [
-        (seed, Target(name, run, out / name / f"seed-{seed}", train, unseen, validation, config.curve))
+        (
+            seed,
+            Target(name, run, out / name / f"seed-{seed}", tasks.train, tasks.unseen, tasks.validation, config.curve),
+        )
         for name, seed, run in runs
     ]
     missing = [(seed, target) for seed, target in targets if not target.done()]
@@ -62,6 +65,21 @@ def run_comparison(
         target.make(base, listener, world)
 
 
+def _checked(config: CompareConfig, tasks: RunTasks) -> RunTasks:
+    """The tasks, none with two roles or too small, and without leaks."""
+    check_tasks(config, tasks.train, tasks.unseen + tasks.validation)  # first: a task in two roles leaks every row
+    clean = without_leaks(config, tasks)
+    check_tasks(config, clean.train, clean.unseen + clean.validation)
+    return clean
+
+
+def _skipped(tasks: RunTasks) -> str:
+    """Says in the report how many bad rows were left out."""
+    every = tasks.train + tasks.validation + tasks.unseen
+    counts = ", ".join(f"{task.name} {task.skipped:,}" for task in every if task.skipped)
+    return f"Bad rows left out: {counts}." if counts else ""
+
+
 def _check_rows(config: CompareConfig) -> None:
     """Refuse a system whose name is that of another's row of mean weights: they would share a folder."""
     rows = [row for name in config.systems for row in row_names(name, config.run(name, config.seeds[0]))]
@@ -71,7 +89,7 @@ def _check_rows(config: CompareConfig) -> None:
 
 
 def _keep_configuration(
-    config: CompareConfig, out: Path, runs: list[tuple[str, int, RunConfig]], tasks: list[str], world: World
+    config: CompareConfig, out: Path, runs: list[tuple[str, int, RunConfig]], tasks: RunTasks, world: World
 ) -> None:
     """Write what is compared, refusing to mix with results of another configuration."""
     if not world.is_main:
@@ -91,12 +109,12 @@ def _keep_configuration(
     rows = [row for name, seed, run in runs if seed == config.seeds[0] for row in row_names(name, run)]
     described = {
         "name": config.name,
-        "note": config.note,
+        "note": " ".join(filter(None, (config.note, _skipped(tasks)))),
         "systems": rows,
         "seeds": list(config.seeds),
         "draws": config.adaptation.draws,
         "reference": config.reference,
-        "tasks": tasks,
+        "tasks": [task.name for task in tasks.unseen],
     }
     write_text(out / "config.yaml", config.to_yaml())
     write_text(out / "comparison.json", json.dumps(described, indent=1, ensure_ascii=False) + "\n")

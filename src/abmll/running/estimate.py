@@ -1,8 +1,10 @@
 """What a run will take, before it is started: steps, examples, memory. No weight is loaded."""
 
+import math
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from abmll.adapters.attach import features, find_targets
 from abmll.config import RunConfig
@@ -62,10 +64,17 @@ def estimate(config: RunConfig) -> Estimate:
         examples=batches * settings.batch_size,
         base_parameters=count_parameters(model),
         adapter_parameters=factors,
-        weight_bytes=count_parameters(model) * dtype.itemsize,
+        weight_bytes=_weight_bytes(model, dtype, config.model.quantisation),
         adapter_bytes=factors * 4 * 2 * 4,
         activation_bytes=_activation_bytes(model.config, questions * config.likelihood.max_tokens, dtype),
     )
+
+
+def _weight_bytes(model: PreTrainedModel, dtype: torch.dtype, quantisation: str | None) -> int:
+    """Bytes of the weights; packed ones are those of linear layers but the output, NF4's with 4 bytes per 64."""
+    packed = sum(math.prod(features(x)) for x in find_targets(model, "all-linear").values()) if quantisation else 0
+    each = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}.get(quantisation or "", 0.0)
+    return (count_parameters(model) - packed) * dtype.itemsize + round(packed * each)
 
 
 def _activation_bytes(shape: object, tokens: int, dtype: torch.dtype) -> int:

@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
-from abmll.adapters.peft import write_peft
+from abmll.adapters.folder import write_adapter
+from abmll.adapters.peft import start_from
 from abmll.config import RunConfig
 from abmll.files import write_json
 from abmll.methods import method_class
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.models import LanguageModel
 from abmll.running.adapt import AdaptationPlan, PredictionPlan, adapt, mean_nll, predict
+from abmll.running.adapters import adapter_of
 from abmll.running.build import (
     System,
     adaptation_plan,
@@ -112,13 +114,20 @@ class Target:
 
         if world.is_main:
             self.run.write_config(self.config.to_yaml())
+        self._start(system)
         validate = (lambda: self.validation_nll(system)) if self.validation else None
         with timer("train_seconds"):
             plan = training_plan(self.config, self.points)
             final = meta_train(system.method, self.episodes, system.batcher, plan, self.run, world, validate, tell)
         if world.is_main:
-            write_peft(system.method.adapters, self.folder / "adapter", system.language_model.name, system.alpha)
+            write_adapter(adapter_of(self.config, system, "shared"), self.folder / "adapter")
         return final
+
+    def _start(self, system: System) -> None:
+        """The means of an ordinary LoRA, if one is to be the start; a run that goes on has its own already."""
+        if self.config.adapter.start is not None and self.run.latest() is None:
+            folder = Path(self.config.adapter.start).expanduser()
+            start_from(system.method.adapters, system.alpha, folder, system.language_model.name)
 
     def evaluate(self, system: System, final: int, listener: Listener, timer: "Timer") -> None:
         """Adapt to every unseen task and predict, at each point of the curve up to `final`."""

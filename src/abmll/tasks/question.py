@@ -13,6 +13,7 @@ class Question:
         choices: two or more different texts; never truncated.
         answer: index of the right choice, from 0; None when it is not known (rows to predict).
         context: a passage to read first, maybe empty; the only part that may be truncated.
+        place: where it was read, as file:line, for messages; "" where it was made. No part of what it is.
 
     >>> Question("q1", "Which is a metal?", ("iron", "oxygen"), 0).choices[0]
     'iron'
@@ -23,11 +24,18 @@ class Question:
     choices: tuple[str, ...]
     answer: int | None
     context: str = ""
+    place: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Task:
     """A named set of questions: `train` rows to learn or adapt from, `test` rows to score.
+
+    Attributes:
+        name, train, test: as above.
+        source: where it came from.
+        licence: of its rows.
+        skipped: bad rows that were left out of it, where that was asked for.
 
     >>> rows = tuple(Question(str(i), "True?", ("yes", "no"), i % 2) for i in range(4))
     >>> Task("truth", train=rows[:2], test=rows[2:]).fixed_labels
@@ -39,6 +47,7 @@ class Task:
     test: tuple[Question, ...] = ()
     source: str = ""
     licence: str = ""
+    skipped: int = 0
     _labels: tuple[str, ...] | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:

@@ -1,14 +1,16 @@
-"""Where tasks come from: built-in families, a folder of tables, one table."""
+"""Where tasks come from: built-in families, the hub's sets, a folder of tables, one table."""
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from abmll.errors import AbmllError, unknown_name
 from abmll.tasks.builtin import builtin_names, builtin_task, builtin_tasks
+from abmll.tasks.catalogue.entries import catalogue_names
+from abmll.tasks.catalogue.load import load_hub_task
 from abmll.tasks.question import Question, Task
-from abmll.tasks.rows import BadRow, printable, question_from_row, report, same_question, shown
+from abmll.tasks.reading import OnBadRow, Rows, collect, reject_repeats, settle
+from abmll.tasks.rows import printable, shown
 from abmll.tasks.tables import EXTENSIONS, read_rows
 
 _SPLIT_FILE = re.compile(rf"(?P<name>.+)\.(?P<split>train|test)\.(?:{'|'.join(EXTENSIONS)})", re.I | re.S)
@@ -16,16 +18,23 @@ _TASK_NAME = re.compile(r"[^\W_][\w .+-]{0,99}")  # it becomes a file name: pred
 
 
 def load_tasks(
-    spec: str | Path, names: Sequence[str] | None = None, *, merge_choices: bool = False
+    spec: str | Path,
+    names: Sequence[str] | None = None,
+    *,
+    merge_choices: bool = False,
+    on_bad_row: OnBadRow = "error",
 ) -> tuple[Task, ...]:
     """The tasks that `spec` names, in a fixed order.
 
     Args:
         spec: "builtin" (all families for meta-training), "builtin:held-out" (the three others),
-            "builtin:NAME"; or a folder with NAME.train.jsonl and NAME.test.jsonl (or .csv, .parquet); or the
-            path of one such task without ".train.jsonl"; or one file, all `train` if its name has no split.
+            "builtin:NAME"; "hub:NAME" (a set of the catalogue, from the Hugging Face hub) or "hub" with `names`;
+            or a folder with NAME.train.jsonl and NAME.test.jsonl (or .csv, .parquet); or the path of one such task
+            without ".train.jsonl"; or one file, all `train` if its name has no split.
         names: only these tasks, in this order; None for all.
         merge_choices: a choice that is given twice in a row is dropped rather than reported.
+        on_bad_row: "error" refuses everything if any row is bad; "skip" leaves bad rows out, counts them in
+            `Task.skipped` and says so in the log.
 
     Raises:
         AbmllError: nothing is there, a name is unknown, or any row is bad (all of them, as file:line: reason).
@@ -34,83 +43,53 @@ def load_tasks(
     ['capitals', 'plurals']
     """
     wanted = _wanted(names)
-    if isinstance(spec, str) and (spec == "builtin" or spec.startswith("builtin:")):
-        return _load_builtin(spec.removeprefix("builtin").removeprefix(":"), wanted)
+    kind, _, which = str(spec).partition(":")
+    if isinstance(spec, str) and kind == "builtin":
+        return _load_builtin(which, wanted)
+    if isinstance(spec, str) and kind == "hub":
+        return _load_hub(which, wanted, merge_choices, on_bad_row)
     files = _select(_find(Path(spec)), wanted)
-    problems: list[str] = []
-    tasks = tuple(_load_task(name, splits, merge_choices, problems) for name, splits in files.items())
-    if problems:
-        raise report(problems)
-    return tasks
+    read = {
+        name: {split: _read(path, True, merge_choices) for split, path in splits.items()}
+        for name, splits in files.items()
+    }
+    for splits in read.values():
+        if len(splits) == 2:
+            reject_repeats(splits["train"], splits["test"])
+    if on_bad_row == "error":
+        settle([rows for splits in read.values() for rows in splits.values()], on_bad_row)  # of all tasks at once
+    return tuple(_task(name, splits, files[name], on_bad_row) for name, splits in read.items())
 
 
-def read_questions(path: str | Path, labelled: bool = True, *, merge_choices: bool = False) -> tuple[Question, ...]:
+def read_questions(
+    path: str | Path, labelled: bool = True, *, merge_choices: bool = False, on_bad_row: OnBadRow = "error"
+) -> tuple[Question, ...]:
     """The questions of one JSONL, CSV or Parquet file.
 
     Args:
         path: the file.
         labelled: False allows rows without an answer (rows to predict); their `answer` is None.
         merge_choices: a choice that is given twice in a row is dropped rather than reported.
+        on_bad_row: "error" refuses the file if any row is bad; "skip" leaves bad rows out and says so in the log.
 
     Raises:
         AbmllError: the file cannot be read, has no rows, or any row is bad (all of them, as file:line: reason).
     """
     rows = _read(Path(path), labelled, merge_choices)
-    if rows.problems:
-        raise report(rows.problems)
+    settle([rows], on_bad_row)
     return tuple(rows.questions)
 
 
-@dataclass
-class _Rows:
-    path: Path
-    questions: list[Question] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    def reject(self, line: int, reason: object) -> None:
-        self.problems.append(f"{printable(self.path)}:{line}: {reason}")
-
-
-def _read(path: Path, labelled: bool, merge_choices: bool) -> _Rows:
-    rows = _Rows(path)
-    ids: dict[str, int] = {}
+def _read(path: Path, labelled: bool, merge_choices: bool) -> Rows:
     untyped = path.suffix.lower() == ".csv"
-    for line, row in read_rows(path):
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            question = question_from_row(row, str(line), labelled, untyped, merge_choices)
-        except BadRow as reason:
-            rows.reject(line, reason)
-            continue
-        first = ids.setdefault(question.id, line)
-        if first != line:
-            rows.reject(line, f"id {shown(question.id)} is that of line {first} too")
-        rows.questions.append(question)
-        rows.lines.append(line)
-    if not rows.questions and not rows.problems:
-        rows.reject(1, "the file has no rows")
-    return rows
+    return collect(printable(path), read_rows(path), labelled=labelled, untyped=untyped, merge_choices=merge_choices)
 
 
-def _load_task(name: str, splits: dict[str, Path], merge_choices: bool, problems: list[str]) -> Task:
-    """One task from its files; what is wrong is added to `problems`."""
-    read = {split: _read(path, True, merge_choices) for split, path in splits.items()}
-    if len(read) == 2:
-        _reject_leaks(read["train"], read["test"])
-    for rows in read.values():
-        problems += rows.problems
-    questions = {split: tuple(rows.questions) for split, rows in read.items()}
-    source = ", ".join(str(path) for path in splits.values())
-    return Task(name, questions.get("train", ()), questions.get("test", ()), source)
-
-
-def _reject_leaks(train: _Rows, test: _Rows) -> None:
-    seen = {same_question(q): line for q, line in zip(train.questions, train.lines, strict=True)}
-    for question, line in zip(test.questions, test.lines, strict=True):
-        if (first := seen.get(same_question(question))) is not None:
-            test.reject(line, f"the same question is in {printable(train.path.name)}:{first}, the train rows")
+def _task(name: str, splits: dict[str, Rows], files: dict[str, Path], on_bad_row: OnBadRow) -> Task:
+    skipped = settle(list(splits.values()), on_bad_row)
+    questions = {split: tuple(rows.questions) for split, rows in splits.items()}
+    source = ", ".join(str(path) for path in files.values())
+    return Task(name, questions.get("train", ()), questions.get("test", ()), source, skipped=skipped)
 
 
 def _wanted(names: Sequence[str] | None) -> list[str] | None:
@@ -132,6 +111,21 @@ def _load_builtin(which: str, wanted: list[str] | None) -> tuple[Task, ...]:
         if name not in known:
             raise unknown_name("task", name, known)
     return tuple(builtin_task(name) for name in wanted or known)
+
+
+def _load_hub(which: str, wanted: list[str] | None, merge_choices: bool, on_bad_row: OnBadRow) -> tuple[Task, ...]:
+    names = [which] if which else wanted
+    if names is None:
+        raise AbmllError(
+            "source 'hub' alone would fetch the whole catalogue: name tasks (names: [arc_easy, ...], or hub:arc_easy). "
+            "`abmll tasks list` shows them"
+        )
+    if which and wanted not in (None, [which]):
+        raise unknown_name("task", next(name for name in wanted or () if name != which), [which])
+    for name in names:
+        if name not in catalogue_names():
+            raise unknown_name("hub task", name, catalogue_names())
+    return tuple(load_hub_task(name, merge_choices=merge_choices, on_bad_row=on_bad_row) for name in names)
 
 
 def _select(files: dict[str, dict[str, Path]], wanted: list[str] | None) -> dict[str, dict[str, Path]]:
@@ -167,7 +161,7 @@ def _find(path: Path) -> dict[str, dict[str, Path]]:
             raise
         raise AbmllError(f"{path!r} is not a path ({error})") from None
     raise AbmllError(
-        f"{printable(path)}: no such folder or file. Tasks are 'builtin', a folder of NAME.train.jsonl and "
+        f"{printable(path)}: no such folder or file. Tasks are 'builtin', 'hub:NAME', a folder of NAME.train.jsonl and "
         "NAME.test.jsonl (or .csv, .parquet), or one such file"
     )
 

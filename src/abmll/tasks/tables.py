@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +132,36 @@ def _undecodable_lines(data: bytes) -> Iterator[Row]:
 
 
 def _parquet_rows(data: bytes) -> Iterator[Row]:
+    def wanted(names: list[str]) -> list[str]:
+        if "question" not in names:
+            raise BadRow(f"no column 'question'; the file has {', '.join(map(shown, names)) or 'none'}")
+        return [name for name in names if name in FIELDS or CHOICE_COLUMN.fullmatch(name)]
+
+    return _parquet_columns(data, wanted)
+
+
+def parquet_rows(data: bytes, columns: Collection[str]) -> Iterator[Row]:
+    """The rows of a Parquet file in any layout, with those columns alone.
+
+    Args:
+        data: the file's bytes.
+        columns: names of its columns, each of which it must have.
+    """
+
+    def wanted(names: list[str]) -> list[str]:
+        if missing := sorted(set(columns) - set(names)):
+            raise BadRow(f"no column {', '.join(map(shown, missing))}; the file has {', '.join(map(shown, names))}")
+        return [name for name in names if name in columns]
+
+    return _parquet_columns(data, wanted)
+
+
+def _parquet_columns(data: bytes, wanted: Callable[[list[str]], list[str]]) -> Iterator[Row]:
     try:
         file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
-        names = [n for n in file.schema_arrow.names if n in FIELDS or CHOICE_COLUMN.fullmatch(n)]
+        names = wanted(file.schema_arrow.names)
         if len(set(names)) < len(names):
             raise BadRow("a column is given twice")
-        if "question" not in names:
-            found = ", ".join(map(shown, file.schema_arrow.names))
-            raise BadRow(f"no column 'question'; the file has {found or 'none'}")
         number = 0
         for batch in file.iter_batches(columns=names):
             for place in range(batch.num_rows):

@@ -1,0 +1,199 @@
+"""The mean as a LoRA, with the temperature that brings its probabilities nearest to those of averaged draws."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp, softmax, xlogy
+
+from abmll.adapters.facts import StoredAdapter
+from abmll.adapters.folder import write_adapter
+from abmll.errors import AbmllError
+from abmll.exporting.mean import source_of
+from abmll.exporting.place import REPORT_FILE, check_size
+from abmll.files import write_json
+from abmll.metrics.calibration import TEMPERATURES
+from abmll.metrics.predictions import Prediction
+from abmll.running.adapt import PredictionPlan, predict
+from abmll.running.build import System
+from abmll.running.posterior import POSTERIOR
+from abmll.tasks.question import Question, Task
+
+CALIBRATION_FILE = "calibration.json"
+FORMAT = 1
+_LEAST = 1e-300  # of a probability: its logarithm stays finite
+USE = {
+    "letter": (
+        "Ask for one token after the prompt and for the log-probabilities of the answer letters (vLLM: logprobs; "
+        "llama.cpp: n_probs). Probability of a choice: exp(log-probability of its letter / temperature), divided by "
+        "the sum of these over the question's letters."
+    ),
+    "cloze": (
+        "Score each choice as the sum of its tokens' log-probabilities after the prompt, divided by its length as "
+        "`normalisation` says (vLLM: prompt_logprobs). Probability of a choice: exp(score / temperature), divided by "
+        "the sum of these over the question's choices."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far choice probabilities are from those of the averaged draws, over the questions.
+
+    Attributes:
+        mean_kl: mean KL(averaged draws || these), nats.
+        largest: largest difference of one probability.
+        same_answer: share of questions with the same most probable choice.
+    """
+
+    mean_kl: float
+    largest: float
+    same_answer: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature for the mean, and what it achieves.
+
+    Attributes:
+        temperature: what scores are divided by before the softmax over choices; includes the likelihood's own.
+        relative_temperature: the same relative to the likelihood's own, 1 if the mean needs no calibration.
+        questions: fitted to and measured on.
+        draws: posterior draws 0 to draws - 1 that were averaged.
+        before: the mean as it is, against the averaged draws.
+        after: the mean at this temperature, against them.
+    """
+
+    temperature: float
+    relative_temperature: float
+    questions: int
+    draws: int
+    before: Difference
+    after: Difference
+
+
+def export_calibrated(
+    stored: StoredAdapter,
+    system: System,
+    questions: Sequence[Question],
+    out: Path | str,
+    *,
+    draws: int = 10,
+    batch_tokens: int = 4096,
+    confirmed: bool = False,
+) -> Calibration:
+    """Write the mean as `export_mean` does, and `calibration.json` with its temperature and what is left to the draws.
+
+    Args:
+        stored: what is written; the system's task slot holds it.
+        system: predicts.
+        questions: to fit the temperature to; their answers are not looked at.
+        out: a folder that is new or empty.
+        draws: posterior draws to average.
+        batch_tokens: most padded tokens of one forward pass.
+        confirmed: whether more than a gigabyte is meant.
+
+    Raises:
+        AbmllError: there are no stds or no questions, the folder is in use, or what was read is not what was written.
+        OSError: the disk is full, ...; nothing is left then.
+    """
+    out = Path(out)
+    if not stored.facts.has_std:
+        raise AbmllError("this system holds no stds: its mean is all there is, and needs no calibration to draws")
+    check_size(stored.bytes, out, confirmed)
+    found = calibrate(system, questions, draws=draws, batch_tokens=batch_tokens)
+    kind = stored.facts.likelihood.kind
+    text = {"format": FORMAT, "likelihood": stored.facts.likelihood.model_dump(), **asdict(found), "use": USE[kind]}
+
+    def calibration_too(place: Path) -> None:
+        write_json(place / CALIBRATION_FILE, text)
+        write_json(place / REPORT_FILE, {"kind": "calibrated mean", **source_of(stored)})
+
+    write_adapter(stored, out, calibration_too)
+    return found
+
+
+def calibrate(system: System, questions: Sequence[Question], *, draws: int, batch_tokens: int) -> Calibration:
+    """The temperature of the mean that is nearest to the averaged draws, and how near.
+
+    Raises:
+        AbmllError: there are no questions.
+    """
+    if not questions:
+        raise AbmllError("no questions to calibrate with: give a file of them (--questions)")
+    mean = _table(_predictions(system, questions, PredictionPlan("mean", 1, batch_tokens)))
+    averaged = _table(_predictions(system, questions, PredictionPlan("weight", draws, batch_tokens)))
+    relative = nearest_temperature(mean, averaged)
+    own = float(system.likelihood.log_temperature.detach().exp())
+    return Calibration(
+        temperature=relative * own,
+        relative_temperature=relative,
+        questions=len(questions),
+        draws=draws,
+        before=_difference(mean, averaged),
+        after=_difference(_tempered(mean, relative), averaged),
+    )
+
+
+def nearest_temperature(mean: Float[np.ndarray, "N K"], averaged: Float[np.ndarray, "N K"]) -> float:
+    """The temperature T in [0.05, 20] at which softmax(log mean / T) has the least mean KL from `averaged`.
+
+    The objective is convex in 1 / T. Choices that a question has not are zero in both.
+
+    >>> sharp, flat = np.array([[0.8, 0.2]]), np.array([[2 / 3, 1 / 3]])  # 0.8 : 0.2 is (2/3 : 1/3) squared
+    >>> round(nearest_temperature(sharp, flat), 4)
+    2.0
+    """
+    logits = _logits(mean)
+    known = np.where(np.isfinite(logits), logits, 0.0)
+
+    def loss(log_temperature: float) -> float:
+        scale = np.exp(-log_temperature)
+        cross = logsumexp(scale * logits, axis=1) - scale * (averaged * known).sum(axis=1)
+        return float(cross.mean())
+
+    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-7})
+    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+
+
+def spread_questions(tasks: Sequence[Task], count: int) -> tuple[Question, ...]:
+    """Up to `count` train rows, taken from the tasks in turn."""
+    turns = itertools.zip_longest(*(task.train for task in tasks))
+    rows = (question for turn in turns for question in turn if question is not None)
+    return tuple(itertools.islice(rows, count))
+
+
+def _predictions(system: System, questions: Sequence[Question], plan: PredictionPlan) -> tuple[Prediction, ...]:
+    return predict(system.method, system.likelihood, system.batcher, questions, plan, POSTERIOR)
+
+
+def _table(predictions: Sequence[Prediction]) -> Float[np.ndarray, "N K"]:
+    """Probabilities as one array; zero where a question has fewer choices, and nowhere else."""
+    width = max(len(p.probabilities) for p in predictions)
+    table = np.zeros((len(predictions), width))
+    for row, prediction in enumerate(predictions):
+        table[row, : len(prediction.probabilities)] = np.maximum(prediction.probabilities, _LEAST)
+    return table
+
+
+def _logits(table: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:
+    with np.errstate(divide="ignore"):
+        return np.log(table)
+
+
+def _tempered(table: Float[np.ndarray, "N K"], temperature: float) -> Float[np.ndarray, "N K"]:
+    found: Float[np.ndarray, "N K"] = softmax(_logits(table) / temperature, axis=1)
+    return found
+
+
+def _difference(table: Float[np.ndarray, "N K"], averaged: Float[np.ndarray, "N K"]) -> Difference:
+    kl = (xlogy(averaged, averaged) - xlogy(averaged, np.maximum(table, _LEAST))).sum(axis=1)
+    return Difference(
+        mean_kl=max(0.0, float(kl.mean())),
+        largest=float(np.abs(table - averaged).max()),
+        same_answer=float((table.argmax(axis=1) == averaged.argmax(axis=1)).mean()),
+    )

@@ -1,0 +1,36 @@
+"""The mean as a stock PEFT LoRA: the adapter of a run or a saved task, in a folder of its own."""
+
+import logging
+from pathlib import Path
+
+from abmll.adapters.facts import StoredAdapter
+from abmll.adapters.folder import write_adapter
+from abmll.exporting.place import REPORT_FILE, check_size
+from abmll.files import write_json
+
+logger = logging.getLogger(__name__)
+
+
+def export_mean(stored: StoredAdapter, out: Path | str, *, confirmed: bool = False) -> None:
+    """Write the means as a LoRA for any PEFT, vLLM or llama.cpp, the stds beside them, and read all of it again.
+
+    Args:
+        stored: from `read_adapter`.
+        out: a folder that is new or empty.
+        confirmed: whether more than a gigabyte is meant.
+
+    Raises:
+        AbmllError: the folder is in use, or what was read is not what was written.
+        OSError: the disk is full, ...; nothing is left then.
+    """
+    out = Path(out)
+    check_size(stored.bytes, out, confirmed)
+    if stored.moves_nothing:
+        logger.warning("%s: every mean is zero, so this LoRA changes nothing: was the run trained?", out)
+    write_adapter(stored, out, lambda place: write_json(place / REPORT_FILE, {"kind": "mean", **source_of(stored)}))
+
+
+def source_of(stored: StoredAdapter) -> dict[str, object]:
+    """What every export says of where it came from."""
+    facts = stored.facts
+    return {"slot": facts.slot, "method": facts.method, "base": facts.base.model_dump(), "by": facts.written_by}

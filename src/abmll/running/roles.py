@@ -1,0 +1,121 @@
+"""The tasks of a run by their roles (to train on, choose by, report), and that no row plays two of them."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from abmll.config import RunConfig
+from abmll.errors import AbmllError
+from abmll.running.build import tasks_of
+from abmll.tasks.leaks import Overlap, Row, overlaps, repeats, rows_of
+from abmll.tasks.question import Question, Task
+
+log = logging.getLogger(__name__)
+
+SHOWN = 20
+WORDS = {"same": "the same question as", "near": "nearly the same question as"}
+
+
+@dataclass(frozen=True)
+class RunTasks:
+    """A run's tasks: meta-trained on, chosen by, reported."""
+
+    train: tuple[Task, ...]
+    validation: tuple[Task, ...]
+    unseen: tuple[Task, ...]
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A row that is learned from, or chosen by, and is asked again where it must not have been seen.
+
+    Attributes:
+        overlap: the two rows.
+        first, second: what each of them is for.
+    """
+
+    overlap: Overlap
+    first: str
+    second: str
+
+    def __str__(self) -> str:
+        pair = self.overlap
+        return f"{pair.first.place} ({self.first}): {WORDS[pair.kind]} {pair.second.place} ({self.second})"
+
+
+def load_run_tasks(config: RunConfig) -> RunTasks:
+    """Every task that a configuration names."""
+    return RunTasks(tasks_of(config.tasks.train), tasks_of(config.tasks.validation), tasks_of(config.tasks.unseen))
+
+
+def without_leaks(config: RunConfig, tasks: RunTasks) -> RunTasks:
+    """The tasks, with `tasks.leak_check` done: refused, told, or without the rows that leak.
+
+    Raises:
+        AbmllError: `tasks.leak_check` is "error" and there are leaks; names the rows as file:line.
+    """
+    mode = config.tasks.leak_check
+    leaks = () if mode == "off" else find_leaks(tasks)
+    if not leaks:
+        return tasks
+    if mode == "error":
+        raise AbmllError(
+            f"{_told(leaks)}\nRemove one row of each pair. Or set tasks.leak_check=drop to leave out the row named "
+            "first, or tasks.leak_check=warn to go on with both"
+        )
+    log.warning("%s%s", _told(leaks), "\nThe rows named first are left out" if mode == "drop" else "")
+    return _dropped(tasks, leaks) if mode == "drop" else tasks
+
+
+def find_leaks(tasks: RunTasks) -> tuple[Leak, ...]:
+    """All leaks of a run's tasks.
+
+    What is trained on must not be adapted on, chosen by or reported; what is chosen by must not be reported; both down
+    to rows that are nearly the same. And within one task, no question may stand among the rows of an episode twice
+    (support and query), nor among those adapted on and those scored: here the very same ones alone count, as the
+    questions of one task may well be made after one pattern.
+    """
+    found = [Leak(pair.turned(), "a row of an episode", "another row of it") for pair in _repeats(tasks.train)]
+    purpose = {
+        row: f"{what}, in a task {role}"
+        for role, held in (("chosen by", tasks.validation), ("reported", tasks.unseen))
+        for what, split in (("adapted on", "train"), ("scored", "test"))
+        for row in _rows(held, split)
+    }
+    trained = _rows(tasks.train, "train")
+    found += [Leak(pair, "trained on", purpose[pair.second]) for pair in overlaps(trained, tuple(purpose))]
+    for task in tasks.validation + tasks.unseen:
+        within = overlaps(rows_of(task.name, task.train), rows_of(task.name, task.test), near=False)
+        found += [Leak(pair, "adapted on", "scored") for pair in within]
+    chosen, reported = (_rows(held, "train") + _rows(held, "test") for held in (tasks.validation, tasks.unseen))
+    return *found, *(Leak(pair, "chosen by", "reported") for pair in overlaps(chosen, reported))
+
+
+def _repeats(tasks: Iterable[Task]) -> tuple[Overlap, ...]:
+    return tuple(pair for task in tasks for pair in repeats(rows_of(task.name, task.train)))
+
+
+def _rows(tasks: Iterable[Task], split: str) -> tuple[Row, ...]:
+    return tuple(row for task in tasks for row in rows_of(task.name, getattr(task, split)))
+
+
+def _told(leaks: Sequence[Leak]) -> str:
+    lines = [
+        f"tasks: {len(leaks):,} leak{'s' * (len(leaks) != 1)} between rows learned from and rows that must be new:"
+    ]
+    lines += [f"  {leak}" for leak in leaks[:SHOWN]]
+    if len(leaks) > SHOWN:
+        lines.append(f"  ... and {len(leaks) - SHOWN:,} more; `abmll tasks check` shows all")
+    return "\n".join(lines)
+
+
+def _dropped(tasks: RunTasks, leaks: Iterable[Leak]) -> RunTasks:
+    leaving = {id(leak.overlap.first.question) for leak in leaks}
+
+    def kept(rows: tuple[Question, ...]) -> tuple[Question, ...]:
+        return tuple(question for question in rows if id(question) not in leaving)
+
+    def clean(of: tuple[Task, ...]) -> tuple[Task, ...]:
+        return tuple(replace(task, train=kept(task.train), test=kept(task.test)) for task in of)
+
+    return RunTasks(clean(tasks.train), clean(tasks.validation), clean(tasks.unseen))

@@ -1,0 +1,153 @@
+"""Task-adapted posteriors by name: `tasks/NAME/` in a run directory, each a stock PEFT LoRA with its stds beside it."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from abmll.adapters.facts import StoredAdapter
+from abmll.adapters.folder import read_adapter, write_adapter
+from abmll.config import RunConfig
+from abmll.errors import AbmllError, unknown_name
+from abmll.files import check_name, recover, write_json
+from abmll.running.adapters import adapter_of, use_adapter
+from abmll.running.build import System
+from abmll.tensors import strict_json
+
+DETAILS_FILE = "task.json"
+MOST_DETAILS = 4 << 20  # bytes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class SavedTask:
+    """One saved posterior: q(phi | D) of a task.
+
+    Attributes:
+        name: by which it is loaded.
+        folder: its files.
+        details: what was kept with it: how it was adapted, on what, ...
+        adapter: means and stds, and the facts about them.
+    """
+
+    name: str
+    folder: Path
+    details: dict[str, Any]
+    adapter: StoredAdapter
+
+
+def save_task(
+    run: Path | str,
+    name: str,
+    config: RunConfig,
+    system: System,
+    details: Mapping[str, Any] | None = None,
+    *,
+    replace: bool = False,
+) -> Path:
+    """Keep phi, as it is now, under a name; the folder is there whole or not at all.
+
+    Args:
+        run: the run directory.
+        name: of the saved task: up to 80 letters, digits, '-', '_' and '.'.
+        config: of the run.
+        system: its task slot is saved.
+        details: JSON values to keep with it.
+        replace: put it in the place of one of the same name.
+
+    Returns:
+        The folder, which stock PEFT loads too.
+
+    Raises:
+        AbmllError: the name cannot be one, or is taken.
+        OSError: the disk is full, ...; an earlier one of that name is then as it was.
+    """
+    run = Path(run)
+    folder = _folder(run, name)
+    taken = [other for other in _names(run) if other.lower() == name.lower()]
+    if taken and not (replace and taken == [name]):
+        raise AbmllError(f"{run} has a saved task {taken[0]!r} already: choose another name, or replace it")
+
+    def details_too(place: Path) -> None:
+        write_json(place / DETAILS_FILE, {"name": name, "details": dict(details or {})})
+
+    write_adapter(adapter_of(config, system, "task"), folder, details_too)
+    return folder
+
+
+def list_tasks(run: Path | str) -> tuple[SavedTask, ...]:
+    """The saved tasks of a run, by name; a damaged one is passed over with a warning."""
+    found = []
+    for name in _names(Path(run)):
+        try:
+            found.append(read_task(run, name))
+        except AbmllError as error:
+            logger.warning("%s; passed over", error)
+    return tuple(found)
+
+
+def read_task(run: Path | str, name: str) -> SavedTask:
+    """A saved task, apart from any model.
+
+    Raises:
+        AbmllError: there is none of that name (says which there are), or it is damaged.
+    """
+    run = Path(run)
+    folder = _folder(run, name)
+    if name not in _names(run):
+        raise unknown_name(f"saved task of {run}", name, _names(run))
+    adapter = read_adapter(folder)
+    if adapter.facts.slot != "task":
+        raise AbmllError(f"{folder}: holds the shared weights of a run, not a task's")
+    return SavedTask(name, folder, _read_details(folder / DETAILS_FILE), adapter)
+
+
+def load_task(run: Path | str, name: str, system: System) -> SavedTask:
+    """Put a saved posterior into phi of a system, ready to predict; theta stays as it is.
+
+    Raises:
+        AbmllError: there is none of that name, it is damaged, or it belongs to another base model.
+    """
+    saved = read_task(run, name)
+    use_adapter(saved.adapter, system, saved.folder, ("task",))
+    return saved
+
+
+def _names(run: Path) -> list[str]:
+    """Names of the folders that can be saved tasks."""
+    place = run / "tasks"
+    if not place.is_dir():
+        return []
+    for old in place.glob(".*.old"):
+        recover(place / old.name.removeprefix(".").removesuffix(".old"))
+    return sorted(folder.name for folder in place.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+
+
+def _folder(run: Path, name: str) -> Path:
+    """Where a saved task is, which no name and no link can move out of the run directory.
+
+    Raises:
+        AbmllError: the name cannot be one, or the place is a link that leaves the run directory.
+    """
+    folder = run / "tasks" / check_name("task", name)
+    if not folder.resolve().is_relative_to(run.resolve()):
+        raise AbmllError(f"{folder}: a link that leaves the run directory; remove it")
+    return folder
+
+
+def _read_details(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > MOST_DETAILS:
+            raise AbmllError(f"{file}: {file.stat().st_size:,} bytes are too many")
+        found = strict_json(file.read_bytes())["details"]
+    except OSError as error:
+        raise AbmllError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, AbmllError):
+            raise
+        raise AbmllError(f"{file}: not what was saved ({error})") from error
+    if not isinstance(found, dict):
+        raise AbmllError(f"{file}: not what was saved")
+    return found

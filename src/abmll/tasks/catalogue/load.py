@@ -1,0 +1,189 @@
+"""A set of the catalogue as a Task: its Parquet files fetched, checked against their pin, and mapped row by row."""
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from abmll.errors import AbmllError
+from abmll.tasks.catalogue import hub
+from abmll.tasks.catalogue.entries import Columns, Entry, catalogue_entry
+from abmll.tasks.catalogue.mapping import columns_of, map_row
+from abmll.tasks.catalogue.pins import Pin, pin_of, write_pin
+from abmll.tasks.question import Question, Task
+from abmll.tasks.reading import OnBadRow, Rows, collect, reject_repeats, settle
+from abmll.tasks.rows import BadRow
+from abmll.tasks.tables import Row, parquet_rows
+
+log = logging.getLogger(__name__)
+
+MOST_BAD = 0.01  # of the rows of a set that is pinned: more, and its layout is not the one that the catalogue says
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The Parquet files of a set at one commit: split -> name -> file, and whether that commit was pinned."""
+
+    commit: str
+    splits: Mapping[str, Mapping[str, Path]]
+    pinned: bool
+
+
+def load_hub_task(name: str, *, merge_choices: bool = False, on_bad_row: OnBadRow = "error") -> Task:
+    """One set of the catalogue, at its pinned commit or else at the newest.
+
+    Raises:
+        AbmllError: no such set; it cannot be had; a file is not the one that was pinned; or rows are bad.
+    """
+    entry = catalogue_entry(name)
+    files = _locate(entry)
+    if not files.pinned:
+        log.warning("hub:%s is read at today's commit, %s; `abmll tasks pin %s` keeps it", name, files.commit, name)
+    splits = _read(entry, files, merge_choices)
+    if "test" in splits:
+        reject_repeats(splits["train"], splits["test"])
+    skipped = settle(list(splits.values()), on_bad_row)
+    questions = {split: tuple(rows.questions) for split, rows in splits.items()}
+    source = f"hub:{name} ({entry.hub} {entry.configuration or ''} at {files.commit})"
+    return Task(name, questions["train"], questions.get("test", ()), source, entry.licence, skipped)
+
+
+def pin_hub_task(name: str) -> tuple[Pin, Path]:
+    """Find out the newest commit of a set, map all its rows, and keep the commit and its files' hashes.
+
+    Returns:
+        The pin, and the file it was written to.
+
+    Raises:
+        AbmllError: it cannot be had, or more than one row in a hundred is no question.
+    """
+    entry = catalogue_entry(name)
+    files = _newest(entry)
+    splits = _read(entry, files, merge_choices=True)
+    for split, rows in splits.items():
+        total = len(rows.questions) + len(rows.problems)
+        if len(rows.problems) > MOST_BAD * total or not rows.questions:
+            raise AbmllError(
+                f"hub:{name} is not pinned: {len(rows.problems):,} of {total:,} {split} rows at commit {files.commit} "
+                f"are no questions in the catalogue's layout. The first: {rows.problems[0]}"
+            )
+    pin = Pin(
+        hub=entry.hub or "",
+        configuration=entry.configuration,
+        revision=files.commit,
+        files={
+            split: {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in found.items()}
+            for split, found in files.splits.items()
+        },
+        rows={split: len(rows.questions) for split, rows in splits.items()},
+        verified=True,
+    )
+    return pin, write_pin(name, pin)
+
+
+def _locate(entry: Entry) -> _Files:
+    """The pinned files, which may lie in the local cache, or else the newest ones.
+
+    Raises:
+        AbmllError: with what to do instead.
+    """
+    try:
+        pin = pin_of(entry)
+        return _newest(entry) if pin is None else _pinned(entry, pin)
+    except AbmllError as error:
+        raise AbmllError(
+            f"hub:{entry.name}: {error}\nWithout the hub: put its rows into a folder as {entry.name}.train.jsonl and "
+            f"{entry.name}.test.jsonl (docs/tasks.md says how) and give that folder as the source. A set that was "
+            f"pinned with network (`abmll tasks pin {entry.name}`) is read from the local cache without it"
+        ) from error
+
+
+def _pinned(entry: Entry, pin: Pin) -> _Files:
+    splits: dict[str, dict[str, Path]] = {}
+    for split, files in pin.files.items():
+        for name, digest in files.items():
+            file = hub.fetch_file(pin.hub, pin.revision, name)
+            if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+                raise AbmllError(
+                    f"{file} is not the file that was pinned: damaged, or changed. Remove it, or pin the set again"
+                )
+            splits.setdefault(split, {})[name] = file
+    return _Files(pin.revision, splits, pinned=True)
+
+
+def _newest(entry: Entry) -> _Files:
+    if entry.hub is None or entry.columns is None:
+        raise AbmllError(f"the catalogue knows no data set for {entry.name}: {entry.note}")
+    commit, names = hub.list_files(entry.hub)
+    splits = {
+        split: {name: hub.fetch_file(entry.hub, commit, name) for name in chosen}
+        for split, chosen in choose_files(entry, names).items()
+    }
+    return _Files(commit, splits, pinned=False)
+
+
+def choose_files(entry: Entry, names: tuple[str, ...]) -> dict[str, list[str]]:
+    """The Parquet files of each split, in order.
+
+    Raises:
+        AbmllError: there is no such configuration or split.
+
+    >>> from abmll.tasks.catalogue.entries import catalogue_entry
+    >>> choose_files(catalogue_entry("copa"), ("copa/train/0000.parquet", "copa/validation/0000.parquet"))
+    {'train': ['copa/train/0000.parquet'], 'test': ['copa/validation/0000.parquet']}
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for name in sorted(names):
+        if match := re.fullmatch(r"([^/]+)/([^/]+)/[^/]+\.parquet", name):
+            found.setdefault(match[1], {}).setdefault(match[2], []).append(name)
+    configuration = entry.configuration or (next(iter(found)) if len(found) == 1 else None)
+    if configuration not in found:
+        raise AbmllError(
+            f"data set {entry.hub} has no configuration {entry.configuration or 'of its own'} in its Parquet form; it "
+            f"has {', '.join(found) or 'none'}"
+        )
+    splits = found[configuration]
+    if missing := sorted(set(entry.splits.values()) - set(splits)):
+        raise AbmllError(f"data set {entry.hub} has no split {', '.join(missing)}; it has {', '.join(splits)}")
+    return {split: splits[theirs] for split, theirs in entry.splits.items()}
+
+
+def _read(entry: Entry, files: _Files, merge_choices: bool) -> dict[str, Rows]:
+    assert entry.columns is not None  # _newest refuses others, and only those it takes are pinned
+    read = {split: _read_split(entry, entry.columns, named, merge_choices) for split, named in files.splits.items()}
+    if entry.test_share is None:
+        return read
+    return _divide(entry.name, read["train"], entry.test_share)
+
+
+def _read_split(entry: Entry, columns: Columns, files: Mapping[str, Path], merge_choices: bool) -> Rows:
+    whole = Rows("")
+    for name, file in files.items():
+        part = collect(f"hub:{entry.hub}/{name}", _mapped(columns, file), merge_choices=merge_choices)
+        prefix = f"{name}:" if len(files) > 1 else ""  # a row's id is its line, of which several files have the same
+        whole.questions += [replace(question, id=prefix + question.id) for question in part.questions]
+        whole.problems += part.problems
+    return whole
+
+
+def _mapped(columns: Columns, file: Path) -> Iterator[Row]:
+    for line, row in parquet_rows(file.read_bytes(), columns_of(columns)):
+        try:
+            yield line, row if isinstance(row, BadRow) else map_row(columns, row)
+        except BadRow as reason:
+            yield line, reason
+
+
+def _divide(name: str, rows: Rows, share: float) -> dict[str, Rows]:
+    """Train and test rows of a set that has one split: questions on one passage land on one side, by its hash."""
+    divided = {"train": Rows("", [], rows.problems), "test": Rows("")}
+    for question in rows.questions:
+        digest = hashlib.sha256(f"{name}\x1f{question.context or _text(question)}".encode()).digest()
+        divided["test" if int.from_bytes(digest[:6], "big") < share * 2**48 else "train"].questions.append(question)
+    return divided
+
+
+def _text(question: Question) -> str:
+    return "\x1f".join((question.question, *question.choices))
