@@ -1,6 +1,6 @@
 """The measured rows as one file and one figure, from the results of the other benchmarks.
 
-    python benchmarks/summary.py      # reads and writes benchmarks/results/
+python benchmarks/summary.py      # reads and writes benchmarks/results/
 """
 
 import json
@@ -89,10 +89,8 @@ def draw(path: Path) -> None:
 def main() -> None:
     """Write summary.json and steps.png."""
     found, steps = rows(), read("steps.json")
-    summary = {
-        name: {"value": value, "target": TARGETS.get(name), "device": steps["device"]}
-        for name, value in sorted(found.items(), key=lambda item: list(TARGETS).index(item[0]) if item[0] in TARGETS else 99)
-    }
+    names = [*(name for name in TARGETS if name in found), *sorted(found.keys() - TARGETS.keys())]
+    summary = {name: {"value": found[name], "target": TARGETS.get(name), "device": steps["device"]} for name in names}
     write_result(HERE / "summary.json", summary)
     draw(HERE / "steps.png")
     for name, row in summary.items():
