@@ -1,4 +1,7 @@
-"""Print what pyproject.toml asks for, the tools for tests included, one requirement per word."""
+"""Print what pyproject.toml asks for, the tools for tests included, one requirement per word.
+
+Spaces go, so the comparisons of a marker stand in parentheses: (a == "b") and (c == "d").
+"""
 
 import tomllib
 from pathlib import Path

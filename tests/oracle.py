@@ -55,8 +55,8 @@ def _question_nll(system: System, model: torch.nn.Module, weights: dict[str, Ten
 
 
 def draw_key(place: Place, sample: int = 0) -> int:
-    """The key of a training draw of the weight sampler."""
-    return noise_key("weight", *place, sample)
+    """The key of a training draw of the weight sampler, as an unsigned number."""
+    return noise_key(*place) ^ noise_key("weight", sample)
 
 
 def slow_kl(system: System, task: Leaves, shared: Leaves) -> Tensor:

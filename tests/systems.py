@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from abmll.config import RunConfig
+from abmll.kernels.noise import key_tensor, noise_key
 from abmll.models import LanguageModel
 from abmll.running.build import System, build_episodes, build_system, training_plan
 from abmll.running.rundir import RunDirectory
@@ -82,8 +83,14 @@ def train(
         world or World(),
         validate,
         listener,
+        system.graphs,
     )
     return system, final
+
+
+def key_of(*place: int) -> Tensor:
+    """The noise key that the loops make of a place."""
+    return key_tensor(noise_key(*place))[0]
 
 
 def questions(count: int = 4, task: int = 0, start: int = 0) -> tuple[Question, ...]:

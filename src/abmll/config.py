@@ -143,6 +143,17 @@ class AdaptationConfig(_Section):
     batch_tokens: int = Field(4096, ge=1)
 
 
+class EngineConfig(_Section):
+    """How it is computed, which changes no result beyond rounding.
+
+    `kernels`: fused Triton kernels on CUDA (`auto`), or one of the two everywhere. `capture`: on CUDA, steps are
+    captured as graphs per batch shape and replayed.
+    """
+
+    kernels: Literal["auto", "eager", "triton"] = "auto"
+    capture: bool = True
+
+
 class RunConfig(_Section):
     """Everything that one run is made of."""
 
@@ -155,6 +166,7 @@ class RunConfig(_Section):
     tasks: TasksConfig = TasksConfig()
     training: TrainingConfig = TrainingConfig()
     adaptation: AdaptationConfig = AdaptationConfig()
+    engine: EngineConfig = EngineConfig()
 
     def content_hash(self) -> str:
         """SHA-256 of everything but name and note, in hexadecimal."""

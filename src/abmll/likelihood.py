@@ -1,12 +1,17 @@
 """p(D | phi): a causal language model read as log-probabilities over a question's choices."""
 
 import inspect
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel, masking_utils
 
+from abmll.adapters.layer import AdaptedLinear
+from abmll.errors import AbmllError
 from abmll.tasks.batches import ChoiceBatch
 from abmll.tasks.prompts import LikelihoodKind
 
@@ -31,6 +36,8 @@ class ChoiceLikelihood(nn.Module):
 
     The temperature T is `exp(log_temperature)`, fixed unless `learn_temperature` (method.md section 5).
 
+    Nothing here waits for the device or looks at a tensor's values, so a pass can be captured as a CUDA graph.
+
     Args:
         model: a Hugging Face causal LM; its parameters are used, not registered here.
         kind: `cloze` or `letter`.
@@ -51,18 +58,22 @@ class ChoiceLikelihood(nn.Module):
         device = next(model.parameters()).device
         start = torch.tensor(temperature, dtype=torch.float32, device=device).log()
         self.log_temperature = nn.Parameter(start, requires_grad=learn_temperature)
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._window, self._mixed = _sliding_window(model)
 
     def scores(self, batch: ChoiceBatch) -> ChoiceScores:
-        """Choice log-probabilities of a batch; float32 whatever the model's dtype."""
+        """Choice log-probabilities of a batch; float32 whatever the model's dtype.
+
+        Raises:
+            AbmllError: rows hold several choices, and the model cannot keep them apart.
+        """
         logits = self._logits(batch)
         temperature = self.log_temperature.exp()
         if self.kind == "letter":
             logits = logits / temperature
-        rows, columns = batch.target_row, batch.target_column - (batch.prefix_columns - 1)
-        normaliser = logits.logsumexp(-1)
-        of_tokens = logits[rows, columns, batch.target_token] - normaliser[rows, columns]
-        flat = of_tokens.new_zeros(batch.lengths.numel()).index_add(0, batch.target_choice, of_tokens)
+        of_tokens = logits.log_softmax(-1)[batch.target_read, batch.target_token]
+        # index_put, not index_add: on CUDA it sorts, so that sums are the same each time
+        slots = of_tokens.new_zeros(batch.lengths.numel() + 1)  # the last one takes the padding's
+        flat = slots.index_put((batch.target_choice,), of_tokens, accumulate=True)[:-1]
         scores = flat.view_as(batch.lengths) / batch.lengths
         if self.kind == "cloze":
             scores = scores / temperature
@@ -79,25 +90,117 @@ class ChoiceLikelihood(nn.Module):
         table = scores.log_probabilities if scores.vocabulary is None else scores.vocabulary
         return -table.gather(1, batch.answers[:, None]).mean()
 
-    def _logits(self, batch: ChoiceBatch) -> Float[Tensor, "N L V"]:
-        """Logits from the prompts' last column on: the only ones an answer token is read from."""
-        first = batch.prefix_columns - 1
-        keep = batch.input_ids.shape[1] - first
-        options = {"logits_to_keep": keep} if self._keeps_logits else {}
-        out = self._model[0](
-            input_ids=batch.input_ids,
-            attention_mask=self._mask(batch),
-            position_ids=batch.position_ids,
-            use_cache=False,
-            **options,
-        )
-        return out.logits[:, -keep:].float()
+    def _logits(self, batch: ChoiceBatch) -> Float[Tensor, "P V"]:
+        """Logits at the places that answer tokens are read from, float32."""
+        positions = {} if batch.causal else {"position_ids": batch.position_ids}
+        mask = self._mask(batch)
+        with _reading(self._model[0], batch) as read, _plain_rows(batch.causal):
+            out = self._model[0](input_ids=batch.input_ids, attention_mask=mask, use_cache=False, **positions)
+        return read(out.logits).float()
 
-    def _mask(self, batch: ChoiceBatch) -> Tensor:
-        """The block mask as an additive bias; where no row holds several choices, the ordinary padding mask."""
-        if not batch.shared_prefix:
-            return (batch.segment >= 0).long()
-        allowed = batch.attention_mask()
+    def _mask(self, batch: ChoiceBatch) -> Tensor | dict[str, Tensor] | None:
+        """The block mask as an additive bias, with the model's window where it is shorter than the rows.
+
+        None where each row is one sequence: a model that masks nothing is causal, and padding comes last.
+        """
+        if batch.causal:
+            return None
+        _check_block_masks(self._model[0])
+        if self._window is None or batch.input_ids.shape[1] <= self._window:
+            return self._bias(batch.attention_mask())
+        near = self._bias(batch.attention_mask(self._window))
+        if not self._mixed:
+            return near
+        return {"full_attention": self._bias(batch.attention_mask()), "sliding_attention": near}
+
+    def _bias(self, allowed: Tensor) -> Float[Tensor, "N 1 T T"]:
         dtype = next(self._model[0].parameters()).dtype
         bias = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
         return bias.masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def _sliding_window(model: nn.Module) -> tuple[int | None, bool]:
+    """Positions that layers look back over, if any of them slides, and whether others look at everything."""
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    return (window if "sliding_attention" in kinds else None), len(kinds) > 1
+
+
+def _check_block_masks(model: nn.Module) -> None:
+    """Refuse models that count positions by columns, or whose attention takes no mask."""
+    if not isinstance(model, PreTrainedModel):
+        return
+    reason = None
+    if "position_ids" not in inspect.signature(model.forward).parameters or getattr(model.config, "alibi", False):
+        reason = "takes a token's column for its position"
+    if "flash" in str(model.config._attn_implementation):
+        reason = "has an attention without masks"
+    if reason is not None:
+        raise AbmllError(
+            f"{type(model).__name__} {reason}, so the choices of a question cannot share a row; "
+            "set likelihood.share_prefix=false"
+        )
+
+
+@contextmanager
+def _reading(model: nn.Module, batch: ChoiceBatch) -> Iterator[Callable[[Tensor], Float[Tensor, "P V"]]]:
+    """Let the output embedding see the P places of a batch alone, as one row of P tokens.
+
+    At a vocabulary of 50,000 or more the other logits would cost more than a layer. What a model does to its logits
+    (scaling, soft caps) it does as ever. Models that do not show their output embedding compute all the logits.
+
+    Yields:
+        What turns the model's logits into those of the P places.
+    """
+    narrowed: list[bool] = []
+
+    def narrow(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not inputs or inputs[0].shape[:-1] != batch.input_ids.shape:
+            return None
+        narrowed.append(True)
+        return (_at_reads(inputs[0], batch)[None], *inputs[1:])
+
+    head = _output_embedding(model)
+    hook = head.register_forward_pre_hook(narrow) if head is not None else None
+    try:
+        yield lambda logits: logits[0] if narrowed else _at_reads(logits, batch)
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+def _output_embedding(model: nn.Module) -> nn.Module | None:
+    """None if it is not shown, or adapted itself: its noise goes by rows and columns, which reads do not have."""
+    try:
+        head: nn.Module | None = model.get_output_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    return None if isinstance(head, AdaptedLinear) else head
+
+
+def _at_reads(values: Float[Tensor, "N T D"], batch: ChoiceBatch) -> Float[Tensor, "P D"]:
+    places = batch.read_row * values.shape[1] + batch.read_column
+    return values.flatten(0, 1).index_select(0, places.to(values.device))
+
+
+@contextmanager
+def _plain_rows(plain: bool) -> Iterator[None]:
+    """Tell transformers that rows of positions 0, 1, ... are no packed sequences and need no mask.
+
+    It would look for packed sequences in the positions itself, which waits for the device, and while a graph is
+    captured, where it may not look, it would build a mask in any case and so lose the causal attention kernels
+    (releases before 5.23 do so even where there are no positions to look at).
+    """
+    if not plain:
+        yield
+        return
+    find: Any = getattr(masking_utils, "find_packed_sequence_indices", None)
+    tracing: Any = getattr(masking_utils, "is_tracing", None)
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    masking_utils.is_tracing = lambda tensor=None: tensor is not None and tracing(tensor)
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices, masking_utils.is_tracing = find, tracing

@@ -9,12 +9,12 @@ import torch
 
 from abmll.adapters.attach import detach
 from abmll.errors import AbmllError
-from abmll.kernels.noise import noise_key
+from abmll.kernels.noise import key_tensor, noise_key
 from abmll.metrics.predictions import Prediction
 from abmll.running import adapt as adapting
 from abmll.running.adapt import ADAPTATION, AdaptationPlan, PredictionPlan, adapt, mean_nll, predict
 from abmll.running.build import System
-from tests.systems import TASKS, questions, same, scramble, system_of, values
+from tests.systems import TASKS, key_of, questions, same, scramble, system_of, values
 from tests.tiny import tiny_tasks
 
 SYSTEMS = ("pretrained", "lora", "structured", "reptile", "fomaml", "abmll")
@@ -46,30 +46,30 @@ def wide_system(**settings: Any) -> System:
 
 
 def seen_while_adapting(name: str, plan: AdaptationPlan, draw: int) -> tuple[list[list[str]], list[Any], set[str]]:
-    """Ids of each step's batch, each step's place, and the examples that were returned."""
+    """Ids of each step's batch, each step's noise key, and the examples that were returned."""
     system = system_of(name)
     batches: list[list[str]] = []
-    places: list[Any] = []
+    noise: list[int] = []
     keys = {system.batcher.encoder(q).key: q.id for q in UNSEEN.train}
     inner_loss = system.method.inner_loss
 
-    def watch(batch: Any, place: Any) -> Any:
+    def watch(batch: Any, key: Any) -> Any:
         batches.append([keys[key] for key in batch.row_keys.tolist()])
-        places.append(place)
-        return inner_loss(batch, place)
+        noise.append(int(key))
+        return inner_loss(batch, key)
 
     system.method.inner_loss = watch  # type: ignore[method-assign]
     examples = adapt(system.method, system.batcher, UNSEEN, plan, draw)
-    return batches, places, {q.id for q in examples}
+    return batches, noise, {q.id for q in examples}
 
 
 def test_every_system_adapts_by_the_same_steps_on_the_same_examples() -> None:
     seen = [seen_while_adapting(name, AdaptationPlan(), 0) for name in SYSTEMS]
-    batches, places, examples = seen[0]
+    batches, noise, examples = seen[0]
     assert [len(batch) for batch in batches] == [2] * 10
     assert len(examples) == 20
     assert {i for batch in batches for i in batch} == examples, "each of the 20 examples is used, once"
-    assert places == [(0, ADAPTATION, 0, step) for step in range(10)]
+    assert noise == [int(key_of(0, ADAPTATION, 0, step)) for step in range(10)]
     assert all(other == seen[0] for other in seen[1:])
 
 
@@ -94,7 +94,7 @@ def test_adaptation_is_the_training_loops_own_inner_steps(monkeypatch: pytest.Mo
     assert adapting.inner_steps is train.inner_steps is inner.inner_steps
     seen: list[int] = []
 
-    def count(method: Any, optimizer: Any, batcher: Any, batches: Any, place: Any) -> list[Any]:
+    def count(method: Any, optimizer: Any, batcher: Any, batches: Any, place: Any, graphs: Any) -> list[Any]:
         seen.append(len(batches))
         return []
 
@@ -162,7 +162,7 @@ def test_probabilities_are_the_mean_over_draws_of_probabilities() -> None:
     alone = []
     for sample in range(3):
         batch = system.batcher.batch(UNSEEN.test[:6])
-        key = noise_key("predict", *PLACE, sample)
+        key = key_tensor(noise_key("predict", *PLACE, sample))
         with torch.no_grad(), system.method.adapters.drawing("weight", key, batch.row_keys, batch.token_index):
             scores = system.likelihood.scores(batch).log_probabilities
         rows = [row[: len(q.choices)] for row, q in zip(scores.exp().double(), UNSEEN.test, strict=False)]

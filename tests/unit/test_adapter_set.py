@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from abmll.adapters.attach import attach
 from abmll.adapters.layer import AdaptedLinear, AdapterSet
-from abmll.kernels.noise import noise_key
+from abmll.kernels.eager import layer_precision_penalty
+from abmll.kernels.noise import key_tensor, noise_key
 from tests.adapters import SLOTS, move
 from tests.dense import dense_kl, dense_mean, relative_error
 from tests.tiny import tiny_model
@@ -66,22 +67,32 @@ def test_kl_and_penalties_are_sums_over_layers():
     layers = adapters.layers.values()
     expected = sum(dense_kl(x.task.factors(), x.shared.factors(), x.task.variance) for x in layers)
     assert relative_error(adapters.kl(), expected) < 1e-5
-    for name, arguments in (("precision_penalty", (1.0, 0.01)), ("mean_penalty", (2.06e-9,))):
-        expected = torch.stack([getattr(x.shared, name)(*arguments) for x in layers]).sum()
-        assert relative_error(getattr(adapters, name)(*arguments), expected) < 1e-12
+    stds = [(x.shared.std_b, x.shared.std_a, x.shared.variance) for x in layers]
+    penalties = torch.stack([layer_precision_penalty(*each, 1.0, 0.01) for each in stds])
+    assert relative_error(adapters.precision_penalty(1.0, 0.01), penalties.sum()) < 1e-12
+    expected = torch.stack([x.shared.mean_penalty(2.06e-9) for x in layers]).sum()
+    assert relative_error(adapters.mean_penalty(2.06e-9), expected) < 1e-12
     assert adapters.entries == sum(x.base.weight.numel() for x in layers)
 
 
-@pytest.mark.parametrize("fraction", [1 / 16, 0.3])
+@pytest.mark.parametrize(("detach", "task_moves", "shared_moves"), [("task", 0, 1), ("shared", 1, 0), (None, 1, 1)])
+def test_kl_gives_no_gradient_to_the_detached_side(detach, task_moves, shared_moves):
+    adapters = moved_set()
+    adapters.kl(detach=detach).backward()
+    assert all((p.grad is not None) == task_moves for p in adapters.parameters("task"))
+    assert all((p.grad is not None) == shared_moves for p in adapters.parameters("shared"))
+
+
+@pytest.mark.parametrize("stride", [16, 3])
 @pytest.mark.parametrize("rows", [(32, 16), (13, 33)], ids=["rows that divide", "rows that do not"])
-def test_kl_of_a_part_of_the_entries_is_unbiased(rows, fraction):
+def test_kl_of_a_part_of_the_entries_is_unbiased(rows, stride):
     model = nn.Sequential(nn.Linear(9, rows[0]), nn.Linear(rows[0], rows[1])).requires_grad_(False)
     adapters = attach(model, ("0", "1"), std_init=0.3)
     move(adapters, "shared", 0.02)
     move(adapters, "task", 0.02, seed=1)
     whole = float(adapters.kl().detach())
     with torch.no_grad():
-        estimates = [adapters.kl(fraction=fraction, key=noise_key("entries", i)) for i in range(500)]
+        estimates = [adapters.kl(stride=stride, key=key_tensor(noise_key("entries", i))[0]) for i in range(500)]
     estimates = torch.stack(estimates)
     standard_error = float(estimates.std()) / len(estimates) ** 0.5
     assert 0 < standard_error < 0.05 * whole
@@ -90,13 +101,30 @@ def test_kl_of_a_part_of_the_entries_is_unbiased(rows, fraction):
 
 def test_kl_of_a_sixteenth_visits_a_sixteenth_and_repeats_by_key():
     adapters = moved_set()
-    adapters.kl(fraction=1 / 16, key=3).backward()
-    layer = adapters.layers["model.layers.0.mlp.up_proj"]  # 64 rows, so blocks of 4
+    keys = key_tensor(3, 4)
+    adapters.kl(stride=16, key=keys[0]).backward()
+    layer = adapters.layers["model.layers.0.mlp.up_proj"]  # 64 rows, so 4 of them
     visited = layer.task.mean_b.grad.any(dim=1).nonzero().flatten().tolist()
-    assert visited == list(range(visited[0], visited[0] + 4))
-    same, other = (float(adapters.kl(fraction=1 / 16, key=key).detach()) for key in (3, 4))
-    assert same == float(adapters.kl(fraction=1 / 16, key=3).detach()) != other
-    assert float(adapters.kl(fraction=1.0, key=3).detach()) == float(adapters.kl().detach())
+    assert visited == list(range(visited[0], 64, 16))
+    assert visited[0] < 16
+    same, other = (float(adapters.kl(stride=16, key=key).detach()) for key in keys)
+    assert same == float(adapters.kl(stride=16, key=keys[0]).detach()) != other
+    assert float(adapters.kl(stride=1, key=keys[0]).detach()) == float(adapters.kl().detach())
+
+
+def test_row_subsets_start_at_every_row_as_often_and_at_another_in_each_layer():
+    starts = [[], []]
+    adapters = attach(tiny_model(layers=2), ("q_proj",), std_init=0.3)
+    move(adapters, "task", 0.02)
+    for key in key_tensor(*range(400)):
+        adapters.kl(stride=8, key=key).backward()
+        for layer, found in zip(adapters.layers.values(), starts, strict=True):
+            found.append(int(layer.task.mean_b.grad.any(dim=1).nonzero()[0]))
+            layer.zero_grad()
+    counts = torch.stack([torch.tensor(found).bincount(minlength=8) for found in starts])
+    assert counts.shape == (2, 8)
+    assert float(((counts - 50) ** 2 / 50).sum(1).max()) < 24.3  # chi-square, 7 degrees of freedom: 1 in 1000
+    assert 20 < sum(one == other for one, other in zip(*starts, strict=True)) < 85  # 50 if they are independent
 
 
 def test_gradient_of_the_kl_of_a_sixteenth_is_unbiased():
@@ -106,7 +134,7 @@ def test_gradient_of_the_kl_of_a_sixteenth_is_unbiased():
     (layer,) = adapters.layers.values()
     (whole,) = torch.autograd.grad(adapters.kl(), layer.task.mean_a)
     estimates = torch.stack(
-        [torch.autograd.grad(adapters.kl(fraction=1 / 16, key=key), layer.task.mean_a)[0] for key in range(400)]
+        [torch.autograd.grad(adapters.kl(stride=16, key=key), layer.task.mean_a)[0] for key in key_tensor(*range(400))]
     )
     standard_error = estimates.std(0) / 400**0.5
     assert ((estimates.mean(0) - whole).abs() < 4.5 * standard_error).all()  # 256 comparisons at once
@@ -118,7 +146,7 @@ def test_mean_squared_distance_equals_the_dense_mean():
         (dense_mean(x.task.factors(), x.task.variance) - dense_mean(x.shared.factors(), x.task.variance)).square().sum()
         for x in adapters.layers.values()
     ]
-    assert adapters.mean_squared_distance() == pytest.approx(
+    assert float(adapters.mean_squared_distance()) == pytest.approx(
         float(torch.stack(squares).detach().sum()) / adapters.entries, rel=1e-5
     )
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from abmll.adapters.attach import attach, detach, features
 from abmll.adapters.layer import AdapterSet
 from abmll.errors import AbmllError
+from abmll.kernels.noise import key_tensor
 from tests.adapters import SLOTS, move
 from tests.dense import relative_error
 from tests.tiny import tiny_gpt2, tiny_model
@@ -22,7 +23,7 @@ def logits(model: nn.Module) -> Tensor:
 
 
 def drawn_logits(model: nn.Module, adapters: AdapterSet, sampler: str, key: int = 5) -> Tensor:
-    with adapters.drawing(sampler, key, QUESTIONS, PLACES):
+    with adapters.drawing(sampler, key_tensor(key), QUESTIONS, PLACES):
         return logits(model)
 
 
@@ -156,7 +157,7 @@ def test_bf16_base_gets_its_sum_in_float32_cast_once(sampler):
     move(adapters, size=0.1)
     assert all(p.dtype == torch.float32 for slot in SLOTS for p in adapters.parameters(slot))
     layer, x = adapters.layers["0"], torch.randn(200, 48).to(torch.bfloat16)
-    with adapters.drawing(sampler, 7):
+    with adapters.drawing(sampler, key_tensor(7)):
         y = base(x)
     added = layer.task.dense_mean() if sampler == "mean" else layer.task.dense_draw(7, 0)
     exact = layer.base(x).double() + x.double() @ added.double().T
@@ -198,7 +199,7 @@ def test_a_draw_adds_noise_that_repeats_by_key_and_ends_with_the_block(sampler):
     assert not torch.allclose(drawn_logits(model, adapters, sampler, key=6), first)
     assert not torch.allclose(first, mean)
     assert torch.equal(logits(model), mean)
-    with pytest.raises(RuntimeError, match="inside"), adapters.drawing(sampler, 5, QUESTIONS, PLACES):
+    with pytest.raises(RuntimeError, match="inside"), adapters.drawing(sampler, key_tensor(5), QUESTIONS, PLACES):
         raise RuntimeError("inside")
     assert torch.equal(logits(model), mean)
 
@@ -232,7 +233,7 @@ def test_trust_23_gradcheck_of_the_adapted_layer(sampler):
     x = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
     def forward(x: Tensor, *factors: Tensor) -> Tensor:  # gradcheck nudges the very parameters of the layer
-        with adapters.drawing(sampler, 3, QUESTIONS, PLACES[:, :3]):
+        with adapters.drawing(sampler, key_tensor(3), QUESTIONS, PLACES[:, :3]):
             return layer(x)
 
     moving = adapters.parameters("task", "mean" if sampler == "mean" else None)
@@ -265,7 +266,7 @@ def test_trust_24_gradient_checkpointing_redraws_the_same_noise(sampler):
             model.train()  # no dropout in this model; transformers checkpoints in training mode only
             model.activation_checkpointing_enable({"use_reentrant": False})
         next(iter(adapters.layers.values())).register_forward_hook(lambda *_, again=checkpointing: passes.append(again))
-        with adapters.drawing(sampler, 5, QUESTIONS, PLACES):
+        with adapters.drawing(sampler, key_tensor(5), QUESTIONS, PLACES):
             loss = logits(model).log_softmax(-1).square().mean()
             loss.backward()
         losses.append(float(loss.detach()))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from abmll.adapters.attach import attach
 from abmll.adapters.layer import AdapterSet
-from abmll.kernels.noise import noise_key
+from abmll.kernels.noise import key_tensor, noise_key
 from tests.dense import dense_variance
 
 OUT, IN, TASKS, OFFSET, FLOOR = 5, 4, 6, 0.2, 1e-3
@@ -88,7 +88,7 @@ def learn_from_tasks(adapters: AdapterSet, model: nn.Module, iterations: int) ->
         inner = torch.optim.Adam(adapters.parameters("task"), lr=0.1)
         for step in range(15):
             inner.zero_grad()
-            with adapters.drawing("weight", noise_key("weight", iteration, step)):
+            with adapters.drawing("weight", key_tensor(noise_key("weight", iteration, step))):
                 nll = (model(x) - y).square().sum() / (2 * NOISE**2)
             (nll + adapters.kl(detach="shared")).backward()
             inner.step()

@@ -12,16 +12,21 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from abmll import kernels
 from abmll.errors import AbmllError
 from abmll.kernels import Factors, Variance, op
 from abmll.kernels.eager import (
     activation_noise,
+    first_row,
+    layer_kl,
+    layer_precision_penalty,
     precision_penalty,
     row_blocks,
     squared_norm,
     task_kl,
     weight_noise,
 )
+from abmll.kernels.noise import key_tensor, noise_key
 from tests.dense import (
     cast,
     dense_kl,
@@ -98,7 +103,7 @@ def kl_in_extended_precision(pair: Pair) -> float:
 @pytest.mark.parametrize(("shape", "std", "form"), CASES)
 def test_trust_20_kl_and_its_eight_gradients_equal_torch_distributions_in_float64(shape, std, form):
     pair = far_pair(shape, std, form).leaves()
-    ours, theirs = task_kl(*pair), dense_kl(*pair)
+    ours, theirs = layer_kl(*pair), dense_kl(*pair)
     assert relative_error(ours, theirs) < 1e-9
     for mine, dense in zip(gradients_of(ours, pair.factors), gradients_of(theirs, pair.factors), strict=True):
         assert relative_error(mine, dense) < 1e-9
@@ -109,7 +114,7 @@ def test_trust_20_kl_and_its_eight_gradients_equal_torch_distributions_in_float6
 def test_float32_kl_and_gradients_equal_the_float64_ones(make, shape, std, form):
     pair = make(shape, std, form).leaves(torch.float32)
     exact = Pair(cast(pair.task, torch.float64), cast(pair.shared, torch.float64), pair.variance).leaves()
-    ours, theirs = task_kl(*pair), dense_kl(*exact)
+    ours, theirs = layer_kl(*pair), dense_kl(*exact)
     if make is far_pair:
         assert relative_error(ours, theirs) < 1e-5
     elif shape[0] * shape[1] < 100_000:  # 80-bit matrix products are slow
@@ -124,7 +129,7 @@ def test_float32_kl_holds_where_stds_cancel_to_the_floor(std):
     pair = far_pair((96, 80, 8), std, relative_spread=1.0).leaves(torch.float32)
     assert (dense_variance(pair.shared.std_b, pair.shared.std_a, pair.variance).sqrt() < 0.1 * std).sum() > 100
     exact = Pair(cast(pair.task, torch.float64), cast(pair.shared, torch.float64), pair.variance)
-    assert relative_error(task_kl(*pair), dense_kl(*exact)) < 2e-3
+    assert relative_error(layer_kl(*pair), dense_kl(*exact)) < 2e-3
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-5)])
@@ -138,13 +143,13 @@ def test_variance_part_of_the_kl_is_right_at_every_ratio_of_variances(form, dtyp
     pair = Pair(Factors(shared.mean_b, shared.mean_a, moved, shared.std_a), shared, Variance(form, 1.0, 1e-8, 1.0))
     for row in range(len(ratios)):
         alone = Pair(*(Factors(f[0][row : row + 1], f[1], f[2][row : row + 1], f[3]) for f in pair[:2]), pair.variance)
-        assert float(task_kl(*alone)) == pytest.approx(kl_in_extended_precision(alone), rel=tolerance, abs=1e-19)
+        assert float(layer_kl(*alone)) == pytest.approx(kl_in_extended_precision(alone), rel=tolerance, abs=1e-19)
 
 
 def test_one_row_per_tile_where_a_row_is_wider_than_a_tile():
     pair = far_pair((3, (1 << 18) + 5, 1)).leaves()
-    assert row_blocks(3, (1 << 18) + 5) == [slice(0, 1), slice(1, 2), slice(2, 3)]
-    ours, theirs = task_kl(*pair), dense_kl(*pair)
+    assert row_blocks(3, (1 << 18) + 5) == [slice(0, 1, 1), slice(1, 2, 1), slice(2, 3, 1)]
+    ours, theirs = layer_kl(*pair), dense_kl(*pair)
     assert relative_error(ours, theirs) < 1e-9
     for mine, dense in zip(gradients_of(ours, pair.factors), gradients_of(theirs, pair.factors), strict=True):
         assert relative_error(mine, dense) < 1e-9
@@ -158,12 +163,26 @@ def test_row_blocks_partition_the_rows_and_bound_the_tile(shape):
     assert max(block.stop - block.start for block in blocks) * columns <= max(1 << 18, columns)
 
 
+@pytest.mark.parametrize("stride", [2, 3, 7, 2000])
+@pytest.mark.parametrize("shape", [(1, 1), (577, 1031), (1, 1 << 20), (1 << 20, 1), (1000, 999)])
+def test_strided_row_blocks_of_all_starts_partition_the_rows_and_bound_the_tile(shape, stride):
+    rows, columns = shape
+    visited = []
+    for start in range(stride):
+        blocks = row_blocks(rows, columns, start, stride)
+        here = [i for block in blocks for i in range(rows)[block]]
+        assert here == list(range(start, rows, stride))
+        assert all(len(range(rows)[block]) * columns <= max(1 << 18, columns) for block in blocks)
+        visited += here
+    assert sorted(visited) == list(range(rows))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("std", FLOORS)
 def test_kl_and_gradients_are_exactly_zero_at_equal_factors(std, dtype, form):
     pair = near_pair((33, 21, 8), std, form, step=0.0).leaves(dtype)
-    kl = task_kl(*pair)
+    kl = layer_kl(*pair)
     assert float(kl.detach()) == 0.0
     assert all(int(g.count_nonzero()) == 0 for g in gradients_of(kl, pair.factors))
 
@@ -186,7 +205,7 @@ def test_trust_20_kl_is_finite_and_never_negative(form, std, shape, seed, spread
     pair = Pair(task, shared, variance).leaves(dtype)
     if form == "log_std" and max(float(2 * (f.std_b @ f.std_a).detach().abs().max()) for f in pair[:2]) > 30:
         return  # exp(60) times float32's largest number is not a variance any more
-    kl = task_kl(*pair)
+    kl = layer_kl(*pair)
     assert float(kl.detach()) >= 0
     assert kl.isfinite()
     assert all(g.isfinite().all() for g in gradients_of(kl, pair.factors))
@@ -200,7 +219,7 @@ def test_trust_20_gradients_stay_finite_in_float32_where_a_std_rests_on_the_floo
     pair = Pair(task, shared, PAPER_LIKE)
     single = pair.leaves(torch.float32)
     double = Pair(cast(single.task, torch.float64), cast(single.shared, torch.float64), pair.variance).leaves()
-    ours, theirs = task_kl(*single), dense_kl(*double)
+    ours, theirs = layer_kl(*single), dense_kl(*double)
     assert relative_error(ours, theirs) < 1e-5
     for mine, dense in zip(gradients_of(ours, single.factors), gradients_of(theirs, double.factors), strict=True):
         assert mine.isfinite().all()
@@ -214,7 +233,7 @@ def test_trust_20_kl_agrees_with_monte_carlo(form):
     q, p = (dense_normal(side, pair.variance) for side in (pair.task, pair.shared))
     draws = q.sample((100_000,))
     values = (q.log_prob(draws) - p.log_prob(draws)).sum((1, 2))
-    kl = float(task_kl(*pair))
+    kl = float(layer_kl(*pair))
     standard_error = float(values.std()) / len(values) ** 0.5
     assert standard_error < 0.02 * kl
     assert abs(float(values.mean()) - kl) < 4 * standard_error
@@ -227,12 +246,12 @@ def test_only_the_side_that_needs_a_gradient_gets_one():
             name: cast(getattr(pair, name), torch.float64, requires_grad=name == wanted) for name in pair._fields[:2]
         }
         with torch.autograd.graph.saved_tensors_hooks(saved := Saved(), lambda kept: kept):
-            kl = task_kl(leaves["task"], leaves["shared"], pair.variance)
+            kl = layer_kl(leaves["task"], leaves["shared"], pair.variance)
         kl.backward()
         assert len(saved.sizes) == 4
         for name, factors in leaves.items():
             assert all((f.grad is not None) == (name == wanted) for f in factors)
-    assert not task_kl(*pair).requires_grad
+    assert not layer_kl(*pair).requires_grad
 
 
 @pytest.mark.parametrize("index", range(8))
@@ -240,7 +259,7 @@ def test_each_factor_alone_gets_its_own_gradient(index):
     pair = far_pair((5, 6, 2)).leaves()
     expected = gradients_of(dense_kl(*pair), pair.factors)[index]
     alone = [f.detach().requires_grad_(i == index) for i, f in enumerate(pair.factors)]
-    task_kl(Factors(*alone[:4]), Factors(*alone[4:]), pair.variance).backward()
+    layer_kl(Factors(*alone[:4]), Factors(*alone[4:]), pair.variance).backward()
     assert relative_error(alone[index].grad, expected) < 1e-9
     assert all(f.grad is None for i, f in enumerate(alone) if i != index)
 
@@ -248,11 +267,11 @@ def test_each_factor_alone_gets_its_own_gradient(index):
 @pytest.mark.parametrize("upstream", [-2.5, 0.0, 0.34 / 3])
 def test_gradients_are_multiplied_by_the_gradient_from_above(upstream):
     pair = far_pair((7, 13, 4)).leaves()
-    once = gradients_of(task_kl(*pair), pair.factors)
-    scaled = gradients_of(upstream * task_kl(*pair) + 3.0, pair.factors)
-    penalty = gradients_of(precision_penalty(*pair.shared[2:], pair.variance, 1.5, 0.01), pair.factors[6:])
+    once = gradients_of(layer_kl(*pair), pair.factors)
+    scaled = gradients_of(upstream * layer_kl(*pair) + 3.0, pair.factors)
+    penalty = gradients_of(layer_precision_penalty(*pair.shared[2:], pair.variance, 1.5, 0.01), pair.factors[6:])
     scaled_penalty = gradients_of(
-        upstream * precision_penalty(*pair.shared[2:], pair.variance, 1.5, 0.01), pair.factors[6:]
+        upstream * layer_precision_penalty(*pair.shared[2:], pair.variance, 1.5, 0.01), pair.factors[6:]
     )
     for one, other in zip((*once, *penalty), (*scaled, *scaled_penalty), strict=True):
         torch.testing.assert_close(other, upstream * one, rtol=1e-12, atol=0)
@@ -260,8 +279,8 @@ def test_gradients_are_multiplied_by_the_gradient_from_above(upstream):
 
 def test_blocks_of_a_partition_add_up_to_the_whole():
     pair = far_pair((29, 13, 4)).leaves()
-    whole = task_kl(*pair)
-    parts = [task_kl(*pair, blocks=[rows]) for rows in (slice(0, 7), slice(7, 8), slice(8, 29))]
+    whole = layer_kl(*pair)
+    parts = [layer_kl(*pair, blocks=[rows]) for rows in (slice(0, 7), slice(7, 8), slice(8, 29))]
     assert relative_error(torch.stack(parts).sum(), whole) < 1e-12
     for one, other in zip(
         gradients_of(whole, pair.factors), gradients_of(torch.stack(parts).sum(), pair.factors), strict=True
@@ -272,11 +291,48 @@ def test_blocks_of_a_partition_add_up_to_the_whole():
     assert relative_error(parts[1], dense_kl(*inside)) < 1e-9
 
 
+def test_kl_and_penalty_of_several_layers_are_the_sums_over_them():
+    shapes = [(9, 20, 4), (70, 30, 4), (9, 20, 2)]
+    pairs = [far_pair(shape, form=FORMS[i % 2], seed=i).leaves() for i, shape in enumerate(shapes)]
+    ours = task_kl(*zip(*pairs, strict=True))
+    penalty = precision_penalty(
+        *zip(*((p.shared.std_b, p.shared.std_a, p.variance) for p in pairs), strict=True), 1.5, 0.1
+    )
+    expected = [dense_kl(*p) for p in pairs]
+    expected_penalty = [dense_precision_penalty(*p.shared[2:], p.variance, 1.5, 0.1) for p in pairs]
+    assert relative_error(ours, sum(expected)) < 1e-9
+    assert relative_error(penalty, sum(expected_penalty)) < 1e-9
+    for pair, kl, prior in zip(pairs, expected, expected_penalty, strict=True):
+        for mine, dense in zip(gradients_of(ours, pair.factors), gradients_of(kl, pair.factors), strict=True):
+            assert relative_error(mine, dense) < 1e-9
+        stds = pair.shared[2:]
+        for mine, dense in zip(gradients_of(penalty, stds), gradients_of(prior, stds), strict=True):
+            assert relative_error(mine, dense) < 1e-9
+
+
+@pytest.mark.parametrize("rows", [32, 37, 3])
+@pytest.mark.parametrize("stride", [2, 5])
+def test_kl_of_a_row_subset_is_that_of_its_rows_times_the_stride(rows, stride):
+    pairs = [far_pair((rows, 20, 4), seed=i).leaves() for i in range(2)]
+    for key in key_tensor(*(noise_key("rows", draw) for draw in range(3))):
+        ours = task_kl(*zip(*pairs, strict=True), stride=stride, key=key)
+        starts = [int(first_row(key, torch.tensor(layer), stride)) for layer in range(2)]
+        chosen = [
+            Pair(*(Factors(f[0][i::stride], f[1], f[2][i::stride], f[3]) for f in pair[:2]), pair.variance)
+            for i, pair in zip(starts, pairs, strict=True)
+        ]
+        expected = stride * sum(dense_kl(*each) for each in chosen)
+        assert relative_error(ours, expected) < 1e-9
+        factors = (*pairs[0].factors, *pairs[1].factors)
+        for mine, dense in zip(gradients_of(ours, factors), gradients_of(expected, factors), strict=True):
+            assert relative_error(mine, dense) < 1e-9
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_trust_23_gradcheck_of_the_kl(form):
     pair = far_pair((3, 4, 2), 10.0, form, relative_spread=0.3).leaves()
     assert torch.autograd.gradcheck(
-        lambda *f: task_kl(Factors(*f[:4]), Factors(*f[4:]), pair.variance), pair.factors, rtol=1e-6, atol=1e-7
+        lambda *f: layer_kl(Factors(*f[:4]), Factors(*f[4:]), pair.variance), pair.factors, rtol=1e-6, atol=1e-7
     )
 
 
@@ -291,7 +347,7 @@ def test_precision_penalty_equals_the_gamma_density_of_torch_distributions(dtype
     pair = far_pair((64, 48, 8), std, form)
     single = cast(pair.shared, dtype, requires_grad=True)
     double = cast(single, torch.float64, requires_grad=True)
-    ours = precision_penalty(single.std_b, single.std_a, pair.variance, shape, rate)
+    ours = layer_precision_penalty(single.std_b, single.std_a, pair.variance, shape, rate)
     theirs = dense_precision_penalty(double.std_b, double.std_a, pair.variance, shape, rate)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-9
     assert ours.dtype == torch.float64
@@ -302,7 +358,7 @@ def test_precision_penalty_equals_the_gamma_density_of_torch_distributions(dtype
 
 def test_precision_penalty_visits_every_tile():
     pair = far_pair(TWO_TILES)
-    ours = precision_penalty(*pair.shared[2:], pair.variance, 1.0, 0.01)
+    ours = layer_precision_penalty(*pair.shared[2:], pair.variance, 1.0, 0.01)
     theirs = dense_precision_penalty(*pair.shared[2:], pair.variance, 1.0, 0.01)
     assert relative_error(ours, theirs) < 1e-9
 
@@ -311,7 +367,7 @@ def test_precision_penalty_visits_every_tile():
 def test_trust_20_precision_penalty_stays_finite_in_float32_at_the_floor(rate):
     single = [AT_THE_FLOOR.clone().requires_grad_(), torch.ones(1, 4).requires_grad_()]
     double = [f.detach().double().requires_grad_() for f in single]
-    ours = precision_penalty(*single, PAPER_LIKE, 1.0, rate)
+    ours = layer_precision_penalty(*single, PAPER_LIKE, 1.0, rate)
     theirs = dense_precision_penalty(*double, PAPER_LIKE, 1.0, rate)
     assert relative_error(ours, theirs) < 1e-5
     for mine, dense in zip(gradients_of(ours, single), gradients_of(theirs, double), strict=True):
@@ -323,7 +379,7 @@ def test_trust_20_precision_penalty_stays_finite_in_float32_at_the_floor(rate):
 def test_trust_23_gradcheck_of_the_precision_penalty(form):
     pair = far_pair((3, 4, 2), 10.0, form, relative_spread=0.3).leaves()
     assert torch.autograd.gradcheck(
-        lambda b, a: precision_penalty(b, a, pair.variance, 1.5, 0.7), pair.shared[2:], rtol=1e-6, atol=1e-7
+        lambda b, a: layer_precision_penalty(b, a, pair.variance, 1.5, 0.7), pair.shared[2:], rtol=1e-6, atol=1e-7
     )
 
 
@@ -349,12 +405,36 @@ def test_squared_norm_gives_the_gaussian_prior_of_the_means():
 # -------------------- the op table, and memory
 
 
+CPU = torch.device("cpu")
+
+
 def test_unknown_ops_and_backends_are_refused_with_the_names_that_there_are():
     with pytest.raises(AbmllError, match="Did you mean 'task_kl'"):
-        op("task_k")
-    with pytest.raises(AbmllError, match=r"backend of task_kl 'tritn'.*Known: eager"):
-        op("task_kl", "tritn")
-    assert op("task_kl") is task_kl
+        op("task_k", CPU)
+    with pytest.raises(AbmllError, match=r"kernel backend 'tritn'.*Did you mean 'triton'"):
+        kernels.use("tritn")
+
+
+@pytest.mark.parametrize("name", kernels.OPS)
+def test_on_the_cpu_every_op_is_eager_unless_triton_is_asked_for(name):
+    pytest.importorskip("triton")
+    try:
+        for backend, module in (("auto", "eager"), ("eager", "eager"), ("triton", "triton")):
+            kernels.use(backend)
+            assert kernels.backend_for(CPU) == module
+            assert op(name, CPU).__module__.startswith(f"abmll.kernels.{module}")
+            assert op(name, CPU).__name__ == name
+    finally:
+        kernels.use("auto")
+
+
+def test_auto_is_triton_on_cuda_where_triton_can_be_imported(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(kernels, "triton_error", lambda: None)
+    assert kernels.backend_for(cuda) == "triton"
+    monkeypatch.setattr(kernels, "triton_error", lambda: "no triton")
+    assert kernels.backend_for(cuda) == "eager"
+    assert op("task_kl", cuda) is task_kl
 
 
 class LargestOutput(TorchDispatchMode):
@@ -385,11 +465,11 @@ WIDE = 2048
 
 
 def _kl(pair: Pair, x: Tensor) -> Tensor:
-    return task_kl(*pair)
+    return layer_kl(*pair)
 
 
 def _penalty(pair: Pair, x: Tensor) -> Tensor:
-    return precision_penalty(*pair.shared[2:], pair.variance, 1.0, 0.01)
+    return layer_precision_penalty(*pair.shared[2:], pair.variance, 1.0, 0.01)
 
 
 def _norm(pair: Pair, x: Tensor) -> Tensor:
@@ -397,12 +477,12 @@ def _norm(pair: Pair, x: Tensor) -> Tensor:
 
 
 def _weight(pair: Pair, x: Tensor) -> Tensor:
-    return weight_noise(x, *pair.task[2:], pair.variance, key=1, layer=0).square().sum()
+    return weight_noise(x, *pair.task[2:], pair.variance, keys=key_tensor(1), layer=0).square().sum()
 
 
 def _activation(pair: Pair, x: Tensor) -> Tensor:
     tokens = torch.arange(x.shape[1]).expand(x.shape[:2])
-    draw = activation_noise(x, *pair.task[2:], pair.variance, 1, 0, torch.arange(x.shape[0]), tokens)
+    draw = activation_noise(x, *pair.task[2:], pair.variance, key_tensor(1), 0, torch.arange(x.shape[0]), tokens)
     return draw.square().sum()
 
 
@@ -431,8 +511,8 @@ def test_the_sum_over_a_layer_is_accumulated_in_float64():
     zeros = Factors(torch.zeros(4000, 1), torch.ones(1, 2500), torch.zeros(4000, 1), torch.ones(1, 2500))
     moved = Factors(torch.full((4000, 1), 0.7), *zeros[1:])
     variance = Variance("square", 1.0, 1e-6, 1.0)
-    one = float(task_kl(corner(moved), corner(zeros), variance))
-    assert float(task_kl(moved, zeros, variance)) == pytest.approx(10_000_000 * one, rel=1e-12)
+    one = float(layer_kl(corner(moved), corner(zeros), variance))
+    assert float(layer_kl(moved, zeros, variance)) == pytest.approx(10_000_000 * one, rel=1e-12)
 
 
 def corner(factors: Factors) -> Factors:

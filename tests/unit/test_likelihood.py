@@ -9,9 +9,25 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Cohere2Config,
+    FalconConfig,
+    Gemma2Config,
+    GraniteConfig,
+    MistralConfig,
+    MptConfig,
+    Qwen2Config,
+    masking_utils,
+)
 
 from abmll.adapters.attach import attach
 from abmll.adapters.layer import AdapterSet
+from abmll.errors import AbmllError
+from abmll.kernels.noise import key_tensor
 from abmll.likelihood import ChoiceLikelihood, ChoiceScores
 from abmll.tasks.batches import ChoiceBatch, collate
 from abmll.tasks.prompts import LETTERS, Encoder
@@ -89,9 +105,10 @@ def batch_of(
     normalisation: str = "token",
     tokenizer: str = "bpe",
     share_prefix: bool = True,
+    **options: Any,
 ) -> ChoiceBatch:
     encoder = Encoder(TOKENIZERS[tokenizer], kind, normalisation)
-    return collate([encoder(q) for q in questions], share_prefix=share_prefix, letter=kind == "letter")
+    return collate([encoder(q) for q in questions], share_prefix=share_prefix, **options)
 
 
 def llama(attention: str = "sdpa") -> nn.Module:
@@ -164,7 +181,7 @@ def test_trust_22_nor_does_it_under_posterior_noise(sampler: Any) -> None:
 
     def draw(part: Sequence[Question]) -> ChoiceScores:
         batch = batch_of(part)
-        with adapters.drawing(sampler, 7, batch.row_keys, batch.token_index):
+        with adapters.drawing(sampler, key_tensor(7), batch.row_keys, batch.token_index):
             return likelihood.scores(batch)
 
     together, without = draw(questions), likelihood.scores(batch_of(questions))
@@ -174,16 +191,128 @@ def test_trust_22_nor_does_it_under_posterior_noise(sampler: Any) -> None:
         assert_scores_equal(together, row, (alone, alone))
 
 
+@pytest.mark.parametrize("buckets", [True, False], ids=["bucket", "tight"])
 @pytest.mark.parametrize("share_prefix", [True, False], ids=["packed", "apart"])
 @pytest.mark.parametrize("kind", ["cloze", "letter"])
 @torch.no_grad()
-def test_what_stands_in_the_padding_changes_nothing(kind: str, share_prefix: bool) -> None:
-    likelihood, batch = ChoiceLikelihood(tiny_model(), kind), batch_of(QUESTIONS, kind, share_prefix=share_prefix)
+def test_what_stands_in_the_padding_changes_nothing(kind: str, share_prefix: bool, buckets: bool) -> None:
+    likelihood = ChoiceLikelihood(tiny_model(), kind)
+    batch = batch_of(QUESTIONS, kind, share_prefix=share_prefix, buckets=buckets)
     padding = batch.segment < 0
     assert padding.any()
     before = likelihood.scores(batch).log_probabilities
     batch.input_ids[padding] = torch.randint(3, 400, (int(padding.sum()),), generator=torch.Generator().manual_seed(0))
     assert torch.equal(likelihood.scores(batch).log_probabilities, before)
+
+
+# Buckets, repetition, capture
+
+
+@pytest.mark.parametrize("share_prefix", [True, False], ids=["packed", "apart"])
+@pytest.mark.parametrize(("kind", "normalisation"), READINGS)
+def test_buckets_change_neither_scores_nor_gradients(kind: str, normalisation: str, share_prefix: bool) -> None:
+    model = tiny_model()
+    factors = with_adapters(model, with_std=False).parameters("task")
+    likelihood, found = ChoiceLikelihood(model, kind), []
+    for buckets in (False, True):
+        batch = batch_of(QUESTIONS, kind, normalisation, share_prefix=share_prefix, buckets=buckets)
+        gradients = torch.autograd.grad(likelihood.nll(batch), factors)
+        found.append((likelihood.scores(batch).log_probabilities, gradients))
+    (tight, tight_gradients), (wide, wide_gradients) = found
+    most = tight.shape[1]
+    torch.testing.assert_close(wide[:, :most], tight, atol=1e-6, rtol=1e-6)
+    assert torch.isneginf(wide[:, most:]).all()
+    for got, expected in zip(wide_gradients, tight_gradients, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("buckets", [True, False], ids=["bucket", "tight"])
+@pytest.mark.parametrize("share_prefix", [True, False], ids=["packed", "apart"])
+@pytest.mark.parametrize("kind", ["cloze", "letter"])
+@torch.no_grad()
+def test_a_repeated_batch_scores_each_group_as_if_alone(kind: str, share_prefix: bool, buckets: bool) -> None:
+    likelihood = ChoiceLikelihood(tiny_model(), kind)
+    batch = batch_of(QUESTIONS, kind, share_prefix=share_prefix, buckets=buckets)
+    once, thrice = likelihood.scores(batch), likelihood.scores(batch.repeat(3))
+    torch.testing.assert_close(thrice.log_probabilities, once.log_probabilities.repeat(3, 1), atol=1e-6, rtol=1e-6)
+    if once.vocabulary is not None and thrice.vocabulary is not None:
+        torch.testing.assert_close(thrice.vocabulary, once.vocabulary.repeat(3, 1), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("targets", ["(q|v)_proj", "lm_head|.*q_proj"], ids=["within", "head too"])
+@pytest.mark.parametrize("sampler", ["weight", "activation"])
+@torch.no_grad()
+def test_draws_side_by_side_are_the_draws_one_by_one(sampler: Any, targets: str) -> None:
+    model, batch = tiny_model(), batch_of(QUESTIONS, buckets=True)
+    adapters = with_adapters(model, targets=f".*({targets})", std_init=0.1)
+    likelihood, keys = ChoiceLikelihood(model), (7, 2**63 + 5, 11)
+
+    def draw(given: ChoiceBatch, *keys: int) -> Tensor:
+        with adapters.drawing(sampler, key_tensor(*keys), given.row_keys, given.token_index):
+            return likelihood.scores(given).log_probabilities
+
+    alone = torch.cat([draw(batch, key) for key in keys])
+    assert not torch.allclose(alone[: len(QUESTIONS), 0], alone[len(QUESTIONS) : 2 * len(QUESTIONS), 0], atol=1e-2)
+    torch.testing.assert_close(draw(batch.repeat(3), *keys), alone, atol=1e-5, rtol=1e-6)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails at whatever would make the host wait for a device, or make shapes depend on values."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "item", "unique", "_unique2")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in self.FORBIDDEN, f"{func} waits for the device"
+        if name.startswith("index"):
+            indices = [x for x in pytree.tree_leaves(args[1:]) if isinstance(x, Tensor)]
+            assert all(x.dtype != torch.bool for x in indices), f"{func}: a mask as an index waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("share_prefix", [True, False], ids=["packed", "apart"])
+@pytest.mark.parametrize("kind", ["cloze", "letter"])
+@pytest.mark.parametrize("family", ["llama", "soft caps, window", "logits multiplied, window", "window in all layers"])
+def test_a_step_never_waits_for_the_device(family: str, kind: str, share_prefix: bool) -> None:
+    model = built(FAMILIES[family]) if family in FAMILIES else tiny_model()
+    factors = with_adapters(model, with_std=False).parameters("task")
+    likelihood = ChoiceLikelihood(model, kind, learn_temperature=True)
+    batch = batch_of(QUESTIONS, kind, share_prefix=share_prefix, buckets=True)
+    with NoWaiting():
+        torch.autograd.grad(likelihood.nll(batch), factors)
+        likelihood.scores(batch.repeat(2))
+
+
+def test_the_watch_for_waiting_watches() -> None:
+    with NoWaiting():
+        with pytest.raises(AssertionError, match="waits"):
+            bool(torch.ones(2).sum() > 0)
+        with pytest.raises(AssertionError, match="waits"):
+            torch.ones(2)[torch.tensor([True, False])]
+
+
+@pytest.mark.parametrize("capturing", [False, True])
+@pytest.mark.parametrize(("kind", "share_prefix"), [("letter", True), ("cloze", False), ("cloze", True)])
+@torch.no_grad()
+def test_rows_of_one_sequence_take_the_causal_kernels_in_and_out_of_a_capture(
+    kind: str, share_prefix: bool, capturing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[bool, bool]] = []
+    attention = nn.functional.scaled_dot_product_attention
+
+    def watch(*args: Any, **options: Any) -> Tensor:
+        calls.append((options["attn_mask"] is None, options["is_causal"]))
+        return attention(*args, **options)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watch)
+    monkeypatch.setattr(masking_utils, "is_tracing", lambda tensor=None: capturing)
+    names = ("is_tracing", "find_packed_sequence_indices")
+    before = [getattr(masking_utils, name) for name in names]
+    batch = batch_of(QUESTIONS, kind, share_prefix=share_prefix)
+    ChoiceLikelihood(tiny_model(), kind).scores(batch)
+    assert batch.causal == (kind == "letter" or not share_prefix)
+    assert calls == [(batch.causal, batch.causal)] * 2
+    assert [getattr(masking_utils, name) for name in names] == before
 
 
 # Training
@@ -284,35 +413,102 @@ def test_vocabulary_confidences_are_the_softmax_over_all_tokens() -> None:
 # Other models
 
 
-class NoLogitsToKeep(nn.Module):
-    """A model whose forward knows no `logits_to_keep`."""
+class NoHeadToSee(nn.Module):
+    """A model that does not show its output embedding."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, use_cache: bool) -> Any:
+    def forward(self, **inputs: Any) -> Any:
         """All the logits."""
-        return self.model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache
-        )
+        return self.model(**inputs)
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["logits_to_keep", "all logits"])
+@pytest.mark.parametrize("shown", [True, False], ids=["head shown", "head hidden"])
 @pytest.mark.parametrize("share_prefix", [True, False], ids=["packed", "apart"])
 @pytest.mark.parametrize("kind", ["cloze", "letter"])
 @torch.no_grad()
-def test_logits_are_asked_for_from_the_prompts_last_column_on(kind: str, share_prefix: bool, kept: bool) -> None:
+def test_logits_are_made_where_answer_tokens_are_read_and_nowhere_else(
+    kind: str, share_prefix: bool, shown: bool
+) -> None:
     model, batch = tiny_model(), batch_of(QUESTIONS, kind, share_prefix=share_prefix)
     expected = ChoiceLikelihood(model, kind).scores(batch).log_probabilities
     shapes: list[torch.Size] = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
-    got = ChoiceLikelihood(model if kept else NoLogitsToKeep(model), kind).scores(batch).log_probabilities
+    got = ChoiceLikelihood(model if shown else NoHeadToSee(model), kind).scores(batch).log_probabilities
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
-    rows, columns = batch.input_ids.shape
-    width = columns - batch.prefix_columns + 1 if kept else columns
-    assert shapes == [(rows, width, 512)]
-    assert kind == "cloze" or width == 1 or not kept, "one position is all that letters need"
+    assert shapes == [(1, len(batch.read_row), 512) if shown else (*batch.input_ids.shape, 512)]
+    assert kind == "cloze" or len(batch.read_row) == len(QUESTIONS), "letters need one position of each question"
+    assert not model.lm_head._forward_pre_hooks, "the model is left as it was"
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+BOTH_KINDS = ["sliding_attention", "full_attention"]
+FAMILIES: dict[str, Any] = {
+    "soft caps, window": Gemma2Config(**SMALL, head_dim=8, sliding_window=16, final_logit_softcapping=5.0),
+    "logits divided": GraniteConfig(**SMALL, logits_scaling=3.0, residual_multiplier=0.5),
+    "logits multiplied, window": Cohere2Config(**SMALL, logit_scale=4.0, sliding_window=16, layer_types=BOTH_KINDS),
+    "window in all layers": MistralConfig(**SMALL, sliding_window=16),
+    "window switched off": Qwen2Config(**SMALL, sliding_window=16, use_sliding_window=False),
+}
+ALIBI: dict[str, Any] = {
+    "bloom": BloomConfig(vocab_size=512, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2),
+    "mpt": MptConfig(vocab_size=512, d_model=32, n_layers=2, n_heads=4, initializer_range=0.2),
+    "falcon": FalconConfig(
+        vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True, initializer_range=0.2
+    ),
+}
+
+
+def built(config: Any) -> nn.Module:
+    """A random model of a configuration, in eval mode and frozen."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("share_prefix", [True, False], ids=["packed", "apart"])
+@pytest.mark.parametrize("kind", ["cloze", "letter"])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_trust_16_models_that_scale_their_logits_or_look_through_a_window(family, kind, share_prefix) -> None:
+    model = built(FAMILIES[family])
+    batch = batch_of(QUESTIONS, kind, share_prefix=share_prefix)
+    assert batch.input_ids.shape[1] > 16, "the window takes no part"
+    got = ChoiceLikelihood(model, kind).scores(batch)
+    for row, question in enumerate(QUESTIONS):
+        assert_scores_equal(got, row, slow_scores(model, TOKENIZERS["bpe"], question, kind, "token"))
+
+
+@pytest.mark.parametrize("kind", ["cloze", "letter"])
+@pytest.mark.parametrize("family", ALIBI)
+@torch.no_grad()
+def test_trust_16_models_that_count_positions_by_columns_score_one_choice_per_row(family: str, kind: str) -> None:
+    likelihood = ChoiceLikelihood(built(ALIBI[family]), kind)
+    got = likelihood.scores(batch_of(QUESTIONS, kind, share_prefix=False))
+    for row, question in enumerate(QUESTIONS):
+        assert_scores_equal(got, row, slow_scores(likelihood._model[0], TOKENIZERS["bpe"], question, kind, "token"))
+    if kind == "cloze":
+        with pytest.raises(AbmllError, match=r"cannot share a row; set likelihood\.share_prefix=false"):
+            likelihood.scores(batch_of(QUESTIONS))
+
+
+def test_an_attention_without_masks_is_refused_where_choices_share_a_row() -> None:
+    model = tiny_model()
+    model.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(AbmllError, match="attention without masks"):
+        ChoiceLikelihood(model).scores(batch_of(QUESTIONS))
 
 
 @pytest.mark.parametrize("share_prefix", [True, False], ids=["packed", "apart"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from abmll.kernels.noise import noise_key, normal, philox
+from abmll.kernels.noise import key_tensor, noise_key, normal, philox
 
 KNOWN_ANSWERS = {  # Random123's kat_vectors, philox4x32 with 10 rounds: counter, key, result
     "zeros": ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -67,6 +67,26 @@ def test_each_draw_is_box_muller_of_its_own_counter():
         for some, (question,) in zip(rows, questions, strict=True)
     ]
     torch.testing.assert_close(found.double(), torch.tensor(expected, dtype=torch.float64), atol=2e-6, rtol=2e-5)
+
+
+KEYS = [noise_key("a", 1), 0, 2**64 - 1, 2**63, 2**63 - 1]
+
+
+def test_a_key_in_a_tensor_gives_the_words_and_draws_of_the_number():
+    keys, rows = key_tensor(*KEYS), torch.arange(3)
+    assert keys.tolist() == [key if key < 2**63 else key - 2**64 for key in KEYS]
+    counters = [torch.arange(7) * scale for scale in (1, 5, 2**29, 2**27)]
+    for key, one in zip(KEYS, keys, strict=True):
+        for mine, expected in zip(philox(one, *counters), philox(key, *counters), strict=True):
+            assert torch.equal(mine, expected)
+        assert torch.equal(normal(one, 9, rows, 2), normal(key, 9, rows, 2))
+
+
+def test_keys_broadcast_with_rows():
+    rows, questions = torch.arange(6).view(2, 3), torch.tensor([[8], [9]]).expand(2, 3)
+    together = normal(key_tensor(*KEYS[:2])[:, None], 9, rows, 2, questions)
+    for key, row, question, found in zip(KEYS, rows, questions, together, strict=False):
+        assert torch.equal(found, normal(key, 9, row, 2, question))
 
 
 def test_draws_are_standard_normal():

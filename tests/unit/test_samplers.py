@@ -6,12 +6,20 @@ from torch import Tensor
 
 from abmll.errors import AbmllError
 from abmll.kernels import Variance
-from abmll.kernels.eager import activation_noise, activation_variance, std_and_noise, weight_noise
-from abmll.kernels.noise import noise_key, normal
-from tests.dense import cast, dense_variance, gradients_of, random_factors, relative_error
+from abmll.kernels.eager import (
+    activation_noise,
+    activation_output,
+    activation_variance,
+    mean_output,
+    std_and_noise,
+    weight_noise,
+    weight_output,
+)
+from abmll.kernels.noise import key_tensor, noise_key, normal
+from tests.dense import cast, dense_mean, dense_variance, gradients_of, random_factors, relative_error
 
 FORMS = ("square", "log_std")
-KEY = noise_key("test", 0)
+KEY = key_tensor(noise_key("test", 0))
 
 
 def stds(out_features: int, in_features: int, rank: int, variance: Variance, seed: int = 0) -> list[Tensor]:
@@ -30,7 +38,7 @@ def tokens(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
 
 
-def dense_weight_noise(x: Tensor, std_b: Tensor, std_a: Tensor, variance: Variance, key: int, layer: int) -> Tensor:
+def dense_weight_noise(x: Tensor, std_b: Tensor, std_a: Tensor, variance: Variance, key: Tensor, layer: int) -> Tensor:
     """x (std * E)^T with all of E and of std in memory."""
     rows = torch.arange(std_b.shape[0])
     noise = normal(key, std_a.shape[1], rows, layer).double()
@@ -112,7 +120,7 @@ def test_draws_differ_by_key_and_by_layer_and_repeat_otherwise():
     first = weight_noise(*leaves, variance, KEY, 0)
     assert torch.equal(first, weight_noise(*leaves, variance, KEY, 0))
     assert not torch.isclose(first, weight_noise(*leaves, variance, KEY, 1)).any()
-    assert not torch.isclose(first, weight_noise(*leaves, variance, noise_key("test", 1), 0)).any()
+    assert not torch.isclose(first, weight_noise(*leaves, variance, key_tensor(noise_key("test", 1)), 0)).any()
 
 
 def test_std_and_noise_is_what_the_sampler_multiplies():
@@ -244,6 +252,66 @@ def test_equal_tokens_share_one_direction_over_a_sequence():
     assert not torch.isclose(direction[0], direction[1]).any()
 
 
+# -------------------- several draws in one batch
+
+KEYS = key_tensor(*(noise_key("test", i) for i in range(3)))
+
+
+def test_every_group_of_rows_has_the_weight_of_its_own_key():
+    variance = some_variance()
+    leaves = (tokens(6, 3, 5), *stds(4, 5, 2, variance))
+    together = weight_noise(*leaves, variance, KEYS, 1)
+    groups = leaves[0].split(2)
+    apart = torch.cat([weight_noise(x, *leaves[1:], variance, k[None], 1) for x, k in zip(groups, KEYS, strict=True)])
+    assert torch.equal(together, apart)
+    expected = gradients_of(apart.square().sum(), leaves)
+    for mine, other in zip(gradients_of(together.square().sum(), leaves), expected, strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_every_group_of_rows_has_the_activation_noise_of_its_own_key():
+    variance = some_variance()
+    b, a = stds(4, 5, 2, variance)
+    x, questions, places = tokens(6, 3, 5), torch.arange(6), torch.arange(3).expand(6, 3)
+    together = activation_noise(x, b, a, variance, KEYS, 1, questions, places)
+    for group, key in enumerate(KEYS):
+        rows = slice(2 * group, 2 * group + 2)
+        alone = activation_noise(x[rows], b, a, variance, key[None], 1, questions[rows], places[rows])
+        torch.testing.assert_close(together[rows], alone, rtol=1e-12, atol=0)
+
+
+def test_rows_that_do_not_divide_into_groups_are_refused():
+    variance = some_variance()
+    leaves = (tokens(4, 3, 5), *stds(4, 5, 2, variance))
+    with pytest.raises(AbmllError, match="4 rows has no 3 equal groups"):
+        weight_noise(*leaves, variance, KEYS, 1)
+    with pytest.raises(AbmllError, match="4 rows has no 3 equal groups"):
+        activation_noise(*leaves, variance, KEYS, 1, torch.arange(4), torch.arange(3).expand(4, 3))
+
+
+# -------------------- the whole output of a layer
+
+
+@pytest.mark.parametrize("sampler", ["mean", "weight", "activation"])
+def test_outputs_are_the_base_s_plus_mean_and_noise_rounded_once(sampler):
+    variance = some_variance()
+    factors = cast(random_factors(64, 48, 4, 0, 0.2 * variance.offset), torch.float32)
+    x = tokens(2, 30, 48).detach().to(torch.bfloat16)
+    y0 = tokens(2, 30, 64, seed=1).detach().to(torch.bfloat16)
+    noise_args = (*factors[2:], variance, KEY, 1)
+    places = torch.arange(30).expand(2, 30)
+    if sampler == "mean":
+        y, noise = mean_output(y0, x, *factors[:2], variance.scale), 0
+    elif sampler == "weight":
+        y, noise = weight_output(y0, x, factors, variance, KEY, 1), weight_noise(x.float(), *noise_args)
+    else:
+        y = activation_output(y0, x, factors, variance, KEY, 1, torch.arange(2), places)
+        noise = activation_noise(x.float(), *noise_args, torch.arange(2), places)
+    exact = y0.double() + x.double() @ dense_mean(factors, variance).T + noise
+    assert y.dtype == torch.bfloat16
+    assert float((y != exact.to(torch.bfloat16)).float().mean()) < 0.002  # but for entries at a rounding edge
+
+
 # -------------------- the two samplers beside each other
 
 DRAWS = 4000
@@ -255,9 +323,12 @@ def both_samplers() -> tuple[Tensor, Tensor, Tensor]:
     b, a = stds(12, 9, 2, variance)
     x, place = tokens(1, 1, 9).detach(), torch.zeros(1, 1, dtype=torch.int64)
     with torch.no_grad():
-        weight = torch.cat([weight_noise(x[0], b, a, variance, noise_key("w", i), 5) for i in range(DRAWS)])
+        weight = torch.cat([weight_noise(x[0], b, a, variance, key_tensor(noise_key("w", i)), 5) for i in range(DRAWS)])
         activation = torch.cat(
-            [activation_noise(x, b, a, variance, noise_key("a", i), 5, place[0], place)[0] for i in range(DRAWS)]
+            [
+                activation_noise(x, b, a, variance, key_tensor(noise_key("a", i)), 5, place[0], place)[0]
+                for i in range(DRAWS)
+            ]
         )
         return weight, activation, dense_activation_variance(x[0, 0], b, a, variance)
 

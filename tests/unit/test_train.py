@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from abmll.running.rundir import Checkpoint, RunDirectory
 from tests.systems import (
     TASKS,
     gradients,
+    key_of,
     largest_difference,
     run_config,
     same,
@@ -43,6 +45,9 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
 every_run = pytest.mark.parametrize("name", RUNS)
 
 
+COSTS = ("seconds", "tasks_per_second", "peak_memory_bytes", "graphs")
+
+
 class Stopped(Exception):
     """Stands for a kill."""
 
@@ -57,11 +62,12 @@ def configuration(name: str, **training: Any) -> RunConfig:
 def stop_in(step: int, system: System, where: str) -> Callable[[dict[str, Any]], None]:
     """Raise within meta-iteration `step` (from 1): in its inner loop, or after its journal row was written."""
     inner_loss = system.method.inner_loss
+    second_steps = {int(key_of(0, step - 1, position, 1)) for position in (0, 1)}
 
-    def loss(batch: Any, place: Any) -> Any:
-        if where == "inner loop" and place[1] == step - 1 and place[3] == 1:
+    def loss(batch: Any, key: Any) -> Any:
+        if where == "inner loop" and int(key) in second_steps:
             raise Stopped
-        return inner_loss(batch, place)
+        return inner_loss(batch, key)
 
     def listen(event: dict[str, Any]) -> None:
         if where == "after the row" and event["step"] == step:
@@ -83,9 +89,9 @@ def _options(config: RunConfig) -> dict[str, Any]:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The journal without its times."""
+    """The journal without what a call cost."""
     lines = (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in COSTS} for line in lines]
 
 
 def assert_same_checkpoint(one: Checkpoint, other: Checkpoint) -> None:
@@ -354,9 +360,8 @@ def _single_gradient(system: System, config: RunConfig, position: int) -> dict[s
     method.begin_task(first=True)
     optimizer = GroupOptimizer(method.task())
     inner_steps(method, optimizer, system.batcher, support, (0, 0, position))
-    optimizer.zero_grad()
     query = system.batcher(batches[-1]) if method.uses_query else []
-    method.outer_gradient(query, (0, 0, position, len(support)))
+    method.outer_gradient(query, key_of(0, 0, position, len(support)))
     return {n: g for n, g in gradients(system, "shared").items() if g is not None}
 
 
@@ -395,6 +400,28 @@ def test_journal_rows(name: str, losses: set[str], whole: Callable[[str], Path])
     assert all(seconds > 0 for seconds in times)
 
 
+def test_the_end_of_a_journal_says_what_this_call_cost(whole: Callable[[str], Path], tmp_path: Path) -> None:
+    config = configuration("abmll")
+    stopped_run(config, tmp_path, 5, "after the row")
+    began = time.perf_counter()
+    train(config, tmp_path)
+    seconds = time.perf_counter() - began
+    ends = []
+    for folder in (whole("abmll"), tmp_path):
+        ends.append(json.loads((folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()[-1]))
+        assert ends[-1]["peak_memory_bytes"] > 1 << 20
+        runs = ends[-1]["graphs"]
+        assert {k: v for k, v in runs.items() if k != "eager_runs"} == {
+            "captured": 0,
+            "replays": 0,
+            "reserved_bytes": 0,
+            "fallbacks": {},
+        }
+    # two inner steps, the outer gradient and the distance in each of six iterations, and in the three after the stop
+    assert [end["graphs"]["eager_runs"] for end in ends] == [24, 12]
+    assert ends[1]["tasks_per_second"] > 3 / seconds
+
+
 def test_journal_counts_every_task_of_a_meta_batch(whole: Callable[[str], Path]) -> None:
     assert [row["examples_consumed"] for row in rows(whole("lora-meta-batch"))[:-1]] == [12 * i for i in range(1, 7)]
 
@@ -406,11 +433,11 @@ def test_journal_says_what_the_stds_do(tmp_path: Path) -> None:
     distances: list[float] = []
     outer_gradient = system.method.outer_gradient
 
-    def watch(query: Any, place: Any) -> Any:
+    def watch(query: Any, key: Any) -> Any:
         layers = system.method.adapters.layers.values()
         squares = [(x.task.dense_mean() - x.shared.dense_mean()).detach().square() for x in layers]
         distances.append(float(torch.cat([s.flatten() for s in squares]).mean()))
-        return outer_gradient(query, place)
+        return outer_gradient(query, key)
 
     system.method.outer_gradient = watch  # type: ignore[method-assign]
     train(run_config("abmll", **settings, training=training), tmp_path, system=system)

@@ -1,14 +1,14 @@
 """LowRankGaussian: a Gaussian over a weight's difference from W0, held as four low-rank factors."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from abmll.kernels import Factors, Variance, op
-from abmll.kernels.eager import row_blocks, std_and_noise
+from abmll.kernels import Factors, Variance
+from abmll.kernels.eager import mean, row_blocks, squared_norm, std_and_noise
 from abmll.kernels.noise import noise_key
 
 
@@ -75,33 +75,18 @@ class LowRankGaussian(nn.Module):
 
     def mean(self, x: Float[Tensor, "*tokens I"]) -> Float[Tensor, "*tokens O"]:
         """x (s B A)^T, float32, by two thin products."""
-        return nn.functional.linear(nn.functional.linear(x, self.mean_a), self.mean_b) * self.variance.scale
-
-    def kl(
-        self,
-        shared: "LowRankGaussian",
-        *,
-        detach: Literal["shared", "task"] | None = None,
-        blocks: list[slice] | None = None,
-    ) -> Float[Tensor, ""]:
-        """KL(self || shared) summed over entries (of `blocks`), float64. method.md section 3."""
-        mine, theirs = self.factors(detached=detach == "task"), shared.factors(detached=detach == "shared")
-        return op("task_kl")(mine, theirs, self.variance, blocks)
-
-    def precision_penalty(self, shape: float, rate: float) -> Float[Tensor, ""]:
-        """-log Gamma(1 / var; shape, rate) summed over entries, float64."""
-        return op("precision_penalty")(self.std_b, self.std_a, self.variance, shape, rate)
+        return mean(x, self.mean_b, self.mean_a, self.variance.scale)
 
     def mean_penalty(self, variance: float) -> Float[Tensor, ""]:
         """-log N(mean; 0, variance) summed over entries, float64."""
-        squares = self.variance.scale**2 * op("squared_norm")(self.mean_b, self.mean_a)
+        squares = self.variance.scale**2 * squared_norm(self.mean_b, self.mean_a)
         return squares / (2 * variance) + 0.5 * self.entries * math.log(2 * math.pi * variance)
 
     def squared_distance(self, other: "LowRankGaussian") -> Float[Tensor, ""]:
         """Sum over entries of (mean_self - mean_other)^2, float64, differences before products."""
         b = torch.cat([self.mean_b - other.mean_b, other.mean_b], dim=1)
         a = torch.cat([self.mean_a, self.mean_a - other.mean_a], dim=0)
-        return self.variance.scale**2 * op("squared_norm")(b, a)
+        return self.variance.scale**2 * squared_norm(b, a)
 
     @torch.no_grad()
     def std_summary(self, max_rows: int = 64) -> StdSummary:
@@ -113,7 +98,12 @@ class LowRankGaussian(nn.Module):
 
     @torch.no_grad()
     def mean_variance(self) -> float:
-        """Mean of var over all entries, tile by tile."""
+        """Mean of var over all entries: sum r^2 = |u|^2 + 2 f sum u + N f^2, or tile by tile for `log_std`."""
+        s, f = self.variance.scale, self.variance.offset
+        if self.variance.form == "square":
+            b, a = self.std_b.double(), self.std_a.double()
+            squares = s**2 * squared_norm(b, a) + 2 * f * s * (b.sum(0) @ a.sum(1))
+            return float(squares) / self.entries + f**2 + self.variance.floor**2
         total = 0.0
         for rows in row_blocks(self.out_features, self.in_features):
             total += float(self.variance.of(self.variance.scale * (self.std_b[rows] @ self.std_a)).double().sum())

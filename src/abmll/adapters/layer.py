@@ -24,13 +24,13 @@ class Noise:
     Attributes:
         sampler: `mean` adds nothing; `weight` one weight matrix for all tokens; `activation` local
             reparameterisation.
-        key: 64-bit key of this draw.
+        keys: S noise keys (`key_tensor`): the batch's rows are S equal consecutive groups, one draw each.
         questions: question keys of the batch's rows (activation noise).
         tokens: position of each token within its question (activation noise).
     """
 
     sampler: Sampler = "mean"
-    key: int = 0
+    keys: Int[Tensor, " S"] | None = None
     questions: Int[Tensor, " B"] | None = None
     tokens: Int[Tensor, "B T"] | None = None
 
@@ -51,19 +51,13 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*tokens I"]) -> Float[Tensor, "*tokens O"]:
         """Base output plus the task's mean and, if one is being drawn, its noise; in the base's dtype."""
-        y = self.base(x)
-        x = x.to(self.task.mean_a.dtype)
-        return (y.to(x.dtype) + self._added(x)).to(y.dtype)
-
-    def _added(self, x: Float[Tensor, "*tokens I"]) -> Float[Tensor, "*tokens O"]:
-        mean, noise, std = self.task.mean(x), self.noise, self.task
-        if noise.sampler == "mean" or not std.has_std:
-            return mean
+        y, noise, task = self.base(x), self.noise, self.task
+        if noise.sampler == "mean" or not task.has_std:
+            return op("mean_output", x.device)(y, x, task.mean_b, task.mean_a, task.variance.scale)
+        drawn = (y, x, task.factors(), task.variance, noise.keys, self.index)
         if noise.sampler == "weight":
-            return mean + op("weight_noise")(x, std.std_b, std.std_a, std.variance, noise.key, self.index)
-        return mean + op("activation_noise")(
-            x, std.std_b, std.std_a, std.variance, noise.key, self.index, noise.questions, noise.tokens
-        )
+            return op("weight_output", x.device)(*drawn)
+        return op("activation_output", x.device)(*drawn, noise.questions, noise.tokens)
 
 
 class AdapterSet:
@@ -99,30 +93,37 @@ class AdapterSet:
 
     def begin_task(self, std_start: Literal["copy", "init"] = "copy") -> None:
         """phi <- theta; with `init` the stds of phi start at f again instead."""
-        for layer in self.layers.values():
-            layer.task.copy_from(layer.shared)
-            if std_start == "init" and layer.task.has_std:
+        with torch.no_grad():
+            torch._foreach_copy_(tuple(self.parameters("task")), tuple(self.parameters("shared")))
+        for layer in self.layers.values() if std_start == "init" else ():
+            if layer.task.has_std:
                 layer.task.reset_std(layer_seed(self.seed, layer.index))
 
     def kl(
-        self, *, detach: Literal["shared", "task"] | None = None, fraction: float = 1.0, key: int = 0
+        self,
+        *,
+        detach: Literal["shared", "task"] | None = None,
+        stride: int = 1,
+        key: Int[Tensor, ""] | None = None,
     ) -> Float[Tensor, ""]:
         """KL(q(phi | D) || p(phi | theta)) summed over all N entries, float64.
 
         Args:
             detach: the slot that takes no gradient.
-            fraction: visit this share of each layer's row blocks, drawn by `key`, and rescale: unbiased.
-            key: 64 bits from `noise_key`; unused when `fraction` is 1.
+            stride: visit every so-manieth row of each layer, from a start drawn by `key`, and scale up: unbiased.
+            key: 64 bits as an int64 tensor; unused when `stride` is 1.
         """
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for layer in self.layers.values():
-            blocks, weight = _choose_blocks(layer, fraction, key)
-            total = total + weight * layer.task.kl(layer.shared, detach=detach, blocks=blocks)
-        return total
+        layers = self.layers.values()
+        task = [layer.task.factors(detached=detach == "task") for layer in layers]
+        shared = [layer.shared.factors(detached=detach == "shared") for layer in layers]
+        variances = [layer.task.variance for layer in layers]
+        return op("task_kl", self.device)(task, shared, variances, stride, key)
 
     def precision_penalty(self, shape: float, rate: float) -> Float[Tensor, ""]:
         """-log Gamma(1 / var_theta; shape, rate) over all entries, float64."""
-        return torch.stack([x.shared.precision_penalty(shape, rate) for x in self.layers.values()]).sum()
+        shared = [layer.shared for layer in self.layers.values()]
+        factors = [[g.std_b for g in shared], [g.std_a for g in shared], [g.variance for g in shared]]
+        return op("precision_penalty", self.device)(*factors, shape, rate)
 
     def mean_penalty(self, variance: float) -> Float[Tensor, ""]:
         """-log N(mean_theta; 0, variance) over all entries, float64."""
@@ -146,23 +147,23 @@ class AdapterSet:
     def drawing(
         self,
         sampler: Sampler,
-        key: int,
+        keys: Int[Tensor, " S"] | None = None,
         questions: Int[Tensor, " B"] | None = None,
         tokens: Int[Tensor, "B T"] | None = None,
     ) -> Iterator[None]:
-        """Forward and backward passes inside add this draw's noise to the means."""
+        """Forward and backward passes inside add this draw's noise to the means; see `Noise` for the arguments."""
         noise = self.noise
-        noise.sampler, noise.key, noise.questions, noise.tokens = sampler, key, questions, tokens
+        noise.sampler, noise.keys, noise.questions, noise.tokens = sampler, keys, questions, tokens
         try:
             yield
         finally:
-            noise.sampler, noise.questions, noise.tokens = "mean", None, None
+            noise.sampler, noise.keys, noise.questions, noise.tokens = "mean", None, None, None
 
     @torch.no_grad()
-    def mean_squared_distance(self) -> float:
-        """Mean over the N weights of D^2 = (mean_phi - mean_theta)^2."""
+    def mean_squared_distance(self) -> Float[Tensor, ""]:
+        """Mean over the N weights of D^2 = (mean_phi - mean_theta)^2, float64."""
         total = torch.stack([layer.task.squared_distance(layer.shared) for layer in self.layers.values()]).sum()
-        return float(total) / self.entries
+        return total / self.entries
 
     def std_statistics(self) -> dict[str, dict[str, float]]:
         """What the stds of theta and phi do: min, median, max, share at the floor (over evenly spaced rows of each
@@ -215,16 +216,3 @@ class AdapterSet:
 def layer_seed(seed: int, index: int) -> int:
     """Seed of one layer's initial factors."""
     return seed * 1_000_003 + index
-
-
-def _choose_blocks(layer: AdaptedLinear, fraction: float, key: int) -> tuple[list[slice] | None, float]:
-    """Row blocks for an unbiased share of the KL, and the factor that rescales their sum."""
-    if fraction >= 1.0:
-        return None, 1.0
-    from_rows, columns = layer.task.out_features, layer.task.in_features
-    height = max(1, min(round(from_rows * fraction), (1 << 18) // columns))
-    blocks = [slice(start, min(start + height, from_rows)) for start in range(0, from_rows, height)]
-    count = max(1, round(fraction * len(blocks)))
-    generator = torch.Generator().manual_seed((key ^ layer.index) & 0x7FFFFFFFFFFFFFFF)
-    chosen = torch.randperm(len(blocks), generator=generator)[:count]
-    return [blocks[i] for i in sorted(chosen.tolist())], len(blocks) / count

@@ -11,45 +11,73 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
 from abmll.errors import AbmllError
 from abmll.kernels.factors import Factors, Variance
-from abmll.kernels.noise import normal
+from abmll.kernels.noise import Key, normal, philox
 
 _TILE_ENTRIES = 1 << 18  # 1 MB of float32 per temporary: a few of them stay in a core's cache
 _SERIES_BELOW = 0.02
 
 
-def row_blocks(rows: int, columns: int) -> list[slice]:
-    """Cut the rows of an O x I matrix into tiles of about 2^18 entries.
+def row_blocks(rows: int, columns: int, start: int = 0, stride: int = 1) -> list[slice]:
+    """Cut the rows of an O x I matrix, or every `stride`-th of them, into tiles of about 2^18 entries.
 
-    >>> len(row_blocks(576, 576)), row_blocks(3, 5)
-    (2, [slice(0, 3, None)])
+    >>> len(row_blocks(576, 576)), row_blocks(3, 5), row_blocks(6, 5, 1, 2)
+    (2, [slice(0, 3, 1)], [slice(1, 6, 2)])
     """
-    height = max(1, min(rows, _TILE_ENTRIES // columns))
-    return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
+    height = stride * max(1, min(rows, _TILE_ENTRIES // columns))
+    return [slice(first, min(first + height, rows), stride) for first in range(start, rows, height)]
 
 
 # -------------------- KL(task | shared)
 
 
 def task_kl(
-    task: Factors, shared: Factors, variance: Variance, blocks: Sequence[slice] | None = None
+    task: Sequence[Factors],
+    shared: Sequence[Factors],
+    variances: Sequence[Variance],
+    stride: int = 1,
+    key: Int[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
-    """KL(q(phi | D) || p(phi | theta)) summed over the entries of one layer, float64.
+    """KL(q(phi | D) || p(phi | theta)) summed over the entries of all layers, float64.
 
     Per entry, with D = mean_phi - mean_theta and delta = (var_phi - var_theta) / var_theta:
     KL = 1/2 (delta - log1p(delta)) + 1/2 D^2 / var_theta  (method.md section 3). Differentiable once in all eight
     factors; a side (task or shared) that needs no gradient costs none.
 
     Args:
-        task: the factors of phi.
+        task: the factors of phi, by layer.
         shared: the factors of theta.
-        variance: how products become variances, the same for both.
-        blocks: row blocks to visit; None for all of them.
+        variances: how products become variances, the same for both.
+        stride: visit every `stride`-th row of each layer, from a start drawn by `key`, and scale up: unbiased.
+        key: 64 bits as an int64 tensor; needed if `stride` is not 1.
     """
+    total = torch.zeros((), dtype=torch.float64, device=task[0].mean_b.device)
+    for layer, (mine, theirs, variance) in enumerate(zip(task, shared, variances, strict=True)):
+        rows, columns = mine.mean_b.shape[0], mine.mean_a.shape[1]
+        start = 0
+        if stride > 1:
+            assert key is not None
+            start = int(first_row(key, torch.tensor(layer, device=key.device), stride))
+        blocks = row_blocks(rows, columns, start, stride)
+        total = total + stride * layer_kl(mine, theirs, variance, blocks)
+    return total
+
+
+def layer_kl(
+    task: Factors, shared: Factors, variance: Variance, blocks: Sequence[slice] | None = None
+) -> Float[Tensor, ""]:
+    """The KL of one layer, over some row blocks or (None) all of them."""
     chosen = row_blocks(task.mean_b.shape[0], task.mean_a.shape[1]) if blocks is None else blocks
     return _TaskKL.apply(variance, chosen, *task, *shared)
+
+
+def first_row(key: Int[Tensor, ""], layer: Int[Tensor, "*layers"], stride: int) -> Int[Tensor, "*layers"]:
+    """The start of a layer's row subset: 0 ... stride - 1, all as likely."""
+    zero = torch.zeros_like(layer)
+    return philox(key, layer, zero, zero, zero)[0] % stride
 
 
 class _TaskKL(torch.autograd.Function):
@@ -134,13 +162,21 @@ def _contract(
 
 
 def precision_penalty(
-    std_b: Float[Tensor, "O R"], std_a: Float[Tensor, "R I"], variance: Variance, shape: float, rate: float
+    std_b: Sequence[Tensor], std_a: Sequence[Tensor], variances: Sequence[Variance], shape: float, rate: float
 ) -> Float[Tensor, ""]:
-    """-log Gamma(1 / var_theta; shape, rate) summed over the entries of one layer, float64.
+    """-log Gamma(1 / var_theta; shape, rate) summed over the entries of all layers, float64.
 
     Per entry: -a0 log b0 + lgamma(a0) + (a0 - 1) log var + b0 / var, the density in 1 / var as written, with no
     Jacobian (method.md section 2).
     """
+    layers = zip(variances, std_b, std_a, strict=True)
+    return torch.stack([layer_precision_penalty(b, a, variance, shape, rate) for variance, b, a in layers]).sum()
+
+
+def layer_precision_penalty(
+    std_b: Float[Tensor, "O R"], std_a: Float[Tensor, "R I"], variance: Variance, shape: float, rate: float
+) -> Float[Tensor, ""]:
+    """The penalty of one layer."""
     return _PrecisionPenalty.apply(variance, shape, rate, std_b, std_a)
 
 
@@ -175,20 +211,98 @@ def squared_norm(b: Float[Tensor, "O R"], a: Float[Tensor, "R I"]) -> Float[Tens
 # -------------------- forward noise
 
 
+def mean_output(
+    y0: Float[Tensor, "*tokens O"],
+    x: Float[Tensor, "*tokens I"],
+    mean_b: Float[Tensor, "O R"],
+    mean_a: Float[Tensor, "R I"],
+    scale: float,
+) -> Float[Tensor, "*tokens O"]:
+    """y0 + s (x A^T) B^T: summed in the factors' dtype, cast once to that of y0."""
+    return _added(y0, mean(x.to(mean_a.dtype), mean_b, mean_a, scale))
+
+
+def activation_output(
+    y0: Float[Tensor, "B T O"],
+    x: Float[Tensor, "B T I"],
+    factors: Factors,
+    variance: Variance,
+    keys: Int[Tensor, " S"],
+    layer: int,
+    questions: Int[Tensor, " B"],
+    tokens: Int[Tensor, "B T"],
+) -> Float[Tensor, "B T O"]:
+    """`mean_output` + `activation_noise`: local reparameterisation.
+
+    Raises:
+        AbmllError: the form is `log_std`, whose variance is not low-rank; or the rows do not divide into S groups.
+    """
+    x = x.to(factors.mean_a.dtype)
+    noise = activation_noise(x, factors.std_b, factors.std_a, variance, keys, layer, questions, tokens)
+    return _added(y0, mean(x, factors.mean_b, factors.mean_a, variance.scale) + noise)
+
+
+def weight_output(
+    y0: Float[Tensor, "*tokens O"],
+    x: Float[Tensor, "*tokens I"],
+    factors: Factors,
+    variance: Variance,
+    keys: Int[Tensor, " S"],
+    layer: int,
+) -> Float[Tensor, "*tokens O"]:
+    """`mean_output` + `weight_noise`: one weight matrix for all tokens of a draw.
+
+    Raises:
+        AbmllError: the rows do not divide into S groups.
+    """
+    x = x.to(factors.mean_a.dtype)
+    noise = weight_noise(x, factors.std_b, factors.std_a, variance, keys, layer)
+    return _added(y0, mean(x, factors.mean_b, factors.mean_a, variance.scale) + noise)
+
+
+def _added(y0: Float[Tensor, "*tokens O"], term: Float[Tensor, "*tokens O"]) -> Float[Tensor, "*tokens O"]:
+    return (y0.to(term.dtype) + term).to(y0.dtype)
+
+
+def mean(
+    x: Float[Tensor, "*tokens I"], mean_b: Float[Tensor, "O R"], mean_a: Float[Tensor, "R I"], scale: float
+) -> Float[Tensor, "*tokens O"]:
+    """s (x A^T) B^T by two thin products."""
+    return linear(linear(x, mean_a), mean_b) * scale
+
+
+def rows_per_key(rows: int, keys: Int[Tensor, " S"]) -> int:
+    """How many consecutive rows of a batch each key draws for.
+
+    Raises:
+        AbmllError: the rows do not divide into as many equal groups as there are keys.
+    """
+    if rows % len(keys):
+        raise AbmllError(f"a batch of {rows} rows has no {len(keys)} equal groups, one for each noise key")
+    return rows // len(keys)
+
+
 def weight_noise(
     x: Float[Tensor, "*tokens I"],
     std_b: Float[Tensor, "O R"],
     std_a: Float[Tensor, "R I"],
     variance: Variance,
-    key: int,
+    keys: Int[Tensor, " S"],
     layer: int,
 ) -> Float[Tensor, "*tokens O"]:
-    """x (std * E)^T with one standard normal matrix E for all tokens, made again in backward from its counters."""
-    return _WeightNoise.apply(variance, key, layer, x, std_b, std_a)
+    """x (std * E)^T with E standard normal per entry, made again in backward from its counters.
+
+    The rows (dimension 0) of x are S equal consecutive groups; all tokens of group s share the one matrix of keys[s].
+    """
+    if len(keys) == 1:
+        return _WeightNoise.apply(variance, layer, keys[0], x, std_b, std_a)
+    groups = x.split(rows_per_key(x.shape[0], keys))
+    draws = zip(keys.unbind(), groups, strict=True)
+    return torch.cat([_WeightNoise.apply(variance, layer, key, group, std_b, std_a) for key, group in draws])
 
 
 def std_and_noise(
-    std_b: Tensor, std_a: Tensor, variance: Variance, key: int, layer: int
+    std_b: Tensor, std_a: Tensor, variance: Variance, key: Key, layer: int
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """(rows, u, std, E) of each row block: the entries that the `weight` sampler adds are std * E."""
     for rows in row_blocks(std_b.shape[0], std_a.shape[1]):
@@ -199,9 +313,11 @@ def std_and_noise(
 
 class _WeightNoise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, variance: Variance, key: int, layer: int, x: Tensor, std_b: Tensor, std_a: Tensor) -> Tensor:
-        ctx.save_for_backward(x, std_b, std_a)
-        ctx.how = (variance, key, layer)
+    def forward(
+        ctx: Any, variance: Variance, layer: int, key: Tensor, x: Tensor, std_b: Tensor, std_a: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(key, x, std_b, std_a)
+        ctx.how = (variance, layer)
         out = x.new_empty(*x.shape[:-1], std_b.shape[0])
         for rows, _, std, noise in std_and_noise(std_b, std_a, variance, key, layer):
             out[..., rows] = x @ std.mul_(noise).T
@@ -210,8 +326,8 @@ class _WeightNoise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, std_b, std_a = ctx.saved_tensors
-        variance, key, layer = ctx.how
+        key, x, std_b, std_a = ctx.saved_tensors
+        variance, layer = ctx.how
         gradient_x = torch.zeros_like(x) if ctx.needs_input_grad[3] else None
         gradients: list[Tensor | None] = [torch.zeros_like(std_b), torch.zeros_like(std_a)]
         for rows, u, std, noise in std_and_noise(std_b, std_a, variance, key, layer):
@@ -259,16 +375,19 @@ def activation_noise(
     std_b: Float[Tensor, "O R"],
     std_a: Float[Tensor, "R I"],
     variance: Variance,
-    key: int,
+    keys: Int[Tensor, " S"],
     layer: int,
     questions: Int[Tensor, " B"],
     tokens: Int[Tensor, "B T"],
 ) -> Float[Tensor, "B T O"]:
     """sqrt(V) * e with e standard normal per (question, token, output): local reparameterisation.
 
+    The rows of the batch are S equal consecutive groups; group s takes its noise from keys[s].
+
     Same mean and variance as `weight_noise` for one layer and token, but not jointly over tokens: through a whole
     network the distributions differ. Pass equal `tokens` to share e over a sequence.
     """
     spread = activation_variance(x, std_b, std_a, variance)
+    key = keys.repeat_interleave(rows_per_key(x.shape[0], keys))[:, None]
     noise = normal(key, std_b.shape[0], tokens, layer, questions[:, None].expand_as(tokens))
     return (spread + torch.finfo(spread.dtype).tiny).sqrt() * noise.to(spread.dtype)

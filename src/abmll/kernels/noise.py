@@ -17,6 +17,8 @@ _MULTIPLIER_A, _MULTIPLIER_B = 0xD2511F53, 0xCD9E8D57
 _WEYL_A, _WEYL_B = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
 
+Key = int | Int[Tensor, "..."]
+
 
 def noise_key(*parts: int | str) -> int:
     """A 64-bit key from any names and counters, the same on every platform and Python version.
@@ -28,11 +30,34 @@ def noise_key(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def philox(key: int, *counters: Int[Tensor, "..."]) -> tuple[Int[Tensor, "..."], ...]:
+def key_tensor(*keys: int, device: torch.device | str | None = None) -> Int[Tensor, " S"]:
+    """64-bit keys as an int64 tensor, one for each posterior draw: the form in which forward passes take them.
+
+    The bits are those of the unsigned key, so keys from 2^63 up are negative here. Being device memory, they can be
+    rewritten between two replays of a captured CUDA graph.
+
+    >>> key_tensor(1, 2**64 - 1)
+    tensor([ 1, -1])
+    """
+    signed = [key - (1 << 64) if key >> 63 else key for key in keys]
+    return torch.tensor(signed, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def derived_key(key: Int[Tensor, ""], *parts: int | str) -> Int[Tensor, ""]:
+    """Another key for each name, from a key on the device: what a captured graph makes of the key of its replay.
+
+    >>> int(derived_key(key_tensor(7)[0], "rows") ^ derived_key(key_tensor(9)[0], "rows"))
+    14
+    """
+    return key ^ int(key_tensor(noise_key(*parts))[0])
+
+
+def philox(key: Key, *counters: Int[Tensor, "..."]) -> tuple[Int[Tensor, "..."], ...]:
     """Philox4x32-10 on four 32-bit counter words.
 
     Args:
-        key: 64 bits; the low word is Philox's first key word.
+        key: 64 bits; the low word is Philox's first key word. Either a number, or an int64 tensor of those bits that
+            broadcasts with the counters.
         counters: four int64 tensors that broadcast together, each word in [0, 2^32).
 
     Returns:
@@ -50,7 +75,7 @@ def philox(key: int, *counters: Int[Tensor, "..."]) -> tuple[Int[Tensor, "..."],
 
 
 def normal(
-    key: int,
+    key: Key,
     width: int,
     rows: Int[Tensor, "*rows"],
     layer: int,
@@ -61,7 +86,7 @@ def normal(
     Entry i of a row comes from word i % 4 of the counter (i // 4, row, layer, question).
 
     Args:
-        key: 64 bits from `noise_key`.
+        key: 64 bits from `noise_key`, or an int64 tensor of such bits that broadcasts with `rows`.
         width: number of draws per row.
         rows: int64 counters, e.g. output rows of a weight or token positions.
         layer: number of the adapted layer.
@@ -71,7 +96,8 @@ def normal(
     torch.Size([2, 5])
     """
     column = torch.arange((width + 3) // 4, device=rows.device)
-    question = torch.as_tensor(question, device=rows.device, dtype=torch.int64)
+    question = question if isinstance(question, Tensor) else torch.full_like(column[:1], question)[0]
+    key = key[..., None] if isinstance(key, Tensor) else key
     words = philox(key, column, rows[..., None], torch.full_like(column, layer), question[..., None])
     uniforms = [_uniform(word) for word in words]
     pairs = (*_box_muller(uniforms[0], uniforms[1]), *_box_muller(uniforms[2], uniforms[3]))

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from abmll.adapters.layer import Sampler
 from abmll.kernels import StdForm
-from abmll.kernels.noise import noise_key
-from abmll.methods.base import Group, Method, OptimizerName, Place, Settings, Terms, backward_by_share
+from abmll.kernels.noise import derived_key
+from abmll.methods.base import Group, Method, OptimizerName, Settings, Terms, backward_by_share
 from abmll.tasks.batches import ChoiceBatch
 
 PAPER_CONSTANT = 2.06e-9
@@ -44,7 +44,7 @@ class ABMLLSettings(Settings):
         training_sampler: how weights are drawn in training.
         training_samples: draws per training batch.
         sequence_noise: activation noise is shared by all tokens of a question, else drawn per token.
-        kl_entries: share of the weights that each KL visits (unbiased).
+        kl_entries: share of the weights that each KL visits, every so-manieth row of each layer (unbiased).
     """
 
     outer_optimizer: OptimizerName = "adamw"
@@ -137,17 +137,15 @@ class ABMLL(Method):
         if first or not self.keeps_phi:
             self.adapters.begin_task(self.settings.std_start)
 
-    def inner_loss(self, batch: ChoiceBatch, place: Place) -> Terms:
+    def inner_loss(self, batch: ChoiceBatch, key: Int[Tensor, ""]) -> Terms:
         """-E_q[log p(D | phi)] + beta KL(q(phi | D) || p(phi | theta)), theta held fixed."""
-        nll = self._expected_nll(batch, place)
-        kl = self._reduce(self._kl(place, detach="shared"))
-        return Terms(nll + self.settings.task_kl_weight * kl, nll, kl)
+        kl, weighted = self._weighted_kl(key, detach="shared")
+        nll = self._expected_nll(batch, key)
+        return Terms((nll, weighted), nll, kl)
 
-    def outer_gradient(self, query: Sequence[ChoiceBatch], place: Place) -> Terms:
+    def outer_gradient(self, query: Sequence[ChoiceBatch], key: Int[Tensor, ""]) -> Terms:
         """By `outer_step` (method.md section 2): the gradient that theta takes at the end of a task."""
-        terms = (
-            self._query_gradient(query, place) if self.settings.outer_step == "identity" else self._kl_gradient(place)
-        )
+        terms = self._query_gradient(query, key) if self.settings.outer_step == "identity" else self._kl_gradient(key)
         self._add_prior_gradient()
         if self.settings.outer_step == "displacement":
             for parameter in self.adapters.parameters("shared", "mean"):
@@ -155,23 +153,21 @@ class ABMLL(Method):
             self.adapters.add_displacement("mean")
         return terms
 
-    def _query_gradient(self, query: Sequence[ChoiceBatch], place: Place) -> Terms:
+    def _query_gradient(self, query: Sequence[ChoiceBatch], key: Int[Tensor, ""]) -> Terms:
         def loss(batch: ChoiceBatch) -> Terms:
-            nll = self._expected_nll(batch, place)
-            return Terms(nll, nll)
+            nll = self._expected_nll(batch, key)
+            return Terms((nll,), nll)
 
+        kl, weighted = self._weighted_kl(key, detach=None)
         terms = backward_by_share(query, loss)
-        kl = self._reduce(self._kl(place, detach=None))
-        (self.settings.task_kl_weight * kl).backward()
+        weighted.backward()
         self.adapters.add_task_gradients()
-        return Terms(terms.total + self.settings.task_kl_weight * kl.detach(), terms.nll, kl.detach())
+        return Terms((terms.total, weighted.detach()), terms.nll, kl.detach())
 
-    def _kl_gradient(self, place: Place) -> Terms:
-        kl = self._reduce(self._kl(place, detach="task"))
-        (self.settings.task_kl_weight * kl).backward()
-        return Terms(
-            self.settings.task_kl_weight * kl.detach(), torch.full_like(kl.detach(), float("nan")), kl.detach()
-        )
+    def _kl_gradient(self, key: Int[Tensor, ""]) -> Terms:
+        kl, weighted = self._weighted_kl(key, detach="task")
+        weighted.backward()
+        return Terms((weighted.detach(),), torch.full_like(kl.detach(), float("nan")), kl.detach())
 
     def _add_prior_gradient(self) -> None:
         """-gamma log p(theta), once per outer step (the loop averages it over a meta-batch with the rest)."""
@@ -182,19 +178,24 @@ class ABMLL(Method):
             penalty = self.adapters.precision_penalty(s.precision_prior_shape, s.precision_prior_rate)
             (s.precision_prior_weight * self._reduce(penalty)).backward()
 
-    def _expected_nll(self, batch: ChoiceBatch, place: Place) -> Float[Tensor, ""]:
+    def _expected_nll(self, batch: ChoiceBatch, key: Int[Tensor, ""]) -> Float[Tensor, ""]:
         """Monte Carlo -E_q[log p(D | phi)] with `training_samples` draws."""
         s = self.settings
         tokens = torch.zeros_like(batch.token_index) if s.sequence_noise else batch.token_index
         total = torch.zeros((), device=batch.input_ids.device)
         for sample in range(s.training_samples):
-            key = noise_key(s.training_sampler, *place, sample)
-            with self.adapters.drawing(s.training_sampler, key, batch.row_keys, tokens):
+            keys = derived_key(key, s.training_sampler, sample).reshape(1)
+            with self.adapters.drawing(s.training_sampler, keys, batch.row_keys, tokens):
                 total = total + self.nll(batch) / s.training_samples
         return total
 
-    def _kl(self, place: Place, detach: Literal["shared", "task"] | None) -> Float[Tensor, ""]:
-        return self.adapters.kl(detach=detach, fraction=self.settings.kl_entries, key=noise_key("entries", *place))
+    def _weighted_kl(
+        self, key: Int[Tensor, ""], detach: Literal["shared", "task"] | None
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """The KL, and beta times it."""
+        stride = round(1 / self.settings.kl_entries)
+        kl = self._reduce(self.adapters.kl(detach=detach, stride=stride, key=derived_key(key, "rows")))
+        return kl, self.settings.task_kl_weight * kl
 
     def _reduce(self, total: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Sum or mean over the N adapted weights, in float32 from here on."""

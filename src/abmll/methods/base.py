@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -17,16 +17,31 @@ from abmll.tasks.batches import ChoiceBatch
 OptimizerName = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "linear", "cosine"]
 Place = tuple[int, ...]
-"""Where a forward pass stands: (seed, meta-iteration, task position, inner step). It names the pass's noise."""
+"""Where a forward pass stands: (seed, meta-iteration, task position, inner step). Its noise key is made of it."""
 NLL = Callable[[ChoiceBatch], Tensor]
 
 
 class Terms(NamedTuple):
-    """What one step descends, and its unweighted parts for the journal; all scalars."""
+    """What one step descends, and its unweighted parts for the journal; all scalars.
 
-    total: Float[Tensor, ""]
+    Attributes:
+        losses: what is descended, as weighted terms.
+        nll: mean NLL.
+        task_kl: KL as sum or mean, before its weight.
+    """
+
+    losses: tuple[Float[Tensor, ""], ...]
     nll: Float[Tensor, ""]
     task_kl: Float[Tensor, ""] | None = None
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """The sum of the losses."""
+        return torch.stack([loss.reshape(()) for loss in self.losses]).sum()
+
+    def backward(self, share: float = 1.0) -> None:
+        """Gradients of `share` times the sum."""
+        torch.autograd.backward(self.losses, [torch.full_like(loss, share) for loss in self.losses])
 
 
 class Group(NamedTuple):
@@ -116,11 +131,11 @@ class Method(abc.ABC):
         """Make phi, usually from theta. A method that `keeps_phi` does so only for the `first` task of a run."""
 
     @abc.abstractmethod
-    def inner_loss(self, batch: ChoiceBatch, place: Place) -> Terms:
-        """What one inner step descends; theta takes no gradient from it."""
+    def inner_loss(self, batch: ChoiceBatch, key: Int[Tensor, ""]) -> Terms:
+        """What one inner step descends; theta takes no gradient from it. `key` names the noise of the step."""
 
     @abc.abstractmethod
-    def outer_gradient(self, query: Sequence[ChoiceBatch], place: Place) -> Terms | None:
+    def outer_gradient(self, query: Sequence[ChoiceBatch], key: Int[Tensor, ""]) -> Terms | None:
         """Leave .grad on theta; step nothing. `query` is empty unless `uses_query`."""
 
     def temperature_groups(self) -> list[Group]:
@@ -148,8 +163,8 @@ def backward_by_share(batches: Sequence[ChoiceBatch], loss: Callable[[ChoiceBatc
     has_kl = False
     for batch in batches:
         terms, share = loss(batch), batch.questions / everything
-        (terms.total * share).backward()
+        terms.backward(share)
         total, nll = total + terms.total.detach() * share, nll + terms.nll.detach() * share
         if terms.task_kl is not None:
             kl, has_kl = kl + terms.task_kl.detach() * share, True
-    return Terms(total, nll, kl if has_kl else None)
+    return Terms((total,), nll, kl if has_kl else None)

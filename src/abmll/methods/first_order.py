@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import ClassVar, final
 
+from jaxtyping import Int
 from pydantic import Field
+from torch import Tensor
 
-from abmll.methods.base import Group, OptimizerName, Place, Settings, Terms, backward_by_share
+from abmll.methods.base import Group, OptimizerName, Settings, Terms, backward_by_share
 from abmll.methods.means import MeansOnly
 from abmll.tasks.batches import ChoiceBatch
 
@@ -26,8 +28,8 @@ class FOMAML(MeansOnly):
         """theta's mean factors (and the learned temperature)."""
         return [self.mean_group("shared"), *self.temperature_groups()]
 
-    def outer_gradient(self, query: Sequence[ChoiceBatch], place: Place) -> Terms:
+    def outer_gradient(self, query: Sequence[ChoiceBatch], key: Int[Tensor, ""]) -> Terms:
         """The query NLL's gradient at phi, on theta's factors."""
-        terms = backward_by_share(query, lambda batch: self.inner_loss(batch, place))
+        terms = backward_by_share(query, lambda batch: self.inner_loss(batch, key))
         self.adapters.add_task_gradients()
         return terms

@@ -6,9 +6,11 @@ What theta takes is a displacement towards phi; only the batches, the moments an
 from collections.abc import Sequence
 from typing import ClassVar, Literal, final
 
+from jaxtyping import Int
 from pydantic import Field
+from torch import Tensor
 
-from abmll.methods.base import Group, Place, Schedule, Settings
+from abmll.methods.base import Group, Schedule, Settings
 from abmll.methods.means import MeansOnly
 from abmll.tasks.batches import ChoiceBatch
 
@@ -22,7 +24,7 @@ class _Displacement(MeansOnly):
         return [self.mean_group("shared"), *self.temperature_groups()]
 
     @final
-    def outer_gradient(self, query: Sequence[ChoiceBatch], place: Place) -> None:
+    def outer_gradient(self, query: Sequence[ChoiceBatch], key: Int[Tensor, ""]) -> None:
         """theta - phi."""
         self.adapters.add_displacement()
 
@@ -66,5 +68,5 @@ class Pretrained(MeansOnly):
         """Only the learned temperature, if there is one."""
         return self.temperature_groups()
 
-    def outer_gradient(self, query: Sequence[ChoiceBatch], place: Place) -> None:
+    def outer_gradient(self, query: Sequence[ChoiceBatch], key: Int[Tensor, ""]) -> None:
         """Nothing crosses."""

@@ -2,7 +2,10 @@
 
 from typing import final
 
-from abmll.methods.base import Group, Method, Place, Terms
+from jaxtyping import Int
+from torch import Tensor
+
+from abmll.methods.base import Group, Method, Terms
 from abmll.tasks.batches import ChoiceBatch
 
 
@@ -20,7 +23,7 @@ class MeansOnly(Method):
         self.adapters.begin_task()
 
     @final
-    def inner_loss(self, batch: ChoiceBatch, place: Place) -> Terms:
+    def inner_loss(self, batch: ChoiceBatch, key: Int[Tensor, ""]) -> Terms:
         """Mean NLL of the batch."""
         nll = self.nll(batch)
-        return Terms(nll, nll)
+        return Terms((nll,), nll)

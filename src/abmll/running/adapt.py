@@ -2,20 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
-from abmll.kernels.noise import noise_key
+from abmll.adapters.layer import Sampler
+from abmll.kernels.noise import key_tensor, noise_key
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods.base import Method
 from abmll.metrics.predictions import Prediction
 from abmll.running.batcher import Batcher
+from abmll.running.graphs import Graphs
 from abmll.running.inner import inner_steps
 from abmll.running.optimizers import GroupOptimizer
-from abmll.tasks.batches import sorted_batches
+from abmll.tasks.batches import ChoiceBatch, sorted_batches
 from abmll.tasks.episodes import adaptation_batches
 from abmll.tasks.question import Question, Task
 
@@ -48,8 +52,25 @@ class PredictionPlan:
     batch_tokens: int = 4096
 
 
-def adapt(method: Method, batcher: Batcher, task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, ...]:
+def adapt(
+    method: Method,
+    batcher: Batcher,
+    task: Task,
+    plan: AdaptationPlan,
+    draw: int,
+    optimizer: GroupOptimizer | None = None,
+    graphs: Graphs | None = None,
+) -> tuple[Question, ...]:
     """Make phi from theta and adapt it to a task; returns the examples that were used.
+
+    Args:
+        method: holds theta and phi.
+        batcher: encodes questions.
+        task: its train rows are drawn from.
+        plan: examples and steps.
+        draw: number of the draw of examples.
+        optimizer: over the method's task groups, to be used again and again with `graphs`; its moments are dropped.
+        graphs: where steps are captured.
 
     Raises:
         AbmllError: the task has too few train rows.
@@ -59,9 +80,9 @@ def adapt(method: Method, batcher: Batcher, task: Task, plan: AdaptationPlan, dr
         task, examples=plan.examples, steps=plan.steps, batch_size=plan.batch_size, seed=plan.seed, draw=draw
     )
     method.begin_task(first=True)
-    optimizer = GroupOptimizer(method.task())
-    inner_steps(method, optimizer, batcher, batches, (plan.seed, ADAPTATION, draw))
-    optimizer.zero_grad()
+    optimizer = GroupOptimizer(method.task()) if optimizer is None else optimizer
+    optimizer.restart()
+    inner_steps(method, optimizer, batcher, batches, (plan.seed, ADAPTATION, draw), graphs=graphs)
     return examples
 
 
@@ -73,6 +94,7 @@ def predict(
     questions: Sequence[Question],
     plan: PredictionPlan,
     place: tuple[int | str, ...],
+    graphs: Graphs | None = None,
 ) -> tuple[Prediction, ...]:
     """Choice probabilities under phi: the mean over posterior draws of the probabilities, never of logits.
 
@@ -83,16 +105,17 @@ def predict(
         questions: any number; each score is independent of the others in its batch.
         plan: sampler and number of draws.
         place: names the draws' noise; the same place gives the same weights for every question.
+        graphs: where forward passes are captured.
     """
+    graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
     drawing = plan.sampler != "mean" and method.adapters.has_std
+    keys = [noise_key("predict", *place, sample) for sample in range(plan.samples if drawing else 1)]
     encoded = [batcher.encoder(question) for question in questions]
     out: list[Prediction | None] = [None] * len(questions)
-    for indices in sorted_batches(encoded, plan.batch_tokens, share_prefix=batcher.share_prefix):
+    limits = {"share_prefix": batcher.share_prefix, "buckets": batcher.buckets}
+    for indices in sorted_batches(encoded, plan.batch_tokens, **limits):
         chosen = [questions[i] for i in indices]
-        draws = [
-            _probabilities(method, likelihood, batcher, chosen, plan, noise_key("predict", *place, sample))
-            for sample in range(plan.samples if drawing else 1)
-        ]
+        draws = _draws(method, likelihood, batcher, chosen, plan, keys, graphs)
         probabilities = np.mean([p for p, _ in draws], axis=0)
         spread = np.std([p for p, _ in draws], axis=0) if drawing else None
         raw = [v for _, v in draws if v is not None]
@@ -102,23 +125,51 @@ def predict(
     return tuple(prediction for prediction in out if prediction is not None)
 
 
-def _probabilities(
+def _draws(
     method: Method,
     likelihood: ChoiceLikelihood,
     batcher: Batcher,
     questions: Sequence[Question],
     plan: PredictionPlan,
-    key: int,
-) -> tuple[Float[np.ndarray, "B K"], Float[np.ndarray, "B K"] | None]:
-    """Probabilities of one draw, over the choices and (letter) over the vocabulary; float64."""
+    keys: Sequence[int],
+    graphs: Graphs,
+) -> list[tuple[Float[np.ndarray, "B K"], Float[np.ndarray, "B K"] | None]]:
+    """Probabilities of each draw, over the choices and (letter) over the vocabulary; float64.
+
+    A batch is small enough for several draws in one pass where questions are few.
+    """
     batch = batcher.batch(questions)
+    together = _together(batch.input_ids.numel(), plan.batch_tokens, len(keys)) if batcher.buckets else 1
+    repeated = batch if together == 1 else batch.repeat(together)
     sampler = plan.sampler if method.adapters.has_std else "mean"
-    with method.adapters.drawing(sampler, key, batch.row_keys, batch.token_index):
+    step = partial(_score, method, likelihood, sampler)
+    found = []
+    for start in range(0, len(keys), together):
+        outputs = graphs.run(f"predict {sampler}", step, [repeated], key_tensor(*keys[start : start + together]))
+        tables = [table.cpu().numpy().reshape(together, len(questions), -1) for table in outputs]
+        found += [(tables[0][i], tables[1][i] if len(tables) > 1 else None) for i in range(together)]
+    return found
+
+
+def _together(tokens: int, most_tokens: int, samples: int) -> int:
+    """The largest divisor of `samples` for which so many copies of a batch stay within `most_tokens`.
+
+    >>> _together(100, 450, 10), _together(100, 50, 10)
+    (2, 1)
+    """
+    return max(d for d in range(1, samples + 1) if samples % d == 0 and (d == 1 or d * tokens <= most_tokens))
+
+
+def _score(
+    method: Method, likelihood: ChoiceLikelihood, sampler: Sampler, batches: Sequence[ChoiceBatch], keys: Tensor
+) -> tuple[Tensor, ...]:
+    """Probabilities over choices, and over the vocabulary where there are such; float64."""
+    (batch,) = batches
+    with method.adapters.drawing(sampler, keys, batch.row_keys, batch.token_index):
         scores = likelihood.scores(batch)
     probabilities = scores.log_probabilities.double().exp()
     probabilities = probabilities / probabilities.sum(-1, keepdim=True)
-    vocabulary = None if scores.vocabulary is None else scores.vocabulary.double().exp().cpu().numpy()
-    return probabilities.cpu().numpy(), vocabulary
+    return (probabilities,) if scores.vocabulary is None else (probabilities, scores.vocabulary.double().exp())
 
 
 def _prediction(

@@ -1,23 +1,26 @@
 """From a configuration to the plain objects that everything else takes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from abmll import kernels
 from abmll.adapters.attach import attach, detach
 from abmll.config import ModelConfig, RunConfig, TaskSource
 from abmll.errors import AbmllError
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods import method_class, resolve_settings
 from abmll.methods.base import Method, Settings
+from abmll.metrics.predictions import Prediction
 from abmll.models import LanguageModel, load_model
-from abmll.running.adapt import AdaptationPlan, PredictionPlan
+from abmll.running.adapt import AdaptationPlan, PredictionPlan, adapt, predict
 from abmll.running.batcher import Batcher
+from abmll.running.graphs import Graphs
+from abmll.running.optimizers import GroupOptimizer
 from abmll.running.train import TrainingPlan
 from abmll.tasks.episodes import Episodes
 from abmll.tasks.prompts import Encoder
-from abmll.tasks.question import Task
+from abmll.tasks.question import Question, Task
 from abmll.tasks.sources import load_tasks
 
 
@@ -30,6 +33,18 @@ class System:
     likelihood: ChoiceLikelihood
     batcher: Batcher
     alpha: float
+    graphs: Graphs
+    adapting: GroupOptimizer
+
+    def adapt(self, task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, ...]:
+        """Make phi from theta and adapt it to a task; returns the examples that were used."""
+        return adapt(self.method, self.batcher, task, plan, draw, self.adapting, self.graphs)
+
+    def predict(
+        self, questions: Sequence[Question], plan: PredictionPlan, place: tuple[int | str, ...]
+    ) -> tuple[Prediction, ...]:
+        """Choice probabilities under phi; `place` names the draws' noise."""
+        return predict(self.method, self.likelihood, self.batcher, questions, plan, place, self.graphs)
 
     def close(self) -> None:
         """Take the adapters off the base model."""
@@ -69,7 +84,10 @@ def build_system(config: RunConfig, base: LanguageModel) -> System:
     text = config.likelihood
     likelihood = ChoiceLikelihood(base.model, text.kind, text.temperature, text.learn_temperature)
     method = method_class(config.method.name)(adapters, likelihood.nll, settings, likelihood.log_temperature)
-    return System(base, method, likelihood, build_batcher(config, base), config.adapter.alpha)
+    kernels.use(config.engine.kernels)
+    graphs = Graphs(base.device, capture=config.engine.capture)
+    batcher = build_batcher(config, base)
+    return System(base, method, likelihood, batcher, config.adapter.alpha, graphs, GroupOptimizer(method.task()))
 
 
 def build_batcher(config: RunConfig, base: LanguageModel) -> Batcher:
@@ -83,7 +101,8 @@ def build_batcher(config: RunConfig, base: LanguageModel) -> Batcher:
         text.max_tokens,
         limit=getattr(base.model.config, "max_position_embeddings", None),
     )
-    return Batcher(encoder, base.device, config.training.micro_batch, text.share_prefix)
+    buckets = base.device.type == "cuda" and config.engine.capture
+    return Batcher(encoder, base.device, config.training.micro_batch, text.share_prefix, buckets)
 
 
 def method_settings(config: RunConfig) -> Settings:
@@ -181,12 +200,3 @@ def check_tasks(config: RunConfig, train: tuple[Task, ...], held: tuple[Task, ..
     faults += [f"{t.name} has no test rows to score" for t in held if not t.test]
     if faults:
         raise AbmllError("tasks: " + "; ".join(faults))
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Most bytes allocated on a CUDA device so far; on the CPU the process's largest resident size."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # optional extra: not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -4,12 +4,16 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from abmll.errors import AbmllError
+from abmll.kernels.noise import key_tensor, noise_key
 from abmll.methods.base import Method, Place, Terms, backward_by_share
 from abmll.running.batcher import Batcher
+from abmll.running.graphs import Graphs
 from abmll.running.optimizers import GroupOptimizer
+from abmll.tasks.batches import ChoiceBatch
 from abmll.tasks.question import Question
 
 
@@ -24,8 +28,12 @@ def inner_steps(
     batches: Sequence[Sequence[Question]],
     place: Place,
     factor: float = 1.0,
+    graphs: Graphs | None = None,
 ) -> list[Terms]:
     """One gradient step on phi for each batch; theta is untouched.
+
+    On CUDA a step is captured and replayed, so it cannot stop in its middle: the optimizer itself skips an update by
+    what is not finite and those after it, and the end of the steps raises.
 
     Args:
         method: says what a step descends.
@@ -34,6 +42,7 @@ def inner_steps(
         batches: the questions of each step.
         place: (seed, meta-iteration, position); the step's number is added to name its noise.
         factor: multiplies the inner rates.
+        graphs: where steps are captured; None runs them eagerly.
 
     Returns:
         The terms of each step, before it was taken. The learned log-temperature, if any, is left with the gradient of
@@ -42,17 +51,57 @@ def inner_steps(
     Raises:
         NonFiniteError: before the update that a non-finite loss or gradient would have made.
     """
-    taken = []
+    graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
+    optimizer.set_rates(factor)
+    optimizer.skip_from_here.zero_()
+    taken: list[Tensor] = []
     for step, questions in enumerate(batches):
-        optimizer.zero_grad()
-        clear(method.temperature)
-        here = (*place, step)
-        terms = backward_by_share(batcher(questions), partial(method.inner_loss, place=here))
-        gradients = [p.grad for p in optimizer.parameters if p.grad is not None]
-        check_finite(terms, gradients, f"inner step {step}", [q.id for q in questions])
-        optimizer.step(factor)
-        taken.append(terms)
-    return taken
+        values, *temperature = graphs.run(
+            f"inner step {id(optimizer)}", partial(_step, method, optimizer), batcher(questions), _key(*place, step)
+        )
+        taken.append(values.clone())
+        for parameter, gradient in zip(method.temperature, temperature, strict=True):
+            parameter.grad = gradient.clone()
+        if not optimizer.skips_by_itself or step == len(batches) - 1:
+            _check_steps(taken, batches)
+    return [terms_of(values) for values in taken]
+
+
+def _step(
+    method: Method, optimizer: GroupOptimizer, batches: Sequence[ChoiceBatch], keys: Tensor
+) -> tuple[Tensor, ...]:
+    """One step, as it can be captured: nothing here waits for the device where the optimizer skips by itself."""
+    optimizer.zero_grad()
+    clear(method.temperature)
+    terms = backward_by_share(batches, partial(method.inner_loss, key=keys[0]))
+    bad = not_finite(terms, [p.grad for p in optimizer.parameters if p.grad is not None])
+    if optimizer.skips_by_itself or not bool(bad):
+        optimizer.step(skip=bad)
+    optimizer.zero_grad()
+    temperature = [torch.zeros_like(p) if p.grad is None else p.grad for p in method.temperature]
+    clear(method.temperature)
+    return (as_values(terms, bad), *temperature)
+
+
+def _key(*place: int) -> Tensor:
+    return key_tensor(noise_key(*place))
+
+
+def as_values(terms: Terms, bad: Tensor) -> Float[Tensor, " parts"]:
+    """Total, NLL, whether anything is not finite and, if there is one, KL as one tensor."""
+    parts = [terms.total, terms.nll, bad] + ([] if terms.task_kl is None else [terms.task_kl])
+    return torch.stack([part.detach().float().reshape(()) for part in parts])
+
+
+def terms_of(values: Float[Tensor, " parts"]) -> Terms:
+    """The inverse of `as_values`."""
+    return Terms((values[0],), values[1], values[3] if len(values) > 3 else None)
+
+
+def _check_steps(taken: Sequence[Tensor], batches: Sequence[Sequence[Question]]) -> None:
+    for step, is_bad in enumerate(torch.stack([values[2] for values in taken]).tolist()):
+        if is_bad:
+            raise _error(f"inner step {step}", [q.id for q in batches[step]])
 
 
 def clear(parameters: Sequence[Tensor]) -> None:
@@ -61,13 +110,22 @@ def clear(parameters: Sequence[Tensor]) -> None:
         parameter.grad = None
 
 
-def check_finite(terms: Terms | None, gradients: Sequence[Tensor], what: str, ids: Sequence[str]) -> None:
-    """Stop before an update by a non-finite loss or gradient; one wait for the device in all."""
+def not_finite(terms: Terms | None, gradients: Sequence[Tensor]) -> Float[Tensor, ""]:
+    """1 if a loss or a gradient is NaN or infinite, else 0; waits for nothing."""
     numbers = [] if terms is None else [terms.total.detach().float()]
     if gradients:
         numbers += [norm.float() for norm in torch._foreach_norm(list(gradients), float("inf"))]
-    if numbers and not bool(torch.stack(numbers).isfinite().all()):
-        raise NonFiniteError(
-            f"{what}: the loss or a gradient is not finite (questions {', '.join(ids) or 'none'}); nothing was "
-            "updated. Lower the learning rates, or look at these questions"
-        )
+    return 1.0 - torch.stack(numbers).isfinite().all().float()
+
+
+def check_finite(terms: Terms | None, gradients: Sequence[Tensor], what: str, ids: Sequence[str]) -> None:
+    """Stop before an update by a non-finite loss or gradient; one wait for the device in all."""
+    if (terms is not None or gradients) and bool(not_finite(terms, gradients)):
+        raise _error(what, ids)
+
+
+def _error(what: str, ids: Sequence[str]) -> NonFiniteError:
+    return NonFiniteError(
+        f"{what}: the loss or a gradient is not finite (questions {', '.join(ids) or 'none'}); nothing was updated. "
+        "Lower the learning rates, or look at these questions"
+    )

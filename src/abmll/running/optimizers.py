@@ -15,8 +15,15 @@ class GroupOptimizer:
     A group with `float64_state` is stepped on float64 copies of its parameters, so that moments of very large
     gradients stay finite; the copies are the parameters' masters.
 
+    On CUDA the fused optimizers are used, whose rates and counters are on the device: a step can be captured in a
+    graph, and skips by itself an update that is not finite.
+
     Args:
-        groups: parameters and their rules; learning rates are multiplied by `step`'s factor.
+        groups: parameters and their rules; `set_rates` multiplies their rates.
+
+    Attributes:
+        skips_by_itself: whether `step(skip)` obeys `skip` without waiting for the device.
+        skip_from_here: whether steps are being skipped, until it is set to 0 again.
     """
 
     def __init__(self, groups: Sequence[Group]) -> None:
@@ -26,6 +33,11 @@ class GroupOptimizer:
             for g in self.groups
         ]
         self._optimizers = [_build(g, masters) for g, masters in zip(self.groups, self._masters, strict=True)]
+        device = self.parameters[0].device if self.groups else torch.device("cpu")
+        self.skips_by_itself = device.type == "cuda"
+        self.skip_from_here = torch.zeros((), device=device)
+        for optimizer in self._optimizers if self.skips_by_itself else ():
+            optimizer.found_inf = self.skip_from_here  # type: ignore[attr-defined]
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -37,38 +49,47 @@ class GroupOptimizer:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def step(self, factor: float = 1.0) -> None:
-        """Apply the gradients at `factor` times each group's rate."""
+    def set_rates(self, factor: float) -> None:
+        """From here on step at `factor` times each group's rate."""
+        for group, optimizer in zip(self.groups, self._optimizers, strict=True):
+            rates = optimizer.param_groups[0]
+            if isinstance(rates["lr"], Tensor):
+                rates["lr"].fill_(group.lr * factor)
+            else:
+                rates["lr"] = group.lr * factor
+
+    def step(self, skip: Tensor | None = None) -> None:
+        """Apply the gradients.
+
+        Args:
+            skip: on CUDA, if it is 1 this step and all later ones change nothing; elsewhere it is not looked at.
+        """
+        if skip is not None and self.skips_by_itself:
+            torch.maximum(self.skip_from_here, skip, out=self.skip_from_here)
         for group, masters, optimizer in zip(self.groups, self._masters, self._optimizers, strict=True):
-            optimizer.param_groups[0]["lr"] = group.lr * factor
-            if not group.float64_state:
-                optimizer.step()
-                continue
-            for parameter, master in zip(group.parameters, masters, strict=True):
-                master.grad = None if parameter.grad is None else parameter.grad.double()
-            optimizer.step()
-            with torch.no_grad():
+            if group.float64_state:
                 for parameter, master in zip(group.parameters, masters, strict=True):
-                    parameter.copy_(master)
+                    master.grad = None if parameter.grad is None else parameter.grad.double()
+            optimizer.step()
+            if group.float64_state:
+                with torch.no_grad():
+                    torch._foreach_copy_(tuple(group.parameters), tuple(masters))
 
     def restart(self) -> None:
         """Forget the moments, and take the parameters' present values: a new task begins."""
         with torch.no_grad():
-            for group, masters, optimizer in zip(self.groups, self._masters, self._optimizers, strict=True):
-                for state in optimizer.state.values():
-                    for value in state.values():
-                        value.zero_()
-                if group.float64_state:
-                    for parameter, master in zip(group.parameters, masters, strict=True):
-                        master.copy_(parameter)
+            for optimizer in self._optimizers:
+                values = [value for state in optimizer.state.values() for value in state.values()]
+                if values:
+                    torch._foreach_zero_(values)
+        self.follow()
 
     def follow(self) -> None:
         """Take the parameters' present values as masters, keeping the moments."""
         with torch.no_grad():
             for group, masters in zip(self.groups, self._masters, strict=True):
                 if group.float64_state:
-                    for parameter, master in zip(group.parameters, masters, strict=True):
-                        master.copy_(parameter)
+                    torch._foreach_copy_(tuple(masters), tuple(group.parameters))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Moments, counters and masters as `group.index.name` -> tensor."""
@@ -91,16 +112,21 @@ class GroupOptimizer:
                 if "master" in found:
                     master.copy_(found.pop("master"))
                 if found:
-                    # torch keeps AdamW's counter on the CPU and the moments with their parameter
+                    # torch keeps AdamW's counter on the CPU, unless it is fused, and the moments with their parameter
+                    counter = master.device if self.skips_by_itself else torch.device("cpu")
                     optimizer.state[master] = {
-                        k: v.clone() if k == "step" else v.to(master.device) for k, v in found.items()
+                        k: v.clone().to(counter if k == "step" else master.device) for k, v in found.items()
                     }
 
 
 def _build(group: Group, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    cuda = parameters[0].is_cuda
+    lr = torch.tensor(group.lr, device=parameters[0].device) if cuda else group.lr
     if group.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=group.lr)
-    return torch.optim.AdamW(parameters, lr=group.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+        return torch.optim.SGD(parameters, lr=lr, fused=cuda or None)
+    return torch.optim.AdamW(
+        parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=cuda or None, capturable=cuda
+    )
 
 
 def schedule_factor(schedule: Schedule, iteration: int, total: int, warmup: int = 0) -> float:

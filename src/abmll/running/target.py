@@ -18,7 +18,7 @@ from abmll.files import write_json
 from abmll.methods import method_class
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.models import LanguageModel
-from abmll.running.adapt import AdaptationPlan, PredictionPlan, adapt, mean_nll, predict
+from abmll.running.adapt import AdaptationPlan, PredictionPlan, mean_nll
 from abmll.running.adapters import adapter_of
 from abmll.running.build import (
     System,
@@ -26,11 +26,10 @@ from abmll.running.build import (
     build_episodes,
     build_system,
     iterations_of,
-    peak_memory,
     prediction_plan,
     training_plan,
 )
-from abmll.running.environment import environment
+from abmll.running.environment import environment, peak_memory
 from abmll.running.rundir import RunDirectory
 from abmll.running.train import meta_train, restore_theta
 from abmll.running.world import World
@@ -118,7 +117,9 @@ class Target:
         validate = (lambda: self.validation_nll(system)) if self.validation else None
         with timer("train_seconds"):
             plan = training_plan(self.config, self.points)
-            final = meta_train(system.method, self.episodes, system.batcher, plan, self.run, world, validate, tell)
+            final = meta_train(
+                system.method, self.episodes, system.batcher, plan, self.run, world, validate, tell, system.graphs
+            )
         if world.is_main:
             write_adapter(adapter_of(self.config, system, "shared"), self.folder / "adapter")
         return final
@@ -175,9 +176,9 @@ class Target:
         plan = PredictionPlan("mean", 1, self.config.adaptation.batch_tokens)
         found = []
         for task in self.validation:
-            adapt(system.method, system.batcher, task, adaptation_plan(self.config), draw=0)
+            system.adapt(task, adaptation_plan(self.config), draw=0)
             rows = self._scored(task)
-            found.append(mean_nll(predict(system.method, system.likelihood, system.batcher, rows, plan, (0,))))
+            found.append(mean_nll(system.predict(rows, plan, (0,))))
         return sum(found) / len(found)
 
     def _evaluate(
@@ -187,14 +188,14 @@ class Target:
         if self._files_exist(where, draw, (task,)):
             return
         with timer("adapt_seconds"):
-            examples = adapt(system.method, system.batcher, task, plan, draw)
+            examples = system.adapt(task, plan, draw)
         drawn = prediction_plan(self.config)
         kinds = [drawn, PredictionPlan("mean", 1, drawn.batch_tokens)][: len(self.names)]
         for name, kind in zip(self.names, kinds, strict=True):
 
             def rows(questions: tuple[Question, ...], kind: PredictionPlan = kind) -> tuple[Prediction, ...]:
                 place = (self.config.training.seed, draw, task.name)
-                return predict(system.method, system.likelihood, system.batcher, questions, kind, place)
+                return system.predict(questions, kind, place)
 
             with timer("predict_seconds"):
                 found = Predictions(

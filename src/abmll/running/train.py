@@ -10,11 +10,14 @@ from torch import Tensor
 
 from abmll.methods.base import Method, Terms
 from abmll.running.batcher import Batcher
-from abmll.running.inner import check_finite, clear, inner_steps
+from abmll.running.environment import peak_memory
+from abmll.running.graphs import Graphs
+from abmll.running.inner import check_finite, inner_steps
 from abmll.running.optimizers import GroupOptimizer, schedule_factor
+from abmll.running.outer import add_outer_gradient
 from abmll.running.rundir import Checkpoint, RunDirectory
 from abmll.running.world import World
-from abmll.tasks.episodes import Episode, Episodes
+from abmll.tasks.episodes import Episodes
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -55,6 +58,21 @@ class _Progress:
     distance: float = 0.0  # running mean of D^2, to be held against the mean of var_theta
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What every meta-iteration works with."""
+
+    method: Method
+    episodes: Episodes
+    batcher: Batcher
+    plan: TrainingPlan
+    world: World
+    graphs: Graphs
+    inner: GroupOptimizer
+    outer: GroupOptimizer
+    totals: list[Tensor]
+
+
 def meta_train(
     method: Method,
     episodes: Episodes,
@@ -64,6 +82,7 @@ def meta_train(
     world: World = World(),  # noqa: B008 - frozen
     validate: Callable[[], float] | None = None,
     listener: Listener = lambda event: None,
+    graphs: Graphs | None = None,
 ) -> int:
     """Meta-train, going on from the run's latest checkpoint if it has one.
 
@@ -76,13 +95,17 @@ def meta_train(
     Raises:
         NonFiniteError: before the update.
     """
+    graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
     inner, outer = GroupOptimizer(method.task()), GroupOptimizer(method.shared())
+    totals = [torch.zeros_like(p) for p in outer.parameters]
+    work = _Work(method, episodes, batcher, plan, world, graphs, inner, outer, totals)
     progress = _resume(method, inner, outer, run, world)
+    first, start = progress.step, time.perf_counter()
     while progress.step < plan.iterations and not _out_of_patience(progress, plan):
         began = time.perf_counter()
         event: dict[str, Any] = {}
         for positions in _visits(method, plan.meta_batch):
-            event = _meta_step(method, episodes, batcher, plan, world, inner, outer, progress.step, positions)
+            event = _meta_step(work, progress.step, positions)
         progress.step += 1
         _note(method, plan, progress, event, time.perf_counter() - began)
         event["examples_consumed"] = progress.step * plan.meta_batch * episodes.examples
@@ -97,8 +120,20 @@ def meta_train(
         final = progress.best_step
         _load_theta(method, run.load(final).shared)
     if world.is_main:
-        run.log({"event": "end", "step": progress.step, "final_step": final})
+        run.log(
+            {"event": "end", "step": progress.step, "final_step": final, **_spent(work, progress.step - first, start)}
+        )
     return final
+
+
+def _spent(work: _Work, iterations: int, start: float) -> dict[str, Any]:
+    """Speed, memory and captured graphs of the iterations that this call did."""
+    seconds = time.perf_counter() - start
+    return {
+        "tasks_per_second": iterations * work.plan.meta_batch / seconds,
+        "peak_memory_bytes": peak_memory(work.batcher.device),
+        "graphs": work.graphs.report(),
+    }
 
 
 def _visits(method: Method, meta_batch: int) -> list[range]:
@@ -113,70 +148,52 @@ def _sequential(method: Method) -> bool:
     return method.settings.inner_optimizer_state == "persistent" or method.keeps_phi
 
 
-def _meta_step(
-    method: Method,
-    episodes: Episodes,
-    batcher: Batcher,
-    plan: TrainingPlan,
-    world: World,
-    inner: GroupOptimizer,
-    outer: GroupOptimizer,
-    step: int,
-    positions: range,
-) -> dict[str, Any]:
+def _meta_step(work: _Work, step: int, positions: range) -> dict[str, Any]:
     """The tasks at `positions`, then one outer step; returns the journal's row of the last task run here."""
-    s = method.settings
-    total = [torch.zeros_like(p) for p in outer.parameters]
-    loss = torch.zeros((), device=method.adapters.device)
+    s, totals = work.method.settings, work.totals
+    if totals:
+        torch._foreach_zero_(totals)
+    loss = torch.zeros((), device=work.method.adapters.device)
     event: dict[str, Any] = {}
-    alone = world if not _sequential(method) else World()
+    alone = work.world if not _sequential(work.method) else World()
     for index in alone.share(len(positions)):
-        factor = schedule_factor(s.inner_schedule, step, plan.iterations, s.warmup)
-        episode = episodes.draw(step, positions[index])
-        event, terms = _run_task(method, episode, batcher, inner, outer, plan, step, positions[index], factor)
+        event, terms = _run_task(work, step, positions[index], 1.0 / len(positions))
         if terms is not None:
             loss += terms.total.detach()
-        for parameter, gradient in zip(outer.parameters, total, strict=True):
-            if parameter.grad is not None:
-                gradient += parameter.grad / len(positions)
-    alone.sum_([*total, loss])  # the loss too: what is not finite on one rank stops them all
-    check_finite(Terms(loss, loss), total, f"outer step {step}, task {event.get('task', '?')}", [])
-    for parameter, gradient in zip(outer.parameters, total, strict=True):
+    alone.sum_([*totals, loss])  # the loss too: what is not finite on one rank stops them all
+    check_finite(Terms((loss,), loss), totals, f"outer step {step}, task {event.get('task', '?')}", [])
+    for parameter, gradient in zip(work.outer.parameters, totals, strict=True):
         parameter.grad = gradient
-    outer.step(schedule_factor(s.outer_schedule, step, plan.iterations, s.warmup))
+    work.outer.set_rates(schedule_factor(s.outer_schedule, step, work.plan.iterations, s.warmup))
+    work.outer.step()
+    work.outer.zero_grad()
     return event
 
 
-def _run_task(
-    method: Method,
-    episode: Episode,
-    batcher: Batcher,
-    inner: GroupOptimizer,
-    outer: GroupOptimizer,
-    plan: TrainingPlan,
-    step: int,
-    position: int,
-    factor: float,
-) -> tuple[dict[str, Any], Terms | None]:
+def _run_task(work: _Work, step: int, position: int, share: float) -> tuple[dict[str, Any], Terms | None]:
     """Inner steps on one task, then the outer gradient on theta; the journal's row, and what that gradient is of."""
+    method, inner, s = work.method, work.inner, work.method.settings
+    episode = work.episodes.draw(step, position)
     support = episode.batches[:-1] if method.uses_query else episode.batches
     query = episode.batches[-1] if method.uses_query else ()
     method.begin_task(first=step == 0 and position == 0)
-    if method.settings.inner_optimizer_state == "fresh":
+    if s.inner_optimizer_state == "fresh":
         inner.restart()
     else:
         inner.follow()
-    outer.zero_grad()
-    place = (plan.seed, step, position)
-    taken = inner_steps(method, inner, batcher, support, place, factor)
-    inner.zero_grad()
-    if query:
-        clear(method.temperature)
-    terms = method.outer_gradient(batcher(query) if query else [], (*place, len(support)))
+    place = (work.plan.seed, step, position)
+    factor = schedule_factor(s.inner_schedule, step, work.plan.iterations, s.warmup)
+    taken = inner_steps(method, inner, work.batcher, support, place, factor, work.graphs)
+    sums = (work.outer, work.totals)
+    terms = add_outer_gradient(method, work.batcher, query, (*place, len(support)), sums, share, work.graphs)
     row = {"task": episode.task, **_as_numbers(taken, terms)}
-    if method.adapters.has_std:
-        row["mean_squared_distance"] = method.adapters.mean_squared_distance()  # before theta moves towards phi
+    if method.adapters.has_std:  # before theta moves towards phi
+        (distance,) = work.graphs.run("distance", lambda b, k: (method.adapters.mean_squared_distance(),), [], _NO_KEY)
+        row["mean_squared_distance"] = float(distance)
     return row, terms
+
+
+_NO_KEY = torch.zeros(1, dtype=torch.int64)
 
 
 def _as_numbers(taken: Sequence[Terms], query: Terms | None) -> dict[str, Any]:

@@ -1,0 +1,46 @@
+"""What every benchmark says of where it ran, and how it writes its result."""
+
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def describe() -> dict[str, Any]:
+    """Device, versions and commit."""
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "versions": {name: _version(name) for name in ("torch", "triton", "transformers", "peft")},
+        "python": platform.python_version(),
+        "commit": _commit(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of this checkout; benchmarks/commit holds it where there is no git (a copy of the tree)."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    except OSError:
+        done = None
+    if done is not None and done.returncode == 0:
+        return done.stdout.strip()
+    return (here / "commit").read_text().strip() if (here / "commit").exists() else None
+
+
+def write_result(path: str | Path, result: dict[str, Any]) -> None:
+    """Write a result as JSON."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

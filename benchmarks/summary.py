@@ -1,0 +1,101 @@
+"""The measured rows as one file and one figure, from the results of the other benchmarks.
+
+python benchmarks/summary.py      # reads and writes benchmarks/results/
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib import pyplot
+
+from benchmarks.common import write_result
+
+HERE = Path(__file__).parent / "results"
+TARGETS = {
+    "qv_overhead_captured": 1.25,
+    "all_overhead_captured": 1.9,
+    "qv_step_ratio": 0.5,
+    "qv_step_ms": 60,
+    "all_step_ratio": 0.65,
+    "all_step_ratio_eighth": 0.4,
+    "qv_peak_ratio": 1.03,
+    "all_peak_ratio": 1.03,
+    "lora_captured_ratio": 1.05,
+    "kl_inner_qv_ms": 6,
+    "kl_inner_all_ms": 60,
+    "kl_outer_qv_ms": 12,
+    "kl_outer_all_ms": 120,
+    "adapt_predict_ratio": 0.7,
+}
+LABELS = {
+    "peer_eager": "peft LoRA, eager",
+    "peer_captured": "peft LoRA, captured",
+    "lora_captured": "our LoRA, captured",
+    "abmll_eighth_captured": "ABMLL, KL on 1/8, captured",
+    "abmll_captured": "ABMLL, full KL, captured",
+}
+
+
+def read(name: str) -> dict[str, Any]:
+    """A result file."""
+    found: dict[str, Any] = json.loads((HERE / name).read_text(encoding="utf-8"))
+    return found
+
+
+def rows() -> dict[str, float]:
+    """Measured values by id."""
+    steps, kernels, tasks = read("steps.json"), read("kernel_kl.json"), read("tasks.json")
+    found: dict[str, float] = {}
+    for which in ("qv", "all"):
+        of = steps[f"{which}_rank8_2x256"]
+        ours, peer = of["abmll_captured"], of["peer_eager"]
+        found[f"{which}_overhead_captured"] = ours["ms"] / of["lora_captured"]["ms"]
+        found[f"{which}_step_ratio"] = ours["ms"] / peer["ms"]
+        found[f"{which}_step_ms"] = ours["ms"]
+        found[f"{which}_step_ratio_eighth"] = of["abmll_eighth_captured"]["ms"] / peer["ms"]
+        found[f"{which}_peak_ratio"] = ours["peak"]["allocated_gib"] / peer["peak"]["allocated_gib"]
+        found[f"{which}_lora_captured_ratio"] = of["lora_captured"]["ms"] / of["peer_captured"]["ms"]
+        for kind in ("inner", "outer"):
+            found[f"kl_{kind}_{which}_ms"] = kernels["times"][f"{which}_rank8_{kind}"]["ms"]
+    found["lora_captured_ratio"] = max(found.pop("qv_lora_captured_ratio"), found.pop("all_lora_captured_ratio"))
+    found["adapt_predict_ratio"] = tasks["adapt_predict"]["ratio"]
+    return found
+
+
+def draw(path: Path) -> None:
+    """Milliseconds of a step, by variant."""
+    steps = read("steps.json")
+    matplotlib.use("Agg")
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.2), sharey=True, layout="constrained")
+    titles = {"qv": "q + v", "all": "all linear layers"}
+    for axis, which in zip(axes, titles, strict=True):
+        of = steps[f"{which}_rank8_2x256"]
+        values = [of[name]["ms"] for name in LABELS]
+        colours = ["#9aa5b1", "#9aa5b1", "#5b8bd6", "#d98f4e", "#c85f2b"]
+        bars = axis.barh(list(LABELS.values()), values, color=colours)
+        axis.bar_label(bars, [f"{v:.0f} ms" for v in values], padding=3)
+        overhead = of["abmll_captured"]["ms"] / of["lora_captured"]["ms"]
+        axis.set_title(f"{titles[which]}: ABMLL / our LoRA = {overhead:.2f}", loc="left", fontsize=10)
+        axis.set_xlabel("one step, milliseconds (median)")
+        axis.set_xlim(0, 1.15 * max(values))
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()
+    figure.suptitle(f"Llama-3-8B shape, 2 x 256 tokens, rank 8, {steps['device']}", x=0.01, ha="left", fontsize=11)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Write summary.json and steps.png."""
+    found, steps = rows(), read("steps.json")
+    names = [*(name for name in TARGETS if name in found), *sorted(found.keys() - TARGETS.keys())]
+    summary = {name: {"value": found[name], "target": TARGETS.get(name), "device": steps["device"]} for name in names}
+    write_result(HERE / "summary.json", summary)
+    draw(HERE / "steps.png")
+    for name, row in summary.items():
+        print(f"{name:24} {row['value']:8.3f}   target {row['target']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The fused KL and prior in Triton's CPU interpreter, against dense float64 forms (torch.distributions)."""
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from abmll import kernels
+from abmll.kernels import Factors, Variance, eager, triton_kl
+from abmll.kernels.noise import key_tensor, noise_key
+from tests.dense import cast, dense_kl, dense_precision_penalty, gradients_of, relative_error
+from tests.unit.test_kernels import FLOORS, Pair, far_pair, near_pair
+
+SHAPES = [(1, 1, 1), (7, 13, 4), (70, 90, 8), (65, 70, 16)]  # O, I, R
+TOLERANCE = 1e-5
+CPU = torch.device("cpu")
+
+
+def fused_kl(*pairs: Pair, **options) -> Tensor:
+    return triton_kl.task_kl([p.task for p in pairs], [p.shared for p in pairs], [p.variance for p in pairs], **options)
+
+
+def eager_kl(*pairs: Pair, **options) -> Tensor:
+    return eager.task_kl([p.task for p in pairs], [p.shared for p in pairs], [p.variance for p in pairs], **options)
+
+
+def doubled(pair: Pair) -> Pair:
+    """float64 leaves of the very numbers that a float32 pair holds."""
+    return Pair(*(cast(side, torch.float64, requires_grad=True) for side in pair[:2]), pair.variance)
+
+
+def all_factors(*pairs: Pair) -> tuple[Tensor, ...]:
+    return tuple(f for pair in pairs for f in pair.factors)
+
+
+def assert_close(ours: Tensor, factors, theirs: Tensor, wanted, tolerance: float = TOLERANCE) -> None:
+    assert ours.dtype == torch.float64
+    assert float((ours - theirs).abs()) <= tolerance * float(theirs.abs()) + 1e-16
+    for mine, other in zip(gradients_of(ours, factors), gradients_of(theirs, wanted), strict=True):
+        assert relative_error(mine, other) < tolerance
+
+
+@pytest.mark.parametrize("std", FLOORS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("make", [far_pair, near_pair])
+def test_kl_and_its_eight_gradients_equal_torch_distributions(make, shape, std):
+    rough = make(shape, std=std).leaves(torch.float32)
+    exact = doubled(rough)
+    assert_close(fused_kl(rough), rough.factors, dense_kl(*exact), exact.factors)
+
+
+def test_layers_of_several_shapes_and_scales_add_up():
+    pairs = [
+        far_pair(shape, seed=i).leaves(torch.float32) for i, shape in enumerate([(9, 20, 4), (70, 30, 4), (9, 20, 4)])
+    ]
+    pairs.append(Pair(*far_pair((9, 20, 4), seed=7).leaves(torch.float32)[:2], Variance("square", 4e-5, 1e-6, 0.5)))
+    exact = [doubled(p) for p in pairs]
+    assert_close(fused_kl(*pairs), all_factors(*pairs), sum(dense_kl(*p) for p in exact), all_factors(*exact))
+
+
+def test_a_gradient_from_above_scales_every_gradient():
+    rough = far_pair((33, 20, 8)).leaves(torch.float32)
+    exact = doubled(rough)
+    assert_close(-2.5e-3 * fused_kl(rough), rough.factors, -2.5e-3 * dense_kl(*exact), exact.factors)
+
+
+@pytest.mark.parametrize("std", FLOORS)
+def test_kl_and_gradients_are_exactly_zero_at_equal_factors(std):
+    shared = far_pair((40, 70, 8), std=std).shared
+    pair = Pair(shared, shared, Variance("square", std, FLOORS[std], 2.0)).leaves(torch.float32)
+    value = fused_kl(pair)
+    assert float(value) == 0
+    assert all(bool((g == 0).all()) for g in torch.autograd.grad(value, pair.factors))
+
+
+def test_stds_that_cancel_to_the_floor_are_as_exact_as_in_eager():
+    """r = u + f = 0 in whole rows: the products behind u must keep float32's digits."""
+    pair = far_pair((24, 40, 2), std=4.5e-5)
+    for side in (pair.task, pair.shared):
+        side.std_a.fill_(1.0)
+        side.std_b.fill_(0.0)
+        side.std_b[::2, 0] = -4.5e-5 / 2 * (1 + 1e-3)
+    pair.task.std_b[::2, 1] += 1e-8
+    rough = pair.leaves(torch.float32)
+    exact = doubled(rough)
+    assert_close(fused_kl(rough), rough.factors, dense_kl(*exact), exact.factors, 1e-4)
+
+
+def test_a_side_without_gradient_gets_none():
+    pair = far_pair((33, 20, 8)).leaves(torch.float32)
+    fixed = Factors(*(f.detach() for f in pair.shared))
+    inner = triton_kl.task_kl([pair.task], [fixed], [pair.variance])
+    both = torch.autograd.grad(fused_kl(pair), pair.task)
+    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(inner, pair.task), both, strict=True))
+    with torch.no_grad():
+        assert float(fused_kl(pair)) == pytest.approx(float(inner.detach()), rel=1e-12)
+
+
+@pytest.mark.parametrize("rows", [32, 37])
+@pytest.mark.parametrize("stride", [2, 5])
+def test_a_subset_of_rows_is_the_one_that_eager_visits(rows, stride):
+    pairs = [far_pair((rows, 20, 4), seed=i).leaves(torch.float32) for i in range(2)]
+    exact = [doubled(p) for p in pairs]
+    for draw in range(3):
+        key = key_tensor(noise_key("rows", draw), device=CPU)[0]
+        ours, theirs = (run(*p, stride=stride, key=key) for run, p in ((fused_kl, pairs), (eager_kl, exact)))
+        assert_close(ours, all_factors(*pairs), theirs, all_factors(*exact))
+
+
+@pytest.mark.parametrize(("shape", "rate"), [(1.0, 0.01), (2.5, 0.3)])
+@pytest.mark.parametrize("std", FLOORS)
+def test_precision_penalty_equals_the_gamma_density_of_torch_distributions(std, shape, rate):
+    pairs = [far_pair(size, std=std).leaves(torch.float32) for size in ((40, 70, 8), (9, 20, 1))]
+    exact = [doubled(p) for p in pairs]
+    stds = [[p.shared.std_b for p in pairs], [p.shared.std_a for p in pairs]]
+    ours = triton_kl.precision_penalty(*stds, [p.variance for p in pairs], shape, rate)
+    theirs = sum(dense_precision_penalty(p.shared.std_b, p.shared.std_a, p.variance, shape, rate) for p in exact)
+    wanted = tuple(f for p in exact for f in p.shared[2:])
+    assert_close(ours, tuple(f for p in pairs for f in p.shared[2:]), theirs, wanted)
+
+
+@pytest.mark.parametrize(
+    ("pair", "reason"),
+    [
+        (far_pair((9, 20, 4), form="log_std").leaves(torch.float32), "log_std"),
+        (far_pair((9, 20, 4)).leaves(torch.float64), "float64"),
+        (far_pair((30, 40, 17)).leaves(torch.float32), "rank 17"),
+    ],
+)
+def test_what_the_kernel_cannot_do_is_done_by_eager_and_said(pair, reason):
+    kernels.fallbacks.clear()
+    assert float(fused_kl(pair).detach()) == float(eager_kl(pair).detach())
+    assert reason in kernels.fallbacks["task_kl"]
+
+
+def test_the_op_table_gives_the_kernel_that_was_asked_for():
+    try:
+        kernels.use("triton")
+        assert kernels.op("task_kl", CPU) is triton_kl.task_kl
+        kernels.use("auto")
+        assert kernels.op("task_kl", CPU) is eager.task_kl
+    finally:
+        kernels.use("auto")
