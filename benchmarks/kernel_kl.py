@@ -11,10 +11,10 @@ import statistics
 from collections.abc import Callable, Iterator
 
 import torch
-from benchmarks.common import describe, write_result
 from torch import Tensor
 
 from abmll.kernels import Factors, Variance, eager, triton_kl
+from benchmarks.common import describe, write_result
 
 LAYERS = 32
 QV = {"q": (4096, 4096), "v": (1024, 4096)}

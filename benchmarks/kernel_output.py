@@ -15,11 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from benchmarks.common import describe, write_result
 from torch import Tensor
 
 from abmll.kernels import Factors, Variance, eager, fallbacks, triton_output
 from abmll.kernels.noise import key_tensor, noise_key
+from benchmarks.common import describe, write_result
 
 SHAPES = {"q": (4096, 4096), "v": (1024, 4096), "gate": (14336, 4096), "down": (4096, 14336)}  # O, I
 OPS = ("mean_output", "activation_output", "weight_output")

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from benchmarks.common import describe, write_result
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -25,6 +24,7 @@ from abmll.running.build import System, build_system
 from abmll.running.inner import inner_steps
 from abmll.tasks.batches import ChoiceBatch, collate
 from abmll.tasks.prompts import EncodedQuestion
+from benchmarks.common import describe, write_result
 
 TARGETS = {
     "qv": ("q_proj", "v_proj"),

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.common import describe, write_result
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -29,6 +28,7 @@ from abmll.running.rundir import RunDirectory
 from abmll.running.train import TrainingPlan, meta_train
 from abmll.tasks.episodes import Episodes
 from abmll.tasks.question import Question, Task
+from benchmarks.common import describe, write_result
 
 
 def system_on(base: LanguageModel, name: str, tokens: int) -> System:
