@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from abmll.adapters.layer import AdapterSet
 from abmll.errors import AbmllError
-from abmll.kernels.noise import noise_key
+from abmll.kernels.noise import key_tensor, noise_key
 
 POSTERIOR = ("posterior",)
 """The `place` of a prediction that is nobody's experiment: a user's rows, an export."""
@@ -32,5 +32,5 @@ def draw_key(number: int) -> int:
 @contextmanager
 def drawn(adapters: AdapterSet, number: int) -> Iterator[None]:
     """Forward passes inside use the weights of one posterior draw (the `weight` sampler)."""
-    with adapters.drawing("weight", draw_key(number)):
+    with adapters.drawing("weight", key_tensor(draw_key(number), device=adapters.device)):
         yield
