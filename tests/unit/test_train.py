@@ -414,6 +414,7 @@ def test_the_end_of_a_journal_says_what_this_call_cost(whole: Callable[[str], Pa
         assert {k: v for k, v in runs.items() if k != "eager_runs"} == {
             "captured": 0,
             "replays": 0,
+            "capture_seconds": 0.0,
             "reserved_bytes": 0,
             "fallbacks": {},
         }

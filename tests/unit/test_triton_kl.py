@@ -92,7 +92,8 @@ def test_a_side_without_gradient_gets_none():
     fixed = Factors(*(f.detach() for f in pair.shared))
     inner = triton_kl.task_kl([pair.task], [fixed], [pair.variance])
     both = torch.autograd.grad(fused_kl(pair), pair.task)
-    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(inner, pair.task), both, strict=True))
+    for mine, other in zip(torch.autograd.grad(inner, pair.task), both, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-5, atol=1e-6 * float(other.abs().max()))
     with torch.no_grad():
         assert float(fused_kl(pair)) == pytest.approx(float(inner.detach()), rel=1e-12)
 

@@ -2,9 +2,10 @@
 """KL(task | shared) and the Gamma prior on the GPU: all layers of one shape in one launch, nothing O x I in memory.
 
 A tile of the three products it needs (the change of the means, the change of u and the shared u itself) is formed by
-the tensor cores from bfloat16 parts of float32 factors, x = hi + mid + lo, which keep all its 24 bits. A gradient
-tile G is contracted where it stands, from its first two parts and along the program's own rows only: so there are two
-passes, by rows for the B factors and by columns for the A factors, no atomics, and the same bits every time.
+the tensor cores from bfloat16 parts of float32 factors, x = hi + mid + lo, which keep all its 24 bits. A gradient tile
+G is contracted where it stands, both ways, from its first two parts: with the columns' A factors into the program's own
+rows of dB, and with the program's rows of B into its share of dA, which a sum over blocks of rows completes. So a tile
+is visited once, there are no atomics, and the bits are the same every time.
 """
 
 import itertools
@@ -24,12 +25,14 @@ from abmll.kernels import eager, fallbacks
 from abmll.kernels.factors import Factors, Variance
 
 MOST_RANK = 16  # a wider factor needs more registers than a thread has
-_CHUNK_BYTES = 64 << 20  # of operands made for one launch
+_CHUNK_BYTES = 384 << 20  # of operands and shares of dA made for one launch
 _FAST = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1")  # the interpreter has no assembly and no bf16 products
 
-# The planes of an operand, [L, 10, n, K]: of the means (hi, mid, lo), of the stds (hi, mid, lo), and of the shared std
-# factor, only R wide, pairs of parts: [hi mid] [hi mid]^T + [hi mid] [mid hi]^T + [hi lo] [lo hi]^T is its product.
-_PLANES = 10
+# The planes of an operand, [L, planes, n, K], each two halves side by side. From 0: the shared std factor as pairs of
+# parts, whose product is [hi mid] [hi mid]^T + [hi mid] [mid hi]^T + [hi lo] [lo hi]^T. From 4: hi, mid and lo of the
+# means' and of the stds' differences and what they are multiplied by. From 10: [hi mid] and [lo 0] of
+# phi's mean factor, then of its std factor.
+_PAIRS, _PLANES = 4, 14
 
 
 # -------------------- device code
@@ -63,19 +66,17 @@ def _dot(a, b, out=None):
 @triton.jit
 @no_type_check
 def _split_once(x):
-    if _FAST:
-        hi = x.to(tl.bfloat16)
-    else:  # the interpreter cuts where a GPU rounds to nearest even
-        bits = x.to(tl.uint32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        hi = bits.to(tl.float32, bitcast=True).to(tl.bfloat16)
-    return hi, x - hi.to(tl.float32)
+    """The nearest bfloat16 and the rest, by integer arithmetic: a conversion has an eighth of its rate."""
+    bits = (x.to(tl.uint32, bitcast=True) + 0x8000) & 0xFFFF0000
+    return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), x - bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
 @no_type_check
 def _split(x):
     hi, rest = _split_once(x)
+    if _FAST:
+        return hi, rest.to(tl.bfloat16)  # two at a time; and what is not a number stays so
     mid, _ = _split_once(rest)
     return hi, mid
 
@@ -93,23 +94,27 @@ def _product(a_hi, a_mid, a_lo, b_hi, b_mid, b_lo):
 
 @triton.jit
 @no_type_check
-def _contract(g, b_hi, b_mid, b_lo):
-    """G @ b^T of one tile; the caller adds tiles up, since tensor cores cut where they should round."""
-    g_hi, g_mid = _split(g)
-    out = _dot(g_mid, tl.trans(b_mid))
-    out = _dot(g_hi, tl.trans(b_lo), out)
-    out = _dot(g_mid, tl.trans(b_hi), out)
-    out = _dot(g_hi, tl.trans(b_mid), out)
-    return _dot(g_hi, tl.trans(b_hi), out)
+def _contract(g_hi, g_mid, hi, mid, lo):
+    """G X of one tile from their parts; the caller adds tiles up, since tensor cores cut where they should round."""
+    out = _dot(g_mid, mid)
+    out = _dot(g_hi, lo, out)
+    out = _dot(g_mid, hi, out)
+    out = _dot(g_hi, mid, out)
+    return _dot(g_hi, hi, out)
 
 
 @triton.jit
 @no_type_check
-def _combined(x, first, last, R: tl.constexpr, K: tl.constexpr):
-    """[n, K] with column j = first * x[:, j] + last * x[:, R + j]: a gradient from its raw contraction."""
-    into, of = tl.arange(0, K)[:, None], tl.arange(0, K)[None, :]
-    choose = tl.where(into == of, first, 0.0) + tl.where(into == of + R, last, 0.0)
-    return tl.dot(x, choose, input_precision="ieee")
+def _contract_pair(g_hi, g_mid, pair, rest):
+    """G [hi mid] + G [lo 0]: the two halves add up to G X."""
+    return _dot(g_hi, pair, _dot(g_hi, rest, _dot(g_mid, pair)))
+
+
+@triton.jit
+@no_type_check
+def _halves(x, N: tl.constexpr, K: tl.constexpr):
+    """The first and the last K / 2 columns of [N, K]."""
+    return tl.split(tl.permute(tl.reshape(x, (N, 2, K // 2)), (0, 2, 1)))
 
 
 @triton.jit
@@ -120,6 +125,15 @@ def _store_parts(out, plane, x, inside):
     tl.store(out, hi, inside)
     tl.store(out + plane, mid, inside)
     tl.store(out + 2 * plane, lo, inside)
+
+
+@triton.jit
+@no_type_check
+def _store_pair(out, plane, x, is_first, inside):
+    hi, rest = _split_once(x)
+    mid, lo = _split(rest)
+    tl.store(out, tl.where(is_first, hi, mid), inside)
+    tl.store(out + plane, tl.where(is_first, lo, 0.0), inside)
 
 
 @triton.jit
@@ -136,29 +150,30 @@ def _prepare(
     layer = tl.program_id(1).to(tl.int64)
     rows, k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, K)
     source = tl.load(starts + layer) + rows.to(tl.int64) * stride
-    inside = (rows < n)[:, None] & (k < K)[None, :]
-    used = (source < total)[:, None] & (k < 2 * R)[None, :]
-    at = source[:, None] * row_step + (k % R)[None, :] * rank_step
-    plane, first_half = n * K, (k < R)[None, :]
+    inside, rank, is_first = (rows < n)[:, None] & (k < K)[None, :], k % (K // 2), (k < K // 2)[None, :]
+    used = (source < total)[:, None] & (rank < R)[None, :]
+    at = source[:, None] * row_step + rank[None, :] * rank_step
+    plane = n * K
     here = out + layer * PLANES * plane + rows[:, None] * K + k[None, :]
     theirs = tl.load(tl.load(addresses + 4 * layer + 3).to(tl.pointer_type(tl.float32)) + at, used, 0.0) * scale
-    if PLANES == 10:
+    hi, rest = _split_once(theirs)
+    mid, lo = _split(rest)
+    tl.store(here, tl.where(is_first, hi, mid), inside)
+    tl.store(here + plane, tl.where(is_first, mid, hi), inside)
+    tl.store(here + 2 * plane, tl.where(is_first, hi, lo), inside)
+    tl.store(here + 3 * plane, tl.where(is_first, lo, hi), inside)
+    if PLANES == 14:
         mine = tl.load(tl.load(addresses + 4 * layer + 1).to(tl.pointer_type(tl.float32)) + at, used, 0.0) * scale
         mean = tl.load(tl.load(addresses + 4 * layer).to(tl.pointer_type(tl.float32)) + at, used, 0.0) * scale
         mean_0 = tl.load(tl.load(addresses + 4 * layer + 2).to(tl.pointer_type(tl.float32)) + at, used, 0.0) * scale
         if IS_B:
-            _store_parts(here, plane, tl.where(first_half, mean - mean_0, mean_0), inside)
-            _store_parts(here + 3 * plane, plane, tl.where(first_half, mine - theirs, theirs), inside)
+            _store_parts(here + 4 * plane, plane, tl.where(is_first, mean - mean_0, mean_0), inside)
+            _store_parts(here + 7 * plane, plane, tl.where(is_first, mine - theirs, theirs), inside)
         else:
-            _store_parts(here, plane, tl.where(first_half, mean, mean - mean_0), inside)
-            _store_parts(here + 3 * plane, plane, tl.where(first_half, mine, mine - theirs), inside)
-    hi, rest = _split_once(theirs)
-    mid, lo = _split(rest)
-    base = here + (PLANES - 4) * plane
-    tl.store(base, tl.where(first_half, hi, mid), inside)
-    tl.store(base + plane, tl.where(first_half, mid, hi), inside)
-    tl.store(base + 2 * plane, tl.where(first_half, hi, lo), inside)
-    tl.store(base + 3 * plane, tl.where(first_half, lo, hi), inside)
+            _store_parts(here + 4 * plane, plane, tl.where(is_first, mean, mean - mean_0), inside)
+            _store_parts(here + 7 * plane, plane, tl.where(is_first, mine, mine - theirs), inside)
+        _store_pair(here + 10 * plane, plane, mean, is_first, inside)
+        _store_pair(here + 12 * plane, plane, mine, is_first, inside)
 
 
 @triton.jit
@@ -174,39 +189,45 @@ def _twice_half_excess(change, delta, var_task, var_shared, inverse_shared):
 @triton.jit
 @no_type_check
 def _kl_pass(
-    left, right, gradients, losses, offsets, floors, starts, stride, n, m, total_rows, row_step, rank_step,
-    weight, gain, R: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
-    IS_B: tl.constexpr, TASK: tl.constexpr, SHARED: tl.constexpr,
+    left, right, by_b, by_a, losses, offsets, floors, starts, stride, n, m, height, weight, scale,
+    R: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    TASK: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    """One block of rows of one layer against all columns: its loss (by rows of B), and the gradients of its factors.
+    """One block of rows of one layer against all columns: its loss, its rows of dB, and its share of dA.
 
-    Rows and columns past n and m read as zeros, where KL and its gradients are 0. A gradient is made of the tile
-    contraction G @ right^T, whose two halves belong to the two halves of `_prepare`.
+    Rows and columns past n and m read as zeros, where KL and its gradients are 0. The means' gradients of theta and phi
+    come from one contraction with [B - B0, B0] and [A ; A - A0], so that what is left of their sum keeps its digits.
     """
-    layer = tl.program_id(1).to(tl.int64)
-    rows, k = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, K)
+    layer, block = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    rows, k, q = block * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, K), tl.arange(0, K // 2)
     inside = (rows < n)[:, None]
     plane = n * K
-    mine = left + layer * 10 * plane + rows[:, None] * K + k[None, :]
-    mean_hi, std_hi = tl.load(mine, inside, 0.0), tl.load(mine + 3 * plane, inside, 0.0)
-    mean_mid, std_mid = tl.load(mine + plane, inside, 0.0), tl.load(mine + 4 * plane, inside, 0.0)
-    mean_lo, std_lo = tl.load(mine + 2 * plane, inside, 0.0), tl.load(mine + 5 * plane, inside, 0.0)
-    hi_mid, hi_lo = tl.load(mine + 6 * plane, inside, 0.0), tl.load(mine + 8 * plane, inside, 0.0)
+    mine = left + layer * 14 * plane + rows[:, None] * K + k[None, :]
+    hi_mid, hi_lo = tl.load(mine, inside, 0.0), tl.load(mine + 2 * plane, inside, 0.0)
+    mean_hi, std_hi = tl.load(mine + 4 * plane, inside, 0.0), tl.load(mine + 7 * plane, inside, 0.0)
+    mean_mid, std_mid = tl.load(mine + 5 * plane, inside, 0.0), tl.load(mine + 8 * plane, inside, 0.0)
+    mean_lo, std_lo = tl.load(mine + 6 * plane, inside, 0.0), tl.load(mine + 9 * plane, inside, 0.0)
+    if TASK:
+        own_mean, own_std = tl.load(mine + 10 * plane, inside, 0.0), tl.load(mine + 12 * plane, inside, 0.0)
+        own_mean_lo, own_std_lo = tl.load(mine + 11 * plane, inside, 0.0), tl.load(mine + 13 * plane, inside, 0.0)
     offset, floor = tl.load(offsets + layer), tl.load(floors + layer)
     by_mean = tl.zeros((BLOCK_N, K), tl.float32)
     by_task_std = tl.zeros((BLOCK_N, K), tl.float32)
     by_shared_std = tl.zeros((BLOCK_N, K), tl.float32)
     total = tl.zeros((BLOCK_N,), tl.float32)
+    slots: tl.constexpr = 2 * TASK + 2 * SHARED
+    size = R * m
+    shares = by_a + (layer * tl.num_programs(0) + block) * slots * size
     for start in range(0, m, BLOCK_M):
         columns = start + tl.arange(0, BLOCK_M)
         there = (columns < m)[None, :]
         plane = m * K
-        theirs = right + layer * 10 * plane + columns[None, :] * K + k[:, None]
-        r_mean_hi, r_std_hi = tl.load(theirs, there, 0.0), tl.load(theirs + 3 * plane, there, 0.0)
-        r_mean_mid, r_std_mid = tl.load(theirs + plane, there, 0.0), tl.load(theirs + 4 * plane, there, 0.0)
-        r_mean_lo, r_std_lo = tl.load(theirs + 2 * plane, there, 0.0), tl.load(theirs + 5 * plane, there, 0.0)
-        r_hi_mid, r_mid_hi = tl.load(theirs + 6 * plane, there, 0.0), tl.load(theirs + 7 * plane, there, 0.0)
-        r_lo_hi = tl.load(theirs + 9 * plane, there, 0.0)
+        theirs = right + layer * 14 * plane + columns[None, :] * K + k[:, None]
+        r_hi_mid, r_mid_hi = tl.load(theirs, there, 0.0), tl.load(theirs + plane, there, 0.0)
+        r_lo_hi = tl.load(theirs + 3 * plane, there, 0.0)
+        r_mean_hi, r_std_hi = tl.load(theirs + 4 * plane, there, 0.0), tl.load(theirs + 7 * plane, there, 0.0)
+        r_mean_mid, r_std_mid = tl.load(theirs + 5 * plane, there, 0.0), tl.load(theirs + 8 * plane, there, 0.0)
+        r_mean_lo, r_std_lo = tl.load(theirs + 6 * plane, there, 0.0), tl.load(theirs + 9 * plane, there, 0.0)
 
         mean_change = _product(mean_hi, mean_mid, mean_lo, r_mean_hi, r_mean_mid, r_mean_lo)
         u_change = _product(std_hi, std_mid, std_lo, r_std_hi, r_std_mid, r_std_lo)
@@ -218,43 +239,61 @@ def _kl_pass(
         change = u_change * (r_shared + r_task)
         inverse_shared = _inverse(var_shared)
         delta, pull = change * inverse_shared, mean_change * inverse_shared
-        if IS_B:
-            excess = _twice_half_excess(change, delta, var_task, var_shared, inverse_shared)
-            total += tl.sum(excess + pull * mean_change, 1)
-        if TASK or SHARED:
-            by_mean += _contract(pull, r_mean_hi, r_mean_mid, r_mean_lo)
-        if TASK:
-            by_task_std += _contract(r_task * delta * _inverse(var_task), r_std_hi, r_std_mid, r_std_lo)
+        excess = _twice_half_excess(change, delta, var_task, var_shared, inverse_shared)
+        total += tl.sum(excess + pull * mean_change, 1)
+
+        put = shares + q[None, :] * m + columns[:, None]
+        to = (q < R)[None, :] & (columns < m)[:, None]
         if SHARED:
-            slope = -(delta + pull * mean_change) * (r_shared * inverse_shared)
-            by_shared_std += _contract(slope, r_std_hi, r_std_mid, r_std_lo)
-    if IS_B:
-        tl.store(losses + layer * n + rows, 0.5 * weight * total, rows < n)
+            g_hi, g_mid = _split(pull)
+            by_mean += _contract(g_hi, g_mid, tl.trans(r_mean_hi), tl.trans(r_mean_mid), tl.trans(r_mean_lo))
+            change_share, shared_share = _halves(
+                _contract(tl.trans(g_hi), tl.trans(g_mid), mean_hi, mean_mid, mean_lo), BLOCK_M, K
+            )
+            if TASK:
+                tl.store(put, weight * (change_share + shared_share), to)
+            tl.store(put + 2 * TASK * size, -weight * shared_share, to)
+            g_hi, g_mid = _split(-(delta + pull * mean_change) * (r_shared * inverse_shared))
+            by_shared_std += _contract(g_hi, g_mid, tl.trans(r_std_hi), tl.trans(r_std_mid), tl.trans(r_std_lo))
+            _, shared_share = _halves(_contract(tl.trans(g_hi), tl.trans(g_mid), std_hi, std_mid, std_lo), BLOCK_M, K)
+            tl.store(put + (2 * TASK + 1) * size, weight * shared_share, to)
+        elif TASK:
+            g_hi, g_mid = _split(pull)
+            r_own, r_lo = tl.load(theirs + 10 * plane, there, 0.0), tl.load(theirs + 11 * plane, there, 0.0)
+            by_mean += _contract_pair(g_hi, g_mid, tl.trans(r_own), tl.trans(r_lo))
+            one, other = _halves(_contract_pair(tl.trans(g_hi), tl.trans(g_mid), own_mean, own_mean_lo), BLOCK_M, K)
+            tl.store(put, weight * (one + other), to)
+        if TASK:
+            g_hi, g_mid = _split(r_task * delta * _inverse(var_task))
+            r_own, r_lo = tl.load(theirs + 12 * plane, there, 0.0), tl.load(theirs + 13 * plane, there, 0.0)
+            by_task_std += _contract_pair(g_hi, g_mid, tl.trans(r_own), tl.trans(r_lo))
+            one, other = _halves(_contract_pair(tl.trans(g_hi), tl.trans(g_mid), own_std, own_std_lo), BLOCK_M, K)
+            tl.store(put + size, weight * (one + other), to)
+    tl.store(losses + layer * n + rows, 0.5 * weight * total, rows < n)
     source = tl.load(starts + layer) + rows.to(tl.int64) * stride
-    put = (rows < n) & (source < total_rows)
-    which = put[:, None] & (k < R)[None, :]
-    size = total_rows * R
-    out = gradients + layer * (2 * TASK + 2 * SHARED) * size + source[:, None] * row_step + k[None, :] * rank_step
+    to = ((rows < n) & (source < height))[:, None] & (q < R)[None, :]
+    size, gain = height * R, weight * scale
+    put = by_b + layer * slots * size + source[:, None] * R + q[None, :]
+    first, second = _halves(by_mean, BLOCK_N, K)
     if TASK:
-        last = 0.0 if IS_B else gain  # dB = G A^T, dA = (B - B0 + B0)^T G
-        tl.store(out, _combined(by_mean, gain, last, R, K), which)
-        tl.store(out + size, _combined(by_task_std, gain, last, R, K), which)
+        tl.store(put, gain * (first if SHARED else first + second), to)
+        one, other = _halves(by_task_std, BLOCK_N, K)
+        tl.store(put + size, gain * (one + other), to)
     if SHARED:
-        first = gain if IS_B else 0.0  # dB0 = G (A - (A - A0))^T, dA0 = B0^T G
-        last = -gain if IS_B else gain
-        tl.store(out + 2 * TASK * size, _combined(by_mean, -first, -last, R, K), which)
-        tl.store(out + (2 * TASK + 1) * size, _combined(by_shared_std, first, last, R, K), which)
+        tl.store(put + 2 * TASK * size, gain * (second - first), to)  # dB0 = -G A0^T, of G A^T and G (A - A0)^T
+        first, second = _halves(by_shared_std, BLOCK_N, K)
+        tl.store(put + (2 * TASK + 1) * size, gain * (first - second), to)
 
 
 @triton.jit
 @no_type_check
 def _penalty_pass(
-    left, right, gradients, losses, offsets, floors, n, m, row_step, rank_step, gain, shape, rate,
-    R: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, IS_B: tl.constexpr,
+    left, right, by_b, by_a, losses, offsets, floors, n, m, scale, shape, rate,
+    R: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """As `_kl_pass`, for (a0 - 1) log var + b0 / var of the shared stds."""
-    layer = tl.program_id(1).to(tl.int64)
-    rows, k = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, K)
+    layer, block = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    rows, k, q = block * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, K), tl.arange(0, K // 2)
     inside = (rows < n)[:, None]
     plane = n * K
     mine = left + layer * 4 * plane + rows[:, None] * K + k[None, :]
@@ -273,15 +312,16 @@ def _penalty_pass(
         r = _dot(hi_mid, r_hi_mid, u) + offset
         var = r * r + floor
         inverse = _inverse(var)
-        if IS_B:
-            total += tl.sum(tl.where(there, (shape - 1) * _log(var) + rate * inverse, 0.0), 1)
+        total += tl.sum(tl.where(there, (shape - 1) * _log(var) + rate * inverse, 0.0), 1)
         g_hi, g_mid = _split(((shape - 1) - rate * inverse) * (2 * r * inverse))
-        out = _dot(g_mid, tl.trans(r_hi_mid))
-        by_std += _dot(g_hi, tl.trans(r_hi_mid), out)
-    here = gradients + layer * n * R + rows[:, None] * row_step + k[None, :] * rank_step
-    tl.store(here, _combined(by_std, gain, gain, R, K), inside & (k < R)[None, :])
-    if IS_B:
-        tl.store(losses + layer * n + rows, total, rows < n)
+        by_std += _dot(g_hi, tl.trans(r_hi_mid), _dot(g_mid, tl.trans(r_hi_mid)))
+        one, other = _halves(_dot(tl.trans(g_hi), hi_mid, _dot(tl.trans(g_mid), hi_mid)), BLOCK_M, K)
+        share = by_a + ((layer * tl.num_programs(0) + block) * R + q[None, :]) * m + columns[:, None]
+        tl.store(share, one + other, (q < R)[None, :] & (columns < m)[:, None])
+    one, other = _halves(by_std, BLOCK_N, K)
+    here = by_b + layer * n * R + rows[:, None] * R + q[None, :]
+    tl.store(here, scale * (one + other), inside & (q < R)[None, :])
+    tl.store(losses + layer * n + rows, total, rows < n)
 
 
 # -------------------- operands
@@ -296,21 +336,24 @@ class _Group(NamedTuple):
     floors: Float[Tensor, " L"]
 
 
-def _groups(b: Sequence[Tensor], a: Sequence[Tensor], variances: Sequence[Variance]) -> Iterator[_Group]:
-    """Layers by shape and scale, in chunks whose operands stay small."""
+def _groups(
+    b: Sequence[Tensor], a: Sequence[Tensor], variances: Sequence[Variance], planes: int, slots: int
+) -> Iterator[_Group]:
+    """Layers by shape and scale, in chunks whose `planes` of operands and shares of `slots` gradients stay small."""
 
     def kind(i: int) -> tuple[Any, ...]:
         return (*b[i].shape, a[i].shape[1], variances[i].scale)
 
     device = b[0].device
     for key, same in itertools.groupby(sorted(range(len(b)), key=kind), kind):
-        layers = list(same)
-        size = max(1, _CHUNK_BYTES // ((key[0] + key[2]) * _width(key[1]) * 2 * _PLANES))
+        layers, (height, rank, columns, scale) = list(same), key
+        shares = triton.cdiv(height, _tile(_width(rank))["BLOCK_N"]) * slots * rank * columns * 4
+        size = max(1, _CHUNK_BYTES // ((height + columns) * _width(rank) * 2 * planes + shares))
         for start in range(0, len(layers), size):
             chunk = layers[start : start + size]
             offsets = [variances[i].offset for i in chunk]
             floors = [variances[i].floor ** 2 for i in chunk]
-            yield _Group(chunk, key[3], _constant(offsets, device), _constant(floors, device))
+            yield _Group(chunk, scale, _constant(offsets, device), _constant(floors, device))
 
 
 _constants: dict[tuple[Any, ...], Tensor] = {}
@@ -341,22 +384,13 @@ class _Side(NamedTuple):
     starts: Int[Tensor, " L"]
     stride: int = 1
 
-    @property
-    def steps(self) -> dict[str, int]:
-        """Distance in memory between rows, and between ranks, of a factor and of its gradient."""
-        return {"row_step": self.rank, "rank_step": 1} if self.is_b else {"row_step": 1, "rank_step": self.total}
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Of a factor."""
-        return (self.total, self.rank) if self.is_b else (self.rank, self.total)
-
     def operand(self, planes: int) -> Tensor:
         """[L, planes, rows, K] bfloat16."""
         layers, width, block = len(self.factors), _width(self.rank), 64
         out = self.starts.new_empty((layers, planes, self.rows, width), dtype=torch.bfloat16)
+        row_step, rank_step = (self.rank, 1) if self.is_b else (1, self.total)
         _prepare[(triton.cdiv(self.rows, block), layers)](
-            _addresses(self.factors), out, self.starts, self.stride, self.rows, self.total, **self.steps,
+            _addresses(self.factors), out, self.starts, self.stride, self.rows, self.total, row_step, rank_step,
             scale=self.scale, PLANES=planes, IS_B=self.is_b, R=self.rank, K=width, BLOCK=block,
         )  # fmt: skip
         return out
@@ -423,7 +457,7 @@ class _TaskKL(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=flat[0].device)
         gradients: list[Tensor | None] = [None] * len(flat)
         ctx.stacks = []
-        for group in _groups([b[0] for b in sides[0]], [a[0] for a in sides[1]], variances):
+        for group in _groups([b[0] for b in sides[0]], [a[0] for a in sides[1]], variances, _PLANES, 2 * sum(wanted)):
             b, a = _sides(sides, group, stride, key)
             loss, by_b, by_a = _kl_of_group(b, a, group, wanted, float(stride))
             total += loss
@@ -464,22 +498,19 @@ def _kl_of_group(
     b: _Side, a: _Side, group: _Group, wanted: list[bool], weight: float
 ) -> tuple[Tensor, Float[Tensor, "L k O R"], Float[Tensor, "L k R I"]]:
     """The summed KL of a group, and the gradients of phi's and of theta's mean and std factors, where wanted."""
-    operands = {True: b.operand(_PLANES), False: a.operand(_PLANES)}
+    tile, slots = _tile(_width(b.rank)), 2 * sum(wanted)
+    blocks = triton.cdiv(b.rows, tile["BLOCK_N"])
     losses = b.starts.new_empty((len(b.factors), b.rows), dtype=torch.float32)
-    found = []
-    for side, other in ((b, a), (a, b)):
-        shape = (len(b.factors), 2 * sum(wanted), *side.shape)
-        make = torch.empty if side.stride == 1 else torch.zeros
-        found.append(make(shape, dtype=torch.float32, device=losses.device))
-        if side.is_b or any(wanted):
-            tile = _tile(_width(side.rank))
-            _kl_pass[(triton.cdiv(side.rows, tile["BLOCK_N"]), len(b.factors))](
-                operands[side.is_b], operands[other.is_b], found[-1], losses, group.offsets, group.floors,
-                side.starts, side.stride, side.rows, other.rows, side.total, **side.steps,
-                weight=weight, gain=weight * side.scale, R=side.rank, K=_width(side.rank),
-                IS_B=side.is_b, TASK=wanted[0], SHARED=wanted[1], **tile,
-            )  # fmt: skip
-    return losses.double().sum(), found[0], found[1]
+    by_b = losses.new_empty((len(b.factors), slots, b.total, b.rank))
+    if b.stride > 1:  # rows that are not visited
+        by_b.zero_()
+    shares = losses.new_empty((len(b.factors), blocks, slots, a.rank, a.total))
+    _kl_pass[(blocks, len(b.factors))](
+        b.operand(_PLANES), a.operand(_PLANES), by_b, shares, losses, group.offsets, group.floors, b.starts, b.stride,
+        b.rows, a.rows, b.total, weight=weight, scale=b.scale, R=b.rank, K=_width(b.rank),
+        TASK=wanted[0], SHARED=wanted[1], **tile,
+    )  # fmt: skip
+    return losses.double().sum(), by_b, shares.sum(1)
 
 
 # -------------------- -log p(theta), Gamma part
@@ -506,7 +537,7 @@ class _Penalty(torch.autograd.Function):
         total = torch.full((), entries * constant, dtype=torch.float64, device=flat[0].device)
         gradients: list[Tensor] = list(flat)
         ctx.stacks = []
-        for group in _groups(flat[:layers], flat[layers:], variances):
+        for group in _groups(flat[:layers], flat[layers:], variances, _PAIRS, 1):
             b, a = _sides(sides, group, 1, None)
             loss, by_b, by_a = _penalty_of_group(b, a, group, shape, rate)
             total += loss
@@ -527,15 +558,12 @@ def _penalty_of_group(
     b: _Side, a: _Side, group: _Group, shape: float, rate: float
 ) -> tuple[Tensor, Float[Tensor, "L O R"], Float[Tensor, "L R I"]]:
     """The summed penalty of a group but its constant, and the gradients of theta's std factors."""
-    operands = {True: b.operand(4), False: a.operand(4)}
-    losses = b.starts.new_empty((len(b.factors), b.rows), dtype=torch.float32)
-    found = []
-    for side, other in ((b, a), (a, b)):
-        tile = _tile(_width(side.rank))
-        found.append(losses.new_empty((len(b.factors), *side.shape)))
-        _penalty_pass[(triton.cdiv(side.rows, tile["BLOCK_N"]), len(b.factors))](
-            operands[side.is_b], operands[other.is_b], found[-1], losses, group.offsets, group.floors,
-            side.rows, other.rows, **side.steps, gain=side.scale, shape=shape, rate=rate, R=side.rank,
-            K=_width(side.rank), IS_B=side.is_b, **tile,
-        )  # fmt: skip
-    return losses.double().sum(), found[0], found[1]
+    tile, count = _tile(_width(b.rank)), len(b.factors)
+    blocks = triton.cdiv(b.rows, tile["BLOCK_N"])
+    losses = b.starts.new_empty((count, b.rows), dtype=torch.float32)
+    by_b, shares = losses.new_empty((count, b.rows, b.rank)), losses.new_empty((count, blocks, a.rank, a.rows))
+    _penalty_pass[(blocks, count)](
+        b.operand(_PAIRS), a.operand(_PAIRS), by_b, shares, losses, group.offsets, group.floors,
+        b.rows, a.rows, scale=b.scale, shape=shape, rate=rate, R=b.rank, K=_width(b.rank), **tile,
+    )  # fmt: skip
+    return losses.double().sum(), by_b, shares.sum(1)

@@ -9,7 +9,8 @@ rank R + 1, with no O x I matrix:
 
 Pair j = l (l + 1) / 2 + k, so the last is that of the constants; pairs come in BLOCKS blocks of JP columns, filled up
 with zeros. Per token, z = [h | F] with h = x A^T in RP columns is all that the other kernels need of x; z and its
-gradient are kept as three bfloat16 parts (`triton_parts`). JP = 0 leaves the noise out.
+gradient are kept as P bfloat16 parts (`triton_parts`): three are float32, two do for results that are cast to 16 bits.
+JP = 0 leaves the noise out.
 
 Every program owns what it writes; what several programs sum, each writes to a slice of its own (`..._parts`).
 """
@@ -28,25 +29,23 @@ _VARYING = ["place_stride", "row_tokens", "group_tokens", "layer", "tokens"]  # 
 
 @triton.jit
 @no_type_check
-def _coordinates(z, t, t_ok, tokens, first, COLUMNS: tl.constexpr, WIDTH: tl.constexpr):
-    """Parts of COLUMNS columns of z (or dz), from column `first`, for some tokens."""
+def _coordinates(z, t, t_ok, tokens, first, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, P: tl.constexpr):
+    """The P parts of COLUMNS columns of z (or dz), from column `first`, for some tokens."""
     at = z + t.to(tl.int64)[:, None] * WIDTH + first + tl.arange(0, COLUMNS)[None, :]
     plane = tokens.to(tl.int64) * WIDTH
     ok = t_ok[:, None]
-    return (
-        tl.load(at, mask=ok, other=0.0),
-        tl.load(at + plane, mask=ok, other=0.0),
-        tl.load(at + 2 * plane, mask=ok, other=0.0),
-    )
+    hi, mid = tl.load(at, mask=ok, other=0.0), tl.load(at + plane, mask=ok, other=0.0)
+    return hi, mid, tl.load(at + 2 * plane, mask=ok, other=0.0) if P == 3 else mid
 
 
 @triton.jit(do_not_specialize=["count", "slices"])
 @no_type_check
 def collect(
     parts, out, count, slices,
-    WIDTH: tl.constexpr, RANK: tl.constexpr, RP: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, RANK: tl.constexpr, RP: tl.constexpr, PAIRS: tl.constexpr, P: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """z or dz: the sum over float32 slices of `count` numbers each, to the three bfloat16 slices of `out`."""
+    """z or dz: the sum over float32 slices of `count` numbers each, to the P bfloat16 slices of `out`."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     column = at % WIDTH
     used = (at < count) & ((column < RANK) | ((column >= RP) & (column < RP + PAIRS)))
@@ -58,7 +57,8 @@ def collect(
     first, second, third = split(total)
     tl.store(out + at, first, mask=at < count)
     tl.store(out + count + at, second, mask=at < count)
-    tl.store(out + 2 * count + at, third, mask=at < count)
+    if P == 3:
+        tl.store(out + 2 * count + at, third, mask=at < count)
 
 
 # -------------------- pairs of rank R + 1
@@ -93,19 +93,19 @@ def _selections(block, RANK: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _sides(extended, block, RANK: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr):
+def _sides(extended, block, RANK: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr, P: tl.constexpr):
     """Columns k and l of n rows of Bext or Aext^T for each pair of a block, [n, JP]."""
     parts = split(extended)
     is_lower, is_upper = _selections(block, RANK, EP, JP)
-    return dot(parts, is_lower, 3, 1), dot(parts, is_upper, 3, 1)
+    return dot(parts, is_lower, P, 1), dot(parts, is_upper, P, 1)
 
 
 @triton.jit
 @no_type_check
-def _to_factor(by_pair, first, second, block, RANK: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr):
+def _to_factor(by_pair, first, second, block, RANK: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr, P: tl.constexpr):
     """Chain rule from products of sides, [n, JP], back to the rows that both sides come from, [n, EP]."""
     is_lower, is_upper = _selections(block, RANK, EP, JP)
-    return dot(split(by_pair * second), flip(is_lower), 3, 1) + dot(split(by_pair * first), flip(is_upper), 3, 1)
+    return dot(split(by_pair * second), flip(is_lower), P, 1) + dot(split(by_pair * first), flip(is_upper), P, 1)
 
 
 @triton.jit
@@ -118,36 +118,40 @@ def _twice(block, RANK: tl.constexpr, JP: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _outer_sides(std_b, o, o_ok, block, scale, offset, RANK: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr):
+def _outer_sides(
+    std_b, o, o_ok, block, scale, offset, RANK: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr, P: tl.constexpr
+):
     """Bext_k and Bext_l of each pair, [outputs, JP]."""
     r = tl.arange(0, EP)
     entries = rows(std_b, o, o_ok, r, r < RANK, RANK)
-    return _sides(tl.where((r == RANK)[None, :], offset, scale * entries), block, RANK, EP, JP)
+    return _sides(tl.where((r == RANK)[None, :], offset, scale * entries), block, RANK, EP, JP, P)
 
 
 @triton.jit
 @no_type_check
-def _outer(std_b, o, o_ok, block, scale, offset, floor, RANK: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr):
+def _outer(
+    std_b, o, o_ok, block, scale, offset, floor, RANK: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr, P: tl.constexpr
+):
     """Parts of the coefficients of F in V, [outputs, JP]."""
-    first, second = _outer_sides(std_b, o, o_ok, block, scale, offset, RANK, EP, JP)
+    first, second = _outer_sides(std_b, o, o_ok, block, scale, offset, RANK, EP, JP, P)
     last = block * JP + tl.arange(0, JP) == (RANK + 1) * (RANK + 2) // 2 - 1
     return split(_twice(block, RANK, JP) * first * second + tl.where(last, floor * floor, 0.0)[None, :])
 
 
 @triton.jit
 @no_type_check
-def _inner_sides(std_a, i, i_ok, width, block, RANK: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr):
+def _inner_sides(std_a, i, i_ok, width, block, RANK: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr, P: tl.constexpr):
     """Aext_k and Aext_l of each pair, [inputs, JP]."""
     r = tl.arange(0, EP)
     entries = columns(std_a, r, r < RANK, i, i_ok, width)
-    return _sides(tl.where((r == RANK)[None, :], 1.0, entries), block, RANK, EP, JP)
+    return _sides(tl.where((r == RANK)[None, :], 1.0, entries), block, RANK, EP, JP, P)
 
 
 @triton.jit
 @no_type_check
-def _inner(std_a, i, i_ok, width, block, RANK: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr):
+def _inner(std_a, i, i_ok, width, block, RANK: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr, P: tl.constexpr):
     """Parts of the coefficients of x^2 in F, [inputs, JP]."""
-    first, second = _inner_sides(std_a, i, i_ok, width, block, RANK, EP, JP)
+    first, second = _inner_sides(std_a, i, i_ok, width, block, RANK, EP, JP, P)
     return split(first * second)
 
 
@@ -159,7 +163,7 @@ def _inner(std_a, i, i_ok, width, block, RANK: tl.constexpr, EP: tl.constexpr, J
 def project(
     x, mean_a, std_a, parts, tokens, width, chunk,
     RANK: tl.constexpr, RP: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr, BLOCKS: tl.constexpr,
-    X: tl.constexpr, BT: tl.constexpr, BI: tl.constexpr,
+    X: tl.constexpr, P: tl.constexpr, BT: tl.constexpr, BI: tl.constexpr,
 ):  # fmt: skip
     """z of BT tokens, h and one block of F, summed over one chunk of inputs, to parts[chunk, token]. Reads x once."""
     t, r, block = tl.program_id(0) * BT + tl.arange(0, BT), tl.arange(0, RP), tl.program_id(2)
@@ -170,11 +174,11 @@ def project(
     for first in range(start, min(start + chunk, width), BI):
         i = first + tl.arange(0, BI)
         tile = rows(x, t, t < tokens, i, i < width, width)
-        h += dot(split(tile), split(columns(mean_a, r, r < RANK, i, i < width, width)), X, 3)
+        h += dot(split(tile), split(columns(mean_a, r, r < RANK, i, i < width, width)), X, P)
         if JP:
             tile = tile.to(tl.float32)
-            inner = _inner(std_a, i, i < width, width, block, RANK, EP, JP)
-            pairs += dot(split(tile * tile), inner, min(X + 1, 3), 3)
+            inner = _inner(std_a, i, i < width, width, block, RANK, EP, JP, P)
+            pairs += dot(split(tile * tile), inner, min(X + 1, P), P)
     row = parts + (tl.program_id(1) * tokens + t).to(tl.int64)[:, None] * (RP + BLOCKS * JP)
     tl.store(row + r[None, :], h, mask=(t < tl.where(block == 0, tokens, 0))[:, None] & (r < RANK)[None, :])
     if JP:
@@ -187,7 +191,7 @@ def project(
 def project_backward(
     x, dz, mean_a, std_a, dx, a_parts, tokens, width, chunk, first_block,
     RANK: tl.constexpr, RP: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr, BLOCKS: tl.constexpr,
-    X: tl.constexpr, NEED_X: tl.constexpr, NEED_A: tl.constexpr, BT: tl.constexpr, BI: tl.constexpr,
+    X: tl.constexpr, P: tl.constexpr, NEED_X: tl.constexpr, NEED_A: tl.constexpr, BT: tl.constexpr, BI: tl.constexpr,
 ):  # fmt: skip
     """Of BI inputs and one chunk of tokens: dx (NEED_X, for block 0 only), and the chunk's and block's share of dA and
     dA' to a_parts[chunk, block, 0 or 1, R, input].
@@ -199,28 +203,28 @@ def project_backward(
     a = split(columns(mean_a, r, r < RANK, i, i_ok, width))  # A^T, as are the gradients here: tall tiles
     da = tl.full((BI, RP), 0.0, tl.float32)
     if JP:
-        inner = _inner(std_a, i, i_ok, width, block, RANK, EP, JP)
+        inner = _inner(std_a, i, i_ok, width, block, RANK, EP, JP, P)
         dinner = tl.full((BI, JP), 0.0, tl.float32)
     start = tl.program_id(1) * chunk
     for first in range(start, min(start + chunk, tokens), BT):
         t = first + tl.arange(0, BT)
         t_ok = t < tokens
         tile = rows(x, t, t_ok, i, i_ok, width)
-        dh = _coordinates(dz, t, t_ok, tokens, 0, RP, RP + BLOCKS * JP)
+        dh = _coordinates(dz, t, t_ok, tokens, 0, RP, RP + BLOCKS * JP, P)
         if NEED_A:
-            da += dot(flip(split(tile)), dh, X, 3)
+            da += dot(flip(split(tile)), dh, X, P)
         if NEED_X:
-            down = dot(dh, flip(a))
+            down = dot(dh, flip(a), P, P)
         if JP:
             tile = tile.to(tl.float32)
-            dpairs = _coordinates(dz, t, t_ok, tokens, RP + block * JP, JP, RP + BLOCKS * JP)
+            dpairs = _coordinates(dz, t, t_ok, tokens, RP + block * JP, JP, RP + BLOCKS * JP, P)
             if NEED_A:
-                dinner += dot(flip(split(tile * tile)), dpairs, min(X + 1, 3), 3)
+                dinner += dot(flip(split(tile * tile)), dpairs, min(X + 1, P), P)
             if NEED_X:
-                by_square = dot(dpairs, flip(inner))
+                by_square = dot(dpairs, flip(inner), P, P)
                 for other in tl.static_range(1, BLOCKS):
-                    dpairs = _coordinates(dz, t, t_ok, tokens, RP + other * JP, JP, RP + BLOCKS * JP)
-                    by_square += dot(dpairs, flip(_inner(std_a, i, i_ok, width, other, RANK, EP, JP)))
+                    dpairs = _coordinates(dz, t, t_ok, tokens, RP + other * JP, JP, RP + BLOCKS * JP, P)
+                    by_square += dot(dpairs, flip(_inner(std_a, i, i_ok, width, other, RANK, EP, JP, P)), P, P)
                 down += 2.0 * tile * by_square
         if NEED_X:
             at, ok = t.to(tl.int64)[:, None] * width + i[None, :], t_ok[:, None] & i_ok[None, :]
@@ -230,9 +234,9 @@ def project_backward(
         da = tl.where(block == 0, da, 0.0)
         tl.store(part + r[None, :] * width + i[:, None], da, mask=(r < RANK)[None, :] & i_ok[:, None])
         if JP:
-            sides = _inner_sides(std_a, i, i_ok, width, block, RANK, EP, JP)
+            sides = _inner_sides(std_a, i, i_ok, width, block, RANK, EP, JP, P)
             q = tl.arange(0, EP)[None, :]
-            da = _to_factor(dinner, sides[0], sides[1], block, RANK, EP, JP)
+            da = _to_factor(dinner, sides[0], sides[1], block, RANK, EP, JP, P)
             tl.store(part + (RANK + q) * width + i[:, None], da, mask=(q < RANK) & i_ok[:, None])
 
 
@@ -241,24 +245,28 @@ def project_backward(
 
 @triton.jit
 @no_type_check
-def _spread(total, z, t, t_ok, tokens, floor, RANK: tl.constexpr, RP: tl.constexpr, WIDTH: tl.constexpr):
+def _spread(
+    total, z, t, t_ok, tokens, floor, RANK: tl.constexpr, RP: tl.constexpr, WIDTH: tl.constexpr, P: tl.constexpr
+):
     """V, given its sum over the pairs, and whether it lies at its clamp eps^2 sum x^2; a NaN stays a NaN."""
-    last = _coordinates(z, t, t_ok, tokens, RP + (RANK + 1) * (RANK + 2) // 2 - 1, 1, WIDTH)
-    lowest = floor * floor * (last[0].to(tl.float32) + (last[1].to(tl.float32) + last[2].to(tl.float32)))
+    last = _coordinates(z, t, t_ok, tokens, RP + (RANK + 1) * (RANK + 2) // 2 - 1, 1, WIDTH, P)
+    third = last[2].to(tl.float32) if P == 3 else 0.0
+    lowest = floor * floor * (last[0].to(tl.float32) + (last[1].to(tl.float32) + third))
     return tl.where(total < lowest, lowest, total), total < lowest
 
 
 @triton.jit
 @no_type_check
 def _noise(
-    first, t, t_ok, keys, group, questions, places, place_stride, row_tokens, layer, BT: tl.constexpr, BO: tl.constexpr
-):
+    first, t, t_ok, keys, group, questions, places, place_stride, row_tokens, layer,
+    P: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
     """e of BT tokens and BO outputs: keyed by (question, place of the token) as in `eager.activation_noise`."""
     low, high = key_words(tl.load(keys + group))
     row = t // row_tokens
     question = tl.load(questions + row, mask=t_ok, other=0).to(tl.uint32)
     place = tl.load(places + row * place_stride + t % row_tokens, mask=t_ok, other=0).to(tl.uint32)
-    return normal_tile(first, place, layer, question, low, high, BT, BO)
+    return normal_tile(first, place, layer, question, low, high, BT, BO, P)
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -267,7 +275,7 @@ def output(
     y0, z, mean_b, std_b, y, keys, questions, places, place_stride, row_tokens,
     group_tokens, layer, tokens, height, scale, offset, floor,
     RANK: tl.constexpr, RP: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr, BLOCKS: tl.constexpr,
-    BT: tl.constexpr, BO: tl.constexpr,
+    P: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """y = y0 + s h B^T + sqrt(V) e, cast once, for BT tokens of one group and BO outputs."""
     group, inside = tl.program_id(2), tl.program_id(1) * BT + tl.arange(0, BT)
@@ -275,15 +283,15 @@ def output(
     o = tl.program_id(0) * BO + tl.arange(0, BO)
     o_ok = o < height
     b = split(rows(mean_b, o, o_ok, r, r < RANK, RANK))
-    total = scale * dot(_coordinates(z, t, t_ok, tokens, 0, RP, RP + BLOCKS * JP), flip(b))
+    total = scale * dot(_coordinates(z, t, t_ok, tokens, 0, RP, RP + BLOCKS * JP, P), flip(b), P, P)
     if JP:
         spread = tl.full((BT, BO), 0.0, tl.float32)
         for block in tl.static_range(BLOCKS):
-            pairs = _coordinates(z, t, t_ok, tokens, RP + block * JP, JP, RP + BLOCKS * JP)
-            spread += dot(pairs, flip(_outer(std_b, o, o_ok, block, scale, offset, floor, RANK, EP, JP)))
-        spread, _ = _spread(spread, z, t, t_ok, tokens, floor, RANK, RP, RP + BLOCKS * JP)
+            pairs = _coordinates(z, t, t_ok, tokens, RP + block * JP, JP, RP + BLOCKS * JP, P)
+            spread += dot(pairs, flip(_outer(std_b, o, o_ok, block, scale, offset, floor, RANK, EP, JP, P)), P, P)
+        spread, _ = _spread(spread, z, t, t_ok, tokens, floor, RANK, RP, RP + BLOCKS * JP, P)
         first = tl.program_id(0) * BO
-        e = _noise(first, t, t_ok, keys, group, questions, places, place_stride, row_tokens, layer, BT, BO)
+        e = _noise(first, t, t_ok, keys, group, questions, places, place_stride, row_tokens, layer, P, BT, BO)
         total += tl.sqrt(spread + _TINY) * e
     at, ok = t.to(tl.int64)[:, None] * height + o[None, :], t_ok[:, None] & o_ok[None, :]
     total += tl.load(y0 + at, mask=ok, other=0.0).to(tl.float32)
@@ -296,7 +304,7 @@ def output_backward(
     g, z, mean_b, std_b, z_parts, b_parts, keys, questions, places, place_stride, row_tokens,
     group_tokens, layer, tokens, height, chunk, scale, offset, floor,
     RANK: tl.constexpr, RP: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr, BLOCKS: tl.constexpr,
-    G: tl.constexpr, NEED_Z: tl.constexpr, NEED_B: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr,
+    G: tl.constexpr, P: tl.constexpr, NEED_Z: tl.constexpr, NEED_B: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Of BO outputs, one chunk of a group's tokens and one block of pairs: the outputs' share of dz to
     z_parts[output tile, token], and the chunk's and block's of dB and dB' to b_parts[.., 0 or 1, output, R].
@@ -307,7 +315,7 @@ def output_backward(
     b = split(rows(mean_b, o, o_ok, r, r < RANK, RANK))
     db = tl.full((BO, RP), 0.0, tl.float32)
     if JP:
-        outer = _outer(std_b, o, o_ok, block, scale, offset, floor, RANK, EP, JP)
+        outer = _outer(std_b, o, o_ok, block, scale, offset, floor, RANK, EP, JP, P)
         by_pair = tl.full((BO, JP), 0.0, tl.float32)
     start = tl.program_id(1) * chunk
     for first in range(start, min(start + chunk, group_tokens), BT):
@@ -316,26 +324,26 @@ def output_backward(
         down = rows(g, t, t_ok, o, o_ok, height)
         row = z_parts + (tl.program_id(0) * tokens + t).to(tl.int64)[:, None] * (RP + BLOCKS * JP)
         if NEED_B:
-            db += dot(flip(split(down)), _coordinates(z, t, t_ok, tokens, 0, RP, RP + BLOCKS * JP), G, 3)
+            db += dot(flip(split(down)), _coordinates(z, t, t_ok, tokens, 0, RP, RP + BLOCKS * JP, P), G, P)
         if NEED_Z:
             first_ok = inside < tl.where(block == 0, group_tokens, 0)
-            tl.store(row + r[None, :], scale * dot(split(down), b, G, 3), mask=first_ok[:, None] & (r < RANK)[None, :])
+            tl.store(row + r[None, :], scale * dot(split(down), b, G, P), mask=first_ok[:, None] & (r < RANK)[None, :])
         if JP:
             column = tl.program_id(0) * BO
-            e = _noise(column, t, t_ok, keys, group, questions, places, place_stride, row_tokens, layer, BT, BO)
+            e = _noise(column, t, t_ok, keys, group, questions, places, place_stride, row_tokens, layer, P, BT, BO)
             pull = 0.5 * down.to(tl.float32) * e
-            pairs = _coordinates(z, t, t_ok, tokens, RP + block * JP, JP, RP + BLOCKS * JP)
-            spread = dot(pairs, flip(outer))
+            pairs = _coordinates(z, t, t_ok, tokens, RP + block * JP, JP, RP + BLOCKS * JP, P)
+            spread = dot(pairs, flip(outer), P, P)
             for more in tl.static_range(1, BLOCKS):
                 other = (block + more) % BLOCKS
-                theirs = _coordinates(z, t, t_ok, tokens, RP + other * JP, JP, RP + BLOCKS * JP)
-                spread += dot(theirs, flip(_outer(std_b, o, o_ok, other, scale, offset, floor, RANK, EP, JP)))
-            spread, clamped = _spread(spread, z, t, t_ok, tokens, floor, RANK, RP, RP + BLOCKS * JP)
+                theirs = _coordinates(z, t, t_ok, tokens, RP + other * JP, JP, RP + BLOCKS * JP, P)
+                spread += dot(theirs, flip(_outer(std_b, o, o_ok, other, scale, offset, floor, RANK, EP, JP, P)), P, P)
+            spread, clamped = _spread(spread, z, t, t_ok, tokens, floor, RANK, RP, RP + BLOCKS * JP, P)
             dspread = split(tl.where(clamped, 0.0, pull * tl.rsqrt(spread + _TINY)))
             if NEED_B:
-                by_pair += dot(flip(dspread), pairs)
+                by_pair += dot(flip(dspread), pairs, P, P)
             if NEED_Z:
-                dpairs = dot(dspread, outer)
+                dpairs = dot(dspread, outer, P, P)
                 used = t_ok[:, None] & _used(block, RANK, JP)
                 tl.store(row + RP + block * JP + tl.arange(0, JP)[None, :], dpairs, mask=used)
     if NEED_B:
@@ -343,7 +351,7 @@ def output_backward(
         db = tl.where(block == 0, scale * db, 0.0)
         tl.store(part + o[:, None] * RANK + r[None, :], db, mask=o_ok[:, None] & (r < RANK)[None, :])
         if JP:
-            sides = _outer_sides(std_b, o, o_ok, block, scale, offset, RANK, EP, JP)
+            sides = _outer_sides(std_b, o, o_ok, block, scale, offset, RANK, EP, JP, P)
             q = tl.arange(0, EP)[None, :]
-            db = scale * _to_factor(by_pair * _twice(block, RANK, JP), sides[0], sides[1], block, RANK, EP, JP)
+            db = scale * _to_factor(by_pair * _twice(block, RANK, JP), sides[0], sides[1], block, RANK, EP, JP, P)
             tl.store(part + (height + o)[:, None] * RANK + q, db, mask=o_ok[:, None] & (q < RANK))

@@ -114,8 +114,13 @@ class _Setup(NamedTuple):
 _TILE = 64  # tokens, outputs and inputs of a tile: what a group of four warps multiplies at once
 
 
-def _meta(rank: int, *, noise: bool) -> dict[str, int]:
-    """Sizes that the low-rank kernels are compiled for: a pure function of the rank."""
+def _kept(*tensors: Tensor) -> int:
+    """How many parts of float32 numbers are multiplied: all three, or two where results are cast to 16 bits."""
+    return 3 if any(tensor.dtype == torch.float32 for tensor in tensors) else 2
+
+
+def _meta(rank: int, kept: int, *, noise: bool) -> dict[str, int]:
+    """Sizes that the low-rank kernels are compiled for: a pure function of the rank and of the types."""
     pairs = (rank + 1) * (rank + 2) // 2
     block = min(_power(max(16, pairs)), 64) if noise else 0
     blocks = -(-pairs // block) if noise else 1
@@ -125,6 +130,7 @@ def _meta(rank: int, *, noise: bool) -> dict[str, int]:
         "EP": _power(max(16, rank + 1)),
         "JP": block,
         "BLOCKS": blocks,
+        "P": kept,
         "BT": _TILE,
         "num_warps": 4,
     }
@@ -169,7 +175,7 @@ class _LowRankOutput(torch.autograd.Function):
     ) -> Tensor:
         noise = (keys, questions, places)
         with torch.cuda.device_of(x):
-            z = _project(x, mean_a, std_a)
+            z = _project(x, mean_a, std_a, _kept(x, y0))
             y = _output(setup, y0, z, mean_b, std_b, noise)
         ctx.save_for_backward(x, z, mean_b, mean_a, std_b, std_a, *noise)
         ctx.setup = setup
@@ -195,9 +201,9 @@ class _LowRankOutput(torch.autograd.Function):
         return (None, upstream if need_y0 else None, of_x, *factors, None, None, None)
 
 
-def _project(x: Tensor, mean_a: Tensor, std_a: Tensor | None) -> Tensor:
-    """z = [x A^T | F] of every token as three bfloat16 parts."""
-    meta, x = _meta(len(mean_a), noise=std_a is not None), x.reshape(-1, x.shape[-1]).contiguous()
+def _project(x: Tensor, mean_a: Tensor, std_a: Tensor | None, kept: int) -> Tensor:
+    """z = [x A^T | F] of every token as bfloat16 parts."""
+    meta, x = _meta(len(mean_a), kept, noise=std_a is not None), x.reshape(-1, x.shape[-1]).contiguous()
     tokens, width = x.shape
     tiles, blocks = triton.cdiv(tokens, _TILE), meta["BLOCKS"]
     chunk, count = _chunks(width, tiles * blocks)
@@ -209,12 +215,12 @@ def _project(x: Tensor, mean_a: Tensor, std_a: Tensor | None) -> Tensor:
 
 
 def _collect(parts: Tensor, meta: dict[str, int]) -> Tensor:
-    """z or dz as three bfloat16 parts: the sum over the first dimension, 0 in the columns that only fill up."""
-    out = parts.new_empty(3, *parts.shape[1:], dtype=torch.bfloat16)
+    """z or dz as bfloat16 parts: the sum over the first dimension, 0 in the columns that only fill up."""
+    out = parts.new_empty(meta["P"], *parts.shape[1:], dtype=torch.bfloat16)
     count, rank = parts[0].numel(), meta["RANK"]
     pairs = (rank + 1) * (rank + 2) // 2 if meta["JP"] else 0
-    how = {"WIDTH": parts.shape[2], "RANK": rank, "RP": meta["RP"], "PAIRS": pairs, "BLOCK": 128, "num_warps": 4}
-    collect[(triton.cdiv(count, 128),)](parts, out, count, len(parts), **how)
+    how = {"WIDTH": parts.shape[2], "RANK": rank, "RP": meta["RP"], "PAIRS": pairs, "P": meta["P"], "BLOCK": 128}
+    collect[(triton.cdiv(count, 128),)](parts, out, count, len(parts), **how, num_warps=4)
     return out
 
 
@@ -239,7 +245,7 @@ def _noise_arguments(setup: _Setup, z: Tensor, noise: _Noise) -> tuple[tuple[Any
 
 def _output(setup: _Setup, y0: Tensor, z: Tensor, mean_b: Tensor, std_b: Tensor | None, noise: _Noise) -> Tensor:
     """y of every token, in the shape and type of y0."""
-    meta, y0 = _meta(mean_b.shape[1], noise=std_b is not None), y0.contiguous()
+    meta, y0 = _meta(mean_b.shape[1], len(z), noise=std_b is not None), y0.contiguous()
     arguments, each, groups = _noise_arguments(setup, z, noise)
     y, height = torch.empty_like(y0), len(mean_b)
     grid = (triton.cdiv(height, _TILE), triton.cdiv(each, _TILE), groups)
@@ -259,7 +265,7 @@ def _output_backward(
     needs: dict[str, bool],
 ) -> tuple[Tensor, _Pair]:
     """dz in parts, and dB and dB'."""
-    meta = _meta(mean_b.shape[1], noise=std_b is not None)
+    meta = _meta(mean_b.shape[1], len(z), noise=std_b is not None)
     arguments, each, groups = _noise_arguments(setup, z, noise)
     (height, rank), slices = mean_b.shape, groups * meta["BLOCKS"]
     tiles = triton.cdiv(height, _TILE)
@@ -277,7 +283,7 @@ def _project_backward(
     x: Tensor, dz: Tensor, mean_a: Tensor, std_a: Tensor | None, *, need_x: bool, need_a: bool
 ) -> tuple[Tensor | None, _Pair]:
     """dx, and dA and dA'."""
-    meta, flat = _meta(len(mean_a), noise=std_a is not None), x.reshape(-1, x.shape[-1]).contiguous()
+    meta, flat = _meta(len(mean_a), len(dz), noise=std_a is not None), x.reshape(-1, x.shape[-1]).contiguous()
     (tokens, width), blocks = flat.shape, meta["BLOCKS"]
     tiles = triton.cdiv(width, _TILE)
     chunk, count = _chunks(tokens, tiles)
@@ -310,7 +316,7 @@ class _WeightOutput(torch.autograd.Function):
         x, y0, factors = x.contiguous(), y0.contiguous(), tuple(f.contiguous() for f in factors)
         y, (tokens, width), height = torch.empty_like(y0), x.reshape(-1, x.shape[-1]).shape, y0.shape[-1]
         each = tokens // len(keys)
-        tile, how = _weight_shape(each, factors[0].shape[1], variance, x)
+        tile, how = _weight_shape(each, factors[0].shape[1], variance, x, y0)
         grid = (triton.cdiv(height, _TILE), triton.cdiv(each, tile), len(keys))
         numbers = (layer, each, height, width, variance.scale, variance.offset, variance.floor)
         with torch.cuda.device_of(x):
@@ -335,11 +341,13 @@ class _WeightOutput(torch.autograd.Function):
         return (None, None, None, upstream if need_y0 else None, of_x, *wanted)
 
 
-def _weight_shape(tokens: int, rank: int, variance: Variance, operand: Tensor) -> tuple[int, dict[str, Any]]:
+def _weight_shape(
+    tokens: int, rank: int, variance: Variance, operand: Tensor, other: Tensor
+) -> tuple[int, dict[str, Any]]:
     """Tokens that share one tile of the weight, and the constants of the kernel."""
     tile = min(_power(max(tokens, _TILE)), 256 if operand.dtype == torch.bfloat16 else _TILE)
     meta = {"RANK": rank, "RP": _power(max(16, rank)), "LOG": variance.form == "log_std", "BO": _TILE, "BI": _TILE}
-    return tile, {**meta, "num_warps": 8 if tile > 128 else 4, "num_stages": 2}
+    return tile, {**meta, "P": _kept(operand, other), "num_warps": 8 if tile > 128 else 4, "num_stages": 2}
 
 
 def _weight_input_backward(
@@ -347,7 +355,7 @@ def _weight_input_backward(
 ) -> Tensor:
     dx, height, width = torch.empty_like(x), g.shape[-1], x.shape[-1]
     each = x.numel() // width // len(keys)
-    tile, how = _weight_shape(each, factors[0].shape[1], variance, g)
+    tile, how = _weight_shape(each, factors[0].shape[1], variance, g, x)
     grid = (triton.cdiv(width, _TILE), triton.cdiv(each, tile), len(keys))
     numbers = (layer, each, height, width, variance.scale, variance.offset, variance.floor)
     weight_input_backward[grid](g, dx, *factors, keys, *numbers, **how, G=_PARTS[g.dtype], BT=tile)
@@ -364,7 +372,7 @@ def _weight_factor_backward(
     chunk, count = _chunks(width, tiles * groups)
     b_parts = x.new_empty(groups * count, 2, height, rank, dtype=torch.float32)
     a_parts = x.new_empty(groups * tiles, 2, rank, width, dtype=torch.float32)
-    _, how = _weight_shape(_TILE, rank, variance, x)
+    _, how = _weight_shape(_TILE, rank, variance, x, g)
     numbers = (layer, each, height, width, chunk, variance.scale, variance.offset, variance.floor)
     parts = {"X": _PARTS[x.dtype], "G": _PARTS[g.dtype], "BT": _TILE}
     weight_factor_backward[(tiles, count, groups)](x, g, *factors, b_parts, a_parts, keys, *numbers, **how, **parts)

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-"""Products of float32 tiles on bfloat16 tensor cores, to float32's accuracy, inside a Triton kernel.
+"""Products of float32 tiles on bfloat16 tensor cores inside a Triton kernel: to float32's accuracy, or to 16 bits.
 
 A float32 number is the sum of three bfloat16 ones (8 bits each), exactly. A product of two tiles is the sum of the
 products of their parts, of which those below 2^-24 of the largest are left out. Tensor cores multiply bfloat16 at twice
@@ -33,7 +33,7 @@ def columns(pointer, row, row_ok, column, column_ok, width):
 @triton.jit
 @no_type_check
 def split(tile):
-    """The three parts of a tile. Bits are cut off, not rounded: cheaper than a conversion, and just as exact.
+    """The three parts of a tile, each the nearest to what is left, by integers: cheaper than a conversion.
 
     Of a bfloat16 tile the first part is all; of its square, and of float16, the first two.
     """
@@ -49,9 +49,8 @@ def split(tile):
 @triton.jit
 @no_type_check
 def _leading(rest):
-    bits = rest.to(tl.uint32, bitcast=True)
-    kept = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
-    return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), rest - kept
+    bits = (rest.to(tl.uint32, bitcast=True) + 0x8000) & 0xFFFF0000
+    return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), rest - bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -63,14 +62,17 @@ def flip(parts):
 
 @triton.jit
 @no_type_check
-def dot(a, b, A: tl.constexpr = 3, B: tl.constexpr = 3):
-    """a b in float32 from the parts of two tiles, of which A and B take part; the smallest products come first."""
+def dot(a, b, A: tl.constexpr, B: tl.constexpr):
+    """a b from the first A and B parts of two tiles; products below the last part of either are left out, and the
+    smallest come first.
+    """
+    MOST: tl.constexpr = max(A, B)
     total = tl.full((a[0].shape[0], b[0].shape[1]), 0.0, tl.float32)
     if A > 2:
         total = _add_product(a[2], b[0], total)
     if B > 2:
         total = _add_product(a[0], b[2], total)
-    if A > 1 and B > 1:
+    if A > 1 and B > 1 and MOST > 2:
         total = _add_product(a[1], b[1], total)
     if A > 1:
         total = _add_product(a[1], b[0], total)

@@ -19,10 +19,10 @@ _CALL = ["layer", "group_tokens"]  # these vary: no new compilation for them
 
 @triton.jit
 @no_type_check
-def _noise_tile(keys, group, layer, first, o, BO: tl.constexpr, BI: tl.constexpr):
+def _noise_tile(keys, group, layer, first, o, P: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr):
     """E of BO outputs and BI inputs: entry (o, i) as in `eager.std_and_noise`."""
     low, high = key_words(tl.load(keys + group))
-    return normal_tile(first, o.to(tl.uint32), layer, (o * 0).to(tl.uint32), low, high, BO, BI)
+    return normal_tile(first, o.to(tl.uint32), layer, (o * 0).to(tl.uint32), low, high, BO, BI, P)
 
 
 @triton.jit
@@ -42,21 +42,21 @@ def _std_and_slope(u, offset, floor, LOG: tl.constexpr):
 @no_type_check
 def _weight_tile(
     b, std_b, mean_a, std_a, keys, group, layer, first, o, width, scale, offset, floor,
-    RANK: tl.constexpr, RP: tl.constexpr, LOG: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr,
+    RANK: tl.constexpr, RP: tl.constexpr, P: tl.constexpr, LOG: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr,
 ):  # fmt: skip
     """Parts of W for BO outputs, whose rows of B and B' come in parts, and BI inputs."""
     i, r = first + tl.arange(0, BI), tl.arange(0, RP)
     a = flip(split(columns(mean_a, r, r < RANK, i, i < width, width)))
     a_std = flip(split(columns(std_a, r, r < RANK, i, i < width, width)))
-    std, _ = _std_and_slope(scale * dot(std_b, a_std), offset, floor, LOG)
-    return split(scale * dot(b, a) + std * _noise_tile(keys, group, layer, first, o, BO, BI))
+    std, _ = _std_and_slope(scale * dot(std_b, a_std, P, P), offset, floor, LOG)
+    return split(scale * dot(b, a, P, P) + std * _noise_tile(keys, group, layer, first, o, P, BO, BI))
 
 
 @triton.jit(do_not_specialize=_CALL)
 @no_type_check
 def weight_forward(
     x, y0, y, mean_b, mean_a, std_b, std_a, keys, layer, group_tokens, height, width, scale, offset, floor,
-    RANK: tl.constexpr, RP: tl.constexpr, LOG: tl.constexpr, X: tl.constexpr,
+    RANK: tl.constexpr, RP: tl.constexpr, P: tl.constexpr, LOG: tl.constexpr, X: tl.constexpr,
     BT: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr,
 ):  # fmt: skip
     """y = y0 + x W^T, cast once, for BT tokens of one group and BO outputs."""
@@ -71,9 +71,9 @@ def weight_forward(
         i = first + tl.arange(0, BI)
         tile = split(rows(x, t, t_ok, i, i < width, width))
         w = _weight_tile(
-            b, b_std, mean_a, std_a, keys, group, layer, first, o, width, scale, offset, floor, RANK, RP, LOG, BO, BI
+            b, b_std, mean_a, std_a, keys, group, layer, first, o, width, scale, offset, floor, RANK, RP, P, LOG, BO, BI
         )
-        total += dot(tile, flip(w), X, 3)
+        total += dot(tile, flip(w), X, P)
     at, ok = t.to(tl.int64)[:, None] * height + o[None, :], t_ok[:, None] & o_ok[None, :]
     total += tl.load(y0 + at, mask=ok, other=0.0).to(tl.float32)
     tl.store(y + at, total.to(y.dtype.element_ty), mask=ok)
@@ -83,7 +83,7 @@ def weight_forward(
 @no_type_check
 def weight_input_backward(
     g, dx, mean_b, mean_a, std_b, std_a, keys, layer, group_tokens, height, width, scale, offset, floor,
-    RANK: tl.constexpr, RP: tl.constexpr, LOG: tl.constexpr, G: tl.constexpr,
+    RANK: tl.constexpr, RP: tl.constexpr, P: tl.constexpr, LOG: tl.constexpr, G: tl.constexpr,
     BT: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr,
 ):  # fmt: skip
     """dx = g W for BT tokens of one group and BI inputs."""
@@ -99,9 +99,9 @@ def weight_input_backward(
         b = split(rows(mean_b, o, o_ok, r, r < RANK, RANK))
         b_std = split(rows(std_b, o, o_ok, r, r < RANK, RANK))
         w = _weight_tile(
-            b, b_std, mean_a, std_a, keys, group, layer, first, o, width, scale, offset, floor, RANK, RP, LOG, BO, BI
+            b, b_std, mean_a, std_a, keys, group, layer, first, o, width, scale, offset, floor, RANK, RP, P, LOG, BO, BI
         )
-        total += dot(tile, w, G, 3)
+        total += dot(tile, w, G, P)
     at, ok = t.to(tl.int64)[:, None] * width + i[None, :], t_ok[:, None] & (i < width)[None, :]
     tl.store(dx + at, total.to(dx.dtype.element_ty), mask=ok)
 
@@ -111,7 +111,7 @@ def weight_input_backward(
 def weight_factor_backward(
     x, g, mean_b, mean_a, std_b, std_a, b_parts, a_parts, keys, layer, group_tokens, height, width, chunk,
     scale, offset, floor,
-    RANK: tl.constexpr, RP: tl.constexpr, LOG: tl.constexpr, X: tl.constexpr, G: tl.constexpr,
+    RANK: tl.constexpr, RP: tl.constexpr, P: tl.constexpr, LOG: tl.constexpr, X: tl.constexpr, G: tl.constexpr,
     BT: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr,
 ):  # fmt: skip
     """Of BO outputs, a chunk of inputs and one group of tokens: the share of dB and dB' in
@@ -133,14 +133,14 @@ def weight_factor_backward(
         down = _outer_product(g, x, group, group_tokens, o, o_ok, i, i_ok, height, width, X, G, BT, BO, BI)
         parts = split(down)
         a = split(columns(mean_a, r, r_ok, i, i_ok, width))
-        db += dot(parts, a)
+        db += dot(parts, a, P, P)
         a_at, a_ok = r[None, :] * width + i[:, None], r_ok[None, :] & i_ok[:, None]
-        tl.store(a_part + a_at, scale * dot(flip(parts), b), mask=a_ok)
+        tl.store(a_part + a_at, scale * dot(flip(parts), b, P, P), mask=a_ok)
         a_std = split(columns(std_a, r, r_ok, i, i_ok, width))
-        _, slope = _std_and_slope(scale * dot(b_std, flip(a_std)), offset, floor, LOG)
-        parts = split(down * slope * _noise_tile(keys, group, layer, first, o, BO, BI))
-        db_std += dot(parts, a_std)
-        tl.store(a_part + RANK * width + a_at, scale * dot(flip(parts), b_std), mask=a_ok)
+        _, slope = _std_and_slope(scale * dot(b_std, flip(a_std), P, P), offset, floor, LOG)
+        parts = split(down * slope * _noise_tile(keys, group, layer, first, o, P, BO, BI))
+        db_std += dot(parts, a_std, P, P)
+        tl.store(a_part + RANK * width + a_at, scale * dot(flip(parts), b_std, P, P), mask=a_ok)
     b_part = b_parts + (group * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * 2 * height * RANK
     b_at, b_ok = o[:, None] * RANK + r[None, :], o_ok[:, None] & r_ok[None, :]
     tl.store(b_part + b_at, scale * db, mask=b_ok)

@@ -39,9 +39,34 @@ class Terms(NamedTuple):
         """The sum of the losses."""
         return torch.stack([loss.reshape(()) for loss in self.losses]).sum()
 
-    def backward(self, share: float = 1.0) -> None:
-        """Gradients of `share` times the sum."""
-        torch.autograd.backward(self.losses, [torch.full_like(loss, share) for loss in self.losses])
+    def backward(self, share: float = 1.0, parameters: Sequence[Tensor] = ()) -> None:
+        """Gradients of `share` times the sum, added to .grad.
+
+        Args:
+            share: the factor.
+            parameters: all that the losses after the first depend on. Their gradients are then added all at once, where
+                autograd would start a kernel for each parameter.
+        """
+        shares = [torch.full_like(loss, share) for loss in self.losses]
+        if not parameters or len(self.losses) == 1:
+            torch.autograd.backward(self.losses, shares)
+            return
+        torch.autograd.backward(self.losses[:1], shares[:1])
+        more = torch.autograd.grad(self.losses[1:], parameters, shares[1:], allow_unused=True)
+        add_gradients(parameters, more)
+
+
+def add_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Add gradients to .grad, all in one go; None adds nothing."""
+    into, added = [], []
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None and parameter.grad is not None:
+            into.append(parameter.grad)
+            added.append(gradient)
+        elif gradient is not None:
+            parameter.grad = gradient
+    if into:
+        torch._foreach_add_(tuple(into), tuple(added))
 
 
 class Group(NamedTuple):
@@ -153,17 +178,20 @@ class Method(abc.ABC):
         return Group("mean", parameters, s.outer_optimizer, s.outer_lr)
 
 
-def backward_by_share(batches: Sequence[ChoiceBatch], loss: Callable[[ChoiceBatch], Terms]) -> Terms:
+def backward_by_share(
+    batches: Sequence[ChoiceBatch], loss: Callable[[ChoiceBatch], Terms], parameters: Sequence[Tensor] = ()
+) -> Terms:
     """Gradient accumulation: backward through micro-batches, each weighted by its share of the questions.
 
-    The gradients add up to those of one batch of all the questions. Returns the weighted terms, detached.
+    The gradients add up to those of one batch of all the questions. Returns the weighted terms, detached. `parameters`
+    as in `Terms.backward`.
     """
     everything = sum(batch.questions for batch in batches)
     total = nll = kl = torch.zeros((), device=batches[0].input_ids.device)
     has_kl = False
     for batch in batches:
         terms, share = loss(batch), batch.questions / everything
-        terms.backward(share)
+        terms.backward(share, parameters)
         total, nll = total + terms.total.detach() * share, nll + terms.nll.detach() * share
         if terms.task_kl is not None:
             kl, has_kl = kl + terms.task_kl.detach() * share, True

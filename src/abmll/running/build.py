@@ -47,8 +47,9 @@ class System:
         return predict(self.method, self.likelihood, self.batcher, questions, plan, place, self.graphs)
 
     def close(self) -> None:
-        """Take the adapters off the base model."""
+        """Take the adapters off the base model, and give the memory of captured steps back."""
         detach(self.language_model.model, self.method.adapters)
+        self.graphs.close()
 
 
 def load_base(config: ModelConfig) -> LanguageModel:

@@ -5,9 +5,12 @@ graph is replayed on new contents of the same memory. So nothing is captured tha
 computes nothing twice, and a step is the same arithmetic in all three ways.
 """
 
+import contextlib
+import gc
 import logging
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +49,7 @@ class Graphs:
 
     Attributes:
         replays, eager_runs: how often each happened.
+        capture_seconds: spent in making captures.
         fallbacks: name of a step -> why it runs eagerly.
 
     >>> graphs = Graphs(torch.device("cpu"))
@@ -57,6 +61,7 @@ class Graphs:
         self.device, self.most = device, most
         self.capture = capture and device.type == "cuda"
         self.replays = self.eager_runs = 0
+        self.capture_seconds = 0.0
         self.fallbacks: dict[str, str] = {}
         self._visits: dict[Any, int] = {}
         self._captured: OrderedDict[Any, _Captured] = OrderedDict()
@@ -107,20 +112,30 @@ class Graphs:
     ) -> _Captured | None:
         while len(self._captured) >= self.most:
             self._captured.popitem(last=False)
+        _make_room(self.device)
         static = [batch.to(self.device).repeat(1) for batch in batches]  # memory of their own
         static_keys = keys.to(self.device).clone()
         before, graph = torch.cuda.memory_reserved(self.device), torch.cuda.CUDAGraph()
+        began = time.perf_counter()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream(self.device)):
+            with _capturing(graph, self._pool):
                 outputs = step(static, static_keys)
         except RuntimeError as error:
             torch.cuda.synchronize(self.device)
             self.fallbacks[name] = str(error).strip().splitlines()[0]
             log.warning("%s cannot be captured as a CUDA graph and runs eagerly: %s", name, self.fallbacks[name])
             return None
+        self.capture_seconds += time.perf_counter() - began
         reserved = max(0, torch.cuda.memory_reserved(self.device) - before)
         self._captured[place] = _Captured(graph, static, static_keys, outputs, reserved, step)
         return self._captured[place]
+
+    def close(self) -> None:
+        """Give the captured graphs and their memory back; they are made anew if there are more runs."""
+        self._captured.clear()
+        self._visits.clear()
+        if self.capture:
+            torch.cuda.empty_cache()
 
     def report(self) -> dict[str, Any]:
         """For the journal: what was captured, how often it was used, and the memory that captures reserved."""
@@ -128,6 +143,37 @@ class Graphs:
             "captured": len(self._captured),
             "replays": self.replays,
             "eager_runs": self.eager_runs,
+            "capture_seconds": round(self.capture_seconds, 3),
             "reserved_bytes": sum(c.reserved for c in self._captured.values()),
             "fallbacks": dict(self.fallbacks),
         }
+
+
+def _make_room(device: torch.device) -> None:
+    """Give cached memory back if little is left: nothing can be given back during a capture."""
+    free, total = torch.cuda.mem_get_info(device)
+    if free < total // 4:
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
+    """What `torch.cuda.graph` does, without giving all cached memory back each time: the next eager step would have to
+    ask for it again, and there is a capture for every shape.
+
+    Nothing may be collected meanwhile, since a CUDA object that goes ends a capture.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        graph.capture_begin(pool=pool)
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # it fails too, and knows less of why
+                graph.capture_end()
+            raise
+        graph.capture_end()
+    finally:
+        if collects:
+            gc.enable()

@@ -73,7 +73,7 @@ def _step(
     """One step, as it can be captured: nothing here waits for the device where the optimizer skips by itself."""
     optimizer.zero_grad()
     clear(method.temperature)
-    terms = backward_by_share(batches, partial(method.inner_loss, key=keys[0]))
+    terms = backward_by_share(batches, partial(method.inner_loss, key=keys[0]), optimizer.parameters)
     bad = not_finite(terms, [p.grad for p in optimizer.parameters if p.grad is not None])
     if optimizer.skips_by_itself or not bool(bad):
         optimizer.step(skip=bad)

@@ -215,7 +215,7 @@ def collate(
         questions: at least one.
         share_prefix: one row per question; else one row per choice. Where a choice is one token, as letters are,
             nothing of it is fed in, and a question of such choices has one row in any case.
-        buckets: pad T, P, M and K on to `bucket` sizes, so that few signatures occur. N and B stay as they are.
+        buckets: pad T and K on to `bucket` sizes, P and M to one of fewer still. N and B stay as they are.
         limit: the model's number of positions, beyond which no bucket pads rows whose positions the model counts.
     """
     plan = _Plan.of(questions, share_prefix)
@@ -231,9 +231,17 @@ def _widened(sizes: BatchSignature, limit: int | None) -> BatchSignature:
     columns = bucket(sizes.columns)
     if limit is not None and sizes.causal:
         columns = max(sizes.columns, min(columns, limit))
-    return sizes._replace(
-        columns=columns, reads=bucket(sizes.reads), targets=bucket(sizes.targets), choices=bucket(sizes.choices)
-    )
+    places = _few(max(sizes.reads, sizes.targets))  # that the head reads costs little, another shape a lot
+    return sizes._replace(columns=columns, reads=places, targets=places, choices=bucket(sizes.choices))
+
+
+def _few(size: int) -> int:
+    """16, 64, 256 or, beyond, a bucket: where the head reads so much, reading more costs more than another shape.
+
+    >>> [_few(size) for size in (1, 17, 65, 257)]
+    [16, 64, 256, 384]
+    """
+    return next((few for few in (16, 64, 256) if size <= few), bucket(size))
 
 
 @dataclass(frozen=True, slots=True)
