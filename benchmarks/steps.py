@@ -1,10 +1,14 @@
 """One gradient step at the Llama-3-8B shape (random weights), ours against stock transformers + peft, in one run.
 
-    python benchmarks/steps.py --out benchmarks/results/steps.json [--targets qv all] [--quick]
+    python -m benchmarks.steps [--settings qv_rank8_2x256 all_rank8_2x256] [--layers 4 --more] [--out FILE]
 
 Peer: stock Llama + peft LoRA + torch AdamW, eager, batch 2 x 256, logits of the last position. Then the peer's step
 captured as a CUDA graph, our LoRA step captured, and our ABMLL inner step captured with the full KL and with one
-eighth of the rows. The variants are interleaved: each round times every one of them once; medians of the rounds.
+eighth of the rows. Each is timed in two blocks that alternate with the others'; medians over both.
+
+A setting is TARGETS_rankR_BxT. `--more` adds the peer under torch.compile, and ABMLL as one would write it: dense
+means and stds from the factors, `torch.distributions.kl_divergence`, eager. They are for few `--layers`: compiling 32
+takes minutes, and dense stds of all layers do not fit.
 """
 
 import argparse
@@ -20,6 +24,7 @@ from torch import nn
 from abmll.config import RunConfig, check
 from abmll.kernels import fallbacks
 from abmll.models import LanguageModel, load_model
+from abmll.models.shapes import SHAPES
 from abmll.running.build import System, build_system
 from abmll.running.inner import inner_steps
 from abmll.tasks.batches import ChoiceBatch, collate
@@ -73,6 +78,52 @@ def letter_batch(size: int, tokens: int, vocabulary: int, seed: int) -> ChoiceBa
         for i, row in enumerate(rows)
     ]
     return collate(questions, buckets=True)
+
+
+class Dense:
+    """ABMLL with dense matrices and autograd, the way of a first try: four factors per layer, theta a fixed copy."""
+
+    def __init__(self, model: nn.Module, targets: tuple[str, ...], rank: int, batch: ChoiceBatch, device: torch.device):
+        self.model, self.ids = model, batch.input_ids.to(device)
+        self.labels = torch.full((len(self.ids),), 260, device=device)
+        self.layers: list[list[torch.Tensor]] = []
+        self.hooks = [
+            module.register_forward_hook(self.hook(*module.weight.shape, rank, device))
+            for name, module in model.named_modules()
+            if name.rsplit(".", 1)[-1] in targets
+        ]
+        parameters = [p for layer in self.layers for p in layer]
+        self.theta = [[p.detach().clone() for p in layer] for layer in self.layers]
+        self.optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.0)
+
+    def hook(self, out: int, into: int, rank: int, device: torch.device) -> Callable[..., torch.Tensor]:
+        factors = [torch.randn(shape, device=device) * 1e-3 for shape in ((out, rank), (rank, into)) * 2]
+        self.layers.append([f.requires_grad_() for f in factors])
+        layer = self.layers[-1]
+
+        def add(module: nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            q = self.normal(layer)
+            return output + nn.functional.linear(given[0], q.rsample().to(output.dtype))
+
+        return add
+
+    @staticmethod
+    def normal(factors: list[torch.Tensor]) -> torch.distributions.Normal:
+        b, a, std_b, std_a = factors
+        return torch.distributions.Normal(2.0 * b @ a, (2.0 * std_b @ std_a + 4.5e-5).abs() + 1e-6)
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        out = self.model(input_ids=self.ids, logits_to_keep=1, use_cache=False)
+        loss = nn.functional.cross_entropy(out.logits[:, -1].float(), self.labels)
+        pairs = zip(self.layers, self.theta, strict=True)
+        kl = [torch.distributions.kl_divergence(self.normal(q), self.normal(p)).sum() for q, p in pairs]
+        (loss + 5e-10 * torch.stack(kl).sum()).backward()
+        self.optimizer.step()
+
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
 
 
 class Fixed:
@@ -159,9 +210,12 @@ def drop() -> None:
     torch.cuda.empty_cache()
 
 
-def measure(base: LanguageModel, which: str, rank: int, size: int, tokens: int, rounds: int) -> dict[str, Any]:
-    """All variants of one setting. Only one system's adapters are on the model at a time, so rounds are per variant
-    pair: peer and ours alternate by being attached in turn, `rounds` blocks of five steps each."""
+def measure(
+    base: LanguageModel, which: str, rank: int, size: int, tokens: int, rounds: int, more: bool
+) -> dict[str, Any]:
+    """All variants of one setting. Only one system's adapters are on the model at a time, so peer and ours alternate by
+    being attached in turn, in two blocks of `rounds` steps.
+    """
     device, targets = base.device, TARGETS[which]
     batch = letter_batch(size, tokens, base.model.config.vocab_size, seed=1)
     result: dict[str, Any] = {}
@@ -181,9 +235,18 @@ def measure(base: LanguageModel, which: str, rank: int, size: int, tokens: int, 
         replay = peer.captured()
         timed("peer_captured", replay)
         del replay
+        if more:
+            peer.model.compile()
+            timed("peer_compiled", peer.step, 8)
         peer.remove()
         del peer
         drop()
+        if more:
+            dense = Dense(base.model, targets, rank, batch, device)
+            timed("abmll_dense", dense.step)
+            dense.remove()
+            del dense
+            drop()
         for name, method, settings in (
             ("lora_captured", "structured", {}),
             ("abmll_captured", "abmll", {}),
@@ -206,21 +269,23 @@ def measure(base: LanguageModel, which: str, rank: int, size: int, tokens: int, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="benchmarks/results/steps.json")
-    parser.add_argument("--targets", nargs="+", default=["qv", "all"])
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[256])
+    parser.add_argument("--settings", nargs="+", default=["qv_rank8_2x256", "all_rank8_2x256"])
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--shape", default="llama-3-8b")
+    parser.add_argument("--layers", type=int, help="of the shape; all by default")
+    parser.add_argument("--more", action="store_true")
     arguments = parser.parse_args()
     torch.cuda.set_stream(torch.cuda.Stream())  # nothing can be captured on the default stream
+    if arguments.layers:
+        SHAPES[arguments.shape]["num_hidden_layers"] = arguments.layers
     base = load_model(None, shape=arguments.shape, dtype="bfloat16", device="cuda")
-    result: dict[str, Any] = {**describe(), "shape": arguments.shape}
-    for which in arguments.targets:
-        for tokens in arguments.tokens:
-            name = f"{which}_rank{arguments.rank}_{arguments.batch}x{tokens}"
-            result[name] = measure(base, which, arguments.rank, arguments.batch, tokens, arguments.rounds)
-            write_result(arguments.out, result)
+    result: dict[str, Any] = {**describe(), "shape": arguments.shape, "layers": base.model.config.num_hidden_layers}
+    for name in arguments.settings:
+        which, rank, size = name.split("_")
+        batch, tokens = map(int, size.split("x"))
+        rank_of, rounds = int(rank.removeprefix("rank")), arguments.rounds
+        result[name] = measure(base, which, rank_of, batch, tokens, rounds, arguments.more)
+        write_result(arguments.out, result)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ first task includes captures, the second is what every later task takes.
 """
 
 import argparse
+import gc
 import tempfile
 import time
 from collections.abc import Callable
@@ -121,6 +122,12 @@ def peak(run: Callable[[], object]) -> float:
     return torch.cuda.max_memory_allocated() / 2**20
 
 
+def drop() -> None:
+    """What one setting left behind must not count for the next."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def memory() -> dict[str, Any]:
     base = load_model(None, shape="smollm2-135m", dtype="bfloat16", device="cuda")
     result: dict[str, Any] = {"tasks_mib": {}, "samples_mib": {}}
@@ -135,12 +142,16 @@ def memory() -> dict[str, Any]:
                 lambda: meta_train(system.method, episodes, system.batcher, plan, run, graphs=system.graphs)  # noqa: B023
             )
         system.close()
+        del system
+        drop()
     for samples in (1, 10, 100):
         system = system_on(base, "abmll", 64)
         rows = task("s", 20, 64, system, 64).test
         plan = PredictionPlan("weight", samples, 4096)
         result["samples_mib"][samples] = peak(lambda: system.predict(rows, plan, (0,)))  # noqa: B023
         system.close()
+        del system
+        drop()
     return result
 
 
