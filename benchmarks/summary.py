@@ -28,6 +28,7 @@ TARGETS = {
     "kl_outer_qv_ms": 12,
     "kl_outer_all_ms": 120,
     "adapt_predict_ratio": 0.7,
+    "smollm2_step_ratio": 0.2,
 }
 LABELS = {
     "peer_eager": "peft LoRA, eager",
@@ -60,6 +61,11 @@ def rows() -> dict[str, float]:
         for kind in ("inner", "outer"):
             found[f"kl_{kind}_{which}_ms"] = kernels["times"][f"{which}_rank8_{kind}"]["ms"]
     found["lora_captured_ratio"] = max(found.pop("qv_lora_captured_ratio"), found.pop("all_lora_captured_ratio"))
+    small = read("steps_smollm2.json")["qv_rank8_2x64"]
+    found["smollm2_step_ratio"] = small["abmll_captured"]["ms"] / small["peer_eager"]["ms"]
+    for tokens in (128, 512):
+        of = read("steps_sizes.json")[f"qv_rank8_2x{tokens}"]
+        found[f"qv_{tokens}_overhead_captured"] = of["abmll_captured"]["ms"] / of["lora_captured"]["ms"]
     found["adapt_predict_ratio"] = tasks["adapt_predict"]["ratio"]
     return found
 

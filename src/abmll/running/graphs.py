@@ -67,12 +67,8 @@ class Graphs:
         self._captured: OrderedDict[Any, _Captured] = OrderedDict()
         self._pool: Any = None
         if self.capture:
-            # A capture cannot be made on the default stream, and eager runs between replays must be on the same one
-            # as the replays: then all work stays in order, and memory freed by one is safe for the other.
             self._pool = torch.cuda.graph_pool_handle()
-            stream = torch.cuda.Stream(device)
-            stream.wait_stream(torch.cuda.current_stream(device))
-            torch.cuda.set_stream(stream)
+            torch.cuda.set_stream(_working_stream(device))
 
     def run(self, name: str, step: Step, batches: Sequence[ChoiceBatch], keys: Int[Tensor, " S"]) -> tuple[Tensor, ...]:
         """The step's outputs, which the next run of this step may overwrite.
@@ -147,6 +143,22 @@ class Graphs:
             "reserved_bytes": sum(c.reserved for c in self._captured.values()),
             "fallbacks": dict(self.fallbacks),
         }
+
+
+_streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def _working_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that all work of this process is on, captured or not.
+
+    A capture cannot be made on the default stream, and eager runs between replays must be on the same one as the
+    replays: then all work stays in order, and memory freed by one is safe for the other. There is one for every system,
+    because cuBLAS keeps a workspace (32 MiB on an H100) for each stream and thread that ever used it.
+    """
+    if device not in _streams:
+        _streams[device] = torch.cuda.Stream(device)
+        _streams[device].wait_stream(torch.cuda.current_stream(device))
+    return _streams[device]
 
 
 def _make_room(device: torch.device) -> None:
