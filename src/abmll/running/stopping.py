@@ -1,9 +1,9 @@
 """Signals that ask a process to stop, and where in its work it does.
 
 The command line runs inside `listening()`. Where nothing needs to be saved (loading a model) SIGINT, SIGTERM and
-SIGUSR1 raise `Stopped` at once. Inside `gently()` the handler only sets a flag; the work there calls `stop_if_asked()` between
-inner steps and between batches of questions, and whoever holds state catches `Stopped`, saves it and raises it on. A
-second signal ends the process at once, whatever it is doing: every file is whole or absent at any moment.
+SIGUSR1 raise `Stopped` at once. Inside `gently()` the handler only sets a flag; the work there calls `stop_if_asked()`
+between inner steps and between batches of questions, and whoever holds state catches `Stopped`, saves the state and
+raises it on. A second signal ends the process at once, whatever it is doing: every file is whole or absent at any time.
 
 Without `listening()` (the library in a notebook, say) there is no handler, the flag is never set, and Ctrl-C is
 Python's own KeyboardInterrupt.
