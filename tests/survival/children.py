@@ -1,5 +1,6 @@
 """Child processes that are really killed: forks, which need no second import of torch."""
 
+import logging
 import os
 import signal
 import sys
@@ -96,6 +97,7 @@ def command(folder: Path, *arguments: str) -> Callable[[], None]:
 
         from abmll import cli
 
+        logging.getLogger().handlers.clear()  # pytest's
         os.chdir(folder)
         sys.argv = ["abmll", *arguments]
         cli._report = lambda folder: None  # figures take longer than everything else here

@@ -1,8 +1,10 @@
 """Truncation and flipped bits in every file of a run directory."""
 
+import hashlib
 import json
+import logging
 import random
-import shutil
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from abmll.metrics.predictions import read_predictions
 from abmll.running.rundir import RunDirectory
 
 HARMLESS = (".lock",)
-"""Files whose content nothing reads."""
+"""Files whose content nobody reads."""
 
 
 def flip(path: Path, rng: random.Random) -> str:
@@ -82,22 +84,40 @@ def reading(whole: dict[str, Any]) -> Callable[[Path], str]:
     return check
 
 
-def journal_damage(run: Path, rng: random.Random, damage: Callable[[Path, random.Random], str]) -> tuple[str, str]:
-    """Damage the journal before its last checkpoint's seal, and let `cut_journal` look at it."""
-    journal = run / "journal.jsonl"
-    original, directory = journal.read_bytes(), RunDirectory(run)
+def journal_check(run: Path) -> str:
+    """Cut the journal where its last checkpoint would go on: damage must be told, or be none."""
+    directory = RunDirectory(run)
     latest = directory.latest()
     assert latest is not None
-    sealed = json.loads((directory.checkpoint_path(latest.step) / "journal.json").read_text())["bytes"]
+    sealed = json.loads((directory.checkpoint_path(latest.step) / "journal.json").read_bytes())
+    told: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = told.append  # type: ignore[method-assign]
+    logger = logging.getLogger("abmll.running.rundir")
+    logger.addHandler(handler)
     try:
-        journal.write_bytes(original[:sealed])
-        what = damage(journal, rng)
-        return what, "journal"
+        directory.cut_journal(latest.step)
     finally:
-        pass
+        logger.removeHandler(handler)
+    intact = hashlib.sha256(directory.journal.read_bytes()).hexdigest() == sealed["sha256"]
+    return "told" if told else "the same" if intact else "SILENTLY USED"
 
 
-def copy_of(run: Path, place: Path) -> Path:
-    """A run directory that may be damaged."""
-    shutil.rmtree(place, ignore_errors=True)
-    return Path(shutil.copytree(run, place))
+def campaign(run: Path, times: int, seed: int = 0) -> dict[str, Counter[str]]:
+    """Damage every file of a run directory so many times in each way; kind of file -> outcomes.
+
+    Raises:
+        AssertionError: something damaged was used without a word.
+    """
+    rng, check, tally = random.Random(seed), reading(contents(run)), defaultdict[str, Counter[str]](Counter)
+    for name in files_of(run):
+        for damage in (flip, truncate) * times:
+            on = journal_check if name.name == "journal.jsonl" else check
+            what, outcome = damaged(run, name, damage, rng, on)
+            assert outcome != "SILENTLY USED", f"{name}, {what}: used without a word"
+            tally[_kind(name)][f"{damage.__name__}: {outcome}"] += 1
+    return dict(tally)
+
+
+def _kind(name: Path) -> str:
+    return f"{name.parts[0]}/{name.name if name.parts[0] == 'checkpoints' else '*'}" if len(name.parts) > 1 else name.name
