@@ -61,7 +61,11 @@ def files_of(run: Path) -> list[Path]:
 
 
 def damaged(
-    run: Path, name: Path, damage: Callable[[Path, random.Random], str], rng: random.Random, check: Callable[[Path], str]
+    run: Path,
+    name: Path,
+    damage: Callable[[Path, random.Random], str],
+    rng: random.Random,
+    check: Callable[[Path], str],
 ) -> tuple[str, str]:
     """Damage a file of a copy, ask `check` what became of it, and put the file back; what was done, and the answer."""
     original = (run / name).read_bytes()
@@ -120,4 +124,6 @@ def campaign(run: Path, times: int, seed: int = 0) -> dict[str, Counter[str]]:
 
 
 def _kind(name: Path) -> str:
-    return f"{name.parts[0]}/{name.name if name.parts[0] == 'checkpoints' else '*'}" if len(name.parts) > 1 else name.name
+    return (
+        f"{name.parts[0]}/{name.name if name.parts[0] == 'checkpoints' else '*'}" if len(name.parts) > 1 else name.name
+    )

@@ -46,7 +46,13 @@ def kill_at_random(folder: Path, system: str, kills: int, seed: int = 0) -> dict
         assert child.wait(300) == 0, child.text()
     assert_same_run(run, folder / "whole")
     assert not leftovers(run)
-    return {"kills": kills, "meta-iterations": last, "lost in all": sum(lost), "most lost by one": max(lost), "leftovers": found}
+    return {
+        "kills": kills,
+        "meta-iterations": last,
+        "lost in all": sum(lost),
+        "most lost by one": max(lost),
+        "leftovers": found,
+    }
 
 
 def _until_it_moves(run: Path) -> None:

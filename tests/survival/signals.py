@@ -82,7 +82,9 @@ def campaign(place: Path, phase: str, times: int, seed: int = 0) -> dict[str, An
 
 def from_outside(place: Path, out: str, number: int, delay: float) -> Child:
     """Send a signal to a running comparison from here, so many seconds after its first meta-iteration."""
-    child = in_child(command(place, "compare", "compare.yaml", "training.iterations=1000", "-o", out), place / "said.txt")
+    child = in_child(
+        command(place, "compare", "compare.yaml", "training.iterations=1000", "-o", out), place / "said.txt"
+    )
     journal = place / out / "abmll" / "seed-0" / "journal.jsonl"
     while not journal.exists():
         assert child.code is None

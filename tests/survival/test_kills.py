@@ -13,7 +13,9 @@ def test_trust_07_kill_nine_at_random_moments(system: str, tmp_path: Path) -> No
     assert facts["most lost by one"] <= 1
 
 
-@pytest.mark.parametrize("point", ["after two files", "after the marker", "after the old one of this step was set aside"])
+@pytest.mark.parametrize(
+    "point", ["after two files", "after the marker", "after the old one of this step was set aside"]
+)
 def test_trust_07_kill_nine_in_the_middle_of_a_save(point: str, tmp_path: Path) -> None:
     assert point in POINTS
     kill_in_save(tmp_path, point)

@@ -46,7 +46,9 @@ class StoredBatch:
     state: dict[str, Tensor]
 
 
-def save_batch(error: NonFiniteError, run: Path, method: Method, batcher: Batcher, task: str) -> NonFiniteError:
+def save_batch(
+    error: NonFiniteError, run: Path, method: Method, batcher: Batcher, task: str, config: str | None = None
+) -> NonFiniteError:
     """Keep the batch of an error; returns the error to raise instead, which says where the batch is and what to do.
 
     Args:
@@ -55,6 +57,7 @@ def save_batch(error: NonFiniteError, run: Path, method: Method, batcher: Batche
         method: holds theta and phi.
         batcher: encodes the questions.
         task: its name.
+        config: the configuration as YAML; None: the run's own.
     """
     if error.batch is None or not error.batch.place:
         return error
@@ -64,14 +67,16 @@ def save_batch(error: NonFiniteError, run: Path, method: Method, batcher: Batche
     where = f"adapting to task {task}" if adapting else f"meta-iteration {iteration + 1}, task {task}"
     folder = run / "non-finite" / name
     try:
-        _write(folder, error, run, method, batcher, task)
+        place = run / "config.yaml"
+        text = place.read_text(encoding="utf-8") if config is None and place.exists() else config or ""
+        _write(folder, error, method, batcher, task, text)
     except OSError as failure:
         return NonFiniteError(f"{where}: {error}. The batch could not be kept ({failure})", error.batch)
     told = f"{where}: {error}. `abmll doctor --batch {folder / BATCH_FILE}` says where it begins"
     return NonFiniteError(told, error.batch)
 
 
-def _write(folder: Path, error: NonFiniteError, run: Path, method: Method, batcher: Batcher, task: str) -> None:
+def _write(folder: Path, error: NonFiniteError, method: Method, batcher: Batcher, task: str, config: str) -> None:
     batch = error.batch
     assert batch is not None
     adapters = method.adapters
@@ -79,7 +84,6 @@ def _write(folder: Path, error: NonFiniteError, run: Path, method: Method, batch
     for temperature in method.temperature:
         state[TEMPERATURE] = temperature.detach().reshape(1)
     data = to_bytes({name: portable(tensor) for name, tensor in state.items()}, {"abmll_batch": str(FORMAT)})
-    config = run / "config.yaml"
     encoded = [batcher.encoder(question) for question in batch.questions]
     value = {
         "abmll_batch": FORMAT,
@@ -89,7 +93,7 @@ def _write(folder: Path, error: NonFiniteError, run: Path, method: Method, batch
         "what": str(error),
         "questions": [{**asdict(q), "place": ""} for q in batch.questions],  # where a file lies is nobody's business
         "tokens": [{"prefix": e.prefix, "continuations": e.continuations} for e in encoded],
-        "config": config.read_text(encoding="utf-8") if config.exists() else "",
+        "config": config,
         "state_sha256": hashlib.sha256(data).hexdigest(),
     }
     with folder_beside(folder) as beside:

@@ -31,7 +31,8 @@ class Finding:
         questions: ids of its questions.
         step: `inner` or `outer`.
         terms: name of a loss term -> its value.
-        term: the first term that is not finite: `weights`, `nll`, `task_kl`, `prior` or `gradient`; "" if all is.
+        term: the first term that is not finite: `weights`, `activations`, `nll`, `task_kl`, `prior` or
+            `gradient`; "" if all is.
         layer: path of the layer where it begins.
         factor: of that layer: `shared.mean_b`, ...
     """
@@ -107,8 +108,10 @@ def _find(stored: StoredBatch, system: System) -> Finding:
         terms = _compute(stored, system)
     values = _values(terms, has_nll=bool(batch.questions))
     found = Finding(stored.task, ids, step, values)
+    if outputs:  # even where the loss is finite: attention can swallow NaN
+        return _at(found, "activations", outputs[0], "")
     if not _finite(values.get("nll", 0.0)):
-        return _at(found, "nll", outputs[0] if outputs else "", "")
+        return _at(found, "nll", "", "")
     if not _finite(values.get("task_kl", 0.0)):
         return _at(found, "task_kl", *_first_layer(system, lambda layers: layers.kl()))
     prior = _bad_prior(system) if batch.outer else None

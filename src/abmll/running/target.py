@@ -251,7 +251,8 @@ class Target:
         try:
             return system.adapt(task, plan, draw)
         except NonFiniteError as error:
-            raise save_batch(error, self.folder, system.method, system.batcher, task.name) from error
+            text = self.config.to_sealed_yaml()
+            raise save_batch(error, self.folder, system.method, system.batcher, task.name, text) from error
 
     def _scored(self, task: Task) -> tuple[Question, ...]:
         """The test questions that are scored: all, or the first so many."""
