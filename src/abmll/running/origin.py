@@ -85,6 +85,9 @@ def keep_origin(folder: Path, config: RunConfig, origin: Origin, allowed: Collec
         )
     for name, pair in changed.items():
         log.warning("%s: %s; what is there was made before the change", folder, told({name: pair}))
+    schedules = [v for n, v in _fields(_resolved(config)) if n.startswith("method.") and n.endswith("schedule")]
+    if "training.iterations" in changed and any(value != "constant" for value in schedules):
+        log.warning("%s: scheduled rates go by the new training.iterations from here on", folder)
     changes = [*kept.get("changes", []), *({"field": n, "from": a, "to": b} for n, (a, b) in changed.items())]
     write_sealed_json(folder / ORIGIN, {**vars(origin), "changes": changes})
     write_text(file, config.to_sealed_yaml())
