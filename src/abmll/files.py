@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -190,6 +191,17 @@ def folder_beside(folder: Path) -> Iterator[Path]:
         _swap(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that at no moment is there in part: it loses its name first. `tidy` removes what a kill leaves.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    nameless = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    folder.rename(nameless)
+    shutil.rmtree(nameless)
 
 
 def recover(folder: Path) -> None:

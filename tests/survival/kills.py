@@ -21,7 +21,11 @@ POINTS = {
     "after the marker": ("write_bytes", 5),
     "after the old one of this step was set aside": ("rename", 1),
     "after it got its name": ("_swap", 1),
+    "while an old one is being removed": ("unlink", 2),
 }
+
+AFTER = ("rename", "_swap", "unlink")
+"""By then the checkpoint is there."""
 
 
 def kill_at_random(folder: Path, system: str, kills: int, seed: int = 0) -> dict[str, Any]:
@@ -101,7 +105,8 @@ def kill_in_save(folder: Path, point: str) -> None:
     assert child.wait() == -signal.SIGKILL, child.text()
     latest = RunDirectory(run, strict=True).latest()
     assert latest is not None
-    assert latest.step == (3 if name in ("_swap", "rename") else 2)
+    assert all(RunDirectory(run).load(step) for step in RunDirectory(run).steps(incomplete=True))
+    assert latest.step == (3 if name in AFTER else 2)
     for place in (run, folder / "whole"):
         child = in_child(trainer("abmll", place, 4), folder / "out.txt")
         assert child.wait() == 0, child.text()
@@ -112,14 +117,14 @@ def kill_in_save(folder: Path, point: str) -> None:
 
 def _die_after(name: str, count: int) -> None:
     """From here on the process kills itself with the count-th call of a function that saving uses."""
-    owner: Any = {"write_bytes": Path, "rename": Path, "_swap": files, "_seal_journal": RunDirectory}[name]
+    owner: Any = {"write_bytes": Path, "rename": Path, "_swap": files, "_seal_journal": RunDirectory, "unlink": os}[name]
     plain, calls = getattr(owner, name), []
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any, **named: Any) -> Any:
         calls.append(1)
         if count == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        result = plain(*arguments)
+        result = plain(*arguments, **named)
         if len(calls) == count:
             os.kill(os.getpid(), signal.SIGKILL)
         return result

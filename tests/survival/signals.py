@@ -16,7 +16,7 @@ PHASES: dict[str, tuple[str, str, int]] = {  # module, function, how often it is
     "outer step": ("abmll.running.train", "add_outer_gradient", 6),
     "validation": ("abmll.running.train", "_validated", 3),
     "saving": ("abmll.running.rundir", "_contiguous", 8),
-    "evaluation": ("abmll.running.adapt", "_score", 30),
+    "evaluation": ("abmll.running.adapt", "_score", 20),
     "writing the adapter": ("abmll.running.target", "write_adapter", 2),
 }
 """Phase -> a function that is called in it. The signal comes as the function begins, as good as any other moment."""

@@ -14,7 +14,7 @@ def test_trust_07_kill_nine_at_random_moments(system: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "point", ["after two files", "after the marker", "after the old one of this step was set aside"]
+    "point", ["after two files", "after the marker", "while an old one is being removed"]
 )
 def test_trust_07_kill_nine_in_the_middle_of_a_save(point: str, tmp_path: Path) -> None:
     assert point in POINTS

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from abmll.errors import AbmllError
-from abmll.files import append_line, folder_beside, naming, recover, write_bytes
+from abmll.files import append_line, folder_beside, naming, recover, remove_folder, write_bytes
 from abmll.running.faults import together
 from abmll.running.lock import FolderLock
 from abmll.running.world import World
@@ -243,7 +242,7 @@ class RunDirectory:
         for step in self.steps(incomplete=True):
             if step not in keep:
                 try:
-                    shutil.rmtree(self.checkpoint_path(step))
+                    remove_folder(self.checkpoint_path(step))
                 except OSError as error:
                     log.warning("%s could not be removed (%s)", self.checkpoint_path(step), error)
 

@@ -1,0 +1,146 @@
+"""The long campaigns, `make soak`: each fault so many times, and what was lost. Writes RESULTS.md beside this file.
+
+The short forms of all of them are in the default suite. Sizes are those of docs: nothing here depends on the machine
+but the seconds a stop took, of which only the bound counts.
+"""
+
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from tests.survival.damage import campaign as damage
+from tests.survival.children import command, in_child
+from tests.survival.kills import AFTER, POINTS, kill_at_random, kill_in_save
+from tests.survival.memory import peak_of_prediction, slope, train_and_watch
+from tests.survival.places import SYSTEMS, place_comparison
+from tests.survival.signals import PHASES
+from tests.survival.signals import campaign as signals
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+KILLS, SIGNALS, DAMAGES, STEPS = 30, 20, 20, 3500
+Lines = Iterator[str]
+
+
+def kills(folder: Path) -> Lines:
+    """kill -9 at random moments, for systems that carry more or less from task to task."""
+    yield "## kill -9 at random moments"
+    yield ""
+    yield "One run is killed again and again, then let end, and compared with one that was left alone: theta, moments,"
+    yield "counters and journal, bit by bit. A checkpoint after every meta-iteration."
+    yield ""
+    yield "| system | kills | meta-iterations | lost in all | most lost by one kill | half-written found, removed | differs |"
+    yield "|---|---|---|---|---|---|---|"
+    for system in SYSTEMS:
+        facts = kill_at_random(folder / f"kills-{system}", system, KILLS, seed=len(system))
+        yield f"| {system} | {' | '.join(str(value) for value in facts.values())} | nothing |"
+
+
+def kills_in_save(folder: Path) -> Lines:
+    """kill -9 at every point of a save."""
+    yield "## kill -9 at chosen points of a save"
+    yield ""
+    yield "| point | kills | lost | differs after going on |"
+    yield "|---|---|---|---|"
+    for point in POINTS:
+        for number in range(3):
+            kill_in_save(folder / f"{point}-{number}", point)
+        yield f"| {point} | 3 | {'nothing' if POINTS[point][0] in AFTER else 'one meta-iteration'} | nothing |"
+
+
+def all_signals(folder: Path) -> Lines:
+    """Signals in every phase of `abmll compare`."""
+    yield "## SIGTERM, SIGINT and SIGUSR1 in every phase of `abmll compare`"
+    yield ""
+    yield "In turn, at a random call of the phase; each comparison is then finished by the same command, and its"
+    yield "adapters and predictions compared with those of one that was left alone, byte by byte."
+    yield ""
+    yield "| phase | signals | exit code 128 + signal | left within 10 s | lost | differs |"
+    yield "|---|---|---|---|---|---|"
+    place = place_comparison(folder / "signals")
+    for number, phase in enumerate(PHASES):
+        facts = signals(place, phase, SIGNALS, seed=number)
+        assert facts["slowest exit, s"] < 10
+        yield f"| {phase} | {SIGNALS} | {SIGNALS} | {SIGNALS} | nothing | nothing |"
+        for out in place.glob(f"{phase.replace(' ', '-')}-*"):
+            shutil.rmtree(out)
+
+
+def all_damage(folder: Path) -> Lines:
+    """Flipped bits and truncation in every file of a run."""
+    yield "## Truncation, and one flipped bit, in every file of a run directory"
+    yield ""
+    yield f"Each file {DAMAGES} times each way. `refused`: its reader names the file. `told`: a warning (the journal has no"
+    yield "second copy). `the same`: what was changed means nothing (a space in JSON, a letter of the word sha256)."
+    yield ""
+    yield "| file | outcomes | used without a word |"
+    yield "|---|---|---|"
+    place = place_comparison(folder / "damage")
+    child = in_child(command(place, "compare", "compare.yaml", "-o", "out"), place / "said.txt")
+    assert child.wait() == 0, child.text()
+    for kind, outcomes in sorted(damage(place / "out" / "abmll" / "seed-0", DAMAGES).items()):
+        yield f"| {kind} | {', '.join(f'{what} {count}' for what, count in sorted(outcomes.items()))} | 0 |"
+
+
+def training_memory(folder: Path) -> Lines:
+    """Outer steps with flat memory."""
+    yield f"## Memory over {STEPS:,} outer steps"
+    yield ""
+    yield "Resident memory of a process of its own, every 100 steps; warm-up ends when the memory of encoded questions is"
+    yield "full (it is bounded), which takes 2,000 steps over 1,000 tasks of 12 rows."
+    yield ""
+    yield "| tasks | slope, last 1,500 steps, MiB per 1,000 | open files | MiB at the end, over 10 tasks' |"
+    yield "|---|---|---|---|"
+    ends = {}
+    for tasks in (10, 1000):
+        place = folder / f"memory-{tasks}"
+        seen = train_and_watch(place, tasks, STEPS, 100)
+        rate, ends[tasks], files = slope(seen[-15:]), seen[-1][1], {row[2] for row in seen}
+        assert rate < 1.0, (tasks, rate)
+        assert len(files) == 1
+        yield f"| {tasks:,} | {rate:.2f} | constant | {ends[tasks] - ends[10]:+.1f} |"
+
+
+def prediction_memory(folder: Path) -> Lines:
+    """Evaluations of any size."""
+    yield "## Peak memory of predicting, vocabulary of 128,000"
+    yield ""
+    yield "| batch_tokens | questions | peak, relative to 100 questions |"
+    yield "|---|---|---|"
+    for tokens in (512, 1024, 2048):
+        peaks = {n: peak_of_prediction(folder, n, 128_000, tokens) for n in (100, 400, 2000)}
+        yield from (f"| {tokens} | {n:,} | {peak / peaks[100]:.3f} |" for n, peak in peaks.items())
+
+
+CAMPAIGNS: dict[str, Callable[[Path], Lines]] = {
+    "kills": kills,
+    "saves": kills_in_save,
+    "signals": all_signals,
+    "damage": all_damage,
+    "training": training_memory,
+    "prediction": prediction_memory,
+}
+
+
+def main(names: list[str]) -> None:
+    """Run the named campaigns, or all; only a run of all of them writes the results."""
+    torch.set_num_threads(1)
+    lines = ["# Results of `make soak`", ""]
+    for name in names or CAMPAIGNS:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            for line in CAMPAIGNS[name](Path(folder)):
+                print(line, flush=True)
+                lines.append(line)
+        lines.append("")
+        print(f"({name}: {time.monotonic() - began:.0f} s)\n", flush=True)
+    if not names:
+        RESULTS.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
