@@ -117,7 +117,8 @@ def kill_in_save(folder: Path, point: str) -> None:
 
 def _die_after(name: str, count: int) -> None:
     """From here on the process kills itself with the count-th call of a function that saving uses."""
-    owner: Any = {"write_bytes": Path, "rename": Path, "_swap": files, "_seal_journal": RunDirectory, "unlink": os}[name]
+    owners = {"write_bytes": Path, "rename": Path, "_swap": files, "_seal_journal": RunDirectory, "unlink": os}
+    owner: Any = owners[name]
     plain, calls = getattr(owner, name), []
 
     def counted(*arguments: Any, **named: Any) -> Any:

@@ -13,9 +13,7 @@ def test_trust_07_kill_nine_at_random_moments(system: str, tmp_path: Path) -> No
     assert facts["most lost by one"] <= 1
 
 
-@pytest.mark.parametrize(
-    "point", ["after two files", "after the marker", "while an old one is being removed"]
-)
+@pytest.mark.parametrize("point", ["after two files", "after the marker", "while an old one is being removed"])
 def test_trust_07_kill_nine_in_the_middle_of_a_save(point: str, tmp_path: Path) -> None:
     assert point in POINTS
     kill_in_save(tmp_path, point)

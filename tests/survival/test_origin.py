@@ -91,7 +91,7 @@ def test_trust_03_all_differing_fields_are_named_at_once(run: Path) -> None:
 
 def test_trust_03_other_data_tokenizer_or_weights_are_refused(run: Path) -> None:
     other = (replace(TASKS[0], train=TASKS[0].train[:-1]), *TASKS[1:-1])
-    with pytest.raises(AbmllError, match="data: other rows in tiny0, without tiny3.*--allow-change data"):
+    with pytest.raises(AbmllError, match=r"data: other rows in tiny0, without tiny3.*--allow-change data"):
         go_on(run, changed(), tasks=other)
     for field, name in (("tokenizer_hash", "tokenizer"), ("fingerprint", "model")):
         with pytest.raises(AbmllError, match=f"{name} was tiny, is another.*--allow-change {name}"):
