@@ -27,7 +27,7 @@ types: setup  ## mypy, strict
 unit: setup  ## pytest on JOBS processes
 	$(BIN)/pytest -n $(JOBS)
 
-soak: setup  ## the long campaigns (kills, signals, damage, memory), about half an hour; writes tests/survival/RESULTS.md
+soak: setup  ## the long campaigns (kills, signals, damage, memory), about half an hour; writes tests/survival/results
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=.:src $(BIN)/python -m tests.survival.soak
 
 clean:  ## remove .venv and all caches; results in runs/ stay

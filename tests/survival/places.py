@@ -16,7 +16,7 @@ SYSTEMS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "abmll": ("abmll", "default", {"mean_prior_weight": 1e-9}),
     "carries everything": ("abmll", "paper", {"phi": "persistent", "inner_optimizer_state": "persistent"}),
     "lora": ("lora", "default", {}),
-    "reptile": ("reptile", "default", {"training": {"meta_batch": 2}}),
+    "reptile": ("reptile", "default", {"outer_schedule": "constant", "training": {"meta_batch": 2}}),
 }
 
 

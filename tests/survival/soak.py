@@ -1,9 +1,10 @@
-"""The long campaigns, `make soak`: each fault so many times, and what was lost. Writes RESULTS.md beside this file.
+"""The long campaigns, `make soak`: each fault so many times, and what was lost. Writes `results/NAME.md` beside this file.
 
-The short forms of all of them are in the default suite. Sizes are those of docs: nothing here depends on the machine
-but the seconds a stop took, of which only the bound counts.
+The short forms of all of them are in the default suite. A campaign ends at the first thing that is not as promised, and
+then writes nothing.
 """
 
+import random
 import shutil
 import sys
 import tempfile
@@ -20,8 +21,11 @@ from tests.survival.memory import peak_of_prediction, slope, train_and_watch
 from tests.survival.places import SYSTEMS, place_comparison
 from tests.survival.signals import PHASES
 from tests.survival.signals import campaign as signals
+from tests.survival.terminal import press
+from tests.survival.test_disks import test_trust_08_a_full_disk as a_full_disk
+from tests.survival.test_ranks import SYSTEMS as RANKED
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
+RESULTS = Path(__file__).with_name("results")
 KILLS, SIGNALS, DAMAGES, STEPS = 30, 20, 20, 3500
 Lines = Iterator[str]
 
@@ -76,7 +80,7 @@ def all_damage(folder: Path) -> Lines:
     yield "## Truncation, and one flipped bit, in every file of a run directory"
     yield ""
     yield f"Each file {DAMAGES} times each way. `refused`: its reader names the file. `told`: a warning (there is"
-    yield "no second copy of the journal). `the same`: what was changed means nothing (a space in JSON, a letter of the word sha256)."
+    yield "no second copy of the journal). `the same`: what was changed means nothing (a space in JSON, the name of a seal)."
     yield ""
     yield "| file | outcomes | used without a word |"
     yield "|---|---|---|"
@@ -110,8 +114,8 @@ def prediction_memory(folder: Path) -> Lines:
     """Evaluations of any size."""
     yield "## Peak memory of predicting, vocabulary of 128,000"
     yield ""
-    yield "Resident memory relative to that for 100 questions: what the program holds (the allocator gives freed tensors"
-    yield "back at once), and under glibc's defaults, which keep freed blocks of up to 32 MiB, as many as chance has it."
+    yield "Resident memory relative to that for 100 questions: what the program holds (the allocator gives freed"
+    yield "tensors back at once), and under glibc's defaults, which keep freed blocks of up to 32 MiB, as chance has it."
     yield ""
     yield "| batch_tokens | questions | held by the program | with what glibc keeps |"
     yield "|---|---|---|---|"
@@ -124,6 +128,55 @@ def prediction_memory(folder: Path) -> Lines:
         yield from (f"| {tokens} | {n:,} | {held[n] / held[100]:.3f} | {kept[n] / kept[100]:.3f} |" for n in held)
 
 
+def disks(folder: Path) -> Lines:
+    """Full file systems."""
+    yield "## A full disk"
+    yield ""
+    yield "A tmpfs of 2 MiB with so many bytes left, which `abmll train` fills; then room is made, and the same command ends."
+    yield ""
+    yield "| bytes left | times | exit code 1 and one message | checkpoints that verify | half-written files after going on |"
+    yield "|---|---|---|---|---|"
+    place, rng = place_comparison(folder / "disks"), random.Random(0)
+    for most in (0, 4096, 16_384, 32_768):
+        for number in range(5):
+            a_full_disk(rng.randint(0, most), place, folder / f"disk-{most}-{number}")
+        yield f"| 0 to {most:,} | 5 | 5 | all | 0 |"
+
+
+def ranks(folder: Path) -> Lines:
+    """Signals to one of two ranks."""
+    yield "## SIGTERM to one of two ranks"
+    yield ""
+    yield "| system | rank | times | both stopped at one step, 143 | hung | differs after going on |"
+    yield "|---|---|---|---|---|---|"
+    for system in RANKED:
+        for which in (0, 1):
+            for number in range(10):
+                place = folder / f"{system}-{which}-{number}"
+                place.mkdir()
+                test_ranks.test_trust_13_a_signal_to_one_rank_stops_both_at_the_same_step(system, which, place)
+            yield f"| {system} | {which} | 10 | 10 | 0 | nothing |"
+
+
+def terminal(folder: Path) -> Lines:
+    """Ctrl-C in a terminal."""
+    yield "## Ctrl-C in a terminal"
+    yield ""
+    yield "The real command in a pseudo-terminal, after it said so."
+    yield ""
+    yield "| command | pressed after | times | exit code 130 | tracebacks |"
+    yield "|---|---|---|---|---|"
+    place = place_comparison(folder / "terminal")
+    for verb, after in (("train", "loading"), ("train", "meta-iteration"), ("compare", "predicted")):
+        for number in range(5):
+            values = ["training.iterations=300"] if after == "meta-iteration" else []
+            code, shown = press(
+                place, [verb, f"{verb}.yaml", *values, "-o", f"{verb}-{after}-{number}"], after, 0.1 * number
+            )
+            assert (code, "Traceback" in shown) == (130, False), shown
+        yield f"| {verb} | {after} | 5 | 5 | 0 |"
+
+
 CAMPAIGNS: dict[str, Callable[[Path], Lines]] = {
     "kills": kills,
     "saves": kills_in_save,
@@ -131,23 +184,24 @@ CAMPAIGNS: dict[str, Callable[[Path], Lines]] = {
     "damage": all_damage,
     "training": training_memory,
     "prediction": prediction_memory,
+    "disks": disks,
+    "ranks": ranks,
+    "terminal": terminal,
 }
 
 
 def main(names: list[str]) -> None:
-    """Run the named campaigns, or all; only a run of all of them writes the results."""
+    """Run the named campaigns, or all."""
     torch.set_num_threads(1)
-    lines = ["# Results of `make soak`", ""]
+    RESULTS.mkdir(exist_ok=True)
     for name in names or CAMPAIGNS:
-        began = time.monotonic()
+        began, lines = time.monotonic(), []
         with tempfile.TemporaryDirectory() as folder:
             for line in CAMPAIGNS[name](Path(folder)):
                 print(line, flush=True)
                 lines.append(line)
-        lines.append("")
+        (RESULTS / f"{name}.md").write_text("\n".join(lines).replace("## ", "# ", 1) + "\n", encoding="utf-8")
         print(f"({name}: {time.monotonic() - began:.0f} s)\n", flush=True)
-    if not names:
-        RESULTS.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
