@@ -1,4 +1,4 @@
-"""The long campaigns, `make soak`: each fault so many times, and what was lost. Writes `results/NAME.md` beside this file.
+"""The long campaigns, `make soak`: each fault so many times, and what was lost. Writes `results/NAME.md` beside it.
 
 The short forms of all of them are in the default suite. A campaign ends at the first thing that is not as promised, and
 then writes nothing.
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from tests.survival import test_ranks
 from tests.survival.children import command, in_child
 from tests.survival.damage import campaign as damage
 from tests.survival.kills import AFTER, POINTS, kill_at_random, kill_in_save
@@ -23,7 +24,6 @@ from tests.survival.signals import PHASES
 from tests.survival.signals import campaign as signals
 from tests.survival.terminal import press
 from tests.survival.test_disks import test_trust_08_a_full_disk as a_full_disk
-from tests.survival.test_ranks import SYSTEMS as RANKED
 
 RESULTS = Path(__file__).with_name("results")
 KILLS, SIGNALS, DAMAGES, STEPS = 30, 20, 20, 3500
@@ -80,7 +80,7 @@ def all_damage(folder: Path) -> Lines:
     yield "## Truncation, and one flipped bit, in every file of a run directory"
     yield ""
     yield f"Each file {DAMAGES} times each way. `refused`: its reader names the file. `told`: a warning (there is"
-    yield "no second copy of the journal). `the same`: what was changed means nothing (a space in JSON, the name of a seal)."
+    yield "no second copy of the journal). `the same`: what was changed means nothing (a space in JSON, say)."
     yield ""
     yield "| file | outcomes | used without a word |"
     yield "|---|---|---|"
@@ -115,7 +115,7 @@ def prediction_memory(folder: Path) -> Lines:
     yield "## Peak memory of predicting, vocabulary of 128,000"
     yield ""
     yield "Resident memory relative to that for 100 questions: what the program holds (the allocator gives freed"
-    yield "tensors back at once), and under glibc's defaults, which keep freed blocks of up to 32 MiB, as chance has it."
+    yield "tensors back at once), and under glibc's defaults, which keep freed blocks of up to 32 MiB by chance."
     yield ""
     yield "| batch_tokens | questions | held by the program | with what glibc keeps |"
     yield "|---|---|---|---|"
@@ -132,9 +132,10 @@ def disks(folder: Path) -> Lines:
     """Full file systems."""
     yield "## A full disk"
     yield ""
-    yield "A tmpfs of 2 MiB with so many bytes left, which `abmll train` fills; then room is made, and the same command ends."
+    yield "A tmpfs of 2 MiB with so many bytes left, which `abmll train` fills; then room is made, and the same command"
+    yield "goes on to its end."
     yield ""
-    yield "| bytes left | times | exit code 1 and one message | checkpoints that verify | half-written files after going on |"
+    yield "| bytes left | times | exit code 1, one message | checkpoints that verify | half-written files at the end |"
     yield "|---|---|---|---|---|"
     place, rng = place_comparison(folder / "disks"), random.Random(0)
     for most in (0, 4096, 16_384, 32_768):
@@ -149,7 +150,7 @@ def ranks(folder: Path) -> Lines:
     yield ""
     yield "| system | rank | times | both stopped at one step, 143 | hung | differs after going on |"
     yield "|---|---|---|---|---|---|"
-    for system in RANKED:
+    for system in test_ranks.SYSTEMS:
         for which in (0, 1):
             for number in range(10):
                 place = folder / f"{system}-{which}-{number}"
