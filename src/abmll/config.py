@@ -16,7 +16,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from abmll.errors import AbmllError
+from abmll.files import seal
 
+SEAL = "# sha256 of what follows: "
 MOST_VALUES = 100_000  # of a configuration file
 MOST_SHOWN = 200  # characters of a wrong value in a message
 SYSTEM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
@@ -117,7 +119,11 @@ class TasksConfig(_Section):
 
 
 class TrainingConfig(_Section):
-    """The outer loop."""
+    """The outer loop.
+
+    `on_non_finite` says whether a meta-iteration with a loss or gradient that is not finite stops the run, or is left
+    out and counted; more than `most_skipped` of them stop the run in any case.
+    """
 
     iterations: int = Field(100, ge=0)
     meta_batch: int = Field(1, ge=1)
@@ -127,6 +133,8 @@ class TrainingConfig(_Section):
     log_stds_every: int = Field(10, ge=1)
     validate_every: int | None = Field(None, ge=1)
     patience: int = Field(3, ge=1)
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    most_skipped: int = Field(10, ge=0)
 
 
 class AdaptationConfig(_Section):
@@ -177,6 +185,11 @@ class RunConfig(_Section):
         """The whole configuration as YAML that `load_config` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
+    def to_sealed_yaml(self) -> str:
+        """`to_yaml` after a first line by which `load_config` knows whether it is still what was written."""
+        text = self.to_yaml()
+        return f"{SEAL}{seal(text)}\n{text}"
+
 
 class CompareConfig(RunConfig):
     """Systems x seeds x adaptation draws over one base configuration.
@@ -220,7 +233,8 @@ def load_config(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -
 
     Raises:
         AbmllError: the file is missing or no YAML, an override has no `=`, or a value is wrong; every fault is named
-            with its place, and an unknown key with the nearest known ones.
+            with its place, and an unknown key with the nearest known ones. Or the file is one that a run wrote, and
+            is no longer what was written.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -228,12 +242,22 @@ def load_config(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -
         raise AbmllError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise AbmllError(f"{path}: not UTF-8 text ({error})") from error
+    _check_seal(path, text)
     values = _read_yaml(text, f"{path}: not valid YAML")
     if not isinstance(values, dict):
         raise AbmllError(f"{path}: expected sections such as `model:` and `method:`, found {type(values).__name__}")
     for override in sorted(overrides, key=lambda text: not text.startswith("method.name=")):
         values = merge(values, parse_override(override))  # a method's name first: it drops settings, not those given
     return check(kind, values, str(path))
+
+
+def _check_seal(path: Path, text: str) -> None:
+    first, _, rest = text.partition("\n")
+    if first.startswith(SEAL) and first.removeprefix(SEAL).strip() != seal(rest):
+        raise AbmllError(
+            f"{path}: damaged or edited since the run wrote it (its SHA-256 differs). Give a change as "
+            "section.key=value instead; if you know what the file says, remove its first line"
+        )
 
 
 def parse_override(text: str) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """Files that are whole or absent: written beside, flushed to disk, then renamed."""
 
+import errno
 import glob
+import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +28,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     part = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -45,6 +48,87 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_bytes` for a JSON value. NaN and infinities are refused: JSON has none (ValueError)."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError inside that names no file (a write to an open one that finds the disk full) names this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_WAY = (*NO_ROOM, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR)
+
+
+def explain_failure(error: OSError) -> str | None:
+    """What an error of the file system means for the user; None if it is of another kind.
+
+    >>> explain_failure(OSError(errno.ENOSPC, "No space left on device", "runs/mine/state.json"))
+    'runs/mine/state.json: No space left on device. Make room'
+    """
+    if error.errno not in NO_WAY:
+        return None
+    advice = {errno.EROFS: "Write to another place", errno.EIO: "The disk or its connection fails: look at it"}
+    advice |= dict.fromkeys(NO_ROOM, "Make room")
+    return f"{error.filename or 'a file'}: {error.strerror}. {advice.get(error.errno, 'Look at the place given')}"
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file; if that fails, what was written of it is taken away again.
+
+    Raises:
+        OSError: the disk is full, ...
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path), path.open("ab", buffering=0) as file:
+        end, left = file.tell(), memoryview(f"{line}\n".encode())
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except BaseException:
+            file.truncate(end)
+            raise
+
+
+SEAL = "sha256"
+
+
+def seal(text: str) -> str:
+    """SHA-256 of a text, in hexadecimal: kept beside it, it tells whether the text is still the same."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
+    """`write_json` of an object, with a SHA-256 of everything else as its last entry."""
+    write_json(path, {**value, SEAL: seal(_canonical(value))})
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """The inverse of `write_sealed_json`; a file without a seal, from an earlier version, is taken as it is.
+
+    Raises:
+        AbmllError: it is missing, no JSON object, or not what was written.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise AbmllError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise AbmllError(f"{path}: cannot be read ({str(error)[:80]}); the file is damaged, delete it") from error
+    if not isinstance(value, dict):
+        raise AbmllError(f"{path}: expected an object, found {type(value).__name__}; delete it")
+    expected = value.pop(SEAL, None)
+    if expected is not None and expected != seal(_canonical(value)):
+        raise AbmllError(f"{path}: damaged or edited (its SHA-256 is not the one it was written with); delete it")
+    return value
+
+
+def _canonical(value: dict[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
 def _umask() -> int:
@@ -109,11 +193,42 @@ def folder_beside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that at no moment is there in part: it loses its name first. `tidy` removes what a kill leaves.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    nameless = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    folder.rename(nameless)
+    shutil.rmtree(nameless)
+
+
 def recover(folder: Path) -> None:
     """Undo a replacement of `folder` that was stopped between its two renames."""
     old = _old(folder)
     if not folder.exists() and old.is_dir():
         old.rename(folder)
+
+
+def tidy(folder: Path) -> list[Path]:
+    """Remove what processes that died in the middle of a write left below `folder`, and undo their half replacements.
+
+    Only for who has `folder` for himself: what others are writing looks just the same.
+
+    Returns:
+        What was removed or put back.
+    """
+    found = []
+    for part in sorted(folder.rglob(".*.part")):
+        shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+        found.append(part)
+    for old in sorted(folder.rglob(".*.old")):
+        if old.is_dir():
+            recover(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
+            shutil.rmtree(old, ignore_errors=True)
+            found.append(old)
+    return found
 
 
 def _old(folder: Path) -> Path:

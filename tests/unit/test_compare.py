@@ -100,7 +100,7 @@ def test_layout_on_disk(finished: Path) -> None:
             if row == "abmll_mean":
                 assert {p.name for p in folder.iterdir()} == {"predictions"}
                 continue
-            names = {"config.yaml", "journal.jsonl", "checkpoints", "adapter", "predictions"}
+            names = {"config.yaml", "origin.json", "journal.jsonl", "checkpoints", "adapter", "predictions", ".lock"}
             assert {p.name for p in folder.iterdir()} == names | {"environment.json", "cost.json"}
             assert json.loads((folder / "cost.json").read_text())["final_step"] == 2
 

@@ -11,20 +11,23 @@ from rich.logging import RichHandler
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
+from abmll.cli.doctor_batch import doctor
 from abmll.cli.export import export
 from abmll.cli.progress import ProgressDisplay
 from abmll.cli.tasks import tasks_app
 from abmll.config import CompareConfig, RunConfig, TaskSource, load_config
 from abmll.errors import AbmllError
+from abmll.files import explain_failure
 from abmll.metrics.predictions import read_predictions
 from abmll.metrics.scores import score as score_predictions
 from abmll.report import render_terminal, write_report
 from abmll.running.build import build_system, load_base, tasks_of
 from abmll.running.compare import run_comparison
 from abmll.running.estimate import describe, estimate
+from abmll.running.resume import restore_theta
 from abmll.running.roles import load_run_tasks, without_leaks
+from abmll.running.stopping import Stopped, listening
 from abmll.running.target import Target, Timer
-from abmll.running.train import restore_theta
 from abmll.running.world import join_world, leave_world
 
 app = typer.Typer(
@@ -42,6 +45,7 @@ app = typer.Typer(
 out_console, err_console = Console(), Console(stderr=True)
 
 app.command()(export)
+app.command()(doctor)
 app.add_typer(tasks_app, name="tasks")
 
 Recipe = Annotated[Path, typer.Argument(help="A run configuration (YAML).", show_default=False)]
@@ -50,11 +54,25 @@ Overrides = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for results. Default: runs/NAME.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the resolved configuration, steps and memory, and stop.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse to go back behind a damaged checkpoint.")]
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option("--allow-change", metavar="FIELD", help="Go on though this differs from the run's configuration."),
+]
 
 
 @app.command()
-def train(recipe: Recipe, overrides: Overrides = None, out: Out = None, dry_run: DryRun = False) -> None:
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    strict: Strict = False,
+    allow_change: AllowChange = None,
+) -> None:
     """Meta-train one system, going on from its last checkpoint if it was stopped.
+
+    SIGINT (Ctrl-C), SIGTERM and SIGUSR1 save where it stands and leave with 128 + the signal's number (130, 143, 138).
 
     Leaves a run directory: config.yaml, journal.jsonl, checkpoints/ and adapter/ (a stock PEFT LoRA of the mean).
     Under torchrun, ranks share the tasks of a meta-batch.
@@ -67,8 +85,9 @@ def train(recipe: Recipe, overrides: Overrides = None, out: Out = None, dry_run:
         return
     tasks = without_leaks(config, load_run_tasks(config))
     folder, world = out or Path("runs") / config.name, join_world()
-    target = Target(config.name, config, folder, tasks.train, (), tasks.validation)
-    with ProgressDisplay(err_console) as display:
+    allowed = allow_change or ()
+    target = Target(config.name, config, folder, tasks.train, (), tasks.validation, strict=strict, allow_change=allowed)
+    with ProgressDisplay(err_console) as display, target.run.locked(world):
         display({"event": "plan", "units": target.units(), "done": 0})
         display({"event": "loading", "model": config.model.source or config.model.shape})
         system = build_system(config, load_base(config.model))
@@ -101,7 +120,7 @@ def adapt(
     found = target.run.latest(step)
     if found is None or (step is not None and found.step != step):
         raise AbmllError(f"{run}: no checkpoint of step {step}; there are {target.run.steps() or 'none'}")
-    with ProgressDisplay(err_console) as display:
+    with ProgressDisplay(err_console) as display, target.run.locked():
         display({"event": "loading", "model": config.model.source or config.model.shape})
         system = build_system(config, load_base(config.model))
         restore_theta(system.method, target.run, found.step)
@@ -124,7 +143,13 @@ def score(
 
 
 @app.command()
-def compare(recipe: Recipe, overrides: Overrides = None, out: Out = None, dry_run: DryRun = False) -> None:
+def compare(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    strict: Strict = False,
+) -> None:
     """Train, adapt and score several systems, and report. Only what is missing is run.
 
     Leaves table.md, results.json, figures/ and report.html in the results' folder, and a run directory per system and
@@ -138,7 +163,7 @@ def compare(recipe: Recipe, overrides: Overrides = None, out: Out = None, dry_ru
         return
     folder, world = out or Path("runs") / config.name, join_world()
     with ProgressDisplay(err_console) as display:
-        run_comparison(config, folder, lambda: load_base(config.model), display, world)
+        run_comparison(config, folder, lambda: load_base(config.model), display, world, strict=strict)
     leave_world()
     if world.is_main:
         _report(folder)
@@ -182,18 +207,33 @@ def _print_scores(files: list[Path]) -> None:
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in one message and exit code 2, a stop in 130."""
+    """Run the command line.
+
+    Exit codes: 2 for a user's mistake, said in one message; 1 where the file system fails, in one message too; 128 +
+    the signal's number for a stop.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err_console)])
     logging.getLogger("abmll").setLevel(logging.INFO)
     _quieten_libraries()
     try:
-        app(standalone_mode=True)
+        with listening():
+            app(standalone_mode=True)
     except AbmllError as error:
-        err_console.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        _complain(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        err_console.print("stopped; the same command goes on from the last checkpoint")
-        sys.exit(130)
+    except OSError as error:
+        told = explain_failure(error)
+        if told is None:
+            raise
+        _complain(f"{told}; the same command goes on from what is on disk")
+        sys.exit(1)
+    except Stopped as stopped:
+        err_console.print(f"{stopped}; the same command goes on from there", highlight=False, soft_wrap=True)
+        sys.exit(stopped.exit_code)
+
+
+def _complain(text: str) -> None:
+    err_console.print(f"[bold red]error:[/] {_plain(text)}", highlight=False, soft_wrap=True)
 
 
 def _plain(text: str) -> str:

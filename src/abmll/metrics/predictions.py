@@ -6,6 +6,7 @@ then one object per question.
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from abmll.errors import AbmllError
-from abmll.files import write_text
+from abmll.files import SEAL, seal, write_text
 
 FORMAT = 1
 
@@ -77,10 +78,17 @@ class Predictions:
         """Write the file, atomically."""
         header = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.endswith("rows")}
         counts = [len(self.rows), len(self.adaptation_rows)]
-        lines = [json.dumps({"abmll_predictions": FORMAT, **header, "row_counts": counts})]
+        head = {"abmll_predictions": FORMAT, **header, "row_counts": counts}
+        lines = []
         for split, rows in (("test", self.rows), ("adaptation", self.adaptation_rows)):
             lines += [json.dumps({"split": split, **asdict(row)}, allow_nan=False) for row in rows]
-        write_text(path, "\n".join(lines) + "\n")
+        head[SEAL] = _seal(head, lines)
+        write_text(path, "\n".join([json.dumps(head), *lines]) + "\n")
+
+
+def _seal(head: dict[str, Any], lines: Sequence[str]) -> str:
+    """SHA-256 of everything else in a file: a flipped bit in a digit would make another prediction of it."""
+    return seal("\n".join([json.dumps(head), *lines]))
 
 
 def pad_probabilities(rows: tuple[Prediction, ...]) -> Float[np.ndarray, "N K"]:
@@ -96,13 +104,15 @@ def read_predictions(path: Path) -> Predictions:
     """Read and check a predictions file.
 
     Raises:
-        AbmllError: the file is missing, cut short, not one of ours, or a line is damaged; names file and line.
+        AbmllError: the file is missing, cut short, not one of ours, or damaged; names file and line.
     """
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise AbmllError(f"{path}: cannot be read ({error})") from error
     header = _object(path, 1, lines[0])
+    expected = header.pop(SEAL, None)  # files of early versions have none
+    intact = expected is None or expected == _seal(header, lines[1:])
     if header.pop("abmll_predictions", None) != FORMAT:
         raise AbmllError(f"{path}:1: not a predictions file of format {FORMAT}; make it again with `abmll adapt`")
     rows: dict[str, list[Prediction]] = {"test": [], "adaptation": []}
@@ -120,7 +130,10 @@ def read_predictions(path: Path) -> Predictions:
     counts = [len(rows["test"]), len(rows["adaptation"])]
     if header.pop("row_counts", None) != counts:
         raise AbmllError(f"{path}:1: the header counts other rows than the {counts} that are there; the file was cut")
-    return _with_header(path, header, tuple(rows["test"]), tuple(rows["adaptation"]))
+    found = _with_header(path, header, tuple(rows["test"]), tuple(rows["adaptation"]))
+    if not intact:
+        raise AbmllError(f"{path}: damaged or edited (its SHA-256 is not the one it was written with); delete it")
+    return found
 
 
 def _with_header(

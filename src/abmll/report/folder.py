@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from abmll.errors import AbmllError
+from abmll.files import read_sealed_json
 from abmll.metrics.predictions import Predictions, read_predictions
 from abmll.metrics.scores import Scores, score
 
@@ -130,15 +131,9 @@ def _checked(path: Path, value: dict[str, Any], key: str, kind: type) -> Any:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise AbmllError(f"{path}: not found; is {path.parent} the folder of a comparison?") from error
-    except (OSError, ValueError) as error:
-        raise AbmllError(f"{path}: cannot be read ({error}); the file is damaged, delete it") from error
-    if not isinstance(value, dict):
-        raise AbmllError(f"{path}: expected an object, found {type(value).__name__}")
-    return value
+    if not path.exists():
+        raise AbmllError(f"{path}: not found; is {path.parent} the folder of a comparison?")
+    return read_sealed_json(path)
 
 
 def _read_run(folder: Path, system: str, seed: int, tasks: tuple[str, ...]) -> Run:

@@ -16,15 +16,14 @@ from abmll.likelihood import ChoiceLikelihood
 from abmll.methods.base import Method
 from abmll.metrics.predictions import Prediction
 from abmll.running.batcher import Batcher
+from abmll.running.failed_batch import ADAPTATION
 from abmll.running.graphs import Graphs
 from abmll.running.inner import inner_steps
 from abmll.running.optimizers import GroupOptimizer
+from abmll.running.stopping import stop_if_asked
 from abmll.tasks.batches import ChoiceBatch, sorted_batches
 from abmll.tasks.episodes import adaptation_batches
 from abmll.tasks.question import Question, Task
-
-ADAPTATION = 1 << 30
-"""Stands for the meta-iteration in the noise of adaptation steps, which belong to none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,8 @@ def adapt(
 
     Raises:
         AbmllError: the task has too few train rows.
-        NonFiniteError: a loss or gradient was not finite.
+        NonFiniteError: a loss or gradient was not finite; nothing was updated by it.
+        Stopped: between two steps, if the process was asked to stop.
     """
     examples, batches = adaptation_batches(
         task, examples=plan.examples, steps=plan.steps, batch_size=plan.batch_size, seed=plan.seed, draw=draw
@@ -106,6 +106,9 @@ def predict(
         plan: sampler and number of draws.
         place: names the draws' noise; the same place gives the same weights for every question.
         graphs: where forward passes are captured.
+
+    Raises:
+        Stopped: between two forward passes, if the process was asked to stop.
     """
     graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
     drawing = plan.sampler != "mean" and method.adapters.has_std
@@ -145,6 +148,7 @@ def _draws(
     step = partial(_score, method, likelihood, sampler)
     found = []
     for start in range(0, len(keys), together):
+        stop_if_asked()
         outputs = graphs.run(f"predict {sampler}", step, [repeated], key_tensor(*keys[start : start + together]))
         tables = [table.cpu().numpy().reshape(together, len(questions), -1) for table in outputs]
         found += [(tables[0][i], tables[1][i] if len(tables) > 1 else None) for i in range(together)]

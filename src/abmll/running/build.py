@@ -170,6 +170,8 @@ def training_plan(config: RunConfig, snapshots: tuple[int, ...] = ()) -> Trainin
         log_stds_every=t.log_stds_every,
         validate_every=t.validate_every,
         patience=t.patience,
+        on_non_finite=t.on_non_finite,
+        most_skipped=t.most_skipped,
     )
 
 

@@ -1,16 +1,19 @@
 """Systems x seeds x adaptation draws as build targets: whatever has its file already is not done again."""
 
 import itertools
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
-from abmll.files import write_text
+from abmll.files import write_sealed_json, write_text
 from abmll.models import LanguageModel
 from abmll.running.build import build_episodes, check_tasks, method_settings
+from abmll.running.faults import together
+from abmll.running.lock import FolderLock
+from abmll.running.origin import differences, told
 from abmll.running.roles import RunTasks, load_run_tasks, without_leaks
 from abmll.running.target import Target, row_names
 from abmll.running.world import World
@@ -24,6 +27,8 @@ def run_comparison(
     load: Callable[[], LanguageModel],
     listener: Listener = lambda event: None,
     world: World = World(),  # noqa: B008 - frozen
+    *,
+    strict: bool = False,
 ) -> None:
     """Train, adapt and predict whatever is missing under `out`.
 
@@ -35,6 +40,12 @@ def run_comparison(
         load: loads the base model; called only if something is missing.
         listener: told of progress.
         world: the ranks that train together.
+        strict: refuse to go back behind a damaged checkpoint.
+
+    Raises:
+        AbmllError: something is wrong with the configuration or the tasks, results of another configuration are there,
+            or another process is at work in `out`.
+        Stopped: the process was asked to stop; what is done is on disk.
     """
     tasks = load_run_tasks(config)
     if not tasks.unseen:
@@ -46,14 +57,35 @@ def run_comparison(
     for _, _, run in runs:
         build_episodes(run, tasks.train)
     _check_rows(config)
-    _keep_configuration(config, out, runs, tasks, world)
+    roles = (tasks.train, tasks.unseen, tasks.validation)
     targets = [
-        (
-            seed,
-            Target(name, run, out / name / f"seed-{seed}", tasks.train, tasks.unseen, tasks.validation, config.curve),
-        )
+        (seed, Target(name, run, out / name / f"seed-{seed}", *roles, config.curve, strict=strict))
         for name, seed, run in runs
     ]
+    with _locked(out, world):
+        with together(world):
+            if world.is_main:
+                _keep_configuration(config, out, runs, tasks)
+        _make_missing(config, targets, load, listener, world)
+
+
+@contextmanager
+def _locked(out: Path, world: World) -> Iterator[None]:
+    """The main rank holds the folder for all of them."""
+    with ExitStack() as stack:
+        with together(world):
+            if world.is_main:
+                stack.enter_context(FolderLock(out).held())
+        yield
+
+
+def _make_missing(
+    config: CompareConfig,
+    targets: list[tuple[int, Target]],
+    load: Callable[[], LanguageModel],
+    listener: Listener,
+    world: World,
+) -> None:
     missing = [(seed, target) for seed, target in targets if not target.done()]
     listener({"event": "plan", "units": sum(t.units() for _, t in missing), "done": len(targets) - len(missing)})
     if not missing:
@@ -89,11 +121,9 @@ def _check_rows(config: CompareConfig) -> None:
 
 
 def _keep_configuration(
-    config: CompareConfig, out: Path, runs: list[tuple[str, int, RunConfig]], tasks: RunTasks, world: World
+    config: CompareConfig, out: Path, runs: list[tuple[str, int, RunConfig]], tasks: RunTasks
 ) -> None:
     """Write what is compared, refusing to mix with results of another configuration."""
-    if not world.is_main:
-        return
     before = load_config(CompareConfig, out / "config.yaml") if (out / "config.yaml").exists() else config
     if before.curve != config.curve:
         raise AbmllError(
@@ -102,9 +132,11 @@ def _keep_configuration(
         )
     for name, seed, run in runs:
         file = out / name / f"seed-{seed}" / "config.yaml"
-        if file.exists() and file.read_text(encoding="utf-8") != run.to_yaml():
+        changed = differences(load_config(RunConfig, file), run) if file.exists() else {}
+        if changed:
             raise AbmllError(
-                f"{file.parent} was made with another configuration. Give another folder with --out, or remove it"
+                f"{file.parent} was made with another configuration: {told(changed)}. Give another folder with --out, "
+                "or remove it"
             )
     rows = [row for name, seed, run in runs if seed == config.seeds[0] for row in row_names(name, run)]
     described = {
@@ -116,5 +148,5 @@ def _keep_configuration(
         "reference": config.reference,
         "tasks": [task.name for task in tasks.unseen],
     }
-    write_text(out / "config.yaml", config.to_yaml())
-    write_text(out / "comparison.json", json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / "config.yaml", config.to_sealed_yaml())
+    write_sealed_json(out / "comparison.json", described)

@@ -7,18 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from abmll.errors import AbmllError
 from abmll.kernels.noise import key_tensor, noise_key
 from abmll.methods.base import Method, Place, Terms, backward_by_share
 from abmll.running.batcher import Batcher
+from abmll.running.faults import FailedBatch, NonFiniteError
 from abmll.running.graphs import Graphs
 from abmll.running.optimizers import GroupOptimizer
+from abmll.running.stopping import stop_if_asked
 from abmll.tasks.batches import ChoiceBatch
 from abmll.tasks.question import Question
-
-
-class NonFiniteError(AbmllError):
-    """A loss or gradient is NaN or infinite; nothing was updated by it."""
 
 
 def inner_steps(
@@ -50,12 +47,14 @@ def inner_steps(
 
     Raises:
         NonFiniteError: before the update that a non-finite loss or gradient would have made.
+        Stopped: between two steps, if the process was asked to stop.
     """
     graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
     optimizer.set_rates(factor)
     optimizer.skip_from_here.zero_()
     taken: list[Tensor] = []
     for step, questions in enumerate(batches):
+        stop_if_asked()
         values, *temperature = graphs.run(
             f"inner step {id(optimizer)}", partial(_step, method, optimizer), batcher(questions), _key(*place, step)
         )
@@ -63,7 +62,7 @@ def inner_steps(
         for parameter, gradient in zip(method.temperature, temperature, strict=True):
             parameter.grad = gradient.clone()
         if not optimizer.skips_by_itself or step == len(batches) - 1:
-            _check_steps(taken, batches)
+            _check_steps(taken, batches, place)
     return [terms_of(values) for values in taken]
 
 
@@ -98,10 +97,10 @@ def terms_of(values: Float[Tensor, " parts"]) -> Terms:
     return Terms((values[0],), values[1], values[3] if len(values) > 3 else None)
 
 
-def _check_steps(taken: Sequence[Tensor], batches: Sequence[Sequence[Question]]) -> None:
+def _check_steps(taken: Sequence[Tensor], batches: Sequence[Sequence[Question]], place: Place) -> None:
     for step, is_bad in enumerate(torch.stack([values[2] for values in taken]).tolist()):
         if is_bad:
-            raise _error(f"inner step {step}", [q.id for q in batches[step]])
+            raise _error(f"inner step {step}", FailedBatch(tuple(batches[step]), (*place, step)))
 
 
 def clear(parameters: Sequence[Tensor]) -> None:
@@ -118,14 +117,20 @@ def not_finite(terms: Terms | None, gradients: Sequence[Tensor]) -> Float[Tensor
     return 1.0 - torch.stack(numbers).isfinite().all().float()
 
 
-def check_finite(terms: Terms | None, gradients: Sequence[Tensor], what: str, ids: Sequence[str]) -> None:
-    """Stop before an update by a non-finite loss or gradient; one wait for the device in all."""
+def check_finite(terms: Terms | None, gradients: Sequence[Tensor], what: str, batch: FailedBatch) -> None:
+    """Stop before an update by a non-finite loss or gradient; one wait for the device in all.
+
+    Raises:
+        NonFiniteError: names `what` and the questions.
+    """
     if (terms is not None or gradients) and bool(not_finite(terms, gradients)):
-        raise _error(what, ids)
+        raise _error(what, batch)
 
 
-def _error(what: str, ids: Sequence[str]) -> NonFiniteError:
+def _error(what: str, batch: FailedBatch) -> NonFiniteError:
+    ids = ", ".join(question.id for question in batch.questions) or "none"
     return NonFiniteError(
-        f"{what}: the loss or a gradient is not finite (questions {', '.join(ids) or 'none'}); nothing was updated. "
-        "Lower the learning rates, or look at these questions"
+        f"{what}: the loss or a gradient is not finite (questions {ids}); nothing was updated. "
+        "Lower the learning rates, or look at these questions",
+        batch,
     )

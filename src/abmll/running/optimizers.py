@@ -104,19 +104,25 @@ class GroupOptimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`; state that is there already stays in its memory, which graphs go by."""
         for group, masters, optimizer in zip(self.groups, self._masters, self._optimizers, strict=True):
             for index, master in enumerate(masters):
                 prefix = f"{group.name}.{index}."
                 found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
                 if "master" in found:
                     master.copy_(found.pop("master"))
-                if found:
+                if not found:  # as it was before the first step
+                    for value in optimizer.state.get(master, {}).values():
+                        value.zero_()
+                else:
                     # torch keeps AdamW's counter on the CPU, unless it is fused, and the moments with their parameter
                     counter = master.device if self.skips_by_itself else torch.device("cpu")
-                    optimizer.state[master] = {
-                        k: v.clone().to(counter if k == "step" else master.device) for k, v in found.items()
-                    }
+                    mine = optimizer.state[master]
+                    for name, value in found.items():
+                        if name in mine:
+                            mine[name].copy_(value)
+                        else:
+                            mine[name] = value.clone().to(counter if name == "step" else master.device)
 
 
 def _build(group: Group, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:

@@ -7,7 +7,9 @@ SHA-256 of every file in it. Whatever is damaged or half written is passed over 
 import hashlib
 import json
 import logging
-import shutil
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,16 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from abmll.errors import AbmllError
-from abmll.files import write_bytes, write_text
+from abmll.files import append_line, folder_beside, naming, recover, remove_folder, write_bytes
+from abmll.running.faults import together
+from abmll.running.lock import FolderLock
+from abmll.running.world import World
 
 log = logging.getLogger(__name__)
 
 MARKER = "COMPLETE"
+FORMAT = 1
+"""Of checkpoints. A version that reads another one says so, instead of guessing."""
 
 
 @dataclass(frozen=True)
@@ -42,77 +49,132 @@ class Checkpoint:
     state: dict[str, Any]
 
 
+class OtherFormatError(AbmllError):
+    """A whole checkpoint that another version of this library wrote."""
+
+
 class RunDirectory:
     """The folder of one run.
 
     Args:
         path: the folder; made when something is first written.
+        strict: refuse to go back behind a damaged checkpoint.
+
+    Attributes:
+        known_good: steps of checkpoints that this object wrote or verified.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, strict: bool = False) -> None:
+        self.path, self.strict = path, strict
+        self.known_good: set[int] = set()
+        self._lock = FolderLock(path)
+
+    @contextmanager
+    def locked(self, world: World = World()) -> Iterator[None]:  # noqa: B008 - frozen
+        """Keep other processes out in the block; the ranks of one job are one owner.
+
+        Raises:
+            AbmllError: another process is in it; on every rank.
+        """
+        if not world.is_main:
+            with together(world):
+                pass
+            yield
+            return
+        with ExitStack() as stack:
+            with together(world):
+                stack.enter_context(self._lock.held())
+            yield
 
     @property
     def journal(self) -> Path:
         """JSON lines, one event each."""
         return self.path / "journal.jsonl"
 
-    def write_config(self, text: str) -> None:
-        """Keep the configuration.
+    def log(self, event: dict[str, Any]) -> None:
+        """Add one line to the journal: all of it, or nothing.
 
         Raises:
-            AbmllError: the folder already holds a run of another configuration.
+            OSError: the disk is full, ...
         """
-        file = self.path / "config.yaml"
-        if file.exists() and file.read_text(encoding="utf-8") != text:
-            raise AbmllError(
-                f"{self.path} holds a run of another configuration (see {file}). Choose another folder, remove this "
-                "one, or go back to its configuration"
-            )
-        write_text(file, text)
-
-    def log(self, event: dict[str, Any]) -> None:
-        """Add one line to the journal."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event, ensure_ascii=False) + "\n")
+        append_line(self.journal, json.dumps(event, ensure_ascii=False))
 
     def cut_journal(self, step: int) -> None:
-        """Drop what the journal says of steps after `step`: they will be done again. It says so if training ends."""
-        if not self.journal.exists():
-            return
-        kept = []
-        for line in self.journal.read_text(encoding="utf-8").splitlines():
+        """Drop what the journal says of steps after `step`: they will be done again. It says so if training ends.
+
+        What the checkpoint of that step sealed is compared with what is there; damage is told, as nothing holds a
+        second copy of it.
+        """
+        data = self.journal.read_bytes() if self.journal.exists() else b""
+        size, expected = self._sealed(step)
+        if size is None:
+            kept = self._lines_until(data, step)
+        elif hashlib.sha256(data[:size]).hexdigest() == expected:
+            kept = data[:size]
+        else:
+            kept = self._lines_until(data, step)
+            log.warning(
+                "%s: damaged before step %d, where training goes on; do not rely on its lines up to there (the weights "
+                "are not concerned)",
+                self.journal,
+                step,
+            )
+        if kept != data:
+            write_bytes(self.journal, kept)
+
+    def _sealed(self, step: int) -> tuple[int | None, str]:
+        """Bytes of the journal when the checkpoint of a step was written, and their SHA-256."""
+        try:
+            found = json.loads((self.checkpoint_path(step) / "journal.json").read_bytes())
+            return int(found["bytes"]), str(found["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None, ""
+
+    def _lines_until(self, data: bytes, step: int) -> bytes:
+        """The lines that can be read and speak of steps up to `step`."""
+        kept, unreadable = [], []
+        lines = data.split(b"\n")
+        for number, line in enumerate(lines, start=1):
             try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
-                break  # a line that a stop cut short: nothing after it counts
-            if event.get("event") != "end" and event.get("step", 0) <= step:
-                kept.append(line)
-        write_text(self.journal, "".join(line + "\n" for line in kept))
+                event = json.loads(line) if line else None
+                if event is not None and event.get("event") != "end" and event.get("step", 0) <= step:
+                    kept.append(line + b"\n")
+            except (ValueError, AttributeError, TypeError):
+                unreadable += [number] if number < len(lines) else []  # a stop cuts the last one short
+        if unreadable:
+            log.warning("%s: lines %s cannot be read and are dropped", self.journal, unreadable)
+        return b"".join(kept)
 
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint after `step` meta-iterations is."""
         return self.path / "checkpoints" / f"step-{step:06d}"
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint; a complete one of the same step is replaced."""
-        final = self.checkpoint_path(checkpoint.step)
-        beside = final.with_name(f".{final.name}.part")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+        """Write a checkpoint; a complete one of the same step is replaced.
+
+        Raises:
+            OSError: the disk is full, ...; every earlier checkpoint, one of the same step too, is as it was.
+        """
         contents = {
             "shared.safetensors": save_tensors(_contiguous(checkpoint.shared)),
             "optimizer.safetensors": save_tensors(_contiguous(checkpoint.optimizer)),
-            "state.json": json.dumps({"step": checkpoint.step, **checkpoint.state}, indent=1).encode(),
+            "state.json": _as_json({"format": FORMAT, "step": checkpoint.step, **checkpoint.state}),
+            "journal.json": _as_json(self._seal_journal()),
         }
-        for name, data in contents.items():
-            write_bytes(beside / name, data)
         sums = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-        write_text(beside / MARKER, json.dumps(sums, indent=1) + "\n")
-        if final.exists():
-            shutil.rmtree(final)
-        beside.replace(final)
+        with folder_beside(self.checkpoint_path(checkpoint.step)) as beside:  # it flushes and renames
+            for name, data in {**contents, MARKER: _as_json(sums)}.items():
+                with naming(beside / name):
+                    (beside / name).write_bytes(data)
+        self.known_good.add(checkpoint.step)
+
+    def _seal_journal(self) -> dict[str, Any]:
+        if not self.journal.exists():
+            return {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+        with self.journal.open("rb") as file:
+            data = file.read()
+            os.fsync(file.fileno())
+        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     def load(self, step: int) -> Checkpoint:
         """Read and verify a checkpoint.
@@ -122,7 +184,9 @@ class RunDirectory:
         """
         folder = self.checkpoint_path(step)
         try:
-            sums = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+            sums = json.loads((folder / MARKER).read_bytes())
+            if not isinstance(sums, dict):
+                raise ValueError(f"{MARKER} is no table")
             data = {name: (folder / name).read_bytes() for name in sums}
         except (OSError, ValueError) as error:
             raise AbmllError(f"{folder}: not a complete checkpoint ({error})") from error
@@ -132,24 +196,44 @@ class RunDirectory:
         try:
             state = json.loads(data["state.json"])
             tensors = [load_tensors(data[f"{part}.safetensors"]) for part in ("shared", "optimizer")]
-        except (SafetensorError, ValueError, KeyError) as error:
+            found, its_step = state.pop("format", FORMAT), state.pop("step")
+        except (SafetensorError, ValueError, KeyError, AttributeError) as error:
             raise AbmllError(f"{folder}: not a checkpoint of this version ({error})") from error
-        return Checkpoint(state.pop("step"), tensors[0], tensors[1], state)
+        if found != FORMAT:
+            raise OtherFormatError(
+                f"{folder}: a checkpoint of format {found}, this version reads format {FORMAT}: use the version of "
+                "abmll that wrote it (environment.json of a comparison says which)"
+            )
+        if its_step != step:
+            raise AbmllError(f"{folder}: holds the checkpoint of step {its_step}; somebody renamed it")
+        self.known_good.add(step)
+        return Checkpoint(step, tensors[0], tensors[1], state)
 
     def steps(self, *, incomplete: bool = False) -> list[int]:
         """Steps of the checkpoints that look complete, or of all that are there, oldest first."""
-        found = (self.path / "checkpoints").glob("step-*")
+        place = self.path / "checkpoints"
+        for old in place.glob(".step-*.old"):  # a replacement that was stopped between its two renames
+            recover(place / old.name.removeprefix(".").removesuffix(".old"))
+        found = place.glob("step-*")
         ours = [p for p in found if p.name.removeprefix("step-").isdecimal() and (incomplete or (p / MARKER).exists())]
         return sorted(int(p.name.removeprefix("step-")) for p in ours)
 
     def latest(self, at_most: int | None = None) -> Checkpoint | None:
-        """The newest checkpoint that verifies (and can be trained on from), or None."""
+        """The newest checkpoint that verifies (and can be trained on from), or None.
+
+        Raises:
+            AbmllError: the newest is damaged, and this is `strict`.
+        """
         for step in reversed(self.steps(incomplete=True)):
             if at_most is not None and step > at_most:
                 continue
             try:
                 return self.load(step)
+            except OtherFormatError:
+                raise
             except AbmllError as error:
+                if self.strict:
+                    raise AbmllError(f"{error}; --strict goes back to no earlier one") from error
                 log.warning("%s; going back to an earlier one", error)
         return None
 
@@ -158,9 +242,13 @@ class RunDirectory:
         for step in self.steps(incomplete=True):
             if step not in keep:
                 try:
-                    shutil.rmtree(self.checkpoint_path(step))
+                    remove_folder(self.checkpoint_path(step))
                 except OSError as error:
                     log.warning("%s could not be removed (%s)", self.checkpoint_path(step), error)
+
+
+def _as_json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

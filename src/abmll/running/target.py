@@ -1,9 +1,9 @@
 """One target of a comparison: a system and a training seed in a run directory of their own."""
 
 import itertools
-import json
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +14,8 @@ import torch
 from abmll.adapters.folder import write_adapter
 from abmll.adapters.peft import start_from
 from abmll.config import RunConfig
-from abmll.files import write_json
+from abmll.errors import AbmllError
+from abmll.files import read_sealed_json, write_sealed_json
 from abmll.methods import method_class
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.models import LanguageModel
@@ -30,10 +31,17 @@ from abmll.running.build import (
     training_plan,
 )
 from abmll.running.environment import environment, peak_memory
+from abmll.running.failed_batch import save_batch
+from abmll.running.faults import NonFiniteError, together
+from abmll.running.origin import keep_origin, origin_of
+from abmll.running.resume import restore_theta
 from abmll.running.rundir import RunDirectory
-from abmll.running.train import meta_train, restore_theta
+from abmll.running.stopping import gently
+from abmll.running.train import meta_train
 from abmll.running.world import World
 from abmll.tasks.question import Question, Task
+
+log = logging.getLogger(__name__)
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -58,6 +66,8 @@ class Target:
         folder: its run directory.
         train, unseen, validation: the tasks.
         curve: points of the learning curve.
+        strict: refuse to go back behind a damaged checkpoint.
+        allow_change: fields of the configuration that may differ from those of the run that goes on; see `keep_origin`.
     """
 
     def __init__(
@@ -69,10 +79,13 @@ class Target:
         unseen: tuple[Task, ...],
         validation: tuple[Task, ...] = (),
         curve: int = 1,
+        *,
+        strict: bool = False,
+        allow_change: Collection[str] | None = None,
     ) -> None:
         self.name, self.config, self.folder = name, config, folder
         self.train, self.unseen, self.validation = train, unseen, validation
-        self.run = RunDirectory(folder)
+        self.run, self.allow_change = RunDirectory(folder, strict=strict), allow_change
         self.iterations = iterations_of(config)
         self.points = curve_steps(self.iterations, curve)
         self.episodes = build_episodes(config, train)
@@ -81,26 +94,34 @@ class Target:
     def done(self) -> bool:
         """Whether every file is there: `cost.json`, written last, says where training ended."""
         try:
-            final = json.loads((self.folder / "cost.json").read_text(encoding="utf-8"))["final_step"]
-        except (OSError, ValueError, KeyError):
+            final = read_sealed_json(self.folder / "cost.json")["final_step"]
+        except (AbmllError, KeyError):
             return False
         draws = range(self.config.adaptation.draws)
         places = [(_place(self.examples(step)), draw) for step in self._curve(final) for draw in draws]
         return all(self._files_exist(where, draw, self.unseen) for where, draw in [*places, (BEFORE, 0)])
 
     def make(self, base: LanguageModel, listener: Listener, world: World) -> None:
-        """Train, then adapt and predict at every point of the curve and, at the end, without adaptation."""
+        """Train, then adapt and predict at every point of the curve and, at the end, without adaptation.
+
+        Raises:
+            Stopped: the process was asked to stop; what is done is on disk.
+        """
+        with self.run.locked(world):
+            self._make(base, listener, world)
+
+    def _make(self, base: LanguageModel, listener: Listener, world: World) -> None:
         system = build_system(self.config, base)
         timer = Timer(self._spent())
         if base.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(base.device)
         try:
             final = self.meta_train(system, listener, world, timer)
-            if world.is_main:
-                self.evaluate(system, final, listener, timer)
-                write_json(self.folder / "environment.json", environment(base.device))
-                write_json(self.folder / "cost.json", {"final_step": final, **self._cost(system, timer)})
-            world.barrier()
+            with together(world, long=True):
+                if world.is_main:
+                    self.evaluate(system, final, listener, timer)
+                    write_sealed_json(self.folder / "environment.json", environment(base.device))
+                    write_sealed_json(self.folder / "cost.json", {"final_step": final, **self._cost(system, timer)})
         finally:
             system.close()
 
@@ -111,17 +132,24 @@ class Target:
             units = 3 * self.config.training.meta_batch * self.episodes.examples
             listener({"event": "step", "system": self.name, "iterations": self.iterations, "units": units, **event})
 
-        if world.is_main:
-            self.run.write_config(self.config.to_yaml())
-        self._start(system)
+        with self.run.locked(world):
+            with together(world):
+                if world.is_main:
+                    origin = origin_of(system.language_model, self.train, self.validation)
+                    keep_origin(self.folder, self.config, origin, self.allow_change)
+                self._start(system)
+            return self._train(system, tell, world, timer)
+
+    def _train(self, system: System, tell: Listener, world: World, timer: "Timer") -> int:
         validate = (lambda: self.validation_nll(system)) if self.validation else None
         with timer("train_seconds"):
             plan = training_plan(self.config, self.points)
             final = meta_train(
                 system.method, self.episodes, system.batcher, plan, self.run, world, validate, tell, system.graphs
             )
-        if world.is_main:
-            write_adapter(adapter_of(self.config, system, "shared"), self.folder / "adapter")
+        with together(world, long=True):
+            if world.is_main:
+                write_adapter(adapter_of(self.config, system, "shared"), self.folder / "adapter")
         return final
 
     def _start(self, system: System) -> None:
@@ -132,6 +160,10 @@ class Target:
 
     def evaluate(self, system: System, final: int, listener: Listener, timer: "Timer") -> None:
         """Adapt to every unseen task and predict, at each point of the curve up to `final`."""
+        with gently():
+            self._evaluate_curve(system, final, listener, timer)
+
+    def _evaluate_curve(self, system: System, final: int, listener: Listener, timer: "Timer") -> None:
         plan = adaptation_plan(self.config)
         for step in self._curve(final):
             restore_theta(system.method, self.run, step)
@@ -144,6 +176,10 @@ class Target:
 
     def predict_at(self, system: System, step: int, listener: Listener, timer: "Timer") -> list[Path]:
         """Adapt to every unseen task from theta as it is now, and predict; returns the files of this system."""
+        with self.run.locked(), gently():
+            return self._predict_at(system, step, listener, timer)
+
+    def _predict_at(self, system: System, step: int, listener: Listener, timer: "Timer") -> list[Path]:
         files = []
         for draw, task in itertools.product(range(self.config.adaptation.draws), self.unseen):
             where = _place(self.examples(step))
@@ -176,7 +212,7 @@ class Target:
         plan = PredictionPlan("mean", 1, self.config.adaptation.batch_tokens)
         found = []
         for task in self.validation:
-            system.adapt(task, adaptation_plan(self.config), draw=0)
+            self._adapt(system, task, adaptation_plan(self.config), 0)
             rows = self._scored(task)
             found.append(mean_nll(system.predict(rows, plan, (0,))))
         return sum(found) / len(found)
@@ -188,7 +224,7 @@ class Target:
         if self._files_exist(where, draw, (task,)):
             return
         with timer("adapt_seconds"):
-            examples = system.adapt(task, plan, draw)
+            examples = self._adapt(system, task, plan, draw)
         drawn = prediction_plan(self.config)
         kinds = [drawn, PredictionPlan("mean", 1, drawn.batch_tokens)][: len(self.names)]
         for name, kind in zip(self.names, kinds, strict=True):
@@ -209,6 +245,14 @@ class Target:
                     label_counts=_label_counts(task, examples),
                 )
             found.write(self._file(name, where, draw, task))
+
+    def _adapt(self, system: System, task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, ...]:
+        """As `System.adapt`; a batch that is not finite is kept in the run directory."""
+        try:
+            return system.adapt(task, plan, draw)
+        except NonFiniteError as error:
+            text = self.config.to_sealed_yaml()
+            raise save_batch(error, self.folder, system.method, system.batcher, task.name, text) from error
 
     def _scored(self, task: Task) -> tuple[Question, ...]:
         """The test questions that are scored: all, or the first so many."""
@@ -232,10 +276,10 @@ class Target:
     def _spent(self) -> dict[str, Any]:
         """The cost of an earlier call, which made most of what is there."""
         try:
-            found: dict[str, Any] = json.loads((self.folder / "cost.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_sealed_json(self.folder / "cost.json") if (self.folder / "cost.json").exists() else {}
+        except AbmllError as error:
+            log.warning("%s; what was spent before is forgotten", error)
             return {}
-        return found
 
     def _cost(self, system: System, timer: "Timer") -> dict[str, Any]:
         adapters = system.method.adapters

@@ -3,19 +3,26 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from abmll.errors import AbmllError
 from abmll.methods.base import Method, Terms
 from abmll.running.batcher import Batcher
 from abmll.running.environment import peak_memory
+from abmll.running.failed_batch import save_batch
+from abmll.running.faults import FailedBatch, NonFiniteError, together
 from abmll.running.graphs import Graphs
 from abmll.running.inner import check_finite, inner_steps
 from abmll.running.optimizers import GroupOptimizer, schedule_factor
 from abmll.running.outer import add_outer_gradient
+from abmll.running.resume import Progress, Trained, load_theta, resume
+from abmll.running.resume import restore_theta as restore_theta
+from abmll.running.resume import theta as theta
 from abmll.running.rundir import Checkpoint, RunDirectory
+from abmll.running.stopping import Stopped, gently, stop_if_asked
 from abmll.running.world import World
 from abmll.tasks.episodes import Episodes
 
@@ -35,6 +42,8 @@ class TrainingPlan:
         log_stds_every: meta-iterations between std statistics in the journal.
         validate_every: meta-iterations between validations; None: never, and no early stopping.
         patience: validations without a new best before training stops.
+        on_non_finite: `stop` before the update, or `skip` the meta-iteration on all ranks, as if it had no gradient.
+        most_skipped: of a run; one more stops it.
     """
 
     iterations: int
@@ -45,17 +54,8 @@ class TrainingPlan:
     log_stds_every: int = 10
     validate_every: int | None = None
     patience: int = 3
-
-
-@dataclass
-class _Progress:
-    """What is resumed besides tensors."""
-
-    step: int = 0
-    best_step: int = 0
-    best_nll: float = float("inf")
-    bad: int = 0
-    distance: float = 0.0  # running mean of D^2, to be held against the mean of var_theta
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    most_skipped: int = 10
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,19 @@ class _Work:
     episodes: Episodes
     batcher: Batcher
     plan: TrainingPlan
+    run: RunDirectory
     world: World
+    validate: Callable[[], float] | None
     graphs: Graphs
     inner: GroupOptimizer
     outer: GroupOptimizer
     totals: list[Tensor]
+    progress: Progress
+
+    @property
+    def trained(self) -> Trained:
+        """All that training moves."""
+        return Trained(self.method, self.inner, self.outer, self.progress)
 
 
 def meta_train(
@@ -89,41 +97,95 @@ def meta_train(
     Each meta-iteration: draw episodes, take inner steps on phi, leave the outer gradient on theta, average it over the
     meta-batch (and over ranks, each of which runs its own tasks), step theta, and write the journal.
 
+    No other process may be in the run directory. A stop (`abmll.running.stopping`) in the middle of a meta-iteration
+    saves the state at its start, so that going on does it again, with the same questions and the same noise.
+
     Returns:
         The step whose weights theta holds at the end: the last, or the best by `validate`.
 
     Raises:
-        NonFiniteError: before the update.
+        NonFiniteError: before the update; the batch is in the run directory, for `abmll doctor --batch`.
+        Stopped: the process was asked to stop, and the state is saved.
+        AbmllError: another process is in the run directory, or no checkpoint there can be gone on from; another rank
+            failed.
+        OSError: the disk is full, ...; earlier checkpoints are as they were.
     """
     graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
     inner, outer = GroupOptimizer(method.task()), GroupOptimizer(method.shared())
     totals = [torch.zeros_like(p) for p in outer.parameters]
-    work = _Work(method, episodes, batcher, plan, world, graphs, inner, outer, totals)
-    progress = _resume(method, inner, outer, run, world)
-    first, start = progress.step, time.perf_counter()
-    while progress.step < plan.iterations and not _out_of_patience(progress, plan):
-        began = time.perf_counter()
-        event: dict[str, Any] = {}
-        for positions in _visits(method, plan.meta_batch):
-            event = _meta_step(work, progress.step, positions)
+    progress = Progress()
+    work = _Work(method, episodes, batcher, plan, run, world, validate, graphs, inner, outer, totals, progress)
+    with run.locked(world), gently():
+        resume(work.trained, run, world)
+        first, start = progress.step, time.perf_counter()
+        while progress.step < plan.iterations and not _out_of_patience(progress, plan):
+            event = _iteration(work)
+            with together(world, long=True):
+                if world.is_main:
+                    run.log(event)
+                listener(event)
+                if world.is_main and _is_to_be_saved(progress, plan):
+                    _save(work.trained.checkpoint(), run, plan, progress.best_step)
+        with together(world, long=True):
+            final = _final(work)
+            if world.is_main:
+                spent = _spent(work, progress.step - first, start)
+                run.log({"event": "end", "step": progress.step, "final_step": final, **spent})
+    return final
+
+
+def _iteration(work: _Work) -> dict[str, Any]:
+    """One meta-iteration, or a stop that leaves the state at its start on disk; returns its line of the journal."""
+    plan, progress, method = work.plan, work.progress, work.method
+    began, step = time.perf_counter(), progress.step
+    validates = work.validate is not None and plan.validate_every is not None and (step + 1) % plan.validate_every == 0
+    before = work.trained.checkpoint(copy=True) if validates or _sequential(method) else None
+    try:
+        event = _meta_steps(work, before)
         progress.step += 1
         _note(method, plan, progress, event, time.perf_counter() - began)
-        event["examples_consumed"] = progress.step * plan.meta_batch * episodes.examples
-        if validate is not None and plan.validate_every and progress.step % plan.validate_every == 0:
-            event["validation_nll"] = _judge(_validated(method, validate), progress)
-        if world.is_main:
-            run.log({"event": "step", **event})
-        listener(event)
-        _maybe_save(method, inner, outer, run, plan, progress, world)
-    final = progress.step
-    if plan.validate_every and validate is not None and progress.best_step not in (0, progress.step):
-        final = progress.best_step
-        _load_theta(method, run.load(final).shared)
-    if world.is_main:
-        run.log(
-            {"event": "end", "step": progress.step, "final_step": final, **_spent(work, progress.step - first, start)}
-        )
-    return final
+        event["examples_consumed"] = progress.step * plan.meta_batch * work.episodes.examples
+        if validates and work.validate is not None:
+            with together(work.world):
+                event["validation_nll"] = _judge(_validated(method, work.validate), progress)
+    except Stopped as stopped:
+        state = before or work.trained.checkpoint()  # without a copy nothing has moved yet
+        with together(work.world, long=True):
+            if work.world.is_main and state.step not in work.run.known_good:
+                _save(state, work.run, plan, int(state.state["best_step"]))
+        raise Stopped(stopped.signal, f"step {state.step} of {plan.iterations} is saved") from None
+    return event
+
+
+def _meta_steps(work: _Work, before: Checkpoint | None) -> dict[str, Any]:
+    """The outer steps of a meta-iteration (most systems have one), or none if that is what `on_non_finite` says."""
+    event: dict[str, Any] = {"event": "step"}
+    try:
+        for positions in _visits(work.method, work.plan.meta_batch):
+            event |= _meta_step(work, work.progress.step, positions)
+    except NonFiniteError as error:
+        if work.plan.on_non_finite == "stop":
+            raise
+        work.progress.skipped += 1
+        if work.progress.skipped > work.plan.most_skipped:
+            raise AbmllError(
+                f"{error}\nMore than training.most_skipped={work.plan.most_skipped} meta-iterations were not finite"
+            ) from error
+        skipped = work.progress.skipped
+        if before is not None:
+            work.trained.put_back(before)
+        work.progress.skipped = skipped
+        return {"event": "skipped", "why": str(error)}
+    return event
+
+
+def _final(work: _Work) -> int:
+    """The step whose weights are the result; theta takes them."""
+    best = work.progress.best_step
+    if work.validate is None or not work.plan.validate_every or best in (0, work.progress.step):
+        return work.progress.step
+    load_theta(work.method, work.run.load(best).shared)
+    return best
 
 
 def _spent(work: _Work, iterations: int, start: float) -> dict[str, Any]:
@@ -153,15 +215,14 @@ def _meta_step(work: _Work, step: int, positions: range) -> dict[str, Any]:
     s, totals = work.method.settings, work.totals
     if totals:
         torch._foreach_zero_(totals)
-    loss = torch.zeros((), device=work.method.adapters.device)
     event: dict[str, Any] = {}
     alone = work.world if not _sequential(work.method) else World()
-    for index in alone.share(len(positions)):
-        event, terms = _run_task(work, step, positions[index], 1.0 / len(positions))
-        if terms is not None:
-            loss += terms.total.detach()
-    alone.sum_([*totals, loss])  # the loss too: what is not finite on one rank stops them all
-    check_finite(Terms((loss,), loss), totals, f"outer step {step}, task {event.get('task', '?')}", [])
+    with together(work.world):  # a stop, or what is not finite, on one rank is for all of them
+        for index in alone.share(len(positions)):
+            event = _run_task(work, step, positions[index], 1.0 / len(positions))
+    alone.sum_(totals)
+    what = f"outer step {step}, task {event.get('task', '?')}"
+    check_finite(None, totals, f"{what}, summed over tasks", FailedBatch((), (), outer=True))
     for parameter, gradient in zip(work.outer.parameters, totals, strict=True):
         parameter.grad = gradient
     work.outer.set_rates(schedule_factor(s.outer_schedule, step, work.plan.iterations, s.warmup))
@@ -170,8 +231,9 @@ def _meta_step(work: _Work, step: int, positions: range) -> dict[str, Any]:
     return event
 
 
-def _run_task(work: _Work, step: int, position: int, share: float) -> tuple[dict[str, Any], Terms | None]:
-    """Inner steps on one task, then the outer gradient on theta; the journal's row, and what that gradient is of."""
+def _run_task(work: _Work, step: int, position: int, share: float) -> dict[str, Any]:
+    """Inner steps on one task, then the outer gradient on theta, added to the totals; the journal's row."""
+    stop_if_asked()
     method, inner, s = work.method, work.inner, work.method.settings
     episode = work.episodes.draw(step, position)
     support = episode.batches[:-1] if method.uses_query else episode.batches
@@ -183,14 +245,19 @@ def _run_task(work: _Work, step: int, position: int, share: float) -> tuple[dict
         inner.follow()
     place = (work.plan.seed, step, position)
     factor = schedule_factor(s.inner_schedule, step, work.plan.iterations, s.warmup)
-    taken = inner_steps(method, inner, work.batcher, support, place, factor, work.graphs)
-    sums = (work.outer, work.totals)
-    terms = add_outer_gradient(method, work.batcher, query, (*place, len(support)), sums, share, work.graphs)
+    try:
+        taken = inner_steps(method, inner, work.batcher, support, place, factor, work.graphs)
+        batch = FailedBatch(tuple(query), (*place, len(support)), outer=True)
+        sums = (work.outer, work.totals)
+        terms = add_outer_gradient(method, work.batcher, query, batch.place, sums, share, work.graphs)
+        check_finite(terms, work.totals, f"outer step {step}, task {episode.task}", batch)
+    except NonFiniteError as error:
+        raise save_batch(error, work.run.path, method, work.batcher, episode.task) from error
     row = {"task": episode.task, **_as_numbers(taken, terms)}
     if method.adapters.has_std:  # before theta moves towards phi
         (distance,) = work.graphs.run("distance", lambda b, k: (method.adapters.mean_squared_distance(),), [], _NO_KEY)
         row["mean_squared_distance"] = float(distance)
-    return row, terms
+    return row
 
 
 _NO_KEY = torch.zeros(1, dtype=torch.int64)
@@ -210,7 +277,7 @@ def _as_numbers(taken: Sequence[Terms], query: Terms | None) -> dict[str, Any]:
     return {name: value for name, value in zip(found, values, strict=True) if value == value}
 
 
-def _note(method: Method, plan: TrainingPlan, progress: _Progress, event: dict[str, Any], seconds: float) -> None:
+def _note(method: Method, plan: TrainingPlan, progress: Progress, event: dict[str, Any], seconds: float) -> None:
     """Step, time and, every so often, what the stds do."""
     event["step"], event["seconds"] = progress.step, round(seconds, 4)
     distance = event.pop("mean_squared_distance", None)
@@ -231,7 +298,7 @@ def _validated(method: Method, validate: Callable[[], float]) -> float:
     return nll
 
 
-def _judge(nll: float, progress: _Progress) -> float:
+def _judge(nll: float, progress: Progress) -> float:
     if nll < progress.best_nll:
         progress.best_nll, progress.best_step, progress.bad = nll, progress.step, 0
     else:
@@ -239,85 +306,31 @@ def _judge(nll: float, progress: _Progress) -> float:
     return nll
 
 
-def _out_of_patience(progress: _Progress, plan: TrainingPlan) -> bool:
+def _out_of_patience(progress: Progress, plan: TrainingPlan) -> bool:
     return plan.validate_every is not None and progress.bad >= plan.patience
 
 
-def _maybe_save(
-    method: Method,
-    inner: GroupOptimizer,
-    outer: GroupOptimizer,
-    run: RunDirectory,
-    plan: TrainingPlan,
-    progress: _Progress,
-    world: World,
-) -> None:
+def _is_to_be_saved(progress: Progress, plan: TrainingPlan) -> bool:
     step = progress.step
     last = step >= plan.iterations or _out_of_patience(progress, plan)
     is_best = step == progress.best_step and progress.best_nll < float("inf")
-    if not (last or is_best or step % plan.checkpoint_every == 0 or step in plan.snapshots):
-        return
-    if world.is_main:
-        run.save(_checkpoint(method, inner, outer, progress))
-        # checkpoints of later steps are damaged ones that this run went back behind: they must not push this one out
-        done = [earlier for earlier in run.steps() if earlier <= step]
-        run.prune({*done[-2:], progress.best_step, *plan.snapshots})
-    world.barrier()
+    return last or is_best or step % plan.checkpoint_every == 0 or step in plan.snapshots
 
 
-def _checkpoint(method: Method, inner: GroupOptimizer, outer: GroupOptimizer, progress: _Progress) -> Checkpoint:
-    optimizer = {f"outer.{name}": tensor for name, tensor in outer.state_dict().items()}
-    if method.settings.inner_optimizer_state == "persistent":
-        optimizer |= {f"inner.{name}": tensor for name, tensor in inner.state_dict().items()}
-    if method.keeps_phi:
-        optimizer |= {f"phi.{name}": tensor for name, tensor in method.adapters.state_dict("task").items()}
-    state = {k: v for k, v in vars(progress).items() if k != "step" and v != float("inf")}
-    return Checkpoint(progress.step, theta(method), optimizer, state)
-
-
-def theta(method: Method) -> dict[str, Tensor]:
-    """The shared weights, and the log-temperature where it is learned, as named tensors."""
-    state = method.adapters.state_dict("shared")
-    for temperature in method.temperature:
-        state["likelihood.log_temperature"] = temperature.detach().reshape(1)
-    return state
-
-
-def _load_theta(method: Method, state: dict[str, Tensor]) -> None:
-    state = dict(state)
-    for temperature in method.temperature:
-        with torch.no_grad():
-            temperature.copy_(state.pop("likelihood.log_temperature").reshape(()))
-    method.adapters.load_state_dict("shared", state)
-
-
-def restore_theta(method: Method, run: RunDirectory, step: int) -> None:
-    """Put the shared weights of a checkpoint into the method's adapters.
+def _save(state: Checkpoint, run: RunDirectory, plan: TrainingPlan, best_step: int) -> None:
+    """Write a checkpoint, and remove those that are not needed any more.
 
     Raises:
-        AbmllError: the checkpoint is missing or damaged.
+        NonFiniteError: a weight is not finite: a finite gradient at too high a rate. It is not written.
     """
-    _load_theta(method, run.load(step).shared)
-
-
-def _resume(method: Method, inner: GroupOptimizer, outer: GroupOptimizer, run: RunDirectory, world: World) -> _Progress:
-    found = run.latest()
-    if found is None:
-        if world.is_main:
-            run.cut_journal(-1)
-            run.save(_checkpoint(method, inner, outer, _Progress()))
-        world.barrier()
-        return _Progress()
-    _load_theta(method, found.shared)
-    parts: dict[str, dict[str, Tensor]] = {"outer": {}, "inner": {}, "phi": {}}
-    for name, tensor in found.optimizer.items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = tensor
-    outer.load_state_dict(parts["outer"])  # float64 masters too: they know more digits than theta does
-    inner.load_state_dict(parts["inner"])
-    if parts["phi"]:
-        method.adapters.load_state_dict("task", parts["phi"])
-    if world.is_main:
-        run.cut_journal(found.step)
-    world.barrier()
-    return _Progress(step=found.step, **found.state)
+    kept = {n: t for n, t in state.optimizer.items() if n.startswith("phi.") or n.endswith(".master")}
+    bad = [n for n, t in {**state.shared, **kept}.items() if not bool(t.isfinite().all())]
+    if bad:  # moments apart: a second moment that overflows stops a parameter, and is no number of a weight
+        raise NonFiniteError(
+            f"after outer step {state.step - 1} {bad[0]} is not finite; nothing was saved. Lower the learning rates, "
+            "and go on from the last checkpoint"
+        )
+    run.save(state)
+    # checkpoints of later steps are damaged ones that this run went back behind: they must not push this one out
+    done = [earlier for earlier in run.steps() if earlier <= state.step]
+    run.prune({*done[-2:], best_step, *plan.snapshots})

@@ -1,12 +1,31 @@
 """The only file that knows torch.distributed: ranks share a meta-batch by task."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from abmll.errors import AbmllError
+
+PATIENCE = timedelta(minutes=10)
+"""How long a rank waits for another one in a reduction: as long as the tasks of one meta-iteration may differ."""
+LONG = timedelta(days=30)
+"""How long ranks wait while one of them works alone: saves, or adapts and predicts. A dead one is noticed at once."""
+_MOST_TEXT = 2000
+
+
+class News(NamedTuple):
+    """What one rank tells the others: a code, of which 0 says that nothing happened, and a text."""
+
+    rank: int
+    code: int
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +49,66 @@ class World:
         return range(self.rank, count, self.size)
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
-        """Add up tensors over ranks, in place."""
+        """Add up tensors over ranks, in place.
+
+        Raises:
+            AbmllError: another rank died, or did not answer in time.
+        """
         if self.size > 1:
-            for tensor in tensors:
-                dist.all_reduce(tensor)
+            with _naming_lost_ranks():
+                for tensor in tensors:
+                    dist.all_reduce(tensor)
 
     def barrier(self) -> None:
         """Wait for every rank."""
-        if self.size > 1:
-            dist.barrier()
+        self.tell(0)
+
+    def tell(self, code: int, text: str = "", *, long: bool = False) -> list[News]:
+        """Tell the other ranks, and hear what they tell; ranks meet here. Empty if every code is 0.
+
+        Args:
+            code: 0 if there is nothing to tell.
+            text: the first 2,000 bytes of it are told.
+            long: wait for others as long as it takes (`LONG`), since they may be at work alone.
+
+        Raises:
+            AbmllError: another rank died, or did not answer in time.
+        """
+        if self.size == 1:
+            return [News(0, code, text)] if code else []
+        group = _Groups.long if long else None
+        device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+        with _naming_lost_ranks():
+            codes = torch.zeros(self.size, dtype=torch.int64, device=device)
+            codes[self.rank] = code
+            dist.all_reduce(codes, group=group)
+            if not bool(codes.any()):
+                return []
+            texts = torch.zeros(self.size, _MOST_TEXT, dtype=torch.int32, device=device)
+            mine = text.encode()[:_MOST_TEXT]
+            texts[self.rank, : len(mine)] = torch.tensor(list(mine), dtype=torch.int32, device=device)
+            dist.all_reduce(texts, group=group)
+        rows = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in texts.tolist()]
+        return [News(rank, code, rows[rank]) for rank, code in enumerate(codes.tolist()) if code]
+
+
+@contextmanager
+def _naming_lost_ranks() -> Iterator[None]:
+    """torch says of a dead rank only that a connection closed."""
+    try:
+        yield
+    except RuntimeError as error:
+        first = (str(error).strip().splitlines() or ["no message"])[0][:300]
+        raise AbmllError(
+            f"another rank died, or did not answer in time ({first}). What it printed says why; the same command goes "
+            "on from the last checkpoint"
+        ) from error
+
+
+class _Groups:
+    """A second group over all ranks, on the CPU, with more patience than the first."""
+
+    long: dist.ProcessGroup | None = None
 
 
 def join_world() -> World:
@@ -51,11 +121,14 @@ def join_world() -> World:
     if not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    if _Groups.long is None:
+        _Groups.long = dist.new_group(backend="gloo", timeout=LONG)
     return World(dist.get_rank(), dist.get_world_size())
 
 
 def leave_world() -> None:
     """Undo `join_world`."""
+    _Groups.long = None
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

@@ -7,6 +7,7 @@ forward pass. Models whose attention takes no such mask get one row per choice i
 
 import hashlib
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -60,8 +61,12 @@ class EncodedQuestion:
         return len(self.prefix) + sum(len(c) for c in self.continuations)
 
 
+MOST_REMEMBERED = 1 << 17
+"""Tokens of encoded questions that are kept, about 5 MB: memory must not grow with the number of tasks or rows."""
+
+
 class Encoder:
-    """Turns questions into token ids, once each, and counts what it had to cut.
+    """Turns questions into token ids, remembers the latest ones, and counts what it had to cut.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
@@ -92,7 +97,8 @@ class Encoder:
         self.chat, self.limit = template == "chat", limit
         self.max_tokens = max_tokens if limit is None else min(max_tokens, limit)
         self.truncated: set[Question] = set()
-        self._cache: dict[Question, EncodedQuestion] = {}
+        self._cache: OrderedDict[Question, EncodedQuestion] = OrderedDict()
+        self._remembered = 0
         source = TEMPLATES[kind] if template in ("plain", "chat") else template
         try:
             sandbox = ImmutableSandboxedEnvironment(keep_trailing_newline=True, undefined=StrictUndefined)
@@ -107,9 +113,15 @@ class Encoder:
             AbmllError: more options than letters, a letter that is no single token, an answer without a token, or a
                 question that does not fit the model.
         """
-        if question not in self._cache:
-            self._cache[question] = self._encode(question)
-        return self._cache[question]
+        found = self._cache.get(question)
+        if found is None:
+            found = self._cache[question] = self._encode(question)
+            self._remembered += found.tokens
+            while self._remembered > MOST_REMEMBERED:
+                self._remembered -= self._cache.popitem(last=False)[1].tokens
+        else:
+            self._cache.move_to_end(question)
+        return found
 
     def prompt(self, question: Question, context: str | None = None) -> str:
         """The text before the answer, with another context in place of the question's own if one is given."""

@@ -1,0 +1,152 @@
+"""What a run was made from: configuration, data, base model; and whether a run that goes on still has the same."""
+
+import hashlib
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from abmll.config import RunConfig, load_config
+from abmll.errors import AbmllError
+from abmll.files import read_sealed_json, write_sealed_json, write_text
+from abmll.models import LanguageModel
+from abmll.running.build import method_settings
+from abmll.tasks.question import Task
+
+log = logging.getLogger(__name__)
+
+ORIGIN = "origin.json"
+FREE = ("name", "note")
+"""Fields that are part of nothing that is computed."""
+NOTED = (
+    *("training.checkpoint_every", "training.log_stds_every", "training.on_non_finite", "training.most_skipped"),
+    *("engine.", "model.device", "tasks.unseen"),
+)
+"""Fields (or their beginnings) that may change with a note: they change no result, beyond rounding."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What was computed on, as SHA-256.
+
+    Attributes:
+        data: name of a training or validation task -> all its rows.
+        tokenizer, model: of the base model.
+    """
+
+    data: Mapping[str, str]
+    tokenizer: str
+    model: str
+
+
+def origin_of(base: LanguageModel, train: Sequence[Task], validation: Sequence[Task]) -> Origin:
+    """The origin of a run: cheap, since a sample stands for the model's weights."""
+    return Origin({t.name: _task_hash(t) for t in (*train, *validation)}, base.tokenizer_hash, base.fingerprint)
+
+
+def _task_hash(task: Task) -> str:
+    digest = hashlib.sha256()
+    for row in (*task.train, None, *task.test):
+        parts = () if row is None else (row.id, row.context, row.question, str(row.answer), *row.choices)
+        digest.update("\x1f".join((*parts, "\x1e")).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def keep_origin(folder: Path, config: RunConfig, origin: Origin, allowed: Collection[str] | None = None) -> None:
+    """Write `config.yaml` and `origin.json`, or compare with those that are there.
+
+    Training may grow longer and change its learning rates, with a note; other differences must be allowed by name.
+
+    Args:
+        folder: the run directory.
+        config, origin: of what is to go on there.
+        allowed: fields that may differ, as the message names them, or a whole section of them; None: none may, and
+            the message does not speak of it.
+
+    Raises:
+        AbmllError: names every field that differs, and its two values.
+    """
+    file = folder / "config.yaml"
+    if not file.exists():
+        write_text(file, config.to_sealed_yaml())
+        write_sealed_json(folder / ORIGIN, {**vars(origin), "changes": []})
+        return
+    before = load_config(RunConfig, file)
+    kept = read_sealed_json(folder / ORIGIN) if (folder / ORIGIN).exists() else {**vars(origin), "changes": []}
+    changed = differences(before, config)
+    changed |= {name: (kept.get(name), value) for name, value in vars(origin).items() if kept.get(name) != value}
+    refused = {n: pair for n, pair in changed.items() if not (_may(n, pair, config) or _in(n, allowed or ()))}
+    if refused:
+        flags = "" if allowed is None else f", or accept it with {' '.join(f'--allow-change {n}' for n in refused)}"
+        raise AbmllError(
+            f"{folder} holds a run of another configuration: {told(refused)}. Go back to its configuration or choose "
+            f"another folder{flags}"
+        )
+    for name, pair in changed.items():
+        log.warning("%s: %s; what is there was made before the change", folder, told({name: pair}))
+    schedules = [v for n, v in _fields(_resolved(config)) if n.startswith("method.") and n.endswith("schedule")]
+    if "training.iterations" in changed and any(value != "constant" for value in schedules):
+        log.warning("%s: scheduled rates go by the new training.iterations from here on", folder)
+    changes = [*kept.get("changes", []), *({"field": n, "from": a, "to": b} for n, (a, b) in changed.items())]
+    write_sealed_json(folder / ORIGIN, {**vars(origin), "changes": changes})
+    write_text(file, config.to_sealed_yaml())
+
+
+def differences(before: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two configurations differ, `FREE` ones apart -> both values; methods by what they resolve to."""
+    one, other = dict(_fields(_resolved(before))), dict(_fields(_resolved(now)))
+    names = [name for name in {**one, **other} if not name.startswith(FREE) and one.get(name) != other.get(name)]
+    return {name: (one.get(name), other.get(name)) for name in names}
+
+
+def _resolved(config: RunConfig) -> dict[str, Any]:
+    values = config.model_dump(mode="json")
+    return {**values, "method": {"name": config.method.name, **method_settings(config).model_dump(mode="json")}}
+
+
+def _fields(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def told(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Differences in words.
+
+    >>> told({"adapter.rank": (8, 4), "data": ({"a": "1", "b": "2"}, {"a": "3"})})
+    'adapter.rank was 8, is 4; data: other rows in a, without b'
+    """
+    return "; ".join(
+        _told_data(*pair) if name == "data" else f"{name} was {_short(pair[0])}, is {_short(pair[1])}"
+        for name, pair in changed.items()
+    )
+
+
+def _told_data(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    parts = {
+        "other rows in": [name for name in now if name in before and before[name] != now[name]],
+        "without": [name for name in before if name not in now],
+        "with": [name for name in now if name not in before],
+    }
+    return "data: " + ", ".join(f"{what} {', '.join(names[:5])}" for what, names in parts.items() if names)
+
+
+def _short(value: Any) -> str:
+    return str(value)[:60]
+
+
+def _may(name: str, pair: tuple[Any, Any], config: RunConfig) -> bool:
+    """Whether a field may change without being allowed by name."""
+    before, now = pair
+    if name == "training.iterations":
+        return bool(now >= before)
+    if name.startswith("adaptation."):
+        return config.tasks.validation is None  # else training stops by it
+    return name.startswith(NOTED) or (name.startswith("method.") and name.endswith("lr"))
+
+
+def _in(name: str, allowed: Collection[str]) -> bool:
+    return any(name == field or name.startswith(f"{field}.") for field in allowed)

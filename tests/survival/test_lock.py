@@ -1,0 +1,87 @@
+"""One process in a run directory: a second one is refused, the lock of a dead one is taken over."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from abmll.errors import AbmllError
+from abmll.running.lock import OWNER, FolderLock
+from abmll.running.rundir import RunDirectory
+from tests.survival.children import Child, command, in_child
+from tests.survival.places import leftovers, place_comparison, trainer
+
+
+def holder(folder: Path, output: Path) -> Child:
+    """A process that has a run directory, until it is killed."""
+
+    def work() -> None:
+        with RunDirectory(folder).locked():
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            (folder / "checkpoints" / ".step-000009.abc.part").mkdir()
+            (folder / ".cost.json.xyz.part").write_text("half")
+            (output.parent / "ready").write_text("")
+            time.sleep(60)
+
+    child = in_child(work, output)
+    while not (output.parent / "ready").exists():
+        time.sleep(0.005)
+    return child
+
+
+def test_trust_10_a_second_process_is_refused_and_told_who_is_there(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    child = holder(run, tmp_path / "out.txt")
+    with pytest.raises(AbmllError, match=f"in use by process {child.pid} on {socket.gethostname()} .since 20"):
+        trainer("lora", run, 2)()
+    assert leftovers(run), "a process that is refused must leave another's work alone"
+    assert not (run / "journal.jsonl").exists()
+    child.send(signal.SIGKILL)
+    child.wait()
+
+
+def test_trust_10_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = tmp_path / "run"
+    child = holder(run, tmp_path / "out.txt")
+    child.send(signal.SIGKILL)
+    child.wait()
+    assert json.loads((run / OWNER).read_text())["pid"] == child.pid
+    with caplog.at_level(logging.INFO):
+        trainer("lora", run, 2)()
+    assert f"taken over from process {child.pid}" in caplog.text
+    assert "half written" in caplog.text
+    assert not leftovers(run)
+    assert not (run / OWNER).exists()
+    assert RunDirectory(run).steps()[-1] == 2
+
+
+def test_trust_10_on_the_command_line_before_the_model_is_loaded(tmp_path: Path) -> None:
+    place = place_comparison(tmp_path / "place")
+    for verb, held in (("train", "run"), ("compare", "out"), ("compare", "other/abmll/seed-0")):
+        (tmp_path / "ready").unlink(missing_ok=True)
+        owner = holder(place / held, tmp_path / "out.txt")
+        arguments = (verb, f"{verb}.yaml", "-o", held.split("/")[0])
+        child = in_child(command(place, *arguments), tmp_path / "said.txt")
+        assert child.wait() == 2
+        assert f"in use by process {owner.pid}" in child.text()
+        assert "Traceback" not in child.text()
+        assert ("loading" in child.text()) == ("/" in held)
+        owner.send(signal.SIGKILL)
+        owner.wait()
+
+
+def test_the_holder_may_take_it_again_and_it_is_free_afterwards(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    with run.locked(), run.locked():
+        assert json.loads((tmp_path / OWNER).read_text())["pid"] == os.getpid()
+    with FolderLock(tmp_path).held():
+        pass
+    with pytest.raises(ZeroDivisionError), run.locked():
+        raise ZeroDivisionError
+    with FolderLock(tmp_path).held():
+        pass

@@ -1,0 +1,142 @@
+"""A run goes on only with what it was begun with; every difference is named."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from abmll.config import RunConfig
+from abmll.errors import AbmllError
+from abmll.files import read_sealed_json
+from abmll.models import LanguageModel
+from abmll.running.build import build_system
+from abmll.running.origin import ORIGIN
+from abmll.running.rundir import RunDirectory
+from abmll.running.target import Target, Timer
+from abmll.running.world import World
+from abmll.tasks.question import Task
+from tests.survival.children import command, in_child
+from tests.survival.places import place_comparison
+from tests.systems import TASKS, run_config, tiny_base
+
+PLAIN: dict[str, Any] = {"inner_steps": 1, "training": {"iterations": 2}}
+
+
+def go_on(
+    folder: Path,
+    config: RunConfig,
+    *,
+    tasks: tuple[Task, ...] = TASKS,
+    base: LanguageModel | None = None,
+    allowed: tuple[str, ...] = (),
+) -> int:
+    """Train, or go on, as `abmll train` does."""
+    target = Target("run", config, folder, tasks, (), allow_change=allowed)
+    system = build_system(config, base or tiny_base())
+    return target.meta_train(system, lambda event: None, World(), Timer())
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two meta-iterations."""
+    folder = tmp_path_factory.mktemp("begun")
+    go_on(folder, run_config("abmll", **PLAIN))
+    return folder
+
+
+@pytest.fixture
+def run(begun: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(begun, tmp_path / "run"))
+
+
+def changed(**sections: Any) -> RunConfig:
+    """The configuration with changes."""
+    values = run_config("abmll", **PLAIN).model_dump(mode="json")
+    return RunConfig.model_validate(
+        {name: {**values[name], **sections.get(name, {})} for name in values if isinstance(values[name], dict)}
+    )
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "adapter.rank": {"adapter": {"rank": 2}},
+    "adapter.targets": {"adapter": {"targets": ["q_proj"]}},
+    "model.revision": {"model": {"revision": "abc"}},
+    "method.mean_prior_variance": {"method": {"mean_prior_variance": 1e-8}},
+    "method.task_kl_weight": {"method": {"task_kl_weight": 0.1}},
+    "method.mean_prior_weight": {"method": {"mean_prior_weight": 1e-6}},
+    "method.name": {"method": {"name": "reptile"}},
+    "training.seed": {"training": {"seed": 1}},
+    "training.meta_batch": {"training": {"meta_batch": 2}},
+    "training.iterations": {"training": {"iterations": 1}},
+    "likelihood.kind": {"likelihood": {"kind": "letter"}},
+}
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_trust_03_a_changed_field_is_refused_by_name(field: str, run: Path) -> None:
+    before = (run / "config.yaml").read_bytes()
+    with pytest.raises(AbmllError, match=f"{field} was .*, is .*--allow-change.* {field}".replace("* ", "*")):
+        go_on(run, changed(**REFUSED[field]))
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_trust_03_all_differing_fields_are_named_at_once(run: Path) -> None:
+    with pytest.raises(AbmllError) as caught:
+        go_on(run, changed(adapter={"alpha": 5.0}, training={"seed": 7}))
+    assert "adapter.alpha was 6.0, is 5.0; training.seed was 0, is 7" in str(caught.value)
+
+
+def test_trust_03_other_data_tokenizer_or_weights_are_refused(run: Path) -> None:
+    other = (replace(TASKS[0], train=TASKS[0].train[:-1]), *TASKS[1:-1])
+    with pytest.raises(AbmllError, match=r"data: other rows in tiny0, without tiny3.*--allow-change data"):
+        go_on(run, changed(), tasks=other)
+    for field, name in (("tokenizer_hash", "tokenizer"), ("fingerprint", "model")):
+        with pytest.raises(AbmllError, match=f"{name} was tiny, is another.*--allow-change {name}"):
+            go_on(run, changed(), base=replace(tiny_base(), **{field: "another"}))
+
+
+def test_trust_03_an_allowed_change_goes_on_and_is_kept_in_mind(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = changed(training={"seed": 1, "iterations": 3})
+    assert go_on(run, config, allowed=("training.seed",)) == 3
+    assert "training.seed was 0, is 1" in caplog.text
+    changes = read_sealed_json(run / ORIGIN)["changes"]
+    assert {c["field"]: (c["from"], c["to"]) for c in changes} == {
+        "training.seed": (0, 1),
+        "training.iterations": (2, 3),
+    }
+    assert go_on(run, config) == 3  # what was allowed is the run's own now
+
+
+def test_trust_03_a_change_that_is_allowed_but_impossible_is_no_traceback(run: Path) -> None:
+    with pytest.raises(AbmllError, match="of other adapters or settings"):
+        go_on(run, changed(adapter={"rank": 2}), allowed=("adapter",))
+
+
+def test_trust_03_longer_training_and_other_rates_go_on_with_a_note(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    method = {"outer_lr": 1e-4, "std_lr": 1e-5}
+    config = changed(training={"iterations": 4, "checkpoint_every": 1}, method=method, adaptation={"samples": 3})
+    assert go_on(run, config) == 4
+    for field in ("training.iterations was 2, is 4", "method.outer_lr", "method.std_lr", "adaptation.samples"):
+        assert field in caplog.text
+    assert RunDirectory(run).steps()[-2:] == [3, 4]
+
+
+def test_a_default_that_is_written_out_is_no_change(run: Path) -> None:
+    assert go_on(run, changed(method={"task_kl_weight": 0.34, "preset": "default"})) == 2
+
+
+def test_trust_03_on_the_command_line(tmp_path: Path) -> None:
+    place = place_comparison(tmp_path)
+    short = ["training.iterations=1", "tasks.validation=null", "-o", "run"]
+    assert in_child(command(place, "train", "train.yaml", *short), place / "said.txt").wait() == 0
+    other = [*short, "method.inner_steps=1"]
+    child = in_child(command(place, "train", "train.yaml", *other), place / "said.txt")
+    assert child.wait() == 2
+    assert "method.inner_steps was 2, is 1" in child.text()
+    allowed = [*other, "--allow-change", "method.inner_steps"]
+    assert in_child(command(place, "train", "train.yaml", *allowed), place / "said.txt").wait() == 0
