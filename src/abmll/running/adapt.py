@@ -86,7 +86,6 @@ def adapt(
     return examples
 
 
-@torch.no_grad()
 def predict(
     method: Method,
     likelihood: ChoiceLikelihood,
@@ -127,7 +126,6 @@ def is_drawing(method: Method, plan: PredictionPlan) -> bool:
     return plan.sampler != "mean" and method.adapters.has_std
 
 
-@torch.no_grad()
 def draw_by_batch(
     method: Method,
     likelihood: ChoiceLikelihood,
@@ -150,6 +148,7 @@ def draw_by_batch(
         yield indices, _draws(method, likelihood, batcher, chosen, plan, keys, graphs)
 
 
+@torch.no_grad()
 def _draws(
     method: Method,
     likelihood: ChoiceLikelihood,

@@ -1,6 +1,7 @@
 """A user's rows with answers beside them, written row by row: CSV, JSONL or Parquet, whole or absent."""
 
 import csv
+import io
 import json
 import math
 import re
@@ -84,15 +85,22 @@ def writing(
 class _Csv:
     def __init__(self, file: Any, columns: Sequence[str], added: Mapping[str, type], keep_cells: bool) -> None:
         self._columns, self._added, self._keep = list(columns), list(added), keep_cells
-        self._writer = csv.writer(file, lineterminator="\n")
+        self._file, self._line = file, io.StringIO()
+        self._writer = csv.writer(self._line, lineterminator="\r\n")  # so that a cell with either of them is quoted
         own = self._columns if keep_cells else [neutral(name) for name in self._columns]
-        self._writer.writerow([*own, *map(neutral, self._added)])
+        self._put([*own, *map(neutral, self._added)])
 
     def write(self, rows: Sequence[Mapping[str, Any]], added: Sequence[Mapping[str, Any]]) -> None:
         """As `RowWriter`."""
         for row, extra in zip(rows, added, strict=True):
             theirs = [as_text(row.get(name)) if self._keep else _cell(row.get(name)) for name in self._columns]
-            self._writer.writerow([*theirs, *(_cell(_short(extra.get(name))) for name in self._added)])
+            self._put([*theirs, *(_cell(_short(extra.get(name))) for name in self._added)])
+
+    def _put(self, cells: Sequence[str]) -> None:
+        self._line.seek(0)
+        self._line.truncate()
+        self._writer.writerow(cells)
+        self._file.write(self._line.getvalue().removesuffix("\r\n") + "\n")
 
 
 def _cell(value: Any) -> str:
