@@ -191,6 +191,8 @@ def _duration(seconds: float) -> str:
 
 def _score_unseen(run: Path, tasks: str | None, overrides: list[str], step: int | None) -> None:
     """Adapt to unseen tasks from a checkpoint, predict their test rows, print scores."""
+    if tasks is not None and Path(tasks).is_file():
+        raise AbmllError(f"{tasks}: one file of rows; --save NAME adapts to it, and keeps the result")
     config = load_config(RunConfig, run / "config.yaml", overrides)
     unseen = tasks_of(TaskSource(source=tasks) if tasks else config.tasks.unseen)
     if not unseen:

@@ -111,9 +111,8 @@ def remarks(labelled: Labelled) -> list[str]:
     found += _sides(labelled)
     groups = Counter(map(identity, rows))
     if again := sum(count - 1 for count in groups.values()):
-        found.append(
-            f"{again} row{'s' * (again != 1)} ask the same as an earlier one; they are kept together in the check"
-        )
+        many = "1 row asks" if again == 1 else f"{again} rows ask"
+        found.append(f"{many} the same as an earlier one; the check keeps them together")
     if clash := _contradictions(rows):
         found.append(f"the same question has two different answers: {', '.join(clash[:5])}")
     return found
