@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
+from scipy.stats import entropy
 
 from abmll import cli
 from abmll.running import own_tasks, predicting
@@ -108,6 +109,8 @@ def test_answers_are_those_of_the_exported_draws(abmll: Command, tmp_path: Path)
             tables.append(session.system.likelihood.scores(batch).log_probabilities.detach().exp().numpy()[0])
     assert found.probabilities == pytest.approx(np.mean(tables, axis=0), abs=1e-5)
     assert found.spread == pytest.approx(np.std(tables, axis=0)[found.choice], abs=1e-5)
+    disagreement = entropy(np.mean(tables, axis=0)) - np.mean([entropy(table) for table in tables])
+    assert found.information == pytest.approx(disagreement, abs=1e-5)
 
 
 def test_multiple_choice_works_the_same_way(abmll: Command, tmp_path: Path) -> None:
