@@ -86,8 +86,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
         rows = _rows(X)
         layout, classes = self._kind(rows, y)
         questions = _questions(rows, layout, self._answers(rows, layout, y))
-        engine = engine_of(self.run, self._overrides())
-        self._posterior: Posterior = engine.fit("classifier", questions)
+        engine, tuning = engine_of(self.run, self.settings), self._tuning()
+        self._posterior: Posterior = engine.fit("classifier", questions, tuning)
+        self._tuned = tuning
         self._engine: Engine = engine
         self._layout = layout
         most = max(len(question.choices) for question in questions)
@@ -127,7 +128,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             NotFittedError, AbmllError: as `predict_proba`.
         """
         check_is_fitted(self, "classes_")
-        return self._engine.answer(self._posterior, _questions(_rows(X), self._layout, None))
+        return self._engine.answer(self._posterior, _questions(_rows(X), self._layout, None), self._tuned)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Share of right predictions, by `y` or else by the labels in `X`.
@@ -169,7 +170,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         params, layout, classes = _read(folder / FILE)
         found = cls(**params)
         found._engine, found._posterior = read_engine(folder)
-        found._layout, found.classes_ = layout, np.array(classes)
+        found._layout, found._tuned, found.classes_ = layout, found._tuning(), np.array(classes)
         return found
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -184,10 +185,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         tags.target_tags.required = False  # answers may be in the examples
         return tags
 
-    def _overrides(self) -> tuple[str, ...]:
+    def _tuning(self) -> tuple[str, ...]:
         own = {"adaptation.steps": self.steps, "adaptation.samples": self.samples}
         given = tuple(f"{name}={value}" for name, value in own.items() if value is not None)
-        return (*given, f"adaptation.seed={self.seed}", *self.settings)
+        return (*given, f"adaptation.seed={self.seed}")
 
     def _kind(self, rows: Sequence[Any], y: Any) -> tuple[Layout, np.ndarray | None]:
         """The layout of examples, and the labels where they are fixed."""

@@ -152,17 +152,19 @@ def test_pipelines_and_searches(new: Any) -> None:
     assert np.array_equal(pipe.predict_proba([TEXTS[0].upper()]), plain.predict_proba([TEXTS[0]]))
     frame = pd.DataFrame({"text": TEXTS, "label": NAMES})
     assert 0 <= Pipeline([("abmll", new())]).fit(frame).score(frame) <= 1
+    engines._engine.cache_clear()
     found = GridSearchCV(new(), {"seed": [0, 1]}, cv=2, error_score="raise").fit(list(TEXTS), list(NAMES))
     assert found.best_params_["seed"] in (0, 1)
+    assert engines._engine.cache_info().misses == 1, "one model for all of the search"
 
 
 def test_two_estimators_on_one_model_do_not_disturb_each_other(new: Any) -> None:
     one = new().fit(list(TEXTS), list(NAMES))
     before = one.predict_proba(list(TEXTS))
     other = new(seed=3).fit(list(TEXTS), list(reversed(NAMES)))
+    assert other._engine is one._engine
     assert not np.array_equal(other.predict_proba(list(TEXTS)), before)
     assert np.array_equal(one.predict_proba(list(TEXTS)), before)
-    assert one._engine.session.base is not None
 
 
 def test_pickling_raises_and_names_save(new: Any) -> None:
@@ -196,6 +198,11 @@ def test_a_damaged_folder_is_an_error_that_names_the_file(text: str, new: Any, t
         Classifier.load(tmp_path)
     with pytest.raises(AbmllError, match="cannot be read"):
         Classifier.load(tmp_path / "nowhere")
+
+
+def test_a_number_that_is_none_is_an_error(new: Any) -> None:
+    with pytest.raises(AbmllError, match=r"adaptation\.samples"):
+        new(samples=0).fit(list(TEXTS), list(NAMES))
 
 
 MISTAKES: dict[str, tuple[Any, Any, str]] = {

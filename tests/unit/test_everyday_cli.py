@@ -239,6 +239,18 @@ def test_adapt_ends_with_the_check_and_says_first_how_long_it_takes(abmll: Comma
     assert kept["steps"] == 5
 
 
+def test_the_check_can_be_stopped_and_the_task_stays(
+    abmll: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["abmll.cli.adapt"], "check_worth", stop)
+    code, out, err = abmll("adapt runs/mine my.csv --save s adaptation.steps=1")
+    assert (code, "the check was stopped; the task is saved" in err, "Next: abmll predict" in out) == (0, True, True)
+    assert "check" not in read_task(tmp_path / "runs" / "mine", "s").details
+
+
 def test_steps_are_one_pass_or_what_is_asked_for(abmll: Command, tmp_path: Path) -> None:
     for options, steps in (("", 25), ("adaptation.steps=2", 2)):
         assert abmll(f"adapt runs/mine my.csv --save s{steps} --no-check {options}")[0] == 0

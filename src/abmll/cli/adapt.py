@@ -154,7 +154,11 @@ def _check(session: Session, name: str, done: Adapted) -> None:
             display({"event": "counted", "what": "check", "units": folds - told["said"]})
             told["said"] = folds
 
-        found = check_worth(session, done.used, tell)
+        try:
+            found = check_worth(session, done.used, tell)
+        except KeyboardInterrupt:
+            _note("the check was stopped; the task is saved")
+            return
     write_details(session.folder, name, {**done.details, "check": found.to_dict()})
     _show(found)
 

@@ -32,19 +32,21 @@ class Engine:
     def __init__(self, session: Session) -> None:
         self.session, self._turn = session, threading.Lock()
 
-    def fit(self, name: str, rows: Sequence[Question]) -> Posterior:
-        """The posterior of a task, from labelled rows."""
+    def fit(self, name: str, rows: Sequence[Question], tuning: Sequence[str] = ()) -> Posterior:
+        """The posterior of a task, from labelled rows; `tuning` are overrides of `adaptation`."""
+        session = self.session.tuned(tuning)
         with self._turn:
-            self.session.adapt(name, rows)
+            session.adapt(name, rows)
             return self._taken()
 
-    def answer(self, posterior: Posterior, rows: Sequence[Question]) -> tuple[Answer, ...]:
+    def answer(self, posterior: Posterior, rows: Sequence[Question], tuning: Sequence[str] = ()) -> tuple[Answer, ...]:
         """Answers under a posterior."""
+        session = self.session.tuned(tuning)
         encoder = self.session.system.batcher.encoder
         with self._turn:
             self._put(posterior)
             try:
-                return self.session.answer(rows)
+                return session.answer(rows)
             finally:
                 encoder.forget()
 

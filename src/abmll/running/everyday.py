@@ -1,8 +1,8 @@
 """A trained run opened for a user's own task: its shared weights on their base model, ready to adapt and to answer."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,16 @@ class Session:
     def drawing(self) -> PredictionPlan:
         """How answers are drawn."""
         return prediction_plan(self.config)
+
+    def tuned(self, overrides: Sequence[str]) -> "Session":
+        """The same run on the same model, adapting and drawing in another way (`adaptation.key=value`).
+
+        Raises:
+            AbmllError: a value is wrong.
+        """
+        config = _laid(self.config, *map(parse_override, overrides), where=self.folder)
+        steps = _steps_in(config, overrides)
+        return replace(self, config=config, steps=self.steps if steps is None else steps)
 
     def adapt(self, name: str, rows: Sequence[Question]) -> float:
         """Make phi from theta, adapted to all the rows; returns the seconds it took.
@@ -106,15 +116,22 @@ def open_run(
     """
     config = load_config(RunConfig, folder / "config.yaml")
     saved = None if task is None else read_task(folder, task)
-    values: dict[str, Any] = config.model_dump(mode="json")
-    for laid in (_brought_by(saved), *map(parse_override, overrides)):
-        values = merge(values, laid)
-    config = check(RunConfig, values, str(folder))
-    steps = config.adaptation.steps if any(text.startswith(f"{STEPS}=") for text in overrides) else None
-    session = Session(folder, config, start(config, folder, base), steps)
+    config = _laid(config, _brought_by(saved), *map(parse_override, overrides), where=folder)
+    session = Session(folder, config, start(config, folder, base), _steps_in(config, overrides))
     if saved is not None:
         use_adapter(saved.adapter, session.system, saved.folder, ("task",))
     return session, saved
+
+
+def _laid(config: RunConfig, *laid: Mapping[str, Any], where: Path) -> RunConfig:
+    values: dict[str, Any] = config.model_dump(mode="json")
+    for each in laid:
+        values = merge(values, each)
+    return check(RunConfig, values, str(where))
+
+
+def _steps_in(config: RunConfig, overrides: Sequence[str]) -> int | None:
+    return config.adaptation.steps if any(text.startswith(f"{STEPS}=") for text in overrides) else None
 
 
 def _brought_by(saved: SavedTask | None) -> dict[str, Any]:
