@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: quickstart test setup lint types unit soak clean help
+.PHONY: quickstart test setup lint types unit soak shipped clean help
 
 quickstart: setup  ## set up and run the main job: meta-train and compare on a small real model
 	$(BIN)/abmll compare recipes/quickstart.yaml
@@ -29,6 +29,11 @@ unit: setup  ## pytest on JOBS processes
 
 soak: setup  ## the long campaigns (kills, signals, damage, memory), about half an hour; writes tests/survival/results
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=.:src $(BIN)/python -m tests.survival.soak
+
+shipped: setup  ## make again the adapter that comes with abmll (recipes/shipped.yaml), from nothing
+	rm -rf runs/shipped
+	$(BIN)/abmll train recipes/shipped.yaml -o runs/shipped
+	$(BIN)/python -m abmll.running.ship runs/shipped smollm2
 
 clean:  ## remove .venv and all caches; results in runs/ stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov src/*.egg-info

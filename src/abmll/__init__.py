@@ -5,6 +5,8 @@
 'occupations'
 """
 
+from typing import TYPE_CHECKING, Any
+
 from abmll.adapters.attach import attach, detach
 from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import read_adapter, write_adapter
@@ -28,11 +30,15 @@ from abmll.running.train import meta_train
 from abmll.tasks.question import Question, Task
 from abmll.tasks.sources import load_tasks
 
+if TYPE_CHECKING:
+    from abmll.classifier import Classifier  # optional extra: scikit-learn's base classes take time to import
+
 __all__ = [
     "METHODS",
     "AbmllError",
     "AdapterSet",
     "ChoiceLikelihood",
+    "Classifier",
     "CompareConfig",
     "LanguageModel",
     "LowRankGaussian",
@@ -69,3 +75,11 @@ __all__ = [
     "write_peft",
     "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Classifier":
+        from abmll.classifier import Classifier  # optional extra: as above
+
+        return Classifier
+    raise AttributeError(f"module 'abmll' has no attribute {name!r}")

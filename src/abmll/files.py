@@ -204,6 +204,29 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(nameless)
 
 
+@contextmanager
+def file_beside(path: Path) -> Iterator[Path]:
+    """A new empty file beside `path`, to be written in any way; it takes the place of `path` when the block ends.
+
+    Raises:
+        OSError: the disk is full, the folder cannot be written, ...; `path` is then as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.chmod(0o666 & ~_umask())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
 def recover(folder: Path) -> None:
     """Undo a replacement of `folder` that was stopped between its two renames."""
     old = _old(folder)

@@ -11,7 +11,7 @@ RINGS = (
     {"adapters"},
     {"likelihood", "methods", "models"},
     {"running"},
-    {"report", "exporting"},
+    {"report", "exporting", "classifier"},
     {"cli", "__init__"},
     {"__main__"},
 )

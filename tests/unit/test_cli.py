@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.everyday import place_run, texts, write_csv, write_texts
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tasks = tiny_tasks(5)
     write_tasks(folder / "train", tasks[:3])
     write_tasks(folder / "unseen", tasks[3:])
+    place_run(folder / "everyday")  # a tiny run in the place of the adapter that comes along
+    (folder / "runs").mkdir()
+    (folder / "everyday" / "runs" / "mine").rename(folder / "runs" / "smollm2")
+    write_texts(folder / "my.csv", 8)
+    write_csv(folder / "rows.csv", ["text"], [[text] for text, _ in texts(4, seed=1)])
     return folder
 
 
@@ -43,7 +49,8 @@ def abmll(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_commands_of_the_readme_run_in_order(place: Path) -> None:
-    assert {command.split()[1] for command in COMMANDS} == {"compare", "train", "adapt", "score", "report", "export"}
+    verbs = {"compare", "train", "adapt", "predict", "score", "report", "export"}
+    assert {command.split()[1] for command in COMMANDS} == verbs
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]
         if arguments[0] in ("train", "compare"):

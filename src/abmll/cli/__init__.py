@@ -1,4 +1,4 @@
-"""The command line: train | adapt | score | compare | report | export | tasks."""
+"""The command line: train | adapt | predict | score | compare | report | export | tasks."""
 
 import logging
 import sys
@@ -8,23 +8,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
+from abmll.cli.adapt import adapt
 from abmll.cli.doctor_batch import doctor
 from abmll.cli.export import export
+from abmll.cli.predict import predict
 from abmll.cli.progress import ProgressDisplay
+from abmll.cli.scores import print_scores
 from abmll.cli.tasks import tasks_app
-from abmll.config import CompareConfig, RunConfig, TaskSource, load_config
+from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.files import explain_failure
-from abmll.metrics.predictions import read_predictions
-from abmll.metrics.scores import score as score_predictions
 from abmll.report import render_terminal, write_report
 from abmll.running.build import build_system, load_base, tasks_of
 from abmll.running.compare import run_comparison
 from abmll.running.estimate import describe, estimate
-from abmll.running.resume import restore_theta
 from abmll.running.roles import load_run_tasks, without_leaks
 from abmll.running.stopping import Stopped, listening
 from abmll.running.target import Target, Timer
@@ -44,6 +43,8 @@ app = typer.Typer(
 )
 out_console, err_console = Console(), Console(stderr=True)
 
+app.command()(adapt)
+app.command()(predict)
 app.command()(export)
 app.command()(doctor)
 app.add_typer(tasks_app, name="tasks")
@@ -98,37 +99,6 @@ def train(
 
 
 @app.command()
-def adapt(
-    run: Annotated[Path, typer.Argument(help="A run directory of `abmll train`.", show_default=False)],
-    tasks: Annotated[
-        str | None, typer.Argument(help="A folder, a file or builtin:NAME. Default: the run's unseen tasks.")
-    ] = None,
-    overrides: Overrides = None,
-    step: Annotated[int | None, typer.Option(help="Checkpoint to adapt from. Default: the latest.")] = None,
-) -> None:
-    """Adapt a trained system to unseen tasks, predict their test rows, and show the scores.
-
-    Each task is adapted to on `adaptation.examples` of its train rows. Predictions are kept in the run directory.
-
-    Example: `abmll adapt runs/quickstart/abmll/seed-0 builtin:occupations adaptation.samples=4`
-    """
-    config = load_config(RunConfig, run / "config.yaml", overrides or [])
-    unseen = tasks_of(TaskSource(source=tasks) if tasks else config.tasks.unseen)
-    if not unseen:
-        raise AbmllError(f"{run} names no unseen tasks: give a folder, a file or builtin:NAME")
-    target = Target(config.name, config, run, tasks_of(config.tasks.train), unseen)
-    found = target.run.latest(step)
-    if found is None or (step is not None and found.step != step):
-        raise AbmllError(f"{run}: no checkpoint of step {step}; there are {target.run.steps() or 'none'}")
-    with ProgressDisplay(err_console) as display, target.run.locked():
-        display({"event": "loading", "model": config.model.source or config.model.shape})
-        system = build_system(config, load_base(config.model))
-        restore_theta(system.method, target.run, found.step)
-        files = target.predict_at(system, found.step, display, Timer())
-    _print_scores(files)
-
-
-@app.command()
 def score(
     predictions: Annotated[list[Path], typer.Argument(help="Predictions files, or folders of them.")],
 ) -> None:
@@ -139,7 +109,7 @@ def score(
     files = [file for path in predictions for file in (sorted(path.rglob("*.jsonl")) if path.is_dir() else [path])]
     if not files:
         raise AbmllError(f"no predictions (*.jsonl) in {', '.join(map(str, predictions))}")
-    _print_scores(files)
+    print_scores(files)
 
 
 @app.command()
@@ -193,17 +163,6 @@ def _show(config: RunConfig, runs: list[RunConfig]) -> None:
         out_console.print(f"\ntasks {name}: {len(tasks)} with {rows:,} rows", highlight=False)
     for run in runs:
         out_console.print(f"\n{run.method.name} ({run.name})\n{describe(estimate(run))}", highlight=False)
-
-
-def _print_scores(files: list[Path]) -> None:
-    table = Table("system", "task", "draw", "examples", "n", "accuracy", "NLL", "Brier", "ECE (choices)", "scaled NLL")
-    for file in files:
-        found = read_predictions(file)
-        s = score_predictions(found)
-        scaled = "" if s.nll_scaled is None else f"{s.nll_scaled:.3f}"
-        numbers = (f"{100 * s.accuracy:.1f}", f"{s.nll:.3f}", f"{s.brier:.3f}", f"{s.ece:.3f}", scaled)
-        table.add_row(found.system, found.task, str(found.draw), str(found.examples_consumed), str(s.n), *numbers)
-    out_console.print(table)
 
 
 def main() -> None:

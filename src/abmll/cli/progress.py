@@ -65,6 +65,8 @@ class ProgressDisplay:
         elif event["event"] == "evaluated":
             what = "adapted to" if event["adapted"] else "before adapting to"
             self._describe(f"{event['system']}: predicted, {what} {event['task']}")
+        elif event["event"] == "counted":
+            self._describe(f"{event['what']}: {self._done:,} of {self._total:,}")
 
     def _describe(self, text: str, *, always: bool = False) -> None:
         self._bar.update(self._task, description=text)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Float
 
 from abmll.errors import AbmllError
 from abmll.metrics.predictions import Prediction, Predictions
@@ -46,8 +47,16 @@ def label_frequency(predictions: Predictions) -> Predictions | None:
     counts = np.array(predictions.label_counts, dtype=np.float64)
     if (counts < 0).any():
         raise AbmllError(f"task {predictions.task!r}: a label count is negative: {predictions.label_counts}")
-    shares = (counts + 1) / (counts.sum() + len(counts))
-    return _renamed(predictions, LABEL_FREQUENCY, tuple(shares.tolist()))
+    return _renamed(predictions, LABEL_FREQUENCY, tuple(smoothed_shares(counts).tolist()))
+
+
+def smoothed_shares(counts: np.ndarray) -> Float[np.ndarray, "K"]:
+    """(count_k + 1) / (n + K) of K labels.
+
+    >>> smoothed_shares(np.array([1, 5])).tolist()
+    [0.25, 0.75]
+    """
+    return (counts + 1) / (counts.sum() + len(counts))
 
 
 def _renamed(predictions: Predictions, system: str, shares: tuple[float, ...] | None) -> Predictions:

@@ -1,6 +1,6 @@
 """Adapting to an unseen task by the same inner steps, and predicting."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -86,7 +86,6 @@ def adapt(
     return examples
 
 
-@torch.no_grad()
 def predict(
     method: Method,
     likelihood: ChoiceLikelihood,
@@ -110,17 +109,10 @@ def predict(
     Raises:
         Stopped: between two forward passes, if the process was asked to stop.
     """
-    graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
-    drawing = plan.sampler != "mean" and method.adapters.has_std
-    keys = [noise_key("predict", *place, sample) for sample in range(plan.samples if drawing else 1)]
-    encoded = [batcher.encoder(question) for question in questions]
     out: list[Prediction | None] = [None] * len(questions)
-    limits = {"share_prefix": batcher.share_prefix, "buckets": batcher.buckets}
-    for indices in sorted_batches(encoded, plan.batch_tokens, **limits):
-        chosen = [questions[i] for i in indices]
-        draws = _draws(method, likelihood, batcher, chosen, plan, keys, graphs)
+    for indices, draws in draw_by_batch(method, likelihood, batcher, questions, plan, place, graphs):
         probabilities = np.mean([p for p, _ in draws], axis=0)
-        spread = np.std([p for p, _ in draws], axis=0) if drawing else None
+        spread = np.std([p for p, _ in draws], axis=0) if is_drawing(method, plan) else None
         raw = [v for _, v in draws if v is not None]
         vocabulary = np.mean(raw, axis=0) if raw else None
         for row, i in enumerate(indices):
@@ -128,6 +120,38 @@ def predict(
     return tuple(prediction for prediction in out if prediction is not None)
 
 
+Draw = tuple[Float[np.ndarray, "B K"], Float[np.ndarray, "B K"] | None]
+"""Probabilities of a batch under one draw, over its choices and (letter) over the vocabulary; float64."""
+
+
+def is_drawing(method: Method, plan: PredictionPlan) -> bool:
+    """Whether a plan draws weights; else there is one draw, the mean weights."""
+    return plan.sampler != "mean" and method.adapters.has_std
+
+
+def draw_by_batch(
+    method: Method,
+    likelihood: ChoiceLikelihood,
+    batcher: Batcher,
+    questions: Sequence[Question],
+    plan: PredictionPlan,
+    place: tuple[int | str, ...],
+    graphs: Graphs | None = None,
+) -> Iterator[tuple[list[int], list[Draw]]]:
+    """What `predict` averages: the places of a batch's questions, and its probabilities under each draw.
+
+    Args as `predict`.
+    """
+    graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
+    keys = [noise_key("predict", *place, sample) for sample in range(plan.samples if is_drawing(method, plan) else 1)]
+    encoded = [batcher.encoder(question) for question in questions]
+    limits = {"share_prefix": batcher.share_prefix, "buckets": batcher.buckets}
+    for indices in sorted_batches(encoded, plan.batch_tokens, **limits):
+        chosen = [questions[i] for i in indices]
+        yield indices, _draws(method, likelihood, batcher, chosen, plan, keys, graphs)
+
+
+@torch.no_grad()
 def _draws(
     method: Method,
     likelihood: ChoiceLikelihood,
@@ -136,8 +160,8 @@ def _draws(
     plan: PredictionPlan,
     keys: Sequence[int],
     graphs: Graphs,
-) -> list[tuple[Float[np.ndarray, "B K"], Float[np.ndarray, "B K"] | None]]:
-    """Probabilities of each draw, over the choices and (letter) over the vocabulary; float64.
+) -> list[Draw]:
+    """Probabilities of each draw.
 
     A batch is small enough for several draws in one pass where questions are few.
     """

@@ -65,16 +65,40 @@ def save_task(
         OSError: the disk is full, ...; an earlier one of that name is then as it was.
     """
     run = Path(run)
+    check_free(run, name, replace=replace)
     folder = _folder(run, name)
-    taken = [other for other in _names(run) if other.lower() == name.lower()]
-    if taken and not (replace and taken == [name]):
-        raise AbmllError(f"{run} has a saved task {taken[0]!r} already: choose another name, or replace it")
 
     def details_too(place: Path) -> None:
         write_json(place / DETAILS_FILE, {"name": name, "details": dict(details or {})})
 
     write_adapter(adapter_of(config, system, "task"), folder, details_too)
     return folder
+
+
+def check_free(run: Path | str, name: str, *, replace: bool = False) -> None:
+    """Refuse a name that `save_task` would refuse, before the work is done.
+
+    Raises:
+        AbmllError: the name cannot be one, or is taken.
+    """
+    run = Path(run)
+    _folder(run, name)
+    taken = [other for other in _names(run) if other.lower() == name.lower()]
+    if taken and not (replace and taken == [name]):
+        raise AbmllError(f"{run} has a saved task {taken[0]!r} already: choose another name, or replace it (--replace)")
+
+
+def write_details(run: Path | str, name: str, details: Mapping[str, Any]) -> None:
+    """Put other details in the place of a saved task's; its adapter stays as it is.
+
+    Raises:
+        AbmllError: there is none of that name.
+    """
+    run = Path(run)
+    folder = _folder(run, name)
+    if name not in _names(run):
+        raise unknown_name(f"saved task of {run}", name, _names(run))
+    write_json(folder / DETAILS_FILE, {"name": name, "details": dict(details)})
 
 
 def list_tasks(run: Path | str) -> tuple[SavedTask, ...]:

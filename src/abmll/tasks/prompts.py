@@ -123,6 +123,11 @@ class Encoder:
             self._cache.move_to_end(question)
         return found
 
+    def forget(self) -> None:
+        """Drop what was kept of the questions so far, so that memory does not grow with their number."""
+        self._cache.clear()
+        self.truncated.clear()
+
     def prompt(self, question: Question, context: str | None = None) -> str:
         """The text before the answer, with another context in place of the question's own if one is given."""
         values = {

@@ -63,21 +63,23 @@ def question_from_row(
     >>> question_from_row(row, default_id="7")
     Question(id='7', question='Which is a metal?', choices=('oxygen', 'iron'), answer=1, context='')
     """
-    question = _text(row, "question")
+    question = text_of(row, "question")
     if not question.strip():
         raise BadRow("question is empty")
-    context = "" if _missing(row.get("context")) else _text(row, "context")
+    context = "" if is_missing(row.get("context")) else text_of(row, "context")
     choices = _choices(row)
     answer = _answer(row, choices, labelled, untyped)
     kept, answer = _distinct(choices, answer, merge_choices)
     return Question(_id(row, default_id), question, kept, answer, context, place)
 
 
-def _missing(value: object) -> bool:
+def is_missing(value: object) -> bool:
+    """None, or the NaN that stands for it in tables."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _checked(text: str, what: str) -> str:
+def checked_text(text: str, what: str) -> str:
+    """The text, if every part of it is a character other than NUL; BadRow if not."""
     if "\0" in text:
         raise BadRow(f"{what} holds a NUL character")
     try:
@@ -87,23 +89,28 @@ def _checked(text: str, what: str) -> str:
     return text
 
 
-def _text(row: Mapping[str, Any], field: str) -> str:
+def text_of(row: Mapping[str, Any], field: str) -> str:
+    """The text in a column.
+
+    Raises:
+        BadRow: it is missing, no text, or holds what is no character.
+    """
     value = row.get(field)
-    if _missing(value):
+    if is_missing(value):
         raise BadRow(f"{field} is missing (found: {', '.join(map(shown, row)) or 'nothing'})")
     if not isinstance(value, str):
         raise BadRow(f"{field} is {shown(value)}, not text")
-    return _checked(value, field)
+    return checked_text(value, field)
 
 
 def _id(row: Mapping[str, Any], default: str) -> str:
     value = row.get("id")
-    if _missing(value) or value == "":
+    if is_missing(value) or value == "":
         return default
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise BadRow(f"id is {shown(value)}, not text or a whole number")
     try:
-        return _checked(str(value), "id")
+        return checked_text(str(value), "id")
     except ValueError as error:  # BadRow, or an integer of more digits than Python prints
         raise BadRow(str(error)) from None
 
@@ -111,7 +118,7 @@ def _id(row: Mapping[str, Any], default: str) -> str:
 def _choices(row: Mapping[str, Any]) -> list[str]:
     value = row.get("choices")
     numbered = _numbered_choices(row)
-    if _missing(value) or value == "":
+    if is_missing(value) or value == "":
         if not numbered:
             raise BadRow(f"choices is missing (found: {', '.join(map(shown, row)) or 'nothing'})")
         value = numbered
@@ -124,7 +131,7 @@ def _choices(row: Mapping[str, Any]) -> list[str]:
     for place, choice in enumerate(value):
         if not isinstance(choice, str):
             raise BadRow(f"choice {place} is {shown(choice)}, not text")
-        if not _checked(choice, f"choice {place}").strip():
+        if not checked_text(choice, f"choice {place}").strip():
             raise BadRow(f"choice {place} is empty")
     if len(value) < 2:
         raise BadRow(f"has {len(value)} choice{'s' * (len(value) != 1)}; a question needs two or more")
@@ -151,21 +158,21 @@ def _numbered_choices(row: Mapping[str, Any]) -> list[Any]:
     if ordered != expected:
         raise BadRow(f"has columns {', '.join(ordered)}; expected {', '.join(expected)}")
     values = [row[key] for key in ordered]
-    while values and (_missing(values[-1]) or values[-1] == ""):
+    while values and (is_missing(values[-1]) or values[-1] == ""):
         values.pop()
     return values
 
 
 def _answer(row: Mapping[str, Any], choices: Sequence[str], labelled: bool, untyped: bool) -> int | None:
     value = row.get("answer")
-    if _missing(value) or (untyped and value == ""):
+    if is_missing(value) or (untyped and value == ""):
         if not labelled:
             return None
         if "answer" in row:
             raise BadRow("answer is missing")
         raise BadRow(f"answer is missing (found: {', '.join(map(shown, row)) or 'nothing'})")
     if isinstance(value, str):
-        return _text_answer(_checked(value, "answer"), choices, untyped)
+        return _text_answer(checked_text(value, "answer"), choices, untyped)
     if isinstance(value, float) and value.is_integer():  # a table with gaps turns whole numbers into floats
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):

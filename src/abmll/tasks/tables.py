@@ -47,14 +47,19 @@ def _jsonl_rows(data: bytes) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            yield number, _json_object(line.decode())
+            yield number, json_object(line.decode())
         except UnicodeDecodeError as error:
             yield number, _not_utf8(error)
         except BadRow as error:
             yield number, error
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """One line of JSON as an object.
+
+    Raises:
+        BadRow: it is no JSON, or no object.
+    """
     try:
         value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
     except json.JSONDecodeError as error:
@@ -166,14 +171,15 @@ def _parquet_columns(data: bytes, wanted: Callable[[list[str]], list[str]]) -> I
         for batch in file.iter_batches(columns=names):
             for place in range(batch.num_rows):
                 number += 1
-                yield number, _parquet_row(batch, place)
+                yield number, parquet_row(batch, place)
     except BadRow as error:
         yield 1, error
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         yield 1, BadRow(f"not Parquet: {shown(str(error).splitlines()[0] if str(error) else error)}")
 
 
-def _parquet_row(batch: Any, place: int) -> Mapping[str, Any] | BadRow:
+def parquet_row(batch: Any, place: int) -> Mapping[str, Any] | BadRow:
+    """One row of a batch of a Parquet file, or what is wrong with it."""
     try:
         return {name: batch.column(name)[place].as_py() for name in batch.schema.names}
     except UnicodeDecodeError:

@@ -1,0 +1,285 @@
+"""Classifier: a scikit-learn estimator that adapts a meta-trained run to a few labelled examples."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
+
+from abmll.errors import AbmllError
+from abmll.files import write_json
+from abmll.running.answers import Answer
+from abmll.running.engines import Engine, Posterior, engine_of, read_engine
+from abmll.tasks.layouts import Layout
+from abmll.tasks.question import Question
+from abmll.tasks.rows import BadRow, report
+from abmll.tensors import strict_json
+
+FILE = "classifier.json"
+FORMAT = 1
+
+
+class Classifier(ClassifierMixin, BaseEstimator):
+    """Adapts a trained run to labelled examples, and gives calibrated probabilities.
+
+    Examples are one of two kinds. *Plain classification*: texts (a list, a pandas Series, or one column `text` of rows
+    or a DataFrame), with labels in `y` or a column `label`. *Multiple choice*: rows or a DataFrame with the columns
+    question, choices (or choice_0, ...) and answer, or `abmll.Question`s; each row has choices of its own.
+
+    Args:
+        run: a run directory of `abmll train`, or "smollm2", the adapter that comes with abmll.
+        text: column of the texts.
+        label: column of the labels, where `y` is not given.
+        ask: what the model is asked about each text; None: a question made of the labels.
+        steps: gradient steps of adapting; None: the run's own number, or one pass over the examples if that is more.
+        samples: posterior draws of a prediction; None: the run's own number.
+        seed: order of the examples.
+        settings: further values of the run's configuration, as ("model.device=cpu",).
+
+    Attributes:
+        classes_: the labels, sorted (plain classification); or 0, 1, ... K - 1, the places of the choices, K the most
+            that an example had (multiple choice), which is also what `predict` returns then.
+
+    >>> Classifier(samples=4).get_params()["samples"]
+    4
+    """
+
+    classes_: np.ndarray
+
+    def __init__(
+        self,
+        run: str | Path = "smollm2",
+        *,
+        text: str = "text",
+        label: str = "label",
+        ask: str | None = None,
+        steps: int | None = None,
+        samples: int | None = None,
+        seed: int = 0,
+        settings: Sequence[str] = (),
+    ) -> None:
+        self.run = run
+        self.text = text
+        self.label = label
+        self.ask = ask
+        self.steps = steps
+        self.samples = samples
+        self.seed = seed
+        self.settings = settings
+
+    def fit(self, X: Any, y: Any = None) -> "Classifier":
+        """Adapt to examples.
+
+        Args:
+            X: the examples, see above.
+            y: their labels, or for multiple choice the places or texts of the answers; None: they are in `X`.
+
+        Raises:
+            AbmllError: an example is none (all of them, by number), `y` is missing or of another length, or the run
+                cannot be had.
+        """
+        rows = _rows(X)
+        layout, classes = self._kind(rows, y)
+        questions = _questions(rows, layout, self._answers(rows, layout, y))
+        engine, tuning = engine_of(self.run, self.settings), self._tuning()
+        self._posterior: Posterior = engine.fit("classifier", questions, tuning)
+        self._tuned = tuning
+        self._engine: Engine = engine
+        self._layout = layout
+        most = max(len(question.choices) for question in questions)
+        self.classes_ = np.arange(most) if classes is None else classes
+        return self
+
+    def predict_proba(self, X: Any) -> Float[np.ndarray, "N K"]:
+        """Probabilities of the classes, averaged over the posterior draws.
+
+        Returns:
+            float64, the columns in the order of `classes_`. For multiple choice zeros stand after a row's last choice,
+            and there are more columns than classes where a row has more choices than any example had.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            AbmllError: a row is none.
+        """
+        found = self.answers(X)
+        out = np.zeros((len(found), max([len(self.classes_), *(len(a.probabilities) for a in found)])))
+        for row, answer in enumerate(found):
+            out[row, : len(answer.probabilities)] = answer.probabilities
+        return out
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable class of each row: a label, or (multiple choice) the place of a choice.
+
+        Raises:
+            NotFittedError, AbmllError: as `predict_proba`.
+        """
+        places = np.array([answer.choice for answer in self.answers(X)], dtype=np.int64)
+        return places if self._layout.labels is None else self.classes_[places]
+
+    def answers(self, X: Any) -> tuple[Answer, ...]:
+        """Everything that is said of each row: probabilities, confidence, spread over posterior draws, information.
+
+        Raises:
+            NotFittedError, AbmllError: as `predict_proba`.
+        """
+        check_is_fitted(self, "classes_")
+        return self._engine.answer(self._posterior, _questions(_rows(X), self._layout, None), self._tuned)
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Share of right predictions, by `y` or else by the labels in `X`.
+
+        Raises:
+            NotFittedError, AbmllError: as `predict_proba`; or there are no labels.
+        """
+        check_is_fitted(self, "classes_")
+        rows = _rows(X)
+        truth = np.array([q.answer for q in _questions(rows, self._layout, self._answers(rows, self._layout, y))])
+        right = np.array([answer.choice for answer in self.answers(X)]) == truth
+        return float(np.average(right, weights=sample_weight))
+
+    def save(self, folder: str | Path) -> None:
+        """Keep the fitted estimator as a folder, which stock PEFT loads too; `Classifier.load` reads it.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            OSError: the place cannot be written; an earlier folder is then as it was.
+        """
+        check_is_fitted(self, "classes_")
+        params = {name: str(value) if isinstance(value, Path) else value for name, value in self.get_params().items()}
+        values = {
+            "abmll_classifier": FORMAT,
+            "params": {**params, "settings": list(self.settings)},
+            "layout": self._layout.to_dict(),
+            "classes": self.classes_.tolist(),
+        }
+        self._engine.write(self._posterior, Path(folder), lambda beside: write_json(beside / FILE, values))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Classifier":
+        """A fitted estimator that was saved.
+
+        Raises:
+            AbmllError: the folder is no such thing, is damaged, or its base model cannot be had.
+        """
+        folder = Path(folder)
+        params, layout, classes = _read(folder / FILE)
+        found = cls(**params)
+        found._engine, found._posterior = read_engine(folder)
+        found._layout, found._tuned, found.classes_ = layout, found._tuning(), np.array(classes)
+        return found
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Unfitted it is copied as ever; fitted it holds a model, which no pickle should carry."""
+        if hasattr(self, "classes_"):
+            _no_pickle()
+        return super().__reduce_ex__(protocol)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.input_tags.string = False, True
+        tags.target_tags.required = False  # answers may be in the examples
+        return tags
+
+    def _tuning(self) -> tuple[str, ...]:
+        own = {"adaptation.steps": self.steps, "adaptation.samples": self.samples}
+        given = tuple(f"{name}={value}" for name, value in own.items() if value is not None)
+        return (*given, f"adaptation.seed={self.seed}")
+
+    def _kind(self, rows: Sequence[Any], y: Any) -> tuple[Layout, np.ndarray | None]:
+        """The layout of examples, and the labels where they are fixed."""
+        if not rows:
+            raise AbmllError("no examples to fit to")
+        if isinstance(rows[0], Question) or (isinstance(rows[0], Mapping) and "question" in rows[0]):
+            return Layout(), None
+        classes = np.unique(np.asarray(self._labels(rows, y)))
+        return Layout(tuple(str(label) for label in classes), self.text, self.label, self.ask), classes
+
+    def _labels(self, rows: Sequence[Any], y: Any) -> list[Any]:
+        labels = (
+            list(y) if y is not None else [row.get(self.label) if isinstance(row, Mapping) else None for row in rows]
+        )
+        if len(labels) != len(rows):
+            raise AbmllError(f"{len(rows)} examples and {len(labels)} labels")
+        if missing := [number for number, label in enumerate(labels) if label is None or label != label]:
+            raise AbmllError(f"row {missing[0]} (from 0) has no label: give y, or rows with a column {self.label!r}")
+        return labels
+
+    def _answers(self, rows: Sequence[Any], layout: Layout, y: Any) -> list[Any]:
+        """The answer of each row, as its column would have it."""
+        if layout.labels is not None:
+            return [str(label) for label in self._labels(rows, y)]
+        if y is None:
+            return [row.answer if isinstance(row, Question) else row.get("answer") for row in rows]
+        if len(list(y)) != len(rows):
+            raise AbmllError(f"{len(rows)} examples and {len(list(y))} labels")
+        return [int(answer) if isinstance(answer, np.integer) else answer for answer in y]
+
+
+def _rows(X: Any) -> list[Any]:
+    """Examples of any kind as a list of texts, mappings or questions."""
+    if hasattr(X, "columns") and hasattr(X, "to_dict"):
+        return list(X.to_dict("records"))
+    if isinstance(X, str | bytes | Mapping | Question) or not isinstance(X, Iterable):
+        raise AbmllError(f"examples are a list, a Series or a DataFrame, not one {type(X).__name__}")
+    if isinstance(X, np.ndarray) and X.ndim == 2 and X.shape[1] == 1:
+        X = X[:, 0]
+    return list(X)
+
+
+def _questions(rows: Sequence[Any], layout: Layout, answers: Sequence[Any] | None) -> list[Question]:
+    """Rows as questions, labelled by `answers` if those are given.
+
+    Raises:
+        AbmllError: names every row that is none, by its number from 0.
+    """
+    out, problems = [], []
+    for number, row in enumerate(rows):
+        try:
+            out.append(_question(row, number, layout, None if answers is None else answers[number]))
+        except BadRow as reason:
+            problems.append(f"row {number}: {reason}")
+    if problems:
+        raise report(problems)
+    return out
+
+
+def _question(row: Any, number: int, layout: Layout, answer: Any) -> Question:
+    place, labelled = f"row {number}", answer is not None
+    if isinstance(row, Question):
+        if layout.labels is not None:
+            raise BadRow("is a question; texts were fitted to")
+        row = {"question": row.question, "context": row.context, "choices": list(row.choices)}
+    elif not isinstance(row, Mapping):
+        if layout.labels is None:
+            raise BadRow(f"is {type(row).__name__}, not a question with choices, which were fitted to")
+        row = {layout.text: str(row) if isinstance(row, np.str_) else row}
+    values = {str(key): value for key, value in row.items()}
+    if isinstance(values.get("choices"), np.ndarray):  # what Parquet's lists become in pandas
+        values["choices"] = values["choices"].tolist()
+    column = "answer" if layout.labels is None else layout.label
+    return layout.question({**values, column: answer}, number, labelled=labelled, place=place)
+
+
+def _no_pickle() -> NoReturn:
+    raise AbmllError(
+        "a fitted Classifier holds a model and is not pickled or copied: save(folder), Classifier.load(folder)"
+    )
+
+
+def _read(file: Path) -> tuple[dict[str, Any], Layout, list[Any]]:
+    try:
+        values = strict_json(file.read_bytes())
+        if values["abmll_classifier"] != FORMAT:
+            raise AbmllError(f"{file}: format {values['abmll_classifier']} is not known here: upgrade abmll")
+        params, classes = dict(values["params"]), list(values["classes"])
+        Classifier(**params)
+        return params, Layout.from_dict(values["layout"]), classes
+    except OSError as error:
+        raise AbmllError(f"{file}: cannot be read ({error.strerror}); no folder of Classifier.save") from error
+    except (ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise AbmllError(f"{file}: not what was saved ({error})") from error

@@ -1,0 +1,170 @@
+"""Is adapting worth it on this task? Answers to rows that were left out, compared row by row, and a plain verdict."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.stats import permutation_test
+
+from abmll.errors import AbmllError
+from abmll.metrics.abstention import error_interval
+from abmll.metrics.scores import question_nll
+from abmll.metrics.statistics import Interval, bootstrap_interval
+
+UNIFORM, FREQUENCY, PRETRAINED, SCALED = "uniform", "label frequency", "pretrained", "pretrained + temperature"
+FRESH, RUN = "a fresh LoRA", "this run"
+ORDER = (UNIFORM, FREQUENCY, PRETRAINED, SCALED, FRESH, RUN)
+WITHOUT = (UNIFORM, FREQUENCY, PRETRAINED, SCALED)
+"""What a user has without adapting."""
+CHANCE = 0.05
+"""Probability, at most, of calling adapting worth it by accident, where it is not."""
+_FLIPS = 9999
+
+
+@dataclass(frozen=True)
+class WorthRow:
+    """One line of the table.
+
+    Attributes:
+        name: what answered.
+        accuracy: share of right answers; [low, high] is its exact 95 % interval (Clopper and Pearson 1934).
+        nll: mean negative log-likelihood, nats, with a 95 % bootstrap interval over rows.
+    """
+
+    name: str
+    accuracy: float
+    accuracy_interval: Interval
+    nll: float
+    nll_interval: Interval
+
+
+@dataclass(frozen=True)
+class Worth:
+    """The table, and what it says.
+
+    Attributes:
+        n, folds: labelled rows, and parts they were dealt to.
+        rows: the table, in the order of `ORDER`.
+        verdict: one of "helps", "hurts", "no evidence".
+        text: the verdict in words.
+    """
+
+    n: int
+    folds: int
+    rows: tuple[WorthRow, ...]
+    verdict: str
+    text: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        table = {
+            row.name: {
+                "accuracy": row.accuracy,
+                "accuracy_interval": list(row.accuracy_interval),
+                "nll": row.nll,
+                "nll_interval": list(row.nll_interval),
+            }
+            for row in self.rows
+        }
+        return {"n": self.n, "folds": self.folds, "table": table, "verdict": self.verdict, "text": list(self.text)}
+
+
+def weigh(probabilities: Mapping[str, Float[np.ndarray, "N K"]], answers: Int[np.ndarray, "N"], folds: int) -> Worth:
+    """The table and the verdict, from what each system said of rows that it was not fitted to.
+
+    Adapting helps if it is better than *every* row of `WITHOUT`, in the mean NLL or in accuracy, each by a two-sided
+    sign-flip test of the paired differences at half of `CHANCE` (two measures are looked at; beating all of several
+    needs no other correction). It hurts if it is worse than `pretrained` likewise. Anything else is no evidence.
+
+    Args:
+        probabilities: by the names of `ORDER`; zero where a row has fewer choices. `FREQUENCY` may be missing.
+        answers: right choices.
+        folds: into which the rows were dealt.
+
+    Raises:
+        AbmllError: `RUN` or `PRETRAINED` is missing, or there are no rows.
+    """
+    if RUN not in probabilities or PRETRAINED not in probabilities or not len(answers):
+        raise AbmllError(f"nothing to weigh: {len(answers)} rows of {', '.join(probabilities) or 'no system'}")
+    named = {name: probabilities[name] for name in ORDER if name in probabilities}
+    measures = {
+        "NLL": {name: question_nll(p, answers) for name, p in named.items()},
+        "accuracy": {name: (p.argmax(axis=1) != answers).astype(np.float64) for name, p in named.items()},
+    }  # both: lower is better
+    rows = tuple(_row(name, measures["accuracy"][name], measures["NLL"][name]) for name in named)
+    verdict, text = _verdict(measures)
+    return Worth(len(answers), folds, rows, verdict, text)
+
+
+def _row(name: str, wrong: Float[np.ndarray, "N"], nll: Float[np.ndarray, "N"]) -> WorthRow:
+    low, high = error_interval(int(wrong.sum()), len(wrong), 0.95)
+    return WorthRow(
+        name, 1 - float(wrong.mean()), Interval(1 - high, 1 - low), float(nll.mean()), bootstrap_interval(nll)
+    )
+
+
+def sign_flip_p(differences: Float[np.ndarray, "N"]) -> float:
+    """Two-sided p-value of a mean difference of 0: every sign is as likely as its opposite (Fisher 1935).
+
+    Exact up to 13 differences other than 0, from 9,999 random flips beyond.
+
+    >>> sign_flip_p(np.array([1.0, 1.0, 1.0, 1.0, 1.0, 0.0]))  # 2 of 2^5
+    0.0625
+    """
+    moved = differences[np.abs(differences) > 1e-12]
+    if len(moved) < 2:
+        return 1.0
+    found = permutation_test(
+        (moved,), np.mean, permutation_type="samples", n_resamples=_FLIPS, rng=np.random.default_rng(0), vectorized=True
+    )
+    return float(found.pvalue)
+
+
+def _verdict(measures: Mapping[str, Mapping[str, Float[np.ndarray, "N"]]]) -> tuple[str, tuple[str, ...]]:
+    better, worse = [], []
+    for measure, losses in measures.items():
+        rivals = [name for name in WITHOUT if name in losses]
+        if all(_beats(losses[RUN], losses[name]) for name in rivals):
+            better.append(measure)
+        if _beats(losses[PRETRAINED], losses[RUN]):
+            worse.append(measure)
+    if better and not worse:
+        word, text = "helps", f"Adapting helps: better {_in(better)} than everything there is without adapting."
+    elif worse and not better:
+        word, text = "hurts", f"Adapting hurts: worse {_in(worse)} than the pretrained model as it is. Do not use it."
+    else:
+        word, text = "no evidence", _none(measures)
+    return word, (text, *_against_fresh(measures))
+
+
+def _beats(ours: Float[np.ndarray, "N"], theirs: Float[np.ndarray, "N"]) -> bool:
+    return float((ours - theirs).mean()) < 0 and sign_flip_p(ours - theirs) <= CHANCE / 2
+
+
+def _none(measures: Mapping[str, Mapping[str, Float[np.ndarray, "N"]]]) -> str:
+    nll = {name: float(loss.mean()) for name, loss in measures["NLL"].items()}
+    best = min((name for name in WITHOUT if name in nll), key=lambda name: nll[name])
+    gap = nll[best] - nll[RUN]
+    if gap > 0:
+        why = f"{gap:.3f} nats below {best}, the best without it, is too little to tell from chance by"
+        return f"No evidence that adapting helps: its NLL, {why} {len(measures['NLL'][RUN])} rows. More rows may tell."
+    return f"No evidence that adapting helps: {best} has the lower NLL ({nll[best]:.3f} against {nll[RUN]:.3f} nats)."
+
+
+def _against_fresh(measures: Mapping[str, Mapping[str, Float[np.ndarray, "N"]]]) -> tuple[str, ...]:
+    """Whether the meta-trained start is better than an ordinary LoRA on the same rows."""
+    if FRESH not in measures["NLL"]:
+        return ()
+    ours = [m for m, losses in measures.items() if _beats(losses[RUN], losses[FRESH])]
+    theirs = [m for m, losses in measures.items() if _beats(losses[FRESH], losses[RUN])]
+    if ours and not theirs:
+        return (f"It is better {_in(ours)} than a fresh LoRA fitted to the same rows.",)
+    if theirs and not ours:
+        return (f"A fresh LoRA fitted to the same rows is better {_in(theirs)}.",)
+    return ("Against a fresh LoRA fitted to the same rows there is no difference that these rows can tell.",)
+
+
+def _in(measures: Sequence[str]) -> str:
+    return "in " + " and in ".join(measures)

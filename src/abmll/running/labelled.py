@@ -1,0 +1,201 @@
+"""A user's labelled rows: read, looked over for what would spoil them, and some of them held back."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from abmll.errors import AbmllError
+from abmll.metrics.abstention import error_interval
+from abmll.tasks.layouts import Layout, label_of
+from abmll.tasks.leaks import Row, rows_of
+from abmll.tasks.question import Question
+from abmll.tasks.reading import Rows, settle
+from abmll.tasks.rows import BadRow, printable
+from abmll.tasks.streams import Table
+
+FEW = 20
+"""Labelled rows below which a warning says how little they can show."""
+ONE_SIDED = 0.8
+"""Share of one answer above which a warning says so."""
+MOST_LABELS = 100
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled rows of one task.
+
+    Attributes:
+        layout: of their columns, with the labels for plain classification.
+        rows: the questions, in the order of the file.
+    """
+
+    layout: Layout
+    rows: tuple[Question, ...]
+
+
+def read_labelled(path: Path, wanted: Layout, fixed: bool | None = None) -> Labelled:
+    """Read a table of labelled rows.
+
+    Args:
+        path: .csv, .jsonl or .parquet.
+        wanted: names of columns, and labels if the user gave them.
+        fixed: plain classification, or not; None: unless the first row has a column `question`.
+
+    Raises:
+        AbmllError: the file cannot be read, has no rows, or any row is bad (all of them, as file:line: reason).
+    """
+    table = Table(path)
+    layout = settle_layout(table, wanted, fixed)
+    found = Rows(printable(path))
+    for line, row in table.rows():
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            place = f"{found.label}:{line}"
+            found.questions.append(layout.question(row, line, untyped=table.untyped, place=place))
+        except BadRow as reason:
+            found.reject(line, reason)
+    if not found.questions and not found.problems:
+        found.reject(1, "the file has no rows")
+    settle([found], "error")
+    return Labelled(layout, tuple(found.questions))
+
+
+def settle_layout(table: Table, wanted: Layout, fixed: bool | None = None) -> Layout:
+    """The layout of a table of labelled rows: which kind of rows they are, and their labels if they share some."""
+    if fixed is None:
+        first = next(table.rows(), (0, {}))[1]
+        fixed = wanted.labels is not None or (not isinstance(first, BadRow) and "question" not in first)
+    if not fixed:
+        return Layout()
+    return wanted if wanted.labels is not None else wanted.with_labels(_labels_in(table, wanted))
+
+
+def _labels_in(table: Table, layout: Layout) -> list[str]:
+    """The labels that occur, sorted."""
+    found: set[str] = set()
+    problems = Rows(printable(table.path))
+    for line, row in table.rows():
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            found.add(label_of(row, layout.label))
+        except BadRow as reason:
+            problems.reject(line, reason)
+        if len(found) > MOST_LABELS:
+            raise AbmllError(
+                f"{printable(table.path)}:{line}: more than {MOST_LABELS} different values of {layout.label!r}; is it "
+                "the column of labels? --label names another, --labels says which labels there are"
+            )
+    if problems.problems:
+        settle([problems], "error")
+    if len(found) < 2:
+        what = f"every row is labelled {found.pop()!r}" if found else "the file has no rows"
+        raise AbmllError(f"{printable(table.path)}: {what}; --labels says which labels there are")
+    return sorted(found)
+
+
+def remarks(labelled: Labelled) -> list[str]:
+    """What a user should know of the rows before anything is made of them: too few, one-sided, repeated."""
+    rows, found = labelled.rows, []
+    if len(rows) < FEW:
+        low, high = error_interval(len(rows) // 2, len(rows), 0.95)
+        found.append(
+            f"{len(rows)} labelled rows are few: an accuracy measured on them is uncertain by up to "
+            f"{50 * (high - low):.0f} points either way (95 %). {FEW} or more are better"
+        )
+    found += _sides(labelled)
+    groups = Counter(map(identity, rows))
+    if again := sum(count - 1 for count in groups.values()):
+        many = "1 row asks" if again == 1 else f"{again} rows ask"
+        found.append(f"{many} the same as an earlier one; the check keeps them together")
+    if clash := _contradictions(rows):
+        found.append(f"the same question has two different answers: {', '.join(clash[:5])}")
+    return found
+
+
+def _sides(labelled: Labelled) -> list[str]:
+    counts = Counter(row.answer for row in labelled.rows)
+    (place, most), total = counts.most_common(1)[0], len(labelled.rows)
+    assert place is not None
+    labels, found = labelled.layout.labels, []
+    if labels is not None:
+        if missing := [label for number, label in enumerate(labels) if not counts[number]]:
+            found.append(f"no row is labelled {', '.join(map(repr, missing))}: nothing can be learned about it")
+        single = [label for number, label in enumerate(labels) if counts[number] == 1]
+        if single:
+            found.append(f"one row alone is labelled {', '.join(map(repr, single))}: too few to learn from and check")
+    if total > 1 and most > ONE_SIDED * total:
+        what = f"labelled {labels[place]!r}" if labels else f"answered by choice {place} (from 0)"
+        found.append(
+            f"one-sided: {most} of {total} rows are {what}, so saying so always is right {100 * most / total:.0f} % of "
+            "the time"
+        )
+    return found
+
+
+def _contradictions(rows: Sequence[Question]) -> list[str]:
+    first: dict[str, Row] = {}
+    out = []
+    for row in rows_of("", rows):
+        other = first.setdefault(identity(row.question), row)
+        if other.answer != row.answer:
+            out.append(f"{other.place} and {row.place}")
+    return out
+
+
+def identity(question: Question) -> str:
+    """What two rows share that are the same question, whatever their answers: a hash, from which no text comes back.
+
+    Case, spaces, punctuation and the order of the choices do not count.
+
+    >>> ask = lambda text: identity(Question("1", text, ("yes", "no"), 0))
+    >>> ask("Is iron a metal?") == ask("is IRON a  metal"), ask("Is iron a metal?") == ask("Is tin a metal?")
+    (True, False)
+    """
+    row = Row("", question)
+    text = "\x1f".join((row.context, row.stem, *row.choices))
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def hold_back(rows: Sequence[Question], count: int, seed: int) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
+    """Rows to adapt to, and `count` others drawn at random that nothing will be fitted to.
+
+    Rows that ask the same stay on one side, and count as one.
+
+    Raises:
+        AbmllError: fewer than two different rows would be left.
+    """
+    groups: dict[str, list[Question]] = {}
+    for row in rows:
+        groups.setdefault(identity(row), []).append(row)
+    if count and len(groups) - count < 2:
+        raise AbmllError(f"--hold-back {count} of {len(groups)} different rows leaves fewer than two to adapt to")
+    order = np.random.default_rng(seed).permutation(len(groups))
+    names = list(groups)
+    held = {names[i] for i in order[:count]}
+    kept = tuple(row for row in rows if identity(row) not in held)
+    return kept, tuple(groups[name][0] for name in names if name in held)
+
+
+def refuse_used(rows: Iterable[Question], used: Iterable[str]) -> None:
+    """Refuse held-back rows that a task was adapted to.
+
+    Args:
+        rows: the held-back rows.
+        used: identities of the rows adapted to.
+
+    Raises:
+        AbmllError: names them as file:line.
+    """
+    known = set(used)
+    bad = [row.place or row.id for row in rows if identity(row) in known]
+    if bad:
+        raise AbmllError(
+            f"{len(bad)} of the rows held back were adapted to, so they promise nothing: {', '.join(bad[:10])}"
+            + (", ..." if len(bad) > 10 else "")
+        )

@@ -1,0 +1,146 @@
+"""The k-fold check that `adapt` ends with: every labelled row is answered by systems that were not fitted to it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from abmll.config import MethodConfig, RunConfig
+from abmll.metrics.baselines import smoothed_shares
+from abmll.metrics.calibration import apply_temperature, fit_temperature
+from abmll.metrics.scores import PROBABILITY_FLOOR
+from abmll.metrics.worth import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, weigh
+from abmll.running.adapt import PredictionPlan
+from abmll.running.answers import Answer, answer
+from abmll.running.build import System, build_system
+from abmll.running.everyday import Session, adapt_named
+from abmll.running.labelled import Labelled, identity
+from abmll.tasks.question import Question, Task
+
+FOLDS = 5
+FEWEST = 4
+"""Labelled rows without which there is no check."""
+
+Table = Float[np.ndarray, "N K"]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Places of the rows that are fitted to, and of those that are answered."""
+
+    fitted: tuple[int, ...]
+    answered: tuple[int, ...]
+
+
+def deal(rows: Sequence[Question], folds: int = FOLDS, seed: int = 0) -> tuple[Fold, ...]:
+    """Deal rows to folds: shuffled, each answer evenly, rows that ask the same together; fewer folds for few rows.
+
+    >>> rows = [Question(str(i), f"{i}?", ("a", "b"), i % 2) for i in range(10)]
+    >>> [len(fold.answered) for fold in deal(rows)]
+    [2, 2, 2, 2, 2]
+    """
+    groups: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(identity(row), []).append(place)
+    folds = min(folds, len(groups))
+    order = np.random.default_rng(seed).permutation(len(groups))
+    names = list(groups)
+    shuffled = sorted((names[i] for i in order), key=lambda name: rows[groups[name][0]].answer or 0)  # stable
+    parts: list[list[int]] = [[] for _ in range(folds)]
+    for number, name in enumerate(shuffled):
+        parts[number % folds] += groups[name]
+    every = set(range(len(rows)))
+    return tuple(Fold(tuple(sorted(every - set(part))), tuple(sorted(part))) for part in parts if len(part) < len(rows))
+
+
+def estimate_seconds(session: Session, labelled: Labelled, step: float, row: float) -> float:
+    """Seconds that the check will take, from those of one adaptation step and of one row's answer by one draw."""
+    fitted = len(labelled.rows) * (FOLDS - 1) // FOLDS
+    steps = 2 * FOLDS * session.plan(fitted).steps
+    return steps * step + len(labelled.rows) * row * (session.drawing.samples + 2)
+
+
+def check_worth(
+    session: Session, labelled: Labelled, tell: Callable[[int, int], None] = lambda done, of: None
+) -> Worth:
+    """Answer every labelled row out of its fold, by this run and by its rivals, and weigh them.
+
+    phi is used up by it. Rivals: `uniform`; `label frequency` (plain classification; add-one shares of the fold's other
+    rows); the pretrained model; the same with a temperature fitted to the fold's other rows; and a LoRA of the run's
+    rank and layers that starts at zero and takes the same steps on the same rows.
+
+    Args:
+        session: a run.
+        labelled: rows that nothing else was done with; `FEWEST` or more.
+        tell: hears of every fold done, out of how many.
+    """
+    rows = labelled.rows
+    folds = deal(rows, seed=session.config.adaptation.seed)
+    total = 2 * len(folds)
+    found = {RUN: _by_folds(session, session.system, rows, folds, session.drawing, lambda n: tell(n, total))}
+    session.system.close()
+    fresh = build_system(_plain(session.config), session.base)
+    try:
+        mean = PredictionPlan("mean", 1, session.drawing.batch_tokens)
+        fresh.method.begin_task(first=True)
+        found[PRETRAINED] = _table(answer(fresh, rows, mean))
+        found[FRESH] = _by_folds(session, fresh, rows, folds, mean, lambda n: tell(len(folds) + n, total))
+    finally:
+        fresh.close()
+    answers = np.array([row.answer for row in rows], dtype=np.int64)
+    found |= _without_model(rows, folds, found[PRETRAINED], answers, labelled.layout.labels)
+    return weigh(found, answers, len(folds))
+
+
+def _plain(config: RunConfig) -> RunConfig:
+    """The configuration of an ordinary LoRA, and of the pretrained model, on the same layers."""
+    return config.model_copy(update={"method": MethodConfig(name="pretrained")})
+
+
+def _by_folds(
+    session: Session,
+    system: System,
+    rows: Sequence[Question],
+    folds: Sequence[Fold],
+    plan: PredictionPlan,
+    tell: Callable[[int], None],
+) -> Table:
+    out: list[Answer | None] = [None] * len(rows)
+    for number, fold in enumerate(folds):
+        task = Task(f"fold {number}", tuple(rows[i] for i in fold.fitted))
+        adapt_named(system, task, session.plan(len(fold.fitted)))
+        for place, found in zip(fold.answered, answer(system, [rows[i] for i in fold.answered], plan), strict=True):
+            out[place] = found
+        tell(number + 1)
+    return _table([found for found in out if found is not None])
+
+
+def _table(answers: Sequence[Answer]) -> Table:
+    """Probabilities, zero where a row has fewer choices than another."""
+    out = np.zeros((len(answers), max(len(a.probabilities) for a in answers)))
+    for row, found in enumerate(answers):
+        out[row, : len(found.probabilities)] = found.probabilities
+    return out
+
+
+def _without_model(
+    rows: Sequence[Question],
+    folds: Sequence[Fold],
+    pretrained: Table,
+    answers: np.ndarray,
+    labels: tuple[str, ...] | None,
+) -> dict[str, Table]:
+    counts = np.array([len(row.choices) for row in rows])
+    real = np.arange(pretrained.shape[1]) < counts[:, None]
+    found = {UNIFORM: real / counts[:, None], SCALED: np.zeros_like(pretrained)}
+    floored = np.where(real, np.maximum(pretrained, PROBABILITY_FLOOR), 0.0)
+    if labels is not None:
+        found[FREQUENCY] = np.zeros_like(pretrained)
+    for fold in folds:
+        fitted, asked = list(fold.fitted), list(fold.answered)
+        temperature = fit_temperature(floored[fitted], answers[fitted])
+        found[SCALED][asked] = apply_temperature(floored[asked], temperature)
+        if labels is not None:
+            found[FREQUENCY][asked] = smoothed_shares(np.bincount(answers[fitted], minlength=len(labels)))
+    return found

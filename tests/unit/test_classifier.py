@@ -1,0 +1,239 @@
+"""Classifier with scikit-learn's manners: clone, parameters, cross-validation, pipelines, DataFrames, no pickles."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone, is_classifier
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+import abmll
+from abmll.adapters.folder import read_adapter
+from abmll.classifier import Classifier
+from abmll.errors import AbmllError
+from abmll.running import engines
+from tests.everyday import asked, place_run, texts
+
+TEXTS, NAMES = zip(*texts(16), strict=True)
+ROWS = asked(12)
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return place_run(tmp_path_factory.mktemp("place")) / "runs" / "mine"
+
+
+@pytest.fixture
+def new(run: Path) -> Any:
+    def make(**params: Any) -> Classifier:
+        return Classifier(run, **{"steps": STEPS, "samples": 2, **params})
+
+    return make
+
+
+def test_it_is_public_and_typed() -> None:
+    assert abmll.Classifier is Classifier
+    assert "Classifier" in abmll.__all__
+    with pytest.raises(AttributeError, match="Classifer"):
+        abmll.Classifer  # noqa: B018
+
+
+def test_parameters_and_clone(new: Any) -> None:
+    one = new(ask="Which?", settings=("model.device=cpu",))
+    other = clone(one)
+    assert other.get_params() == one.get_params()
+    assert other.set_params(samples=3, seed=7).get_params()["seed"] == 7
+    assert is_classifier(one)
+    fitted = one.fit(list(TEXTS), list(NAMES))
+    assert fitted is one
+    assert not hasattr(clone(fitted), "classes_")
+    with pytest.raises(ValueError, match="steps_"):
+        one.set_params(steps_=3)
+
+
+@pytest.mark.parametrize("what", ["predict", "predict_proba", "score", "answers"])
+def test_unfitted_it_says_so(what: str, new: Any) -> None:
+    with pytest.raises(NotFittedError):
+        getattr(new(), what)(list(TEXTS))
+    with pytest.raises(NotFittedError):
+        new().save("nowhere")
+
+
+def test_plain_classification(new: Any) -> None:
+    found = new().fit(list(TEXTS), list(NAMES))
+    assert found.classes_.tolist() == ["bad", "good"]
+    table = found.predict_proba(list(TEXTS[:5]))
+    assert table.shape == (5, 2)
+    assert table.sum(1) == pytest.approx(1.0)
+    assert found.predict(list(TEXTS[:5])).tolist() == found.classes_[table.argmax(1)].tolist()
+    right = np.mean(found.predict(list(TEXTS)) == np.array(NAMES))
+    assert found.score(list(TEXTS), list(NAMES)) == pytest.approx(right)
+    assert log_loss(NAMES, found.predict_proba(list(TEXTS)), labels=found.classes_) > 0
+    (answer,) = found.answers([TEXTS[0]])
+    assert answer.confidence == max(answer.probabilities)
+    assert answer.spread is not None
+    assert answer.information is not None
+
+
+def test_adapting_learns(new: Any) -> None:
+    """24 steps on a rule as plain as this one must beat chance on other texts, and beat two steps."""
+    others, truth = zip(*texts(30, seed=5), strict=True)
+    scores = [new(steps=steps).fit(list(TEXTS), list(NAMES)) for steps in (1, 60)]
+    losses = [log_loss(truth, found.predict_proba(list(others)), labels=found.classes_) for found in scores]
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("kind", ["frame", "series", "array", "column", "dicts"])
+def test_every_kind_of_table_gives_the_same(kind: str, new: Any) -> None:
+    plain = new().fit(list(TEXTS), list(NAMES)).predict_proba(list(TEXTS[:4]))
+    frame = pd.DataFrame({"nr": range(16), "text": TEXTS, "label": NAMES})
+    X = {
+        "frame": frame,
+        "series": frame["text"],
+        "array": frame["text"].to_numpy(),
+        "column": frame[["text"]].to_numpy(),
+        "dicts": frame.to_dict("records"),
+    }[kind]
+    y = None if kind in ("frame", "dicts") else frame["label"]
+    assert np.array_equal(new().fit(X, y).predict_proba(X[:4]), plain)
+
+
+def test_labels_of_numbers_come_back_as_numbers(new: Any) -> None:
+    numbers = [int(name == "good") for name in NAMES]
+    found = new().fit(list(TEXTS), numbers)
+    assert found.classes_.tolist() == [0, 1]
+    assert found.predict(list(TEXTS[:3])).dtype == found.classes_.dtype
+
+
+def test_multiple_choice(new: Any) -> None:
+    found = new().fit(ROWS)
+    assert found.classes_.tolist() == [0, 1, 2, 3]
+    assert found.predict_proba(ROWS[:3]).shape == (3, 4)
+    short = {"question": "the sun?", "choices": ["yes", "no"]}
+    assert found.predict_proba([short])[0, 2:].tolist() == [0, 0]
+    wide = {"question": "the sun?", "choices": list("abcdef")}
+    assert found.predict_proba([wide, short]).shape == (2, 6)
+    assert found.score(ROWS) == np.mean(found.predict(ROWS) == [row["answer"] for row in ROWS])
+    by_text = [row["choices"][row["answer"]] for row in ROWS]
+    assert found.score(ROWS, by_text) == found.score(ROWS)
+    questions = [
+        abmll.Question(str(i), r["question"], tuple(r["choices"]), r["answer"], r["context"])
+        for i, r in enumerate(ROWS)
+    ]
+    assert np.array_equal(new().fit(questions).predict_proba(questions), found.predict_proba(ROWS))
+    frame = pd.DataFrame(ROWS)
+    assert np.array_equal(new().fit(frame).predict_proba(frame), found.predict_proba(ROWS))
+
+
+def test_cross_validation_over_lists_and_frames(new: Any) -> None:
+    engines._engine.cache_clear()
+    assert len(cross_val_score(new(), list(TEXTS), list(NAMES), cv=2, error_score="raise")) == 2
+    assert len(cross_val_score(new(), ROWS, cv=2, error_score="raise")) == 2
+    frame = pd.DataFrame({"text": TEXTS, "label": NAMES})
+    scores = cross_val_score(new(), frame, frame["label"], cv=2, scoring="neg_log_loss", error_score="raise")
+    assert np.isfinite(scores).all()
+    assert cross_val_predict(new(), frame, frame["label"], cv=2, method="predict_proba").shape == (16, 2)
+    assert engines._engine.cache_info().misses == 1, "one model for all folds"
+
+
+def test_pipelines_and_searches(new: Any) -> None:
+    lower = FunctionTransformer(lambda X: [text.lower() for text in X])
+    pipe = Pipeline([("lower", lower), ("abmll", new())]).fit([t.upper() for t in TEXTS], list(NAMES))
+    plain = new().fit(list(TEXTS), list(NAMES))
+    assert np.array_equal(pipe.predict_proba([TEXTS[0].upper()]), plain.predict_proba([TEXTS[0]]))
+    frame = pd.DataFrame({"text": TEXTS, "label": NAMES})
+    assert 0 <= Pipeline([("abmll", new())]).fit(frame).score(frame) <= 1
+    engines._engine.cache_clear()
+    found = GridSearchCV(new(), {"seed": [0, 1]}, cv=2, error_score="raise").fit(list(TEXTS), list(NAMES))
+    assert found.best_params_["seed"] in (0, 1)
+    assert engines._engine.cache_info().misses == 1, "one model for all of the search"
+
+
+def test_two_estimators_on_one_model_do_not_disturb_each_other(new: Any) -> None:
+    one = new().fit(list(TEXTS), list(NAMES))
+    before = one.predict_proba(list(TEXTS))
+    other = new(seed=3).fit(list(TEXTS), list(reversed(NAMES)))
+    assert other._engine is one._engine
+    assert not np.array_equal(other.predict_proba(list(TEXTS)), before)
+    assert np.array_equal(one.predict_proba(list(TEXTS)), before)
+
+
+def test_pickling_raises_and_names_save(new: Any) -> None:
+    assert pickle.loads(pickle.dumps(new())).get_params() == new().get_params()
+    found = new().fit(list(TEXTS), list(NAMES))
+    for copied in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(AbmllError, match=r"save\(folder\)"):
+            copied(found)
+
+
+@pytest.mark.parametrize("kind", ["texts", "questions"])
+def test_save_and_load(kind: str, new: Any, tmp_path: Path) -> None:
+    found = new().fit(list(TEXTS), list(NAMES)) if kind == "texts" else new().fit(ROWS)
+    asked_of = list(TEXTS[:4]) if kind == "texts" else ROWS[:4]
+    found.save(tmp_path / "kept")
+    again = Classifier.load(tmp_path / "kept")
+    assert np.array_equal(again.predict_proba(asked_of), found.predict_proba(asked_of))
+    assert again.classes_.tolist() == found.classes_.tolist()
+    assert again.get_params() == {**found.get_params(), "run": str(found.run), "settings": []}
+    assert read_adapter(tmp_path / "kept").facts.slot == "task"
+    again.save(tmp_path / "twice")
+    assert np.array_equal(Classifier.load(tmp_path / "twice").predict_proba(asked_of), found.predict_proba(asked_of))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"abmll_classifier": 2}', '{"abmll_classifier": 1, "params": {"x": 1}}']
+)
+def test_a_damaged_folder_is_an_error_that_names_the_file(text: str, new: Any, tmp_path: Path) -> None:
+    (tmp_path / "classifier.json").write_text(text)
+    with pytest.raises(AbmllError, match=r"classifier\.json"):
+        Classifier.load(tmp_path)
+    with pytest.raises(AbmllError, match="cannot be read"):
+        Classifier.load(tmp_path / "nowhere")
+
+
+def test_a_number_that_is_none_is_an_error(new: Any) -> None:
+    with pytest.raises(AbmllError, match=r"adaptation\.samples"):
+        new(samples=0).fit(list(TEXTS), list(NAMES))
+
+
+MISTAKES: dict[str, tuple[Any, Any, str]] = {
+    "one label": (list(TEXTS[:2]), ["a", "a"], "two or more"),
+    "no labels": (list(TEXTS), None, "row 0 .* has no label"),
+    "a label missing": (list(TEXTS[:2]), ["a", None], "row 1 .* has no label"),
+    "too few labels": (list(TEXTS), ["a"], "16 examples and 1 labels"),
+    "no examples": ([], [], "no examples"),
+    "one text": ("hello", ["a"], "not one str"),
+    "no text": ([3, "a"], ["a", "b"], "row 0: text is 3, not text"),
+    "no answer": ([{"question": "x", "choices": ["a", "b"]}], ["c"], "row 0: answer 'c' is not one of the choices"),
+    "too few answers": (ROWS, [0], "12 examples and 1 labels"),
+    "no column": (pd.DataFrame({"words": TEXTS}), list(NAMES), "row 0: text is missing"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistake_is_an_error_that_says_which_row(kind: str, new: Any) -> None:
+    X, y, reason = MISTAKES[kind]
+    with pytest.raises(AbmllError, match=reason):
+        new().fit(X, y)
+
+
+def test_rows_of_another_kind_are_refused(new: Any) -> None:
+    found = new().fit(list(TEXTS), list(NAMES))
+    with pytest.raises(AbmllError, match="row 0: is a question"):
+        found.predict([abmll.Question("1", "x", ("a", "b"), None)])
+    with pytest.raises(AbmllError, match="row 0: is str, not a question"):
+        new().fit(ROWS).predict(["hello"])
+
+
+def test_no_such_run_names_those_that_come_along(tmp_path: Path) -> None:
+    with pytest.raises(AbmllError, match="nowhere: no run directory"):
+        Classifier(tmp_path / "nowhere").fit(list(TEXTS), list(NAMES))

@@ -1,0 +1,342 @@
+"""`abmll adapt --save` and `abmll predict` as a user meets them, on a tiny run."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from scipy.stats import entropy
+
+from abmll import cli
+from abmll.running import own_tasks, predicting
+from abmll.running.saved_tasks import read_task
+from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
+
+ADAPT = ["abmll", "adapt", "runs/mine", "my.csv", "--save", "t", "--hold-back", "26", "--no-check"]
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run, and a task adapted to 24 rows with 26 held back."""
+    folder = place_run(tmp_path_factory.mktemp("home"))
+    write_texts(folder / "my.csv", 50)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ADAPT)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    assert not stopped.value.code
+    return folder
+
+
+@pytest.fixture
+def abmll(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command in a copy of the home's files; gives exit code, output and errors, lines unwrapped."""
+    shutil.copytree(home / "runs", tmp_path / "runs")
+    shutil.copy(home / "my.csv", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for module in (sys.modules["abmll.cli.adapt"], sys.modules["abmll.cli.predict"]):
+        monkeypatch.setattr(module.console, "_width", 200)
+        monkeypatch.setattr(module.err_console, "_width", 200)
+
+    def run(line: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["abmll", *line.split()])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.err
+        return int(stopped.value.code or 0), shown.out, shown.err
+
+    return run
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def own_rows(path: Path, count: int = 7) -> Path:
+    """Rows to predict with columns of their own."""
+    rows = [[n, text, "=1+1"] for n, (text, _) in enumerate(texts(count, seed=3))]
+    return write_csv(path, ["nr", "text", "a note"], rows)
+
+
+def test_predict_keeps_the_rows_and_adds_answers_in_every_format(abmll: Command, tmp_path: Path) -> None:
+    own_rows(tmp_path / "rows.csv")
+    for name in ("out.csv", "out.jsonl", "out.parquet"):
+        code, out, _ = abmll(f"predict runs/mine rows.csv --task t -o {name}")
+        assert (code, out) == (0, f"Written: {name}, 7 rows\n")
+    table = read_csv(tmp_path / "out.csv")
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    parquet = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    own, ours = ["nr", "text", "a note"], ["prediction", "confidence", "p_bad", "p_good", "spread", "information"]
+    assert list(table[0]) == list(lines[0]) == list(parquet[0]) == own + ours
+    assert [[row[name] for name in own] for row in table] == [
+        list(row.values()) for row in read_csv(tmp_path / "rows.csv")
+    ]
+    for cells, line, row in zip(table, lines, parquet, strict=True):
+        assert line == row
+        assert line["p_bad"] + line["p_good"] == pytest.approx(1)
+        assert line["confidence"] == line[f"p_{line['prediction']}"] == max(line["p_bad"], line["p_good"])
+        assert 0 < line["spread"] < 0.5
+        assert 0 < line["information"] < np.log(2)
+        assert cells["prediction"] == line["prediction"]
+        assert float(cells["confidence"]) == pytest.approx(line["confidence"], rel=1e-5)
+
+
+def test_answers_are_those_of_the_exported_draws(abmll: Command, tmp_path: Path) -> None:
+    """The mean and the standard deviation over the very draws that `abmll export --draw` merges."""
+    from abmll.running.everyday import open_run
+    from abmll.running.posterior import drawn
+
+    session, saved = open_run(tmp_path / "runs" / "mine", task="t")
+    assert saved is not None
+    layout = own_tasks.layout_of(saved)
+    question = layout.question({"text": texts(1, seed=9)[0][0]}, 1, labelled=False)
+    (found,) = session.answer([question])
+    tables = []
+    for draw in range(session.drawing.samples):
+        with drawn(session.system.method.adapters, draw):
+            batch = session.system.batcher.batch([question])
+            tables.append(session.system.likelihood.scores(batch).log_probabilities.detach().exp().numpy()[0])
+    assert found.probabilities == pytest.approx(np.mean(tables, axis=0), abs=1e-5)
+    assert found.spread == pytest.approx(np.std(tables, axis=0)[found.choice], abs=1e-5)
+    disagreement = entropy(np.mean(tables, axis=0)) - np.mean([entropy(table) for table in tables])
+    assert found.information == pytest.approx(disagreement, abs=1e-5)
+
+
+def test_multiple_choice_works_the_same_way(abmll: Command, tmp_path: Path) -> None:
+    rows = asked(12)
+    write_asked(tmp_path / "mine.jsonl", rows)
+    code, out, _ = abmll("adapt runs/mine mine.jsonl --save mc --no-check")
+    assert code == 0
+    assert "Saved: runs/mine/tasks/mc (12 rows adapted to)" in out
+    unlabelled = [{"own": n, **{k: v for k, v in row.items() if k != "answer"}} for n, row in enumerate(rows[:5])]
+    unlabelled[3]["choices"] = ["=cmd|' /C calc'!A0", "garden"]
+    write_asked(tmp_path / "rows.jsonl", unlabelled)
+    for name in ("out.csv", "out.jsonl", "out.parquet"):
+        assert abmll(f"predict runs/mine rows.jsonl --task mc -o {name}")[0] == 0
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for before, after in zip(unlabelled, lines, strict=True):
+        assert {name: after[name] for name in before} == before
+        assert after["prediction"] == before["choices"][int(np.argmax(after["probabilities"]))]
+        assert len(after["probabilities"]) == len(before["choices"])
+    cell = read_csv(tmp_path / "out.csv")[3]
+    assert cell["prediction"] == ("'" * lines[3]["prediction"].startswith("=")) + lines[3]["prediction"]
+    assert json.loads(cell["probabilities"]) == pytest.approx(lines[3]["probabilities"], rel=1e-5)
+
+
+def test_labels_and_no_task_answer_by_the_shared_weights(abmll: Command, tmp_path: Path) -> None:
+    own_rows(tmp_path / "rows.csv", 3)
+    assert abmll("predict runs/mine rows.csv --labels good,bad,fair -o out.csv")[0] == 0
+    assert list(read_csv(tmp_path / "out.csv")[0])[3:8] == ["prediction", "confidence", "p_good", "p_bad", "p_fair"]
+
+
+def test_chunks_change_nothing_and_bound_memory(
+    abmll: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_rows(tmp_path / "rows.csv", 11)
+    assert abmll("predict runs/mine rows.csv --task t -o whole.csv")[0] == 0
+    most: list[int] = []
+    real = predicting.Session.answer
+
+    def watched(session: Any, questions: Any) -> Any:
+        found = real(session, questions)
+        most.append(len(session.system.batcher.encoder._cache))
+        return found
+
+    monkeypatch.setattr(predicting.Session, "answer", watched)
+    monkeypatch.setattr(predicting, "CHUNK", 4)
+    assert abmll("predict runs/mine rows.csv --task t -o parts.csv")[0] == 0
+    assert most == [4, 4, 3]
+    for one, other in zip(read_csv(tmp_path / "whole.csv"), read_csv(tmp_path / "parts.csv"), strict=True):
+        assert one["text"] == other["text"]
+        assert float(one["confidence"]) == pytest.approx(float(other["confidence"]), abs=1e-5)
+
+
+BAD_ROWS = {
+    "a.csv": ("nr,text\n1,x\n2,\n3\n", ["a.csv:3: text is empty", "a.csv:4: 1 fields"]),
+    "b.jsonl": ('{"text": "x"}\n{"text": 3}\n{]\n', ["b.jsonl:2: text is 3, not text", "b.jsonl:3: not JSON"]),
+    "c.csv": ("nr,words\n1,x\n", ["c.csv:2: text is missing (found: 'nr', 'words')"]),
+    "d.csv": ("nr,text\n", ["d.csv:1: the file has no rows"]),
+    "e.jsonl": ("", ["e.jsonl:1: the file has no rows"]),
+    "f.csv": ("text,prediction\nx,y\n", ["'prediction' already", "--prefix"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_trust_14_bad_rows_are_named_by_file_and_line_and_nothing_is_written(
+    name: str, abmll: Command, tmp_path: Path
+) -> None:
+    text, messages = BAD_ROWS[name]
+    (tmp_path / name).write_text(text)
+    code, _, err = abmll(f"predict runs/mine {name} --task t -o out.csv")
+    assert code == 2
+    assert all(message in " ".join(err.split()) for message in messages), err
+    assert not (tmp_path / "out.csv").exists()
+    assert ("loading" in err) == (name == "f.csv"), "rows are checked before a model is loaded"
+
+
+def test_a_prefix_makes_room(abmll: Command, tmp_path: Path) -> None:
+    write_csv(tmp_path / "rows.csv", ["text", "prediction"], [["a", "mine"]])
+    assert abmll("predict runs/mine rows.csv --task t --prefix abmll_ -o out.csv")[0] == 0
+    (row,) = read_csv(tmp_path / "out.csv")
+    assert row["prediction"] == "mine"
+    assert row["abmll_prediction"] in ("bad", "good")
+
+
+MISTAKES = {
+    "no such task": ("predict runs/mine my.csv --task u -o o.csv", "unknown saved task of runs/mine 'u'"),
+    "no such run": ("predict nowhere my.csv --task t -o o.csv", "nowhere: no run directory"),
+    "no such file": ("predict runs/mine no.csv --task t -o o.csv", "no.csv: cannot be read"),
+    "onto itself": ("predict runs/mine my.csv --task t -o my.csv", "the file of rows itself"),
+    "an ending": ("predict runs/mine my.csv --task t -o o.xlsx", ".jsonl, .csv or .parquet"),
+    "labels twice": ("predict runs/mine my.csv --task t --labels a,b -o o.csv", "adapted with"),
+    "no task": ("predict runs/mine my.csv --abstain-below-risk 0.1 -o o.csv", "needs --task"),
+    "no risk": ("predict runs/mine my.csv --task t --held-back my.csv -o o.csv", "--held-back is for"),
+    "a wild risk": ("predict runs/mine my.csv --task t --abstain-below-risk 3 -o o.csv", "between 0 and 1"),
+    "taken": ("adapt runs/mine my.csv --save t", "has a saved task 't' already"),
+    "a name that leaves": ("adapt runs/mine my.csv --save ../t", "task name"),
+    "nothing to save": ("adapt runs/mine --save u", "needs a file of labelled rows"),
+    "one label": ("adapt runs/mine my.csv --save u --labels a", "two or more"),
+    "other labels": ("adapt runs/mine my.csv --save u --labels a,b", "my.csv:2: label is 'bad', none of the labels"),
+    "a file without --save": ("adapt runs/mine my.csv", "--save NAME adapts to it"),
+    "all held back": ("adapt runs/mine my.csv --save u --hold-back 49", "leaves fewer than two"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistake_is_one_message_and_exit_code_2(kind: str, abmll: Command, tmp_path: Path) -> None:
+    line, message = MISTAKES[kind]
+    before = (tmp_path / "my.csv").read_bytes()
+    code, _, err = abmll(line)
+    assert code == 2
+    assert message in " ".join(err.split()), err
+    assert (tmp_path / "my.csv").read_bytes() == before
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_adapt_ends_with_the_check_and_says_first_how_long_it_takes(abmll: Command, tmp_path: Path) -> None:
+    write_texts(tmp_path / "few.csv", 10)
+    code, out, err = abmll("adapt runs/mine few.csv --save checked adaptation.samples=2")
+    assert code == 0
+    assert re.search(r"A check will take about \d+ s\..*--no-check", err)
+    assert "10 labelled rows are few" in err
+    rows = ("uniform", "label frequency", "pretrained", "pretrained + temperature", "a fresh LoRA", "this run")
+    assert all(f"│ {name} " in out for name in rows)
+    assert re.search(r"No evidence that adapting helps|Adapting (helps|hurts)", out)
+    kept = read_task(tmp_path / "runs" / "mine", "checked").details
+    assert kept["check"]["n"] == 10
+    assert set(kept["check"]["table"]) == set(rows)
+    assert kept["steps"] == 5
+
+
+def test_the_check_can_be_stopped_and_the_task_stays(
+    abmll: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(sys.modules["abmll.cli.adapt"], "check_worth", stop)
+    code, out, err = abmll("adapt runs/mine my.csv --save s adaptation.steps=1")
+    assert (code, "the check was stopped; the task is saved" in err, "Next: abmll predict" in out) == (0, True, True)
+    assert "check" not in read_task(tmp_path / "runs" / "mine", "s").details
+
+
+def test_steps_are_one_pass_or_what_is_asked_for(abmll: Command, tmp_path: Path) -> None:
+    for options, steps in (("", 25), ("adaptation.steps=2", 2)):
+        assert abmll(f"adapt runs/mine my.csv --save s{steps} --no-check {options}")[0] == 0
+        assert read_task(tmp_path / "runs" / "mine", f"s{steps}").details["steps"] == steps
+
+
+def test_abstaining_needs_enough_rows_held_back(abmll: Command, tmp_path: Path) -> None:
+    own_rows(tmp_path / "rows.csv")
+    code, _, err = abmll("predict runs/mine rows.csv --task t --abstain-below-risk 0.05 -o out.csv")
+    assert code == 2
+    assert "it needs 45 labelled rows or more" in err
+    assert "here are 26" in err
+    assert "Risk and coverage on the rows held back" in err
+    assert not (tmp_path / "out.csv").exists()
+    assert abmll("adapt runs/mine my.csv --save bare --no-check")[0] == 0
+    code, _, err = abmll("predict runs/mine rows.csv --task bare --abstain-below-risk 0.1 -o out.csv")
+    assert (code, "it needs 22" in err, "here are 0" in err) == (2, True, True)
+
+
+def _hold(run: Path, errors: int, rows: int = 60) -> None:
+    """Put other answers in the place of those held back, the least confident ones wrong."""
+    file = run / "tasks" / "t" / "task.json"
+    kept = json.loads(file.read_text())
+    held = kept["details"]["held_back"]
+    held["confidence"], held["correct"] = np.linspace(0.5, 1, rows).tolist(), [n >= errors for n in range(rows)]
+    file.write_text(json.dumps(kept))
+
+
+def test_abstaining_answers_above_the_threshold_alone(abmll: Command, tmp_path: Path) -> None:
+    own_rows(tmp_path / "rows.csv", 9)
+    _hold(tmp_path / "runs" / "mine", 0)
+    code, _, err = abmll("predict runs/mine rows.csv --task t --abstain-below-risk 0.1 -o out.csv")
+    assert code == 0
+    assert "Answered: 9 of 9 rows (100 %)" in err
+    assert {row["answered"] for row in read_csv(tmp_path / "out.csv")} == {"true"}
+    _hold(tmp_path / "runs" / "mine", 60, 300)
+    code, _, err = abmll("predict runs/mine rows.csv --task t --abstain-below-risk 0.1 -o out.csv")
+    assert code == 0
+    table = read_csv(tmp_path / "out.csv")
+    silent = [row for row in table if row["answered"] == "false"]
+    assert 0 < len(silent) < 9
+    assert f"Answered: {9 - len(silent)} of 9" in err
+    assert all(row["prediction"] == "" and row["p_good"] for row in silent)
+    lowest = min(float(row["confidence"]) for row in table if row["answered"] == "true")
+    assert all(float(row["confidence"]) < lowest for row in silent)
+
+
+def test_abstaining_refuses_where_no_threshold_can_promise(abmll: Command, tmp_path: Path) -> None:
+    own_rows(tmp_path / "rows.csv")
+    _hold(tmp_path / "runs" / "mine", 60)
+    code, _, err = abmll("predict runs/mine rows.csv --task t --abstain-below-risk 0.1 -o out.csv")
+    assert (code, "no threshold keeps the promise" in err) == (2, True)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_rows_that_were_adapted_to_promise_nothing(abmll: Command, tmp_path: Path) -> None:
+    own_rows(tmp_path / "rows.csv")
+    line = "predict runs/mine rows.csv --task t --abstain-below-risk 0.1 -o out.csv --held-back"
+    code, _, err = abmll(f"{line} my.csv")
+    assert code == 2
+    assert "24 of the rows held back were adapted to" in " ".join(err.split())
+    assert re.search(r"my\.csv:\d+, my\.csv:\d+", err)
+    write_texts(tmp_path / "new.csv", 30, seed=8)
+    code, _, err = abmll(f"{line} new.csv")
+    assert "adapted to, so" not in err
+    twice = [list(row) for row in texts(12, seed=8)] * 2
+    write_csv(tmp_path / "twice.csv", ["text", "label"], twice)
+    assert "here are 12" in abmll(f"{line} twice.csv")[2], "the same row twice is one"
+
+
+def test_other_settings_than_those_of_the_rows_held_back_are_refused(abmll: Command, tmp_path: Path) -> None:
+    own_rows(tmp_path / "rows.csv")
+    line = "predict runs/mine rows.csv --task t --abstain-below-risk 0.1 -o out.csv adaptation.samples=2"
+    code, _, err = abmll(line)
+    assert (code, "with another samples than now" in " ".join(err.split())) == (2, True)
+    assert abmll(line.replace(" --abstain-below-risk 0.1", ""))[0] == 0
+
+
+def test_a_row_that_does_not_fit_the_model_is_named(abmll: Command, tmp_path: Path) -> None:
+    rows = asked(4)
+    rows[2]["question"] = "river " * 2000
+    write_asked(tmp_path / "long.jsonl", rows)
+    code, _, err = abmll("adapt runs/mine long.jsonl --save long")
+    assert (code, "long.jsonl:3: question '3' needs" in " ".join(err.split())) == (2, True)
+    write_csv(tmp_path / "rows.csv", ["text"], [["river " * 2000], ["sun"]])
+    code, _, err = abmll("predict runs/mine rows.csv --task t -o out.csv")
+    assert (code, "1 rows are longer than likelihood.max_tokens=512" in " ".join(err.split())) == (0, True)

@@ -1,0 +1,125 @@
+"""The adapter that comes along: found by name, copied where tasks are kept, refused or warned of on other models."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from abmll.adapters.folder import read_adapter
+from abmll.errors import AbmllError
+from abmll.running import shipped
+from abmll.running.everyday import open_run
+from abmll.running.ship import ship
+from abmll.running.shipped import HERE, find_run, read_probe, shipped_names
+from tests.everyday import place_run
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run, and what `ship` made of it in `here/tiny`."""
+    folder = place_run(tmp_path_factory.mktemp("home"))
+    assert ship(folder / "runs" / "mine", "tiny", folder / "here") == folder / "here" / "tiny"
+    return folder
+
+
+@pytest.fixture
+def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """In an empty folder, with the tiny run as the one that comes along."""
+    monkeypatch.setattr(shipped, "HERE", home / "here")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_name_becomes_a_run_directory_once(here: Path, home: Path) -> None:
+    assert shipped_names() == ("tiny",)
+    assert find_run("tiny", place=False) == home / "here" / "tiny"
+    assert list(here.iterdir()) == []
+    assert find_run("tiny") == Path("runs/tiny")
+    (here / "runs" / "tiny" / "mine.txt").write_text("kept")
+    assert find_run("tiny") == Path("runs/tiny")
+    assert (here / "runs" / "tiny" / "mine.txt").exists()
+    assert find_run(home / "runs" / "mine") == home / "runs" / "mine"
+    with pytest.raises(AbmllError, match="names that come with abmll: tiny"):
+        find_run("tine")
+
+
+def test_another_quantisation_is_taken_with_the_measured_difference(
+    here: Path, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = find_run("tiny")
+    open_run(run)
+    assert "built-in questions" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        session, _ = open_run(run, ["model.dtype=bfloat16"])
+    assert "another quantisation or dtype" in caplog.text
+    probe = read_probe(run)
+    assert probe is not None
+    found = shipped.measure_probe(session.system)
+    assert f"NLL is {found.nll:.3f} nats over 60 built-in questions, {probe.nll:.3f} on the one" in caplog.text
+    assert found.nll != probe.nll
+    assert found.tokens == probe.tokens
+
+
+def test_another_base_model_is_refused(here: Path) -> None:
+    run = find_run("tiny")
+    tiny_model(layers=3).save_pretrained(here / "deeper")
+    tiny_tokenizer().save_pretrained(here / "deeper")
+    for folder, what in (
+        (here / "deeper", "architecture"),
+        (save_tiny(here / "words", "sentencepiece"), "tokenizer"),
+        (save_tiny(here / "weights", seed=5), "its weights differ"),
+    ):
+        with pytest.raises(AbmllError, match=what):
+            open_run(run, [f"model.source={folder}"])
+
+
+def test_a_tokenizer_that_differs_where_no_question_goes_is_the_same(here: Path, home: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages }}"
+    AutoModelForCausalLM.from_pretrained(home / "model").save_pretrained(here / "other")
+    tokenizer.save_pretrained(here / "other")
+    session, _ = open_run(find_run("tiny"), [f"model.source={here / 'other'}"])
+    assert session.base.tokenizer_hash != read_adapter(find_run("tiny") / "adapter").facts.base.tokenizer_hash
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"nll": "x"}'])
+def test_a_damaged_probe_is_no_probe(text: str, here: Path) -> None:
+    run = find_run("tiny")
+    (run / "probe.json").write_text(text)
+    assert read_probe(run) is None
+    open_run(run)
+
+
+def test_a_run_that_was_not_trained_to_its_end_says_so(here: Path) -> None:
+    run = find_run("tiny")
+    (run / "adapter").rename(run / "gone")
+    with pytest.raises(AbmllError, match="not trained to its end"):
+        open_run(run)
+
+
+def test_what_comes_with_the_package_is_whole() -> None:
+    """Read without its base model: files, sizes, what it says of itself, and that it is of the committed recipe."""
+    from abmll.config import RunConfig, load_config
+
+    folder = HERE / "smollm2"
+    stored = read_adapter(folder / "adapter")
+    assert stored.facts.rank == 8
+    assert stored.facts.has_std
+    assert all(getattr(stored.facts.base, name) for name in ("fingerprint", "architecture", "tokenizer_hash"))
+    assert {path.rpartition(".")[2] for path in stored.facts.layers} == {"q_proj", "v_proj"}
+    assert not stored.moves_nothing
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert 3.6e6 < sum(path.stat().st_size for path in files) < 3.8e6
+    assert load_config(RunConfig, folder / "config.yaml") == load_config(RunConfig, ROOT / "recipes" / "shipped.yaml")
+    probe = read_probe(folder)
+    assert probe is not None
+    assert (probe.questions, 0 < probe.nll < 3) == (60, True)
+    assert not any(str(Path.home()) in path.read_text() for path in files if path.suffix in (".json", ".yaml"))
+    assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    assert all(bool(torch.isfinite(t).all()) for t in stored.tensors.values())

@@ -1,0 +1,174 @@
+"""Is it worth it: folds without leaks, the table against scikit-learn, and a verdict that is not easily had."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, log_loss
+
+from abmll.errors import AbmllError
+from abmll.metrics.worth import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, sign_flip_p, weigh
+from abmll.running.everyday import open_run
+from abmll.running.labelled import Labelled, hold_back, identity, read_labelled, refuse_used, remarks
+from abmll.running.worth import check_worth, deal
+from abmll.tasks.layouts import Layout
+from abmll.tasks.question import Question
+from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return place_run(tmp_path_factory.mktemp("home"))
+
+
+def rows(count: int) -> tuple[Question, ...]:
+    layout = Layout(("bad", "good"))
+    return tuple(layout.question({"text": t, "label": x}, n, place=f"f:{n}") for n, (t, x) in enumerate(texts(count)))
+
+
+def test_folds_answer_every_row_once_and_never_fit_to_it() -> None:
+    questions = rows(23)
+    folds = deal(questions)
+    assert sorted(place for fold in folds for place in fold.answered) == list(range(23))
+    for fold in folds:
+        assert not set(fold.fitted) & set(fold.answered)
+        assert len(fold.fitted) + len(fold.answered) == 23
+        assert {questions[i].answer for i in fold.fitted} == {0, 1}
+        counts = np.bincount([questions[i].answer for i in fold.answered], minlength=2)
+        assert abs(counts[0] - counts[1]) <= 1
+
+
+def test_trust_17_rows_that_ask_the_same_are_never_on_both_sides() -> None:
+    again = tuple(Question(f"x{q.id}", q.question, q.choices, q.answer, q.context.upper() + "!") for q in rows(9))
+    questions = rows(9) + again
+    for fold in deal(questions):
+        fitted, answered = ({identity(questions[i]) for i in part} for part in (fold.fitted, fold.answered))
+        assert not fitted & answered
+    kept, held = hold_back(questions, 4, seed=0)
+    assert len(held) == 4
+    assert len(kept) == 10
+    assert not {identity(q) for q in kept} & {identity(q) for q in held}
+
+
+def test_fewer_rows_are_fewer_folds() -> None:
+    assert [len(deal(rows(count))) for count in (2, 4, 5, 30)] == [2, 4, 5, 5]
+
+
+def _weigh(run: np.ndarray, pretrained: np.ndarray, answers: np.ndarray) -> Worth:
+    half = np.full_like(run, 0.5)
+    named = {UNIFORM: half, FREQUENCY: half, PRETRAINED: pretrained, SCALED: pretrained, FRESH: pretrained, RUN: run}
+    return weigh(named, answers, 5)
+
+
+def _says(confidence: float, right: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    said = np.where(right, answers, 1 - answers)
+    return np.where(np.arange(2) == said[:, None], confidence, 1 - confidence)
+
+
+ANSWERS = np.arange(40) % 2
+ALL, HALF = np.ones(40, dtype=bool), np.arange(40) < 20
+
+
+def test_the_table_is_that_of_scikit_learn() -> None:
+    probabilities = np.random.default_rng(0).dirichlet([1, 1], 40)
+    found = _weigh(probabilities, probabilities, ANSWERS)
+    (row,) = [row for row in found.rows if row.name == RUN]
+    assert row.accuracy == accuracy_score(ANSWERS, probabilities.argmax(1))
+    assert row.nll == pytest.approx(log_loss(ANSWERS, probabilities))
+    right = int((probabilities.argmax(1) == ANSWERS).sum())
+    theirs = binomtest(right, 40).proportion_ci(0.95, method="exact")
+    assert row.accuracy_interval == pytest.approx((theirs.low, theirs.high))
+    assert row.nll_interval.low < row.nll < row.nll_interval.high
+
+
+def test_the_verdicts() -> None:
+    good, poor = _says(0.8, ALL, ANSWERS), _says(0.8, HALF, ANSWERS)
+    assert _weigh(good, poor, ANSWERS).verdict == "helps"
+    assert "better in NLL and in accuracy" in _weigh(good, poor, ANSWERS).text[0]
+    assert _weigh(poor, good, ANSWERS).verdict == "hurts"
+    same = _weigh(good, good, ANSWERS)
+    assert same.verdict == "no evidence"
+    assert "No evidence that adapting helps" in same.text[0]
+    few = _weigh(good[:6], _says(0.79, ALL, ANSWERS)[:6], ANSWERS[:6])
+    assert few.verdict == "no evidence"
+    assert "no difference" in few.text[1]
+
+
+def test_a_run_that_beats_the_pretrained_model_but_not_a_guess_is_no_evidence() -> None:
+    worst, poor = _says(0.99, HALF, ANSWERS), _says(0.9, HALF, ANSWERS)
+    assert _weigh(poor, worst, ANSWERS).verdict == "no evidence"
+
+
+def test_help_that_is_not_there_is_called_help_in_at_most_one_case_in_twenty() -> None:
+    called = 0
+    for repeat in range(50):
+        rng = np.random.default_rng(repeat)
+        ours, theirs = (rng.dirichlet([2, 2], 24) for _ in range(2))
+        called += weigh({PRETRAINED: theirs, RUN: ours}, rng.integers(0, 2, 24), 5).verdict == "helps"
+    assert called <= 5  # of 50: more than 0.05 of them is the chance of chance
+
+
+def test_sign_flips_are_the_binomial_test_where_differences_are_of_one_size() -> None:
+    for wins, losses in ((5, 0), (6, 2), (9, 1)):
+        values = np.array([1.0] * wins + [-1.0] * losses + [0.0] * 7)
+        assert sign_flip_p(values) == pytest.approx(binomtest(wins, wins + losses).pvalue)
+    assert sign_flip_p(np.zeros(5)) == sign_flip_p(np.array([1.0])) == 1.0
+
+
+def test_nothing_to_weigh_is_an_error() -> None:
+    with pytest.raises(AbmllError, match="nothing to weigh"):
+        weigh({RUN: np.ones((1, 2))}, np.zeros(1, dtype=np.int64), 1)
+
+
+def test_the_check_on_questions_with_choices_of_their_own(home: Path, tmp_path: Path) -> None:
+    labelled = read_labelled(write_asked(tmp_path / "a.jsonl", asked(9)), Layout())
+    labelled = Labelled(labelled.layout, labelled.rows[:8])
+    session, _ = open_run(home / "runs" / "mine", ["adaptation.samples=2", "adaptation.steps=1"])
+    told: list[tuple[int, int]] = []
+    found = check_worth(session, labelled, lambda done, of: told.append((done, of)))
+    assert [row.name for row in found.rows] == [UNIFORM, PRETRAINED, SCALED, FRESH, RUN]
+    assert told[-1] == (10, 10)
+    uniform = next(row for row in found.rows if row.name == UNIFORM)
+    assert uniform.nll == pytest.approx(np.log(4))
+
+
+def test_remarks_name_what_spoils_the_rows(tmp_path: Path) -> None:
+    data = [["a", "good"], ["b", "good"], ["c", "good"], ["d", "good"], ["e", "good"], ["f", "bad"], ["A", "bad"]]
+    found = "\n".join(remarks(read_labelled(write_csv(tmp_path / "a.csv", ["text", "label"], data[:6]), Layout())))
+    for part in ("6 labelled rows are few", "one row alone is labelled 'bad'", "one-sided: 5 of 6 rows", "right 83 %"):
+        assert part in found
+    found = "\n".join(remarks(read_labelled(write_csv(tmp_path / "b.csv", ["text", "label"], data), Layout())))
+    assert "1 row asks the same as an earlier one" in found
+    assert "two different answers" in found
+    assert "b.csv:2 and" in found
+    assert "b.csv:8" in found
+    three = Layout(("bad", "good", "fair"))
+    assert "no row is labelled 'fair'" in "\n".join(remarks(read_labelled(tmp_path / "a.csv", three)))
+    assert remarks(read_labelled(write_texts(tmp_path / "fine.csv", 40), Layout())) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("text,label\na,x\nb,x\n", "every row is labelled 'x'"),
+        ("text,label\na,x\n,y\nb,\n", r"a\.csv:4: label is missing"),
+        ("text,label\n", "the file has no rows"),
+        ("text,label\n" + "".join(f"a,{n}\n" for n in range(101)), r"a\.csv:102: more than 100 different values"),
+        ("words,label\na,x\nb,y\n", r"a\.csv:2: text is missing"),
+    ],
+)
+def test_trust_14_labelled_rows_that_are_none_are_named(text: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(AbmllError, match=reason):
+        read_labelled(tmp_path / "a.csv", Layout())
+
+
+def test_held_back_rows_are_drawn_anew_by_seed_and_told_apart_from_used_ones() -> None:
+    questions = rows(30)
+    first, second = (hold_back(questions, 5, seed)[1] for seed in (0, 1))
+    assert {q.id for q in first} != {q.id for q in second}
+    assert hold_back(questions, 0, 0) == (questions, ())
+    refuse_used(first, [identity(q) for q in hold_back(questions, 5, 0)[0]])
+    with pytest.raises(AbmllError, match=f"5 of the rows held back were adapted to.*{first[0].place}"):
+        refuse_used(first, [identity(q) for q in questions])
