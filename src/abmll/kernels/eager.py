@@ -208,7 +208,17 @@ def squared_norm(b: Float[Tensor, "O R"], a: Float[Tensor, "R I"]) -> Float[Tens
     return ((b.T @ b) * (a @ a.T)).sum()
 
 
-# -------------------- forward noise
+# -------------------- the adapted layer
+
+
+def frozen_linear(
+    x: Float[Tensor, "*tokens I"],
+    weight: Float[Tensor, "O I"],
+    bias: Float[Tensor, " O"] | None,
+    packed: object = None,
+) -> Float[Tensor, "*tokens O"]:
+    """x W^T + b: a linear layer of the base model. Copies of the weight in other layouts, `packed`, are of no use."""
+    return linear(x, weight, bias)
 
 
 def mean_output(
