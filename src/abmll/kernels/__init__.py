@@ -26,6 +26,7 @@ _FASTER = {
     ("triton", "activation_output"): "abmll.kernels.triton_output",
     ("triton", "weight_output"): "abmll.kernels.triton_output",
     ("onednn", "frozen_linear"): "abmll.kernels.onednn",
+    ("onednn", "weight_output"): "abmll.kernels.onednn",
 }
 OPS = ("task_kl", "precision_penalty", "mean_output", "activation_output", "weight_output", "frozen_linear")
 

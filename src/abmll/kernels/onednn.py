@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from abmll.kernels import eager
+from abmll.kernels.factors import Factors, Variance
 
 LEAST_WORK = 1 << 21
 """Multiplications from which on the kernel outweighs the 30 microseconds of Python that it takes to get there."""
@@ -85,6 +86,22 @@ def frozen_linear(
     ):
         return eager.frozen_linear(x, weight, bias)
     return _Product.apply(x, weight, bias, packed, False)
+
+
+def weight_output(
+    y0: Float[Tensor, "*tokens O"],
+    x: Float[Tensor, "*tokens I"],
+    factors: Factors,
+    variance: Variance,
+    keys: Int[Tensor, " S"],
+    layer: int,
+) -> Float[Tensor, "*tokens O"]:
+    """Eager's `weight_output`, its tiles multiplied as frozen weights are."""
+    return eager.weight_output(y0, x, factors, variance, keys, layer, product=_times)
+
+
+def _times(x: Tensor, weight: Tensor) -> Tensor:
+    return frozen_linear(x, weight, None)
 
 
 class _Product(torch.autograd.Function):
