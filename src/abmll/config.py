@@ -154,11 +154,14 @@ class AdaptationConfig(_Section):
 class EngineConfig(_Section):
     """How it is computed, which changes no result beyond rounding.
 
-    `kernels`: fused Triton kernels on CUDA (`auto`), or one of the two everywhere. `capture`: on CUDA, steps are
-    captured as graphs per batch shape and replayed.
+    `kernels`: the fastest there is (`auto`): fused Triton kernels on CUDA, oneDNN's products on CPUs of AMD with
+    AVX-512, in float32; or one of them wherever it runs. `packed`: oneDNN keeps two copies of each frozen weight in its
+    own layout; `auto` where they take at most 2 GiB in all. `capture`: on CUDA, steps are captured as graphs per batch
+    shape and replayed.
     """
 
-    kernels: Literal["auto", "eager", "triton"] = "auto"
+    kernels: Literal["auto", "eager", "triton", "onednn"] = "auto"
+    packed: Literal["auto"] | bool = "auto"
     capture: bool = True
 
 

@@ -416,16 +416,22 @@ def test_unknown_ops_and_backends_are_refused_with_the_names_that_there_are():
 
 
 @pytest.mark.parametrize("name", kernels.OPS)
-def test_on_the_cpu_every_op_is_eager_unless_triton_is_asked_for(name):
+def test_on_the_cpu_an_op_is_eager_where_nothing_else_is_asked_for_or_faster(name, monkeypatch):
     pytest.importorskip("triton")
+    monkeypatch.setattr(kernels.onednn, "why_not", lambda: "not on this CPU")
+    has = {"eager": set(kernels.OPS), "onednn": {"frozen_linear", "weight_output"}}
+    has["triton"] = set(kernels.OPS) - {"frozen_linear"}
     try:
-        for backend, module in (("auto", "eager"), ("eager", "eager"), ("triton", "triton")):
+        for backend, module in (("auto", "eager"), ("eager", "eager"), ("triton", "triton"), ("onednn", "onednn")):
             kernels.use(backend)
             assert kernels.backend_for(CPU) == module
-            assert op(name, CPU).__module__.startswith(f"abmll.kernels.{module}")
+            found = module if name in has[module] else "eager"
+            assert op(name, CPU).__module__.startswith(f"abmll.kernels.{found}")
             assert op(name, CPU).__name__ == name
     finally:
         kernels.use("auto")
+    monkeypatch.setattr(kernels.onednn, "why_not", lambda: None)
+    assert kernels.backend_for(CPU) == "onednn"
 
 
 def test_auto_is_triton_on_cuda_where_triton_can_be_imported(monkeypatch):

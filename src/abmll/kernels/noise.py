@@ -63,15 +63,24 @@ def philox(key: Key, *counters: Int[Tensor, "..."]) -> tuple[Int[Tensor, "..."],
     Returns:
         Four int64 tensors of uniform 32-bit words.
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counters)
+    if isinstance(key, Tensor) and key.dim() == 0 and key.device.type == "cpu":
+        key = int(key)  # nothing to wait for, and numbers cost no operations
+    c0, c1, c2, c3 = counters  # not yet broadcast: most words of the first two rounds depend on one counter alone
     k0, k1 = key & _MASK, (key >> 32) & _MASK
     for _ in range(_ROUNDS):
-        # int64 wraps, but bits 0..63 of the product are right, and an arithmetic shift keeps bits 32..63 below the mask
+        # int64 wraps, but bits 0..63 are right; what the product leaves in bits 32..63 of c1 and c3, `_mixed` cuts
         product_a, product_b = c0 * _MULTIPLIER_A, c2 * _MULTIPLIER_B
-        c0, c2 = (product_b >> 32 & _MASK) ^ c1 ^ k0, (product_a >> 32 & _MASK) ^ c3 ^ k1
-        c1, c3 = product_b & _MASK, product_a & _MASK
+        c0, c2 = _mixed(product_b, c1, k0), _mixed(product_a, c3, k1)
+        c1, c3 = product_b, product_a
         k0, k1 = (k0 + _WEYL_A) & _MASK, (k1 + _WEYL_B) & _MASK
-    return c0, c1, c2, c3
+    return torch.broadcast_tensors(c0, c1 & _MASK, c2, c3 & _MASK)
+
+
+def _mixed(product: Int[Tensor, "..."], word: Int[Tensor, "..."], key: Key) -> Int[Tensor, "..."]:
+    """The high half of a 64-bit product, another word and a key word, exclusively ored."""
+    mixed = (product >> 32) ^ word
+    mixed = mixed.bitwise_xor_(key) if isinstance(key, int) else mixed ^ key
+    return mixed.bitwise_and_(_MASK)
 
 
 def normal(
@@ -100,19 +109,23 @@ def normal(
     key = key[..., None] if isinstance(key, Tensor) else key
     words = philox(key, column, rows[..., None], torch.full_like(column, layer), question[..., None])
     uniforms = [_uniform(word) for word in words]
-    pairs = (*_box_muller(uniforms[0], uniforms[1]), *_box_muller(uniforms[2], uniforms[3]))
-    return torch.stack(pairs, dim=-1).flatten(-2)[..., :width]
+    out = torch.empty(*uniforms[0].shape, 4, device=column.device)
+    _box_muller(uniforms[0], uniforms[1], out[..., :2])
+    _box_muller(uniforms[2], uniforms[3], out[..., 2:])
+    return out.flatten(-2)[..., :width]
 
 
 def _uniform(word: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Triton's map of a 32-bit word to [0, 1): the word as a signed number, its negative half mirrored."""
-    signed = torch.where(word > 0x7FFFFFFF, _MASK - word, word)
-    return signed.float() * 4.6566127342e-10
+    signed = word.to(torch.int32)
+    return (signed >> 31).bitwise_xor_(signed).float().mul_(4.6566127342e-10)
 
 
 def _box_muller(
-    first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"]
-) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    radius = first.clamp_min(1e-7).log_().mul_(-2.0).sqrt_()
-    angle = second * (2.0 * math.pi)
-    return radius * angle.cos(), radius * angle.sin_()
+    first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"], out: Float[Tensor, "*shape 2"]
+) -> None:
+    """Two normals of two uniforms, which are used up, into `out`."""
+    radius = first.clamp_min_(1e-7).log_().mul_(-2.0).sqrt_()
+    angle = second.mul_(2.0 * math.pi)
+    torch.mul(radius, angle.cos(), out=out[..., 0])
+    torch.mul(radius, angle.sin_(), out=out[..., 1])

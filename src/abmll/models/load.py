@@ -12,6 +12,7 @@ from huggingface_hub import hf_hub_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from abmll.errors import AbmllError, unknown_name
+from abmll.models.frozen import freeze
 from abmll.models.gguf import load_gguf
 from abmll.models.language_model import LanguageModel, hash_architecture, hash_tokenizer, model_fingerprint
 from abmll.models.pretrained import COMMIT, FAILURES, explain, read_pretrained
@@ -154,7 +155,7 @@ def check_attention(attention: str) -> None:
 def _freeze(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None
 ) -> LanguageModel:
-    model.eval().requires_grad_(False)
+    freeze(model)
     keep_differentiable(model)
     if tokenizer.pad_token is None:  # padding is masked, so any token will do and no embedding is added
         if tokenizer.eos_token is None:

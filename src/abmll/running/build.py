@@ -13,6 +13,7 @@ from abmll.methods import method_class, resolve_settings
 from abmll.methods.base import Method, Settings
 from abmll.metrics.predictions import Prediction
 from abmll.models import LanguageModel, load_model
+from abmll.models.frozen import pack
 from abmll.running.adapt import AdaptationPlan, PredictionPlan, adapt, predict
 from abmll.running.batcher import Batcher
 from abmll.running.graphs import Graphs
@@ -86,6 +87,7 @@ def build_system(config: RunConfig, base: LanguageModel) -> System:
     likelihood = ChoiceLikelihood(base.model, text.kind, text.temperature, text.learn_temperature)
     method = method_class(config.method.name)(adapters, likelihood.nll, settings, likelihood.log_temperature)
     kernels.use(config.engine.kernels)
+    pack(base.model, config.engine.packed)
     graphs = Graphs(base.device, capture=config.engine.capture)
     batcher = build_batcher(config, base)
     return System(base, method, likelihood, batcher, config.adapter.alpha, graphs, GroupOptimizer(method.task()))
