@@ -187,7 +187,7 @@ def test_trust_14_answers_counted_from_another_number_are_never_read_even_where_
     for number, row in enumerate(rows):
         row["label"] = 1 + number % 3
     fake.put(catalogue_entry("social_i_qa"), {"train": rows, "test": rows[:3]})
-    with pytest.raises(AbmllError, match=r"hub:social_i_qa is not read: 10 of 30 train rows .*answer 3 is out of range"):
+    with pytest.raises(AbmllError, match=r"is not read: 10 of 30 train rows .*answer 3 is out of range"):
         load_tasks("hub:social_i_qa", on_bad_row="skip", merge_choices=merge)
 
 
