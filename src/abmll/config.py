@@ -257,22 +257,40 @@ def _read_yaml(text: str, complaint: str) -> Any:
     PyYAML lets other errors than its own through: `2024-13-45`, `!!bool x`, `!!timestamp x`, ten thousand brackets.
     """
     try:
-        if _is_huge(yaml.compose(text, Loader=yaml.SafeLoader)):
-            raise yaml.YAMLError(f"more than {MOST_VALUES} values, aliases written out")
+        _check_nodes(yaml.compose(text, Loader=yaml.SafeLoader))
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise AbmllError(f"{complaint} ({_shown(' '.join(str(error).split()))})") from error
 
 
-def _is_huge(node: yaml.Node | None) -> bool:
-    """Aliases can make 10^9 values, or endlessly many, of ten lines."""
+def _check_nodes(node: yaml.Node | None) -> None:
+    """Refuse what PyYAML takes: a key that is given twice (the last one would win), and texts that are none.
+
+    Aliases can make 10^9 values, or endlessly many, of ten lines.
+    """
     left, count = [node], 0
-    while left and count <= MOST_VALUES:
+    while left:
         node = left.pop()
-        if isinstance(node, yaml.CollectionNode):
-            left += itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node)
+            left += itertools.chain(*node.value)
+        elif isinstance(node, yaml.SequenceNode):
+            left += node.value
+        elif isinstance(node, yaml.ScalarNode) and ("\0" in node.value or re.search("[\ud800-\udfff]", node.value)):
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: NUL, or half of a surrogate pair, is no character")
         count += 1
-    return count > MOST_VALUES
+        if count > MOST_VALUES:
+            raise yaml.YAMLError(f"more than {MOST_VALUES} values, aliases written out")
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    seen: dict[str, int] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise yaml.YAMLError(f"line {line}: {key.value!r} is given twice, first in line {seen[key.value]}")
+            seen[key.value] = line
 
 
 def _shown(text: str) -> str:

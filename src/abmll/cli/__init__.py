@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from abmll.cli.export import export
@@ -189,15 +190,11 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except AbmllError as error:
-        err_console.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        err_console.print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         err_console.print("stopped; the same command goes on from the last checkpoint")
         sys.exit(130)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 def _quieten_libraries() -> None:

@@ -122,7 +122,9 @@ class RunDirectory:
         """
         folder = self.checkpoint_path(step)
         try:
-            sums = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+            sums = json.loads((folder / MARKER).read_bytes())
+            if not isinstance(sums, dict):
+                raise ValueError(f"{MARKER} is no table")
             data = {name: (folder / name).read_bytes() for name in sums}
         except (OSError, ValueError) as error:
             raise AbmllError(f"{folder}: not a complete checkpoint ({error})") from error
@@ -131,6 +133,8 @@ class RunDirectory:
                 raise AbmllError(f"{folder / name}: damaged (its SHA-256 is not the one in {MARKER})")
         try:
             state = json.loads(data["state.json"])
+            if not isinstance(state, dict) or type(state.get("step")) is not int:
+                raise ValueError("state.json is no state")
             tensors = [load_tensors(data[f"{part}.safetensors"]) for part in ("shared", "optimizer")]
         except (SafetensorError, ValueError, KeyError) as error:
             raise AbmllError(f"{folder}: not a checkpoint of this version ({error})") from error
