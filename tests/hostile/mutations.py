@@ -1,4 +1,4 @@
-"""Ways to spoil a file: its bytes, or the values in it. All of them are drawn from a generator, so a seed is a corpus."""
+"""Ways to spoil a file: its bytes, or the values in it. All drawn from a generator: a seed is a corpus."""
 
 import json
 import random

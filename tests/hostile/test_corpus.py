@@ -73,6 +73,7 @@ HOSTILE_TEXT = "\x1b]0;owned\x07\x1b[31m[/red][bold]\\[/]\u202e\ud800"
     "arguments",
     [
         ["train", "{0}/recipe.yaml"],
+        ["train", "{0}/\x1b]0;owned\x07\u202e.yaml"],
         ["compare", "{0}/recipe.yaml", "--dry-run"],
         ["report", "{0}"],
         ["score", "{0}"],

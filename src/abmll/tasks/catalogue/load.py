@@ -36,8 +36,8 @@ def load_hub_task(name: str, *, merge_choices: bool = False, on_bad_row: OnBadRo
 
     Raises:
         AbmllError: no such set; it cannot be had; a file is not the one that was pinned; or rows are bad. Where
-            these are skipped, a set that is not pinned may have one in a hundred: with more its layout is another one, and
-            those that still pass for questions may have wrong answers (counted from 1, not from 0).
+            these are skipped, a set that is not pinned may have one in a hundred: with more its layout is another one,
+            and those that still pass for questions may have wrong answers (counted from 1, not from 0).
     """
     entry = catalogue_entry(name)
     files = _locate(entry)
