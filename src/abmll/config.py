@@ -1,6 +1,7 @@
 """The run configuration: frozen pydantic models, YAML in and out, dotted overrides, a content hash.
 
-Only `running` and `cli` read it; everything else takes plain arguments.
+Only `running` and `cli` read it; everything else takes plain arguments. Paths below the home folder are kept as
+`~/...`: a configuration is written into every run, and a run is for sharing.
 """
 
 import difflib
@@ -16,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from abmll.errors import AbmllError
+from abmll.files import is_device, without_home
 
 MOST_VALUES = 100_000  # of a configuration file
 MOST_SHOWN = 200  # characters of a wrong value in a message
@@ -38,6 +40,11 @@ class ModelConfig(_Section):
     attention: Literal["sdpa", "eager"] = "sdpa"
     quantisation: Literal["4bit", "8bit"] | None = None
 
+    @field_validator("source")
+    @classmethod
+    def _no_home(cls, value: str | None) -> str | None:
+        return value and without_home(value)
+
     @model_validator(mode="after")
     def _one_of_source_and_shape(self) -> "ModelConfig":
         if (self.source is None) == (self.shape is None):
@@ -57,6 +64,11 @@ class AdapterConfig(_Section):
     alpha: float = Field(16.0, gt=0)
     targets: tuple[str, ...] | str = ("q_proj", "v_proj")
     start: str | None = None
+
+    @field_validator("start")
+    @classmethod
+    def _no_home(cls, value: str | None) -> str | None:
+        return value and without_home(value)
 
 
 class LikelihoodConfig(_Section):
@@ -95,6 +107,11 @@ class TaskSource(_Section):
     names: tuple[str, ...] | None = None
     merge_choices: bool = False
     on_bad_row: Literal["error", "skip"] = "error"
+
+    @field_validator("source")
+    @classmethod
+    def _no_home(cls, value: str) -> str:
+        return without_home(value)
 
 
 class TasksConfig(_Section):
@@ -168,6 +185,13 @@ class RunConfig(_Section):
     adaptation: AdaptationConfig = AdaptationConfig()
     engine: EngineConfig = EngineConfig()
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if value.endswith(".") or is_device(value):
+            raise ValueError("ends in a dot or is a device's name such as CON, so it cannot name a folder everywhere")
+        return value
+
     def content_hash(self) -> str:
         """SHA-256 of everything but name and note, in hexadecimal."""
         values = self.model_dump(mode="json", exclude={"name", "note"})
@@ -198,10 +222,10 @@ class CompareConfig(RunConfig):
         if self.reference not in self.systems:
             raise ValueError(f"reference {self.reference!r} is none of the systems ({', '.join(self.systems)})")
         for name in self.systems:
-            if name in ("uniform", "label_frequency") or not SYSTEM_NAME.fullmatch(name):
+            if name in ("uniform", "label_frequency") or not SYSTEM_NAME.fullmatch(name) or is_device(name):
                 raise ValueError(
                     f"{name!r} cannot name a system: up to 80 of a-z, A-Z, 0-9, - and _, the first a letter or digit, "
-                    "and not a baseline's name"
+                    "and not a baseline's name, nor a device's such as CON"
                 )
         return self
 
