@@ -47,13 +47,15 @@ def test_what_a_row_names_is_there(number: int) -> None:
         assert where.startswith(("does not apply: ", "not yet: "))
         assert not numbered(number), "there is a test of it: the row is out of date"
         return
-    assert names
+    there = {(name, file) for name, rest in names for file in files if _holds(file, name, bool(rest))}
+    for name, _ in names:
+        assert any(name == found for found, _ in there), f"no {name} in {', '.join(map(str, files))}"
     for file in files:
-        assert file.is_file(), file
-    for name, rest in names:
-        for file in files if rest else ():
-            assert any(test.startswith(name) for test in named_in(file)), f"no {name}* in {file}"
-        assert rest or any(name in named_in(file) for file in files), name
+        assert any(file == found for _, found in there), f"{file} holds none of {', '.join(name for name, _ in names)}"
+
+
+def _holds(file: Path, name: str, beginning: bool) -> bool:
+    return any(test.startswith(name) if beginning else test == name for test in named_in(file))
 
 
 def test_every_numbered_test_is_in_a_file_that_its_row_names_or_beside_one_that_is() -> None:

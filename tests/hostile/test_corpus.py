@@ -1,6 +1,7 @@
 """Spoilt files of every kind that is read from elsewhere: each ends in a clear error, or was harmless."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from abmll.adapters.peft import MODEL_FILE, read_peft
 from abmll.cli import main
 from abmll.errors import AbmllError
+from abmll.running.rundir import MARKER, RunDirectory
 from tests.hostile.corpus import bad, spoilt, tally
 from tests.hostile.targets import TARGETS
 
@@ -64,6 +66,29 @@ def test_trust_42_a_sparse_lora_of_a_terabyte_is_refused_by_its_header(tmp_path:
             pytest.skip("this file system has no sparse files of that size")
     with pytest.raises(AbmllError, match=r"announces 274,877,906,944 numbers"):
         read_peft(tmp_path)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_trust_43_a_pipe_or_a_device_in_the_place_of_a_file_is_never_waited_for(tmp_path: Path) -> None:
+    TARGETS["PEFT adapters"].build(tmp_path)
+    (tmp_path / MODEL_FILE).unlink()
+    os.mkfifo(tmp_path / MODEL_FILE)
+    with pytest.raises(AbmllError, match=f"{MODEL_FILE}: no file"):
+        read_peft(tmp_path)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "name", ["../../../../../../../../../../dev/zero", "/dev/zero", "../step-000001/state.json", "."]
+)
+def test_trust_43_a_checkpoint_names_files_of_its_own_folder_alone(name: str, tmp_path: Path) -> None:
+    TARGETS["checkpoints"].build(tmp_path)
+    run = RunDirectory(tmp_path / "run")
+    marker = run.checkpoint_path(1) / MARKER
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), name: "0" * 64}))
+    with pytest.raises(AbmllError, match="which is no file in this folder"):
+        run.load(1)
 
 
 HOSTILE_TEXT = "\x1b]0;owned\x07\x1b[31m[/red][bold]\\[/]\u202e\ud800"

@@ -318,7 +318,9 @@ def test_links_in_a_circle(tmp_path: Path) -> None:
         load_tasks(tmp_path)
 
 
-@pytest.mark.parametrize("name", [f"{n}.train.jsonl" for n in ("a\nb", "-rf", "a\\b", "a:b", "CON", "nul.v2", "a ", "a.")])
+@pytest.mark.parametrize(
+    "name", [f"{n}.train.jsonl" for n in ("a\nb", "-rf", "a\\b", "a:b", "CON", "nul.v2", "a ", "a.")]
+)
 def test_trust_43_a_name_that_could_not_be_a_file_name_everywhere(tmp_path: Path, name: str) -> None:
     write_jsonl(tmp_path / name, GOOD)
     with pytest.raises(AbmllError, match="cannot name a task"):
