@@ -236,7 +236,7 @@ def _journal_ended(path: Path) -> bool | None:
     for number, line in enumerate(lines[:-1], start=1):
         try:
             ended = json.loads(line)["event"] == "end"
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise AbmllError(f"{path}:{number}: not a journal event ({error!r}); the file is damaged") from error
     return ended
 
