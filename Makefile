@@ -3,8 +3,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
+PYTHON ?= python3
 
-.PHONY: quickstart test setup lint types unit soak shipped clean help
+.PHONY: quickstart test setup lint types unit soak fuzz audit shipped clean help
 
 quickstart: setup  ## set up and run the main job: meta-train and compare on a small real model
 	$(BIN)/abmll compare recipes/quickstart.yaml
@@ -35,8 +36,16 @@ shipped: setup  ## make again the adapter that comes with abmll (recipes/shipped
 	$(BIN)/abmll train recipes/shipped.yaml -o runs/shipped
 	$(BIN)/python -m abmll.running.ship runs/shipped smollm2
 
+fuzz: setup  ## spoilt files of every kind, the long form; writes tests/hostile/RESULTS.md
+	$(BIN)/python -m tests.hostile.fuzz
+
+audit:  ## known holes in the versions of constraints.txt, by pip-audit in a venv of its own; needs PyPI's advisories
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet pip-audit
+	$(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
 clean:  ## remove .venv and all caches; results in runs/ stay
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov src/*.egg-info
+	rm -rf $(VENV) $(VENV)-audit build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov src/*.egg-info
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list

@@ -1,6 +1,7 @@
 """The run configuration: frozen pydantic models, YAML in and out, dotted overrides, a content hash.
 
-Only `running` and `cli` read it; everything else takes plain arguments.
+Only `running` and `cli` read it; everything else takes plain arguments. Paths below the home folder are kept as
+`~/...`: a configuration is written into every run, and a run is for sharing.
 """
 
 import difflib
@@ -16,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from abmll.errors import AbmllError
-from abmll.files import seal
+from abmll.files import is_device, seal, without_home
 
 SEAL = "# sha256 of what follows: "
 MOST_VALUES = 100_000  # of a configuration file
@@ -40,6 +41,11 @@ class ModelConfig(_Section):
     attention: Literal["sdpa", "eager"] = "sdpa"
     quantisation: Literal["4bit", "8bit"] | None = None
 
+    @field_validator("source")
+    @classmethod
+    def _no_home(cls, value: str | None) -> str | None:
+        return value and without_home(value)
+
     @model_validator(mode="after")
     def _one_of_source_and_shape(self) -> "ModelConfig":
         if (self.source is None) == (self.shape is None):
@@ -59,6 +65,11 @@ class AdapterConfig(_Section):
     alpha: float = Field(16.0, gt=0)
     targets: tuple[str, ...] | str = ("q_proj", "v_proj")
     start: str | None = None
+
+    @field_validator("start")
+    @classmethod
+    def _no_home(cls, value: str | None) -> str | None:
+        return value and without_home(value)
 
 
 class LikelihoodConfig(_Section):
@@ -97,6 +108,11 @@ class TaskSource(_Section):
     names: tuple[str, ...] | None = None
     merge_choices: bool = False
     on_bad_row: Literal["error", "skip"] = "error"
+
+    @field_validator("source")
+    @classmethod
+    def _no_home(cls, value: str) -> str:
+        return without_home(value)
 
 
 class TasksConfig(_Section):
@@ -179,6 +195,13 @@ class RunConfig(_Section):
     adaptation: AdaptationConfig = AdaptationConfig()
     engine: EngineConfig = EngineConfig()
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if value.endswith(".") or is_device(value):
+            raise ValueError("ends in a dot or is a device's name such as CON, so it cannot name a folder everywhere")
+        return value
+
     def content_hash(self) -> str:
         """SHA-256 of everything but name and note, in hexadecimal."""
         values = self.model_dump(mode="json", exclude={"name", "note"})
@@ -214,10 +237,10 @@ class CompareConfig(RunConfig):
         if self.reference not in self.systems:
             raise ValueError(f"reference {self.reference!r} is none of the systems ({', '.join(self.systems)})")
         for name in self.systems:
-            if name in ("uniform", "label_frequency") or not SYSTEM_NAME.fullmatch(name):
+            if name in ("uniform", "label_frequency") or not SYSTEM_NAME.fullmatch(name) or is_device(name):
                 raise ValueError(
                     f"{name!r} cannot name a system: up to 80 of a-z, A-Z, 0-9, - and _, the first a letter or digit, "
-                    "and not a baseline's name"
+                    "and not a baseline's name, nor a device's such as CON"
                 )
         return self
 
@@ -284,22 +307,40 @@ def _read_yaml(text: str, complaint: str) -> Any:
     PyYAML lets other errors than its own through: `2024-13-45`, `!!bool x`, `!!timestamp x`, ten thousand brackets.
     """
     try:
-        if _is_huge(yaml.compose(text, Loader=yaml.SafeLoader)):
-            raise yaml.YAMLError(f"more than {MOST_VALUES} values, aliases written out")
+        _check_nodes(yaml.compose(text, Loader=yaml.SafeLoader))
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise AbmllError(f"{complaint} ({_shown(' '.join(str(error).split()))})") from error
 
 
-def _is_huge(node: yaml.Node | None) -> bool:
-    """Aliases can make 10^9 values, or endlessly many, of ten lines."""
+def _check_nodes(node: yaml.Node | None) -> None:
+    """Refuse what PyYAML takes: a key that is given twice (the last one would win), and texts that are none.
+
+    Aliases can make 10^9 values, or endlessly many, of ten lines.
+    """
     left, count = [node], 0
-    while left and count <= MOST_VALUES:
+    while left:
         node = left.pop()
-        if isinstance(node, yaml.CollectionNode):
-            left += itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node)
+            left += itertools.chain(*node.value)
+        elif isinstance(node, yaml.SequenceNode):
+            left += node.value
+        elif isinstance(node, yaml.ScalarNode) and ("\0" in node.value or re.search("[\ud800-\udfff]", node.value)):
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: NUL, or half of a surrogate pair, is no character")
         count += 1
-    return count > MOST_VALUES
+        if count > MOST_VALUES:
+            raise yaml.YAMLError(f"more than {MOST_VALUES} values, aliases written out")
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    seen: dict[str, int] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise yaml.YAMLError(f"line {line}: {key.value!r} is given twice, first in line {seen[key.value]}")
+            seen[key.value] = line
 
 
 def _shown(text: str) -> str:

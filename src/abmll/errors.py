@@ -1,11 +1,46 @@
 """Errors that are the user's to mend: said in one message, never as a traceback."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+
+LONGEST_LINE = 2000
 
 
 class AbmllError(ValueError):
-    """What was wrong, the value, where, and what to do. The command line prints it and exits with 2."""
+    r"""What was wrong, the value, where, and what to do. The command line prints it and exits with 2.
+
+    A message may quote files of strangers. So that any terminal and log can take it, what a terminal obeys or refuses
+    is written out as escapes, and lines of more than 2,000 characters are shortened.
+
+    >>> print(AbmllError("name \x1b[31m"))
+    name \x1b[31m
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__("\n".join(harmless(_short(line)) for line in str(message).split("\n")))
+
+
+def harmless(text: str) -> str:
+    r"""A text with everything that a terminal would obey or refuse written out: escapes, marks that turn the direction
+    of writing, halves of characters. Spaces, tabs and line ends stay.
+
+    >>> print(harmless("a\x1b]0;b\u202ec d"))
+    a\x1b]0;b\u202ec d
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or _is_space(c) else ascii(c)[1:-1] for c in text)
+
+
+def _is_space(character: str) -> bool:
+    return character in "\t\n" or unicodedata.category(character) == "Zs"
+
+
+def _short(line: str) -> str:
+    if len(line) <= LONGEST_LINE:
+        return line
+    return f"{line[: LONGEST_LINE - 200]} ... ({len(line):,} characters) ... {line[-150:]}"
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> AbmllError:

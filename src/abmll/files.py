@@ -131,6 +131,20 @@ def _canonical(value: dict[str, Any]) -> str:
     return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
+def without_home(path: str) -> str:
+    """A path below the home folder as `~/...`, anything else as it is: results are shared, user names are not.
+
+    >>> without_home(str(Path.home() / "models" / "mine")), without_home("org/name")
+    ('~/models/mine', 'org/name')
+    """
+    try:
+        home = Path.home()
+        below = Path(path).relative_to(home)
+    except (RuntimeError, ValueError):  # no home; not below it
+        return path
+    return path if home == Path(home.anchor) else (Path("~") / below).as_posix()
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -162,12 +176,21 @@ def check_name(kind: str, name: str) -> str:
     >>> check_name("task", "my-task.v2")
     'my-task.v2'
     """
-    if not _NAME.fullmatch(name) or name.endswith(".") or _DEVICES.fullmatch(name):
+    if not _NAME.fullmatch(name) or name.endswith(".") or is_device(name):
         raise AbmllError(
             f"{kind} name {name[:100]!r}: up to 80 of a-z, A-Z, 0-9, '-', '_' and '.', the first a letter or digit, "
             "the last no dot, and not a device's name such as CON"
         )
     return name
+
+
+def is_device(name: str) -> bool:
+    """Whether Windows takes a name, whatever its extension, for a device: a file of it cannot be written there.
+
+    >>> is_device("NUL.jsonl"), is_device("nullable")
+    (True, False)
+    """
+    return _DEVICES.fullmatch(name) is not None
 
 
 @contextmanager

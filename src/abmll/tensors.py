@@ -48,6 +48,8 @@ def read_header(path: Path) -> Header:
     """
     try:
         size = path.stat().st_size
+        if not path.is_file():
+            raise AbmllError(f"{path}: no file; a folder, a pipe or a device")
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(MOST_HEADER, size - 8):
@@ -107,7 +109,7 @@ def check_names(path: Path, found: Iterable[str], expected: Iterable[str]) -> No
 
 
 def strict_json(text: str | bytes) -> Any:
-    """JSON in which no name is given twice and every number is finite.
+    """JSON in which no name is given twice, every number is finite and every text can be written.
 
     Raises:
         ValueError: it is something else, or nested too deeply to be read.
@@ -118,9 +120,13 @@ def strict_json(text: str | bytes) -> Any:
     if len(text) > max(MOST_JSON, MOST_HEADER):
         raise ValueError(f"{len(text):,} characters are too many")
     try:
-        return json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constant)
+        json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("it holds half of a surrogate pair, which is not a character") from error
+    return value
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -158,7 +164,7 @@ def _span(name: str, entry: Any) -> tuple[Entry, tuple[int, int]]:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{label} has no dtype, shape and data_offsets")
     dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in _SIZES:
+    if not isinstance(dtype, str) or dtype not in _SIZES:
         raise ValueError(f"{label} has the dtype {str(dtype)[:20]!r}")
     if not (_naturals(shape) and len(shape) <= 8 and _naturals(span) and len(span) == 2):
         raise ValueError(f"{label} has an impossible shape or place")

@@ -2,9 +2,12 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from abmll.config import ModelConfig
 
 SOURCE = Path(__file__).parents[2] / "src" / "abmll"
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -39,7 +42,7 @@ def name_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_nothing_runs_code_out_of_data(path: Path) -> None:
+def test_trust_40_nothing_runs_code_out_of_data(path: Path) -> None:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         for what, pattern in FORBIDDEN.items():
             found = re.search(pattern, line) and (name_of(path), what) not in ALLOWED
@@ -47,7 +50,7 @@ def test_nothing_runs_code_out_of_data(path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)
-def test_the_gate_catches_what_it_is_for(what: str) -> None:
+def test_trust_40_the_gate_catches_what_it_is_for(what: str) -> None:
     assert re.search(FORBIDDEN[what], SAMPLES[what])
     assert not re.search(FORBIDDEN[what], HARMLESS)
 
@@ -69,3 +72,34 @@ def public(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef | as
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     named = [node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
     return [node for node in named if not any(ast.unparse(d).startswith("family(") for d in node.decorator_list)]
+
+
+def test_trust_40_the_torch_that_is_asked_for_is_past_the_holes_of_its_unpickler() -> None:
+    """CVE-2025-32434 was mended in 2.6, CVE-2026-24747 in 2.10."""
+    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (torch,) = [r for r in project["dependencies"] if re.match(r"torch\b", r)]
+    lowest = re.search(r">=\s*(\d+)\.(\d+)", torch)
+    assert lowest is not None
+    assert (int(lowest[1]), int(lowest[2])) >= (2, 10)
+
+
+def test_trust_44_code_from_the_hub_is_off_wherever_it_can_be_said() -> None:
+    assert ModelConfig.model_fields["trust_remote_code"].default is False
+    defaults = [
+        default
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for name, default in _defaults(node)
+        if name == "trust_remote_code"
+    ]
+    assert len(defaults) >= 2
+    assert all(isinstance(default, ast.Constant) and default.value is False for default in defaults)
+
+
+def _defaults(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[tuple[str, ast.expr]]:
+    """Names and defaults of a function's arguments, those without one left out."""
+    given = node.args
+    plain, keywords = given.posonlyargs + given.args, zip(given.kwonlyargs, given.kw_defaults, strict=True)
+    pairs = [*zip(plain[len(plain) - len(given.defaults) :], given.defaults, strict=True), *keywords]
+    return [(argument.arg, default) for argument, default in pairs if default is not None]

@@ -63,13 +63,13 @@ def _textbook_ece(confidence, correct, bins=15):
 
 @settings(max_examples=1000, deadline=None)
 @given(answered())
-def test_ece_is_the_textbook_sum(case):
+def test_trust_36_ece_is_the_textbook_sum(case):
     assert expected_calibration_error(*case) == pytest.approx(_textbook_ece(*case), abs=1e-12)
 
 
 @settings(max_examples=400, deadline=None)
 @given(files(fewest=3))
-def test_nll_and_brier_are_those_of_scikit_learn(case):
+def test_trust_36_nll_and_brier_are_those_of_scikit_learn(case):
     probabilities, answers = case
     labels = list(range(probabilities.shape[1]))
     assert brier(probabilities, answers) == pytest.approx(
@@ -95,7 +95,7 @@ def test_auroc_is_that_of_scikit_learn(case):
 
 @settings(max_examples=120, deadline=None)
 @given(answered(), st.randoms(use_true_random=False))
-def test_order_of_rows_changes_nothing(case, random):
+def test_trust_37_order_of_rows_changes_nothing(case, random):
     confidence, correct = case
     order = random.sample(range(len(confidence)), len(confidence))
     other, right = confidence[order], correct[order]
@@ -109,7 +109,7 @@ def test_order_of_rows_changes_nothing(case, random):
 
 @settings(max_examples=60, deadline=None)
 @given(files(), st.randoms(use_true_random=False))
-def test_order_of_rows_changes_no_score_of_a_file(case, random):
+def test_trust_37_order_of_rows_changes_no_score_of_a_file(case, random):
     probabilities, answers = case
     rows = [
         Prediction(str(i), a, tuple(p))
@@ -139,7 +139,7 @@ def test_ranges(case):
 
 @settings(max_examples=120, deadline=None)
 @given(files())
-def test_temperature_never_worsens_the_fit_and_keeps_the_prediction(case):
+def test_trust_38_temperature_never_worsens_the_fit_and_keeps_the_prediction(case):
     probabilities, answers = case
     temperature = fit_temperature(probabilities, answers)
     scaled = apply_temperature(probabilities, temperature)

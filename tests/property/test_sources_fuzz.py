@@ -75,14 +75,16 @@ def check(question: Question, labelled: bool) -> None:
 
 @QUICK
 @given(row=ROWS, labelled=st.booleans(), untyped=st.booleans(), merge=st.booleans())
-def test_any_row_is_a_question_or_a_reason(row: dict[str, object], labelled: bool, untyped: bool, merge: bool) -> None:
+def test_trust_14_any_row_is_a_question_or_a_reason(
+    row: dict[str, object], labelled: bool, untyped: bool, merge: bool
+) -> None:
     with contextlib.suppress(BadRow):
         check(question_from_row(row, "1", labelled, untyped, merge), labelled)
 
 
 @QUICK
 @given(rows=st.lists(ROWS, max_size=4), ascii_only=st.booleans())
-def test_any_jsonl_file(folder: Path, rows: list[object], ascii_only: bool) -> None:
+def test_trust_14_any_jsonl_file(folder: Path, rows: list[object], ascii_only: bool) -> None:
     text = "\n".join(json.dumps(row, ensure_ascii=ascii_only) for row in rows)
     path = folder / "a.jsonl"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -91,7 +93,7 @@ def test_any_jsonl_file(folder: Path, rows: list[object], ascii_only: bool) -> N
 
 @QUICK
 @given(data=st.binary(max_size=60), extension=st.sampled_from(["jsonl", "csv", "parquet"]))
-def test_any_bytes(folder: Path, data: bytes, extension: str) -> None:
+def test_trust_14_any_bytes(folder: Path, data: bytes, extension: str) -> None:
     path = folder / f"a.{extension}"
     path.write_bytes(data)
     read_or_report(path)
@@ -102,7 +104,7 @@ def test_any_bytes(folder: Path, data: bytes, extension: str) -> None:
     header=st.lists(FIELDS, max_size=6),
     records=st.lists(st.lists(st.sampled_from(["", "0", "1", "a", '["a", "b"]']) | ANY_TEXT, max_size=6), max_size=4),
 )
-def test_any_csv_file(folder: Path, header: list[str], records: list[list[str]]) -> None:
+def test_trust_14_any_csv_file(folder: Path, header: list[str], records: list[list[str]]) -> None:
     text = io.StringIO()
     csv.writer(text).writerows([header, *records])
     path = folder / "a.csv"
@@ -112,7 +114,7 @@ def test_any_csv_file(folder: Path, header: list[str], records: list[list[str]])
 
 @QUICK
 @given(data=st.data(), size=st.integers(0, 3))
-def test_any_parquet_file(folder: Path, data: st.DataObject, size: int) -> None:
+def test_trust_14_any_parquet_file(folder: Path, data: st.DataObject, size: int) -> None:
     plain = st.text(max_size=5)
     kinds = [plain, st.integers(-3, 5), st.floats(), st.booleans(), st.binary(max_size=3), st.lists(plain, max_size=3)]
     names = data.draw(st.lists(FIELDS, max_size=6))
@@ -127,7 +129,7 @@ def test_any_parquet_file(folder: Path, data: st.DataObject, size: int) -> None:
 
 @QUICK
 @given(cut=st.integers(0, 2000), flip=st.integers(0, 2000), bit=st.integers(0, 7))
-def test_a_damaged_parquet_file(folder: Path, cut: int, flip: int, bit: int) -> None:
+def test_trust_14_a_damaged_parquet_file(folder: Path, cut: int, flip: int, bit: int) -> None:
     path = folder / "damaged.parquet"
     table = {"question": ["a?", "b?"], "choices": [["x", "y"], ["x", "z"]], "answer": [0, 1]}
     pyarrow.parquet.write_table(pyarrow.table(table), path)

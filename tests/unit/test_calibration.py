@@ -35,7 +35,7 @@ def test_edges_are_closed_on_the_right():
     assert bin_index(np.array([0.2, 0.4, 0.6, 0.8])).tolist() == [2, 5, 8, 11]
 
 
-def test_reliability_bins_are_those_of_scikit_learn():
+def test_trust_36_reliability_bins_are_those_of_scikit_learn():
     confidence, correct = _calibrated(2000, seed=0)
     confidence[:3] = [1.0, 0.6, 0.8]
     found = reliability_bins(confidence, correct)
@@ -98,7 +98,7 @@ def test_simulation_is_seeded_and_blocks_do_not_change_it(monkeypatch):
     assert simulate_calibrated_ece(confidence, repeats=50, seed=2) != pytest.approx(whole, abs=1e-6)
 
 
-def test_noise_range_covers_calibrated_systems_as_often_as_it_says():
+def test_trust_37_noise_range_covers_calibrated_systems_as_often_as_it_says():
     inside = 0
     for seed in range(400):
         confidence, correct = _calibrated(200, seed)
@@ -125,7 +125,7 @@ def test_confidences_that_are_none_are_refused(bad):
 
 @pytest.mark.parametrize("true", [0.4, 1.0, 2.5, 6.0])
 @pytest.mark.parametrize("choices", [2, 5])
-def test_temperature_is_recovered(true, choices):
+def test_trust_38_temperature_is_recovered(true, choices):
     """Answers drawn from softmax(z), system says softmax(z T): the fit must find T within 2 %."""
     rng = np.random.default_rng(choices)
     logits = 1.5 * rng.normal(size=(60_000, choices))

@@ -168,14 +168,36 @@ def test_trust_14_a_row_in_another_layout_is_reported_with_file_and_line(name: s
 def test_trust_14_bad_rows_of_the_hub_may_be_skipped_and_are_counted(
     fake: FakeHub, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = varied(LAYOUTS["piqa"], range(4))
+    rows = varied(LAYOUTS["piqa"], range(200))
     rows[1]["label"] = -1
-    fake.put(catalogue_entry("piqa"), {"train": rows, "test": varied(LAYOUTS["piqa"], range(4, 6))})
+    fake.put(catalogue_entry("piqa"), {"train": rows, "test": varied(LAYOUTS["piqa"], range(200, 202))})
     with caplog.at_level(logging.WARNING):
         (task,) = load_tasks("hub:piqa", on_bad_row="skip")
-    assert (len(task.train), task.skipped) == (3, 1)
-    assert "skipped 1 of 4 rows" in caplog.text
+    assert (len(task.train), task.skipped) == (199, 1)
+    assert "skipped 1 of 200 rows" in caplog.text
     assert "0000.parquet:2: answer -1" in caplog.text
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_trust_14_answers_counted_from_another_number_are_never_read_even_where_bad_rows_are_skipped(
+    fake: FakeHub, merge: bool
+) -> None:
+    """Two thirds of such rows would pass for questions, each with the wrong answer."""
+    rows = varied(LAYOUTS["social_i_qa"], range(30))
+    for number, row in enumerate(rows):
+        row["label"] = 1 + number % 3
+    fake.put(catalogue_entry("social_i_qa"), {"train": rows, "test": rows[:3]})
+    with pytest.raises(AbmllError, match=r"is not read: 10 of 30 train rows .*answer 3 is out of range"):
+        load_tasks("hub:social_i_qa", on_bad_row="skip", merge_choices=merge)
+
+
+def test_repeated_choices_are_no_sign_of_another_layout(fake: FakeHub) -> None:
+    rows = varied(LAYOUTS["social_i_qa"], range(30))
+    for row in rows[:10]:
+        row["answerC"] = row["answerA"]
+    fake.put(catalogue_entry("social_i_qa"), {"train": rows, "test": varied(LAYOUTS["social_i_qa"], range(30, 32))})
+    (task,) = load_tasks("hub:social_i_qa", on_bad_row="skip")
+    assert (len(task.train), task.skipped) == (20, 10)
 
 
 def test_a_column_that_is_not_there_is_named(fake: FakeHub) -> None:

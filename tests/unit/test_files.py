@@ -58,7 +58,7 @@ def fail_at(step: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=["full", "^C"]
 )
-def test_trust_8_a_failure_at_any_step_leaves_the_old_file_and_nothing_beside_it(
+def test_trust_08_a_failure_at_any_step_leaves_the_old_file_and_nothing_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
 ) -> None:
     path = tmp_path / "result.json"
@@ -71,7 +71,7 @@ def test_trust_8_a_failure_at_any_step_leaves_the_old_file_and_nothing_beside_it
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_trust_8_a_failure_of_a_new_file_leaves_no_file(
+def test_trust_08_a_failure_of_a_new_file_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     with monkeypatch.context() as patched:

@@ -319,7 +319,7 @@ class Canary:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
-def test_pickle_only_folder_is_refused_and_never_opened(folder: Path, tmp_path: Path, name: str) -> None:
+def test_trust_41_pickle_only_folder_is_refused_and_never_opened(folder: Path, tmp_path: Path, name: str) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     (copy / "model.safetensors").unlink()
     torch.save(Canary(tmp_path / "canary"), copy / name)
@@ -328,7 +328,7 @@ def test_pickle_only_folder_is_refused_and_never_opened(folder: Path, tmp_path: 
     assert not (tmp_path / "canary").exists()
 
 
-def test_pickles_beside_safetensors_are_ignored(folder: Path, tmp_path: Path) -> None:
+def test_trust_41_pickles_beside_safetensors_are_ignored(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     for name in ("pytorch_model.bin", "optimizer.pt", "rng_state.pth", "adapter_model.bin", "training_args.bin"):
         torch.save(Canary(tmp_path / "canary"), copy / name)
@@ -336,7 +336,7 @@ def test_pickles_beside_safetensors_are_ignored(folder: Path, tmp_path: Path) ->
     assert not (tmp_path / "canary").exists()
 
 
-def test_config_that_leads_to_a_pickle_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_trust_41_config_that_leads_to_a_pickle_is_refused(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     torch.save(Canary(tmp_path / "canary"), copy / "adapter_model.bin")
     config = json.loads((copy / "config.json").read_text())
@@ -370,7 +370,7 @@ def test_damaged_safetensors_are_refused(folder: Path, tmp_path: Path, damage: b
         load_model(str(copy), device="cpu")
 
 
-def test_remote_code_needs_a_commit(folder: Path) -> None:
+def test_trust_44_remote_code_needs_a_commit(folder: Path) -> None:
     for revision in (None, "main", "v1.0", "0123abc", "g" * 40):
         with pytest.raises(AbmllError, match="full commit hash"):
             load_model("owner/name", trust_remote_code=True, revision=revision, device="cpu")
@@ -378,7 +378,7 @@ def test_remote_code_needs_a_commit(folder: Path) -> None:
         load_model(str(folder), trust_remote_code=True, revision="0" * 40, device="cpu")
 
 
-def test_code_in_a_folder_is_never_run(folder: Path, tmp_path: Path) -> None:
+def test_trust_44_code_in_a_folder_is_never_run(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     config = json.loads((copy / "config.json").read_text())
     config |= {"model_type": "odd", "auto_map": {"AutoConfig": "odd.Config", "AutoModelForCausalLM": "odd.Model"}}
@@ -441,7 +441,7 @@ def test_hub_failures_are_told_apart() -> None:
     assert "smaller dtype" in str(explain("owner/name", torch.OutOfMemoryError("CUDA out of memory")))
 
 
-def test_shape_and_folder_open_no_connection(folder: Path) -> None:
+def test_trust_51_shape_and_folder_open_no_connection(folder: Path) -> None:
     code = (
         "import socket, sys\n"
         "def refuse(*a, **k): raise SystemExit('a connection was opened')\n"

@@ -55,7 +55,7 @@ def test_every_file_is_there_and_whole(report):
             assert len(picture.convert("RGB").getcolors(10**6)) > 20  # something was drawn
 
 
-def test_page_escapes_names_and_needs_nothing_else(report):
+def test_trust_46_page_escapes_names_and_needs_nothing_else(report):
     page = (report[0] / "report.html").read_text()
     found = Elements(page)
     assert found.tags.isdisjoint({"script", "img", "link", "iframe", "object", "b", "image", "foreignobject"})

@@ -37,7 +37,7 @@ def _predictions(rows, adaptation=(), **other) -> Predictions:
 
 
 @pytest.mark.parametrize("choices", [2, 3, 5])
-def test_accuracy_nll_and_brier_are_those_of_scikit_learn(choices):
+def test_trust_36_accuracy_nll_and_brier_are_those_of_scikit_learn(choices):
     probabilities, answers = _random(500, choices)
     labels = np.arange(choices)
     assert accuracy(probabilities, answers) == accuracy_score(answers, probabilities.argmax(1))
@@ -51,7 +51,7 @@ def test_accuracy_nll_and_brier_are_those_of_scikit_learn(choices):
 
 @pytest.mark.parametrize("choices", [2, 4])
 @pytest.mark.parametrize("bins", [10, 15])
-def test_ece_is_that_of_torchmetrics_away_from_confidence_one(choices, bins):
+def test_trust_36_ece_is_that_of_torchmetrics_away_from_confidence_one(choices, bins):
     probabilities, answers = _random(800, choices, seed=1)
     probabilities = 0.98 * probabilities + 0.02 / choices
     theirs = multiclass_calibration_error(
@@ -61,7 +61,7 @@ def test_ece_is_that_of_torchmetrics_away_from_confidence_one(choices, bins):
     assert ours == pytest.approx(float(theirs), abs=1e-6)
 
 
-def test_confidence_one_is_in_the_last_bin():
+def test_trust_36_confidence_one_is_in_the_last_bin():
     """One bin of 0.95 (right) and 1.0 (wrong): |1/2 - 0.975| = 0.475. torchmetrics splits it: (0.05 + 1) / 2."""
     probabilities, answers = np.array([[0.95, 0.05], [1.0, 0.0]]), np.array([0, 1])
     assert expected_calibration_error(*confidence_and_correct(probabilities, answers)) == pytest.approx(0.475)
@@ -91,7 +91,7 @@ def test_zero_probability_costs_a_finite_stated_number_of_nats():
     assert nll == pytest.approx([1022 * math.log(2), math.log(4)])  # the floor is 2 ** -1022
 
 
-def test_brier_by_hand():
+def test_trust_36_brier_by_hand():
     assert question_brier(np.array([[0.7, 0.2, 0.1]]), np.array([1])) == pytest.approx([0.49 + 0.64 + 0.01])
 
 

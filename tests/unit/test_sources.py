@@ -302,7 +302,7 @@ def test_a_folder_that_cannot_be_understood(tmp_path: Path) -> None:
         load_tasks(tmp_path)
 
 
-def test_a_link_may_not_leave_the_folder(tmp_path: Path) -> None:
+def test_trust_43_a_link_may_not_leave_the_folder(tmp_path: Path) -> None:
     outside = write_jsonl(tmp_path / "secret.jsonl", GOOD)
     folder = tmp_path / "tasks"
     folder.mkdir()
@@ -318,8 +318,10 @@ def test_links_in_a_circle(tmp_path: Path) -> None:
         load_tasks(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["a\nb.train.jsonl", "-rf.train.jsonl", "a\\b.train.jsonl", "a:b.train.jsonl"])
-def test_a_name_that_could_not_be_a_file_name_everywhere(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [f"{n}.train.jsonl" for n in ("a\nb", "-rf", "a\\b", "a:b", "CON", "nul.v2", "a ", "a.")]
+)
+def test_trust_43_a_name_that_could_not_be_a_file_name_everywhere(tmp_path: Path, name: str) -> None:
     write_jsonl(tmp_path / name, GOOD)
     with pytest.raises(AbmllError, match="cannot name a task"):
         load_tasks(tmp_path)

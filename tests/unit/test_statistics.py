@@ -57,7 +57,7 @@ def test_intervals_do_not_depend_on_the_order_of_tasks_or_on_blocks(monkeypatch)
     assert stratified_bootstrap_interval(values) == pytest.approx(found, abs=1e-12)
 
 
-def test_interval_covers_the_truth_as_often_as_it_says():
+def test_trust_37_interval_covers_the_truth_as_often_as_it_says():
     """400 calibrated systems: the mean of (right - confidence) is 0 in truth."""
     inside = 0
     for seed in range(400):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,14 @@ from torch import Tensor
 from abmll.adapters.layer import AdapterSet
 from abmll.errors import AbmllError
 from abmll.files import write_bytes, write_text
-from abmll.tensors import portable, read_tensors, strict_json, to_bytes
+from abmll.tensors import portable, read_header, read_tensors, strict_json, to_bytes
 
 CONFIG_FILE = "adapter_config.json"
 MODEL_FILE = "adapter_model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".metadata")
 FACTORS = {"mean_a": "lora_A", "mean_b": "lora_B"}
+MOST_NUMBERS = 1 << 31
+"""Of all factors: on every linear layer of a model of 405 billion weights, a rank of 80."""
 MOST_CONFIG = 4 << 20  # bytes of adapter_config.json
 # What makes a LoRA more than s B A on linear layers, with the value that it has where it does not.
 PLAIN: dict[str, Any] = {
@@ -133,10 +136,19 @@ def read_peft(folder: Path) -> PlainLora:
         raise AbmllError(f"{folder / pickles[0]}: a pickle, which can run code, is never read; save as safetensors")
     _check_plain(folder / CONFIG_FILE, config)
     rank = int(config["r"])
+    _check_size(model)
     tensors = read_tensors(model, dtypes=("F32", "F16", "BF16"))
     factors = _pair(model, {name: tensor.float() for name, tensor in tensors.items()}, rank)
     alpha = float(config["lora_alpha"]) * (rank**0.5 if config.get("use_rslora") else 1.0)
     return PlainLora(rank, alpha, factors, str(config.get("base_model_name_or_path") or ""))
+
+
+def _check_size(file: Path) -> None:
+    """Refuse what is no LoRA by its header, before any of its data takes memory."""
+    entries = read_header(file).entries
+    numbers = sum(math.prod(entry.shape) for entry in entries.values())
+    if numbers > MOST_NUMBERS:
+        raise AbmllError(f"{file}: announces {numbers:,} numbers; a LoRA has at most {MOST_NUMBERS:,}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

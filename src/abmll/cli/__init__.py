@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from abmll.cli.adapt import adapt
@@ -192,11 +193,7 @@ def main() -> None:
 
 
 def _complain(text: str) -> None:
-    err_console.print(f"[bold red]error:[/] {_plain(text)}", highlight=False, soft_wrap=True)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
+    err_console.print(Text.assemble(("error:", "bold red"), f" {text}"), soft_wrap=True)
 
 
 def _quieten_libraries() -> None:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, harmless
 from abmll.models.load import find_folder, find_gguf, load_model
 from abmll.models.pretrained import FAILURES, explain
 from abmll.running.roles import Leak, RunTasks, find_leaks
@@ -189,7 +189,7 @@ def _print_reports(reports: Sequence[TaskReport], unit: str, limit: int | None) 
     if limit is not None:
         table.add_column(f"over {limit}: cut, too long")
     for report in reports:
-        table.add_row(*(escape(cell) for cell in _cells(report, limit)))
+        table.add_row(*(escape(harmless(cell)) for cell in _cells(report, limit)))
     console.print(table)
     _say(_explanation(reports, limit))
 
@@ -248,5 +248,5 @@ def pin(
 
 
 def _say(text: str) -> None:
-    """Print what data or a file name holds, as it stands."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print what data or a file name holds, as it stands, but for what a terminal would obey."""
+    console.print(harmless(text), markup=False, highlight=False, soft_wrap=True)

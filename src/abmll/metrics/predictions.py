@@ -154,7 +154,9 @@ def _with_header(
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        if "\\ud" in line.lower():  # an escaped half of a surrogate pair is no character, and cannot be written again
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
         raise AbmllError(f"{path}:{number}: not JSON ({str(error)[:60]}); the file is damaged, delete it") from error
     if not isinstance(value, dict):
         raise AbmllError(f"{path}:{number}: expected an object, found {type(value).__name__}")

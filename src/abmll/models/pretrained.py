@@ -47,7 +47,7 @@ def read_pretrained(
         return _read(source, dtype, device, attention, **options, **packed)
     except AbmllError:
         raise
-    except FAILURES as error:
+    except Exception as error:  # damaged files fail anywhere in configuration, tokenizer and model, with any error
         raise explain(source, error) from error
 
 

@@ -20,6 +20,11 @@ from abmll.metrics.scores import Scores, score
 Cell = tuple[int, str]
 """An adaptation draw and the name of a task: what one predictions file is about."""
 
+MOST_DRAWS = 10_000
+MOST_COST = 1e18
+NUMBERS = ("_seconds", "_bytes", "_parameters", "examples_consumed", "final_step")
+"""Ends of the names in `cost.json` that are numbers."""
+_FOLDER = re.compile(r"[^/\\\x00-\x1f]{1,255}")
 _LISTED = 3  # names spelt out in a message before it says how many more there are
 
 
@@ -119,6 +124,11 @@ def _read_settings(path: Path) -> dict[str, Any]:
         if not all(isinstance(item, kind) for item in out[key]):
             raise AbmllError(f"{path}: {key!r} is {out[key]!r}, expected a list of {kind.__name__}")
         out[key] = tuple(dict.fromkeys(out[key]))
+    if not 1 <= out["draws"] <= MOST_DRAWS:
+        raise AbmllError(f"{path}: 'draws' is {out['draws']!r}, expected 1 to {MOST_DRAWS:,}")
+    for name in out["systems"]:
+        if name in (".", "..") or not _FOLDER.fullmatch(name):
+            raise AbmllError(f"{path}: {name!r} cannot name a system: it is no name of a folder")
     if out["reference"] not in out["systems"]:
         raise AbmllError(f"{path}: the reference {out['reference']!r} is not among {', '.join(out['systems'])}")
     return out
@@ -151,7 +161,7 @@ def _read_run(folder: Path, system: str, seed: int, tasks: tuple[str, ...]) -> R
         checkpoints=checkpoints,
         final=final,
         before={cell: _score(path, predictions) for cell, predictions in before.items()},
-        cost=_read_if_there(folder / "cost.json"),
+        cost=_read_cost(folder / "cost.json"),
         environment=_read_if_there(folder / "environment.json"),
         ended=_journal_ended(folder / "journal.jsonl"),
     )
@@ -199,6 +209,15 @@ def _read_if_there(path: Path) -> dict[str, Any] | None:
     return _read_object(path) if path.exists() else None
 
 
+def _read_cost(path: Path) -> dict[str, Any] | None:
+    cost = _read_if_there(path)
+    for name, value in (cost or {}).items():
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST_COST
+        if name.endswith(NUMBERS) and value is not None and not number:
+            raise AbmllError(f"{path}: {name!r} is {value!r}, not a number; the file is damaged, delete it")
+    return cost
+
+
 def _journal_ended(path: Path) -> bool | None:
     """Whether an "end" event is there. A torn last line is what a killed run leaves, any other is damage."""
     if not path.exists():
@@ -211,7 +230,7 @@ def _journal_ended(path: Path) -> bool | None:
     for number, line in enumerate(lines[:-1], start=1):
         try:
             ended = json.loads(line)["event"] == "end"
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise AbmllError(f"{path}:{number}: not a journal event ({error!r}); the file is damaged") from error
     return ended
 

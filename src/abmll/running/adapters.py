@@ -14,6 +14,7 @@ from abmll.adapters.layer import AdapterSet
 from abmll.adapters.stored import attach_stored, install, take_adapter
 from abmll.config import RunConfig
 from abmll.errors import AbmllError
+from abmll.files import without_home
 from abmll.models import LanguageModel
 from abmll.running.build import System
 
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 def base_facts(base: LanguageModel) -> BaseFacts:
     """What a stored adapter keeps of the model it belongs to."""
     return BaseFacts(
-        name=base.name,
+        name=without_home(base.name),
         revision=base.revision,
         dtype=str(base.dtype).removeprefix("torch."),
         fingerprint=base.fingerprint,

@@ -187,17 +187,21 @@ class RunDirectory:
             sums = json.loads((folder / MARKER).read_bytes())
             if not isinstance(sums, dict):
                 raise ValueError(f"{MARKER} is no table")
+            if strange := [name for name in sums if Path(name).name != name or not (folder / name).is_file()]:
+                raise ValueError(f"{MARKER} names {strange[0]!r}, which is no file in this folder")
             data = {name: (folder / name).read_bytes() for name in sums}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise AbmllError(f"{folder}: not a complete checkpoint ({error})") from error
         for name, expected in sums.items():
             if hashlib.sha256(data[name]).hexdigest() != expected:
                 raise AbmllError(f"{folder / name}: damaged (its SHA-256 is not the one in {MARKER})")
         try:
             state = json.loads(data["state.json"])
+            if not isinstance(state, dict) or type(state.get("step")) is not int:
+                raise ValueError("state.json is no state")
             tensors = [load_tensors(data[f"{part}.safetensors"]) for part in ("shared", "optimizer")]
             found, its_step = state.pop("format", FORMAT), state.pop("step")
-        except (SafetensorError, ValueError, KeyError, AttributeError) as error:
+        except (SafetensorError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise AbmllError(f"{folder}: not a checkpoint of this version ({error})") from error
         if found != FORMAT:
             raise OtherFormatError(

@@ -155,7 +155,7 @@ class Target:
     def _start(self, system: System) -> None:
         """The means of an ordinary LoRA, if one is to be the start; a run that goes on has its own already."""
         if self.config.adapter.start is not None and self.run.latest() is None:
-            folder = Path(self.config.adapter.start).expanduser()
+            folder = Path(self.config.adapter.start).expanduser().expanduser()
             start_from(system.method.adapters, system.alpha, folder, system.language_model.name)
 
     def evaluate(self, system: System, final: int, listener: Listener, timer: "Timer") -> None:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from abmll.errors import AbmllError
 from abmll.tasks.question import Question
+from abmll.tasks.rendering import TemplateError, check_template, render, render_chat
 
 LikelihoodKind = Literal["letter", "cloze"]
 Normalisation = Literal["sum", "token", "byte"]
@@ -33,6 +34,9 @@ TEMPLATES: dict[LikelihoodKind, str] = {
         "{% for choice in choices %}{{ letters[loop.index0] }}) {{ choice }}\n{% endfor %}Answer:"
     ),
 }
+
+
+_SANDBOX = ImmutableSandboxedEnvironment(keep_trailing_newline=True, undefined=StrictUndefined)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +77,9 @@ class Encoder:
         kind: `cloze` (each choice is a continuation) or `letter` (options listed, the letter is the answer).
         normalisation: what a `cloze` score is divided by: nothing (`sum`), its tokens, or its UTF-8 bytes.
         template: "plain", "chat" (the tokenizer's own chat template around the plain prompt), or a Jinja template
-            over `context`, `question`, `choices`, `letters`; rendered in Jinja's sandbox. A space goes between prompt
-            and answer, but not after a chat template or a prompt that ends in white space by itself.
+            over `context`, `question`, `choices`, `letters`. Those of the user and of the tokenizer are rendered in
+            Jinja's sandbox and in a process of their own, with limits (`abmll.tasks.rendering`). A space goes between
+            prompt and answer, but not after a chat template or a prompt that ends in white space by itself.
         max_tokens: longest prompt plus choice. A longer question loses the start of its context, never its stem or
             its choices: these are kept whole even where they alone are longer.
         limit: the model's own number of positions, which `max_tokens` cannot exceed; a question whose stem and
@@ -99,12 +104,13 @@ class Encoder:
         self.truncated: set[Question] = set()
         self._cache: OrderedDict[Question, EncodedQuestion] = OrderedDict()
         self._remembered = 0
-        source = TEMPLATES[kind] if template in ("plain", "chat") else template
-        try:
-            sandbox = ImmutableSandboxedEnvironment(keep_trailing_newline=True, undefined=StrictUndefined)
-            self._template = sandbox.from_string(source)
-        except (TemplateError, RecursionError) as error:
-            raise AbmllError(f"likelihood.template is not a valid template: {error}") from error
+        self._own = None if template in ("plain", "chat") else template
+        self._plain = _SANDBOX.from_string(TEMPLATES[kind])
+        if self._own is not None:
+            try:
+                check_template(self._own)
+            except TemplateError as error:
+                raise AbmllError(f"likelihood.template is not a valid template: {error}") from error
 
     def __call__(self, question: Question) -> EncodedQuestion:
         """Token ids of a question.
@@ -137,17 +143,19 @@ class Encoder:
             "letters": LETTERS,
         }
         try:
-            text = self._template.render(values)
-        except Exception as error:  # a template is code and may fail in any way
+            text = self._plain.render(values) if self._own is None else render(self._own, values)
+        except TemplateError as error:
             raise AbmllError(f"likelihood.template failed on question {question.id!r}: {error}") from error
         return self._in_chat(text) if self.chat else text
 
     def _in_chat(self, text: str) -> str:
+        own = type(self.tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+        message = [{"role": "user", "content": text}]
         try:
-            return self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # as above
+            if own:  # a tokenizer with code of its own, and no template
+                return self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            return render_chat(self.tokenizer.get_chat_template(), text, self.tokenizer.special_tokens_map)
+        except Exception as error:  # whatever a tokenizer raises that has no template, or fails
             raise AbmllError(
                 f"likelihood.template is 'chat', but the tokenizer's chat template fails: {error}"
             ) from error

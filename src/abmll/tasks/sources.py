@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from abmll.errors import AbmllError, unknown_name
+from abmll.files import is_device, without_home
 from abmll.tasks.builtin import builtin_names, builtin_task, builtin_tasks
 from abmll.tasks.catalogue.entries import catalogue_names
 from abmll.tasks.catalogue.load import load_hub_task
@@ -48,7 +49,7 @@ def load_tasks(
         return _load_builtin(which, wanted)
     if isinstance(spec, str) and kind == "hub":
         return _load_hub(which, wanted, merge_choices, on_bad_row)
-    files = _select(_find(Path(spec)), wanted)
+    files = _select(_find(_expanded(Path(spec))), wanted)
     read = {
         name: {split: _read(path, True, merge_choices) for split, path in splits.items()}
         for name, splits in files.items()
@@ -85,10 +86,17 @@ def _read(path: Path, labelled: bool, merge_choices: bool) -> Rows:
     return collect(printable(path), read_rows(path), labelled=labelled, untyped=untyped, merge_choices=merge_choices)
 
 
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # no such user, or no home
+        return path
+
+
 def _task(name: str, splits: dict[str, Rows], files: dict[str, Path], on_bad_row: OnBadRow) -> Task:
     skipped = settle(list(splits.values()), on_bad_row)
     questions = {split: tuple(rows.questions) for split, rows in splits.items()}
-    source = ", ".join(str(path) for path in files.values())
+    source = ", ".join(without_home(str(path)) for path in files.values())
     return Task(name, questions.get("train", ()), questions.get("test", ()), source, skipped=skipped)
 
 
@@ -174,9 +182,10 @@ def _stem(file: Path) -> str:
 
 
 def _task_name(name: str, path: Path) -> str:
-    if not _TASK_NAME.fullmatch(name):
+    if not _TASK_NAME.fullmatch(name) or name[-1] in " ." or is_device(name):
         raise AbmllError(
-            f"{printable(path)}: {shown(name)} cannot name a task: letters, digits, '_', '-', '+', '.' and spaces"
+            f"{printable(path)}: {shown(name)} cannot name a task: letters, digits, '_', '-', '+', '.' and spaces, the "
+            "last no '.' or space, and not a device's name such as CON"
         )
     return name
 

@@ -19,7 +19,7 @@ from abmll.tasks.tables import Row, parquet_rows
 
 log = logging.getLogger(__name__)
 
-MOST_BAD = 0.01  # of the rows of a set that is pinned: more, and its layout is not the one that the catalogue says
+MOST_BAD = 0.01  # of the rows of a split: more, and its layout is not the one that the catalogue says
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,17 @@ def load_hub_task(name: str, *, merge_choices: bool = False, on_bad_row: OnBadRo
     """One set of the catalogue, at its pinned commit or else at the newest.
 
     Raises:
-        AbmllError: no such set; it cannot be had; a file is not the one that was pinned; or rows are bad.
+        AbmllError: no such set; it cannot be had; a file is not the one that was pinned; or rows are bad. Where
+            these are skipped, a set that is not pinned may have one in a hundred: with more its layout is another one,
+            and those that still pass for questions may have wrong answers (counted from 1, not from 0).
     """
     entry = catalogue_entry(name)
     files = _locate(entry)
     if not files.pinned:
         log.warning("hub:%s is read at today's commit, %s; `abmll tasks pin %s` keeps it", name, files.commit, name)
     splits = _read(entry, files, merge_choices)
+    if on_bad_row == "skip" and not files.pinned:
+        _check_layout(entry, files, splits if merge_choices else _read(entry, files, merge_choices=True), "not read")
     if "test" in splits:
         reject_repeats(splits["train"], splits["test"])
     skipped = settle(list(splits.values()), on_bad_row)
@@ -62,13 +66,7 @@ def pin_hub_task(name: str) -> tuple[Pin, Path]:
     entry = catalogue_entry(name)
     files = _newest(entry)
     splits = _read(entry, files, merge_choices=True)
-    for split, rows in splits.items():
-        total = len(rows.questions) + len(rows.problems)
-        if len(rows.problems) > MOST_BAD * total or not rows.questions:
-            raise AbmllError(
-                f"hub:{name} is not pinned: {len(rows.problems):,} of {total:,} {split} rows at commit {files.commit} "
-                f"are no questions in the catalogue's layout. The first: {rows.problems[0]}"
-            )
+    _check_layout(entry, files, splits, "not pinned")
     pin = Pin(
         hub=entry.hub or "",
         configuration=entry.configuration,
@@ -81,6 +79,17 @@ def pin_hub_task(name: str) -> tuple[Pin, Path]:
         verified=True,
     )
     return pin, write_pin(name, pin)
+
+
+def _check_layout(entry: Entry, files: _Files, splits: Mapping[str, Rows], refused: str) -> None:
+    """Refuse rows that were read with repeated choices merged, if more than `MOST_BAD` of a split are no questions."""
+    for split, rows in splits.items():
+        total = len(rows.questions) + len(rows.problems)
+        if len(rows.problems) > MOST_BAD * total or not rows.questions:
+            raise AbmllError(
+                f"hub:{entry.name} is {refused}: {len(rows.problems):,} of {total:,} {split} rows at commit "
+                f"{files.commit} are no questions in the catalogue's layout. The first: {rows.problems[0]}"
+            )
 
 
 def _locate(entry: Entry) -> _Files:

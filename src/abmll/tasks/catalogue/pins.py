@@ -80,8 +80,14 @@ def pin_of(entry: Entry) -> Pin | None:
         AbmllError: the file of pins is damaged.
     """
     pin = read_pins().get(entry.name)
-    same = pin is not None and (pin.hub, pin.configuration) == (entry.hub, entry.configuration)
-    return pin if same else None
+    if pin is None or (pin.hub, pin.configuration) != (entry.hub, entry.configuration):
+        return None
+    if pin.files.keys() != entry.splits.keys() or not all(pin.files.values()):
+        raise AbmllError(
+            f"{pins_file()}: the pin of {entry.name} is damaged: it has files of {', '.join(pin.files) or 'nothing'}, "
+            f"not of {', '.join(entry.splits)}; call `abmll tasks pin {entry.name}` again"
+        )
+    return pin
 
 
 def write_pin(name: str, pin: Pin) -> Path:

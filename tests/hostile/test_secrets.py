@@ -1,0 +1,86 @@
+"""Tokens, and where somebody lives, are in nothing that a run or an export leaves behind."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from abmll.cli import app
+from abmll.config import RunConfig
+from abmll.errors import AbmllError
+from abmll.tasks.sources import load_tasks
+from tests.tiny import save_tiny, tiny_tasks, write_tasks
+
+PLANTED = {
+    name: f"planted-{name.lower()}-0123456789" for name in ("HF_TOKEN", "WANDB_API_KEY", "HUGGING_FACE_HUB_TOKEN")
+}
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that a comparison, a run, adapting and every export leave, of a model and tasks in somebody's home."""
+    folder = tmp_path_factory.mktemp("secrets")
+    home = folder / "home" / "ann"
+    save_tiny(home / "models" / "base")
+    tasks = tiny_tasks(4)
+    write_tasks(home / "tasks" / "train", tasks[:2])
+    write_tasks(home / "tasks" / "unseen", tasks[2:])
+    recipe = {
+        "model": {"source": str(home / "models" / "base"), "device": "cpu"},
+        "method": {"inner_steps": 1},
+        "tasks": {role: {"source": str(home / "tasks" / role)} for role in ("train", "unseen")},
+        "training": {"iterations": 1},
+        "adaptation": {"examples": 4, "steps": 1, "samples": 2, "test_questions": 2},
+        "systems": {"abmll": {}, "lora": {"method": {"name": "lora"}}},
+        "reference": "lora",
+    }
+    (home / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    alone = {key: value for key, value in recipe.items() if key not in ("systems", "reference")}
+    (home / "alone.yaml").write_text(yaml.safe_dump(alone))
+    out, run = home / "out", str(home / "out" / "mine")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**PLANTED, "HOME": str(home)}.items():
+            patch.setenv(name, value)
+        for arguments in (
+            ["compare", str(home / "recipe.yaml"), "-o", str(out / "compared")],
+            ["train", str(home / "alone.yaml"), "-o", run],
+            ["adapt", run, str(home / "tasks" / "unseen")],
+            ["export", run, "-o", str(out / "lora")],
+            ["export", run, "-o", str(out / "merged"), "--merge", "--force"],
+            ["export", run, "-o", str(out / "calibrated"), "--calibrated"],
+        ):
+            found = CliRunner().invoke(app, arguments, catch_exceptions=False)
+            assert found.exit_code == 0, found.output
+    return out
+
+
+def test_trust_47_no_planted_token_is_in_any_file(left: Path) -> None:
+    files = [path for path in left.rglob("*") if path.is_file()]
+    assert len(files) > 40
+    for path in files:
+        for name, value in PLANTED.items():
+            assert value.encode() not in path.read_bytes(), f"{path}: {name}"
+
+
+def test_trust_47_no_home_path_is_in_any_file(left: Path) -> None:
+    home = str(left.parent).encode()
+    found = {
+        path.relative_to(left).as_posix() for path in left.rglob("*") if path.is_file() and home in path.read_bytes()
+    }
+    assert not found
+
+
+def test_paths_below_home_are_kept_so_that_their_owner_can_use_them(
+    left: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = left.parent
+    text = (left / "mine" / "config.yaml").read_text()
+    assert re.search(r"source: ~/models/base$", text, re.MULTILINE)
+    monkeypatch.setenv("HOME", str(home))
+    config = RunConfig.model_validate({"model": {"source": str(home / "models" / "base")}})
+    assert config.model.source == "~/models/base"
+    assert [task.name for task in load_tasks("~/tasks/train")] == ["tiny0", "tiny1"]
+    with pytest.raises(AbmllError, match="no such folder"):
+        load_tasks("~nobody-of-that-name/tasks")
