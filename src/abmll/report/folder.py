@@ -16,6 +16,7 @@ from abmll.errors import AbmllError
 from abmll.files import read_sealed_json
 from abmll.metrics.predictions import Predictions, read_predictions
 from abmll.metrics.scores import Scores, score
+from abmll.tensors import strict_json
 
 Cell = tuple[int, str]
 """An adaptation draw and the name of a task: what one predictions file is about."""
@@ -143,6 +144,10 @@ def _checked(path: Path, value: dict[str, Any], key: str, kind: type) -> Any:
 def _read_object(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise AbmllError(f"{path}: not found; is {path.parent} the folder of a comparison?")
+    try:
+        strict_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AbmllError(f"{path}: cannot be read ({error}); the file is damaged, delete it") from error
     return read_sealed_json(path)
 
 
