@@ -97,6 +97,8 @@ def another(field_type: Any, value: Any) -> Any:
     literals = [x for kind in getattr(field_type, "__args__", ()) for x in getattr(kind, "__args__", (kind,))]
     if isinstance(value, bool):
         return not value
+    if isinstance(value, str) and bool in literals:
+        return False
     if isinstance(value, str) and value in literals:
         return next(other for other in literals if other != value)
     if isinstance(value, int | float):
