@@ -12,7 +12,7 @@ from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from abmll.cli.adapt import adapt
-from abmll.cli.doctor_batch import doctor
+from abmll.cli.doctor import doctor
 from abmll.cli.export import export
 from abmll.cli.predict import predict
 from abmll.cli.progress import ProgressDisplay

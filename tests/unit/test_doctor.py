@@ -1,0 +1,107 @@
+"""`abmll doctor`, against facts obtained in other ways."""
+
+import importlib.metadata
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+import torch
+from huggingface_hub import constants
+from typer.testing import CliRunner
+
+from abmll import kernels
+from abmll.cli import app
+from abmll.kernels import onednn
+from abmll.running import doctor
+from abmll.running.doctor import diagnose
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed_port()}")
+
+
+def closed_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(params=[200, 404])
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(request.param)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as found:
+        thread = threading.Thread(target=found.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{found.server_port}"
+        found.shutdown()
+
+
+def test_versions_and_devices_are_those_of_the_installation() -> None:
+    found = diagnose()
+    for name in ("torch", "transformers", "peft", "safetensors", "numpy"):
+        assert found.versions[name] == importlib.metadata.version(name)
+    assert found.devices["cpu"]["threads"] == torch.get_num_threads()
+    assert set(found.devices) >= {"cpu"}
+    assert found.free["memory_bytes"] > 1 << 20
+    assert json.loads(json.dumps(found.to_dict()))["versions"] == found.versions
+
+
+def test_the_hub_is_reached_or_not(server: str) -> None:
+    assert diagnose(server).hub["reached"].startswith("yes")
+    lost = diagnose()
+    assert lost.hub["reached"].startswith("no (")
+    assert any("hub does not answer" in line for line in lost.advice)
+
+
+def test_offline_is_told_and_nothing_is_tried(monkeypatch: pytest.MonkeyPatch, server: str) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert diagnose(server).hub["reached"] == "not tried: HF_HUB_OFFLINE is set"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert diagnose("file:///etc/hostname").hub["reached"].startswith("not tried")
+
+
+def test_every_op_is_told_with_what_runs_it_and_why() -> None:
+    told = diagnose().kernels["cpu"]
+    assert set(told) == set(kernels.OPS)
+    for name, runs in told.items():
+        module = kernels.op(name, torch.device("cpu")).__module__
+        assert runs.split(",")[0].split(":")[0].split(" ")[0] in module
+    if onednn.why_not() is not None:
+        assert str(onednn.why_not()) in told["frozen_linear"]
+    kernels.use("triton")
+    try:
+        assert "rank 16" in diagnose().kernels["cpu"]["task_kl"]
+    finally:
+        kernels.use("auto")
+
+
+def test_eager_on_cuda_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "triton_error", lambda: "No module named triton")
+    assert doctor._what_runs("task_kl", torch.device("cuda")) == "eager: Triton cannot be used (No module named triton)"
+    devices = {"cpu": {}, "cuda:0": {}}
+    assert (
+        "without Triton"
+        in doctor._advice(devices, {"memory_bytes": 1 << 40, "disk_bytes": 1 << 40}, {"reached": ""})[0]
+    )
+
+
+def test_trust_47_doctor_tells_whether_there_is_a_token_and_not_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    for options in ([], ["--json"]):
+        monkeypatch.setenv("HF_TOKEN", "hf_planted0123456789")
+        done = CliRunner().invoke(app, ["doctor", *options])
+        assert done.exit_code == 0, done.output
+        assert "planted" not in done.output
+        assert "set" in done.output
+    assert json.loads(done.output)["hub"]["token"] == "set"
