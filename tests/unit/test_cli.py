@@ -49,7 +49,7 @@ def abmll(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_commands_of_the_readme_run_in_order(place: Path) -> None:
-    verbs = {"compare", "train", "adapt", "predict", "score", "report", "export"}
+    verbs = {"compare", "train", "adapt", "predict", "score", "report", "doctor", "export"}
     assert {command.split()[1] for command in COMMANDS} == verbs
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]
