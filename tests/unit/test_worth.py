@@ -116,6 +116,14 @@ def test_sign_flips_are_the_binomial_test_where_differences_are_of_one_size() ->
     assert sign_flip_p(np.zeros(5)) == sign_flip_p(np.array([1.0])) == 1.0
 
 
+def test_a_guess_is_right_by_chance_whatever_the_first_label_is() -> None:
+    """30 of 40 rows have the first label: a uniform guess is right on half of them all the same."""
+    answers = (np.arange(40) >= 30).astype(int)
+    says = _says(0.9, ALL, answers)
+    found = _weigh(says, says, answers)
+    assert {row.name: row.accuracy for row in found.rows}[UNIFORM] == 0.5
+
+
 def test_nothing_to_weigh_is_an_error() -> None:
     with pytest.raises(AbmllError, match="nothing to weigh"):
         weigh({RUN: np.ones((1, 2))}, np.zeros(1, dtype=np.int64), 1)
