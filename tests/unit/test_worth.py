@@ -153,6 +153,8 @@ def test_remarks_name_what_spoils_the_rows(tmp_path: Path) -> None:
     assert "b.csv:8" in found
     three = Layout(("bad", "good", "fair"))
     assert "no row is labelled 'fair'" in "\n".join(remarks(read_labelled(tmp_path / "a.csv", three)))
+    cased = "\n".join(remarks(Labelled(Layout(("Bad", "bad", "good")), rows(4))))
+    assert "'Bad' and 'bad' are two labels" in cased
     assert remarks(read_labelled(write_texts(tmp_path / "fine.csv", 40), Layout())) == []
 
 

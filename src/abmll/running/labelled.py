@@ -129,6 +129,7 @@ def _sides(labelled: Labelled) -> list[str]:
         single = [label for number, label in enumerate(labels) if counts[number] == 1]
         if single:
             found.append(f"one row alone is labelled {', '.join(map(repr, single))}: too few to learn from and check")
+        found += _alike(labels)
     if total > 1 and most > ONE_SIDED * total:
         what = f"labelled {labels[place]!r}" if labels else f"answered by choice {place} (from 0)"
         found.append(
@@ -136,6 +137,12 @@ def _sides(labelled: Labelled) -> list[str]:
             "the time"
         )
     return found
+
+
+def _alike(labels: Sequence[str]) -> list[str]:
+    first: dict[str, str] = {}
+    pairs = [(first.setdefault(label.casefold(), label), label) for label in labels]
+    return [f"{one!r} and {other!r} are two labels, and differ in case alone" for one, other in pairs if one != other]
 
 
 def _contradictions(rows: Sequence[Question]) -> list[str]:
