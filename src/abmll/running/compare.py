@@ -57,16 +57,20 @@ def run_comparison(
     for _, _, run in runs:
         build_episodes(run, tasks.train)
     _check_rows(config)
-    roles = (tasks.train, tasks.unseen, tasks.validation)
-    targets = [
-        (seed, Target(name, run, out / name / f"seed-{seed}", *roles, config.curve, strict=strict))
-        for name, seed, run in runs
-    ]
+    targets = [(seed, _target(name, run, out, tasks, config.curve, strict)) for name, seed, run in runs]
     with _locked(out, world):
         with together(world):
             if world.is_main:
                 _keep_configuration(config, out, runs, tasks)
         _make_missing(config, targets, load, listener, world)
+
+
+def _target(name: str, run: RunConfig, out: Path, tasks: RunTasks, curve: int, strict: bool) -> Target:
+    """A system and seed; its row of mean weights lies beside it, as if it were a system of its own."""
+    seed = f"seed-{run.training.seed}"
+    means = out / f"{name}_mean" / seed / "predictions"
+    roles = (tasks.train, tasks.unseen, tasks.validation)
+    return Target(name, run, out / name / seed, *roles, curve, strict=strict, mean_predictions=means)
 
 
 @contextmanager
