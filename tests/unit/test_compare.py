@@ -232,6 +232,22 @@ def test_mistakes_are_found_before_the_model_is_loaded(
     assert not list(tmp_path.iterdir())
 
 
+def test_trust_03_other_rows_of_the_same_tasks_are_refused(
+    copy: Path, tasks: Path, configure: Callable[..., CompareConfig]
+) -> None:
+    """A system that is added after a test file was corrected would be compared on other questions."""
+    file = tasks / "unseen" / "tiny4.test.jsonl"
+    text, before = file.read_text(), predictions(copy)
+    file.write_text(text.replace("river", "lake"))
+    try:
+        with pytest.raises(AbmllError, match="other rows in tiny4"):
+            run_comparison(configure(), copy, never)
+    finally:
+        file.write_text(text)
+    assert predictions(copy) == before
+    run_comparison(configure(), copy, never)
+
+
 def test_no_unseen_tasks_is_refused(tasks: Path, tmp_path: Path, configure: Callable[..., CompareConfig]) -> None:
     with pytest.raises(AbmllError, match=r"tasks\.unseen"):
         run_comparison(configure(tasks={"train": {"source": str(tasks / "train")}}), tmp_path, never)
