@@ -221,6 +221,7 @@ def test_trust_17_tasks_that_leak_are_refused(
         ({"systems": {"x": {"method": {"name": "lora", "inner_step": 1}}}, "reference": "x"}, "inner_steps"),
         ({"adaptation": {"examples": 21}}, "tiny4 has 20 train rows, adaptation wants 21"),
         ({"systems": {"x": {"method": {"name": "reptile", "inner_steps": 50}}}, "reference": "x"}, "too small"),
+        ({"training": {"iterations": 2, "validate_every": 1}}, "tasks.validation names no tasks"),
         ({"systems": {**SYSTEMS, "abmll_mean": SYSTEMS["structured"]}}, "abmll_mean"),
     ],
 )
