@@ -188,7 +188,8 @@ def main() -> None:
         _complain(f"{told}; the same command goes on from what is on disk")
         sys.exit(1)
     except Stopped as stopped:
-        err_console.print(f"{stopped}; the same command goes on from there", highlight=False, soft_wrap=True)
+        what = "the same command goes on from there" if stopped.saved else "the same command does what is missing"
+        err_console.print(f"{stopped}; {what}", highlight=False, soft_wrap=True)
         sys.exit(stopped.exit_code)
 
 
