@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from abmll.cli.progress import ProgressDisplay
+from abmll.cli.progress import ProgressDisplay, duration
 from abmll.cli.scores import print_scores
 from abmll.config import RunConfig, TaskSource, load_config
 from abmll.errors import AbmllError
@@ -148,7 +148,7 @@ def _check(session: Session, name: str, done: Adapted) -> None:
         return
     seconds = estimate_seconds(session, done.used, done.step_seconds, done.answer_seconds)
     _note(
-        f"Is it worth it on this task? A check will take about {_duration(seconds)}. The task is saved already: Ctrl-C "
+        f"Is it worth it on this task? A check will take about {duration(seconds)}. The task is saved already: Ctrl-C "
         "stops the check alone, and --no-check leaves it out"
     )
     with ProgressDisplay(err_console) as display:
@@ -195,10 +195,6 @@ def _show(found: Worth) -> None:
     console.print(table)
     for line in found.text:
         _say(line)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _score_unseen(run: Path, tasks: str | None, overrides: list[str], step: int | None) -> None:
