@@ -50,19 +50,32 @@ def read_labelled(path: Path, wanted: Layout, fixed: bool | None = None) -> Labe
     """
     table = Table(path)
     layout = settle_layout(table, wanted, fixed)
-    found = Rows(printable(path))
+    return Labelled(layout, _read(table, layout, labelled=True))
+
+
+def read_unlabelled(path: Path, layout: Layout) -> tuple[Question, ...]:
+    """The rows of a table whose labels, if there are any, are not looked at.
+
+    Raises:
+        AbmllError: as `read_labelled`.
+    """
+    return _read(Table(path), layout, labelled=False)
+
+
+def _read(table: Table, layout: Layout, labelled: bool) -> tuple[Question, ...]:
+    found = Rows(printable(table.path))
     for line, row in table.rows():
         try:
             if isinstance(row, BadRow):
                 raise row
             place = f"{found.label}:{line}"
-            found.questions.append(layout.question(row, line, untyped=table.untyped, place=place))
+            found.questions.append(layout.question(row, line, labelled=labelled, untyped=table.untyped, place=place))
         except BadRow as reason:
             found.reject(line, reason)
     if not found.questions and not found.problems:
         found.reject(1, "the file has no rows")
     settle([found], "error")
-    return Labelled(layout, tuple(found.questions))
+    return tuple(found.questions)
 
 
 def settle_layout(table: Table, wanted: Layout, fixed: bool | None = None) -> Layout:
