@@ -79,6 +79,8 @@ MISTAKES = {
     "no such tasks": (["train", "recipes/train.yaml", "tasks.train.source=nowhere"], "nowhere"),
     "no such run": (["adapt", "nowhere"], "nowhere"),
     "nothing to score": (["score", "recipes"], "no predictions"),
+    "somebody else's file to score": (["score", "rows.csv"], "rows.csv:1: not a predictions file"),
+    "a file to write into": (["train", "recipes/train.yaml", "-o", "rows.csv"], "rows.csv: a file is there"),
     "nothing to report": (["report", "recipes"], "recipes"),
     "no such layer": (["train", "recipes/train.yaml", "model.source=model", "adapter.targets=[query]"], "q_proj"),
 }
