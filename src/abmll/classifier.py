@@ -84,8 +84,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
                 cannot be had.
         """
         rows = _rows(X)
-        layout, classes = self._kind(rows, y)
-        questions = _questions(rows, layout, self._answers(rows, layout, y))
+        layout, classes, answers = self._kind(rows, y)
+        questions = _questions(rows, layout, answers)
         engine, tuning = engine_of(self.run, self.settings), self._tuning()
         self._posterior: Posterior = engine.fit("classifier", questions, tuning)
         self._tuned = tuning
@@ -138,8 +138,11 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self, "classes_")
         rows = _rows(X)
-        truth = np.array([q.answer for q in _questions(rows, self._layout, self._answers(rows, self._layout, y))])
-        right = np.array([answer.choice for answer in self.answers(X)]) == truth
+        if self._layout.labels is None:
+            truth = [question.answer for question in _questions(rows, self._layout, _places(rows, y))]
+        else:
+            truth = self._labels(rows, y)  # one that no example had is a label that was not predicted
+        right = [found == true for found, true in zip(self.predict(rows), truth, strict=True)]
         return float(np.average(right, weights=sample_weight))
 
     def save(self, folder: str | Path) -> None:
@@ -190,34 +193,46 @@ class Classifier(ClassifierMixin, BaseEstimator):
         given = tuple(f"{name}={value}" for name, value in own.items() if value is not None)
         return (*given, f"adaptation.seed={self.seed}")
 
-    def _kind(self, rows: Sequence[Any], y: Any) -> tuple[Layout, np.ndarray | None]:
-        """The layout of examples, and the labels where they are fixed."""
+    def _kind(self, rows: Sequence[Any], y: Any) -> tuple[Layout, np.ndarray | None, list[Any]]:
+        """The layout of examples, the labels where they are fixed, and the answer of each row, as a column has it."""
         if not rows:
             raise AbmllError("no examples to fit to")
         if isinstance(rows[0], Question) or (isinstance(rows[0], Mapping) and "question" in rows[0]):
-            return Layout(), None
-        classes = np.unique(np.asarray(self._labels(rows, y)))
-        return Layout(tuple(str(label) for label in classes), self.text, self.label, self.ask), classes
+            return Layout(), None, _places(rows, y)
+        classes, found = np.unique(np.asarray(self._labels(rows, y)), return_inverse=True)
+        names = tuple(str(label).strip() for label in classes)
+        return Layout(names, self.text, self.label, self.ask), classes, [names[place] for place in found]
 
     def _labels(self, rows: Sequence[Any], y: Any) -> list[Any]:
-        labels = (
-            list(y) if y is not None else [row.get(self.label) if isinstance(row, Mapping) else None for row in rows]
-        )
-        if len(labels) != len(rows):
-            raise AbmllError(f"{len(rows)} examples and {len(labels)} labels")
-        if missing := [number for number, label in enumerate(labels) if label is None or label != label]:
+        if y is None:
+            labels = [row.get(self.label) if isinstance(row, Mapping) else None for row in rows]
+        else:
+            labels = _one_each(y, rows)
+        if missing := [number for number, label in enumerate(labels) if _is_nothing(label)]:
             raise AbmllError(f"row {missing[0]} (from 0) has no label: give y, or rows with a column {self.label!r}")
         return labels
 
-    def _answers(self, rows: Sequence[Any], layout: Layout, y: Any) -> list[Any]:
-        """The answer of each row, as its column would have it."""
-        if layout.labels is not None:
-            return [str(label) for label in self._labels(rows, y)]
-        if y is None:
-            return [row.answer if isinstance(row, Question) else row.get("answer") for row in rows]
-        if len(list(y)) != len(rows):
-            raise AbmllError(f"{len(rows)} examples and {len(list(y))} labels")
-        return [int(answer) if isinstance(answer, np.integer) else answer for answer in y]
+
+def _places(rows: Sequence[Any], y: Any) -> list[Any]:
+    """The answer of each question, as its column has it: its place or its text."""
+    if y is None:
+        return [row.answer if isinstance(row, Question) else row.get("answer") for row in rows]
+    return [int(answer) if isinstance(answer, np.integer) else answer for answer in _one_each(y, rows)]
+
+
+def _one_each(y: Any, rows: Sequence[Any]) -> list[Any]:
+    """`y` as a list, one for each row; a table of one column is that column."""
+    if getattr(y, "ndim", 1) == 2 and y.shape[1] == 1:
+        y = np.asarray(y)[:, 0]
+    labels = list(y)
+    if len(labels) != len(rows):
+        raise AbmllError(f"{len(rows)} examples and {len(labels)} labels")
+    return labels
+
+
+def _is_nothing(label: Any) -> bool:
+    """None, NaN, or pandas' NA, which equals nothing and is neither true nor false."""
+    return label is None or type(label).__name__ == "NAType" or bool(label != label)
 
 
 def _rows(X: Any) -> list[Any]:

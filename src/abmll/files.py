@@ -17,6 +17,10 @@ from typing import Any
 
 from abmll.errors import AbmllError
 
+PART, OLD = ".abmll-part", ".abmll-old"
+"""Ends of the names of what is being written, and of what is being replaced: `tidy` removes whatever has them, so no
+file of anybody else may."""
+
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically: a reader sees the old file or the new one, never a part.
@@ -25,7 +29,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         OSError: the disk is full, the folder cannot be written, ...; `path` is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     part = Path(name)
     try:
         with naming(path), os.fdopen(handle, "wb") as file:
@@ -197,8 +201,8 @@ def is_device(name: str) -> bool:
 def folder_beside(folder: Path) -> Iterator[Path]:
     """A new empty folder beside `folder`, which takes its place, whole, when the block ends without an error.
 
-    Everything in it is flushed to disk first. Between two renames the old folder is called `.NAME.old`; `recover` puts
-    it back if the process ended just there.
+    Everything in it is flushed to disk first. Between two renames the old folder is called `.NAME.abmll-old`; `recover`
+    puts it back if the process ended just there.
 
     Raises:
         OSError: the disk is full, the place cannot be written, ...; `folder` is then as it was.
@@ -206,7 +210,7 @@ def folder_beside(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     recover(folder)
     _remove_abandoned(folder)
-    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
+    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PART))
     try:
         yield beside
         _sync_tree(beside)
@@ -222,7 +226,7 @@ def remove_folder(folder: Path) -> None:
     Raises:
         OSError: it cannot be removed.
     """
-    nameless = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    nameless = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}{PART}")
     folder.rename(nameless)
     shutil.rmtree(nameless)
 
@@ -235,7 +239,7 @@ def file_beside(path: Path) -> Iterator[Path]:
         OSError: the disk is full, the folder cannot be written, ...; `path` is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     os.close(handle)
     part = Path(name)
     try:
@@ -266,19 +270,28 @@ def tidy(folder: Path) -> list[Path]:
         What was removed or put back.
     """
     found = []
-    for part in sorted(folder.rglob(".*.part")):
+    for part in sorted(folder.rglob(f".*{PART}")):
         shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
         found.append(part)
-    for old in sorted(folder.rglob(".*.old")):
+    for old in sorted(folder.rglob(f".*{OLD}")):
         if old.is_dir():
-            recover(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
+            recover(replaced_by(old))
             shutil.rmtree(old, ignore_errors=True)
             found.append(old)
     return found
 
 
+def replaced_by(old: Path) -> Path:
+    """The folder that an old one has made room for.
+
+    >>> replaced_by(Path("runs/.mine.abmll-old")).as_posix()
+    'runs/mine'
+    """
+    return old.with_name(old.name.removeprefix(".").removesuffix(OLD))
+
+
 def _old(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
+    return folder.with_name(f".{folder.name}{OLD}")
 
 
 def _swap(beside: Path, folder: Path) -> None:
@@ -306,6 +319,6 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    for part in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
+    for part in folder.parent.glob(f".{glob.escape(folder.name)}.*{PART}"):
         if part.is_dir() and time.time() - part.stat().st_mtime > ABANDONED:
             shutil.rmtree(part, ignore_errors=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from abmll.files import OLD, PART
 from abmll.running.rundir import Checkpoint, RunDirectory
 from tests.systems import run_config, same, train
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
@@ -52,7 +53,7 @@ def _last(folder: Path) -> Checkpoint:
 
 def leftovers(folder: Path) -> list[Path]:
     """Half-written files and folders."""
-    return [p for p in folder.rglob(".*") if p.suffix in (".part", ".old")]
+    return [p for p in folder.rglob(".*") if p.suffix in (PART, OLD)]
 
 
 def place_comparison(folder: Path) -> Path:

@@ -125,7 +125,7 @@ def test_trust_11_a_checkpoint_that_cannot_be_removed_does_not_stop_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refused(path: Path, target: Path) -> Path:
-        if path.name.startswith("step-") and target.suffix == ".part":
+        if path.name.startswith("step-") and target.suffix == PART:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return plain(path, target)
 

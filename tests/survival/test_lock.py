@@ -23,8 +23,8 @@ def holder(folder: Path, output: Path) -> Child:
     def work() -> None:
         with RunDirectory(folder).locked():
             (folder / "checkpoints").mkdir(exist_ok=True)
-            (folder / "checkpoints" / ".step-000009.abc.part").mkdir()
-            (folder / ".cost.json.xyz.part").write_text("half")
+            (folder / "checkpoints" / ".step-000009.abc.abmll-part").mkdir()
+            (folder / ".cost.json.xyz.abmll-part").write_text("half")
             (output.parent / "ready").write_text("")
             time.sleep(60)
 

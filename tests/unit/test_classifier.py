@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
-from sklearn.metrics import log_loss
+from sklearn.metrics import accuracy_score, log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -112,6 +112,38 @@ def test_labels_of_numbers_come_back_as_numbers(new: Any) -> None:
     found = new().fit(list(TEXTS), numbers)
     assert found.classes_.tolist() == [0, 1]
     assert found.predict(list(TEXTS[:3])).dtype == found.classes_.dtype
+
+
+@pytest.mark.parametrize("kind", ["bools", "spaces", "numbers of two kinds", "a frame", "a column of an array"])
+def test_labels_of_any_kind_are_learned_and_scored(kind: str, new: Any) -> None:
+    """Those come back that were given, and the score is scikit-learn's accuracy of them."""
+    words, truth = zip(*texts(8), strict=True)
+    good = [label == "good" for label in truth]
+    y: Any = {
+        "bools": good,
+        "spaces": [f"{label} " for label in truth],
+        "numbers of two kinds": [1 if each else 2.0 for each in good],
+        "a frame": pd.DataFrame({"label": truth}),
+        "a column of an array": np.array(truth)[:, None],
+    }[kind]
+    fitted = new().fit(words, y)
+    flat = np.ravel(y)
+    assert fitted.classes_.tolist() == sorted(set(flat.tolist()))
+    assert fitted.score(words, y) == accuracy_score(flat, fitted.predict(words))
+
+
+def test_a_label_that_no_example_had_is_a_wrong_answer(new: Any) -> None:
+    """As a fold without a rare label has it; it is no reason to fail."""
+    words, truth = zip(*texts(8), strict=True)
+    fitted = new().fit(words, truth)
+    assert fitted.score(words[:2], ["never seen", fitted.predict(words[1:2])[0]]) == 0.5
+
+
+@pytest.mark.parametrize("kind", ["string", "Int64"])
+def test_what_pandas_calls_na_is_no_label(kind: str, new: Any) -> None:
+    labels = pd.Series([None, "a", "b"] if kind == "string" else [None, 1, 0], dtype=kind)
+    with pytest.raises(AbmllError, match=r"row 0 \(from 0\) has no label"):
+        new().fit(["one", "two", "three"], labels)
 
 
 def test_multiple_choice(new: Any) -> None:

@@ -5,12 +5,14 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from abmll.running.stopping import Stopped
 from tests.everyday import place_run, texts, write_csv, write_texts
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
@@ -77,6 +79,8 @@ MISTAKES = {
     "no such tasks": (["train", "recipes/train.yaml", "tasks.train.source=nowhere"], "nowhere"),
     "no such run": (["adapt", "nowhere"], "nowhere"),
     "nothing to score": (["score", "recipes"], "no predictions"),
+    "somebody else's file to score": (["score", "rows.csv"], "rows.csv:1: not a predictions file"),
+    "a file to write into": (["train", "recipes/train.yaml", "-o", "rows.csv"], "rows.csv: a file is there"),
     "nothing to report": (["report", "recipes"], "recipes"),
     "no such layer": (["train", "recipes/train.yaml", "model.source=model", "adapter.targets=[query]"], "q_proj"),
 }
@@ -122,5 +126,23 @@ def test_dry_run_shows_configuration_steps_and_memory_and_makes_nothing(
     assert stopped.value.code == 0
     assert "name: builtin-abmll" in shown
     assert "1,800 on 3,600 examples" in shown
+    assert "inner_lr=0.0003, inner_steps=5" in shown, "settings that nobody gave are part of what is resolved"
     assert "GiB" in shown
     assert not (place / "dry").exists()
+
+
+@pytest.mark.parametrize(("saved", "said"), [("", "does what is missing"), ("step 3 is saved", "goes on from there")])
+def test_a_stop_promises_no_more_than_was_saved(
+    saved: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`abmll predict` keeps nothing: it begins again."""
+    from abmll import cli
+
+    def stopped(**options: object) -> None:
+        raise Stopped(signal.SIGTERM, saved)
+
+    monkeypatch.setattr(cli, "app", stopped)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 143
+    assert f"the same command {said}" in capsys.readouterr().err

@@ -221,6 +221,7 @@ def test_trust_17_tasks_that_leak_are_refused(
         ({"systems": {"x": {"method": {"name": "lora", "inner_step": 1}}}, "reference": "x"}, "inner_steps"),
         ({"adaptation": {"examples": 21}}, "tiny4 has 20 train rows, adaptation wants 21"),
         ({"systems": {"x": {"method": {"name": "reptile", "inner_steps": 50}}}, "reference": "x"}, "too small"),
+        ({"training": {"iterations": 2, "validate_every": 1}}, "tasks.validation names no tasks"),
         ({"systems": {**SYSTEMS, "abmll_mean": SYSTEMS["structured"]}}, "abmll_mean"),
     ],
 )
@@ -230,6 +231,22 @@ def test_mistakes_are_found_before_the_model_is_loaded(
     with pytest.raises(AbmllError, match=message):
         run_comparison(configure(**changes), tmp_path, never)
     assert not list(tmp_path.iterdir())
+
+
+def test_trust_03_other_rows_of_the_same_tasks_are_refused(
+    copy: Path, tasks: Path, configure: Callable[..., CompareConfig]
+) -> None:
+    """A system that is added after a test file was corrected would be compared on other questions."""
+    file = tasks / "unseen" / "tiny4.test.jsonl"
+    text, before = file.read_text(), predictions(copy)
+    file.write_text(text.replace("river", "lake"))
+    try:
+        with pytest.raises(AbmllError, match="other rows in tiny4"):
+            run_comparison(configure(), copy, never)
+    finally:
+        file.write_text(text)
+    assert predictions(copy) == before
+    run_comparison(configure(), copy, never)
 
 
 def test_no_unseen_tasks_is_refused(tasks: Path, tmp_path: Path, configure: Callable[..., CompareConfig]) -> None:

@@ -30,7 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the page speaks of, with a tiny run as the one that comes along."""
     folder = place_run(tmp_path_factory.mktemp("page"), adaptation={"samples": 2})
     ship(folder / "runs" / "mine", "smollm2", folder / "here")
-    write_texts(folder / "reviews.csv", 64)
+    write_texts(folder / "reviews.csv", 94)
     write_csv(folder / "new.csv", ["nr", "text"], [[n, text] for n, (text, _) in enumerate(texts(9, seed=4))])
     teams = ("billing", "login", "other")
     tickets = [{"body": text, "team": teams[n % 3]} for n, (text, _) in enumerate(texts(24))]

@@ -17,7 +17,11 @@ import pytest
 from scipy.stats import entropy
 
 from abmll import cli
+from abmll.exporting.calibrated import calibrate
 from abmll.running import own_tasks, predicting
+from abmll.running.everyday import open_run
+from abmll.running.labelled import read_unlabelled
+from abmll.running.own_tasks import layout_of
 from abmll.running.saved_tasks import read_task
 from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
 
@@ -340,3 +344,19 @@ def test_a_row_that_does_not_fit_the_model_is_named(abmll: Command, tmp_path: Pa
     write_csv(tmp_path / "rows.csv", ["text"], [["river " * 2000], ["sun"]])
     code, _, err = abmll("predict runs/mine rows.csv --task t -o out.csv")
     assert (code, "1 rows are longer than likelihood.max_tokens=512" in " ".join(err.split())) == (0, True)
+
+
+def test_a_task_of_texts_is_calibrated_on_texts_with_its_own_settings(abmll: Command, tmp_path: Path) -> None:
+    """Its columns, labels and likelihood, not those of the run: the temperature is that of what `predict` says."""
+    own_rows(tmp_path / "rows.csv")
+    assert abmll("adapt runs/mine my.csv --save sums --no-check likelihood.normalisation=sum")[0] == 0
+    code, _, err = abmll("export runs/mine -o served --task sums --calibrated --questions rows.csv")
+    assert code == 0, err
+    session, saved = open_run(Path("runs/mine"), task="sums")
+    assert saved is not None
+    rows = read_unlabelled(Path("rows.csv"), layout_of(saved))
+    expected = calibrate(session.system, rows, draws=session.drawing.samples, batch_tokens=4096)
+    found = json.loads((tmp_path / "served" / "calibration.json").read_text())
+    assert found["likelihood"]["normalisation"] == "sum"
+    assert found["temperature"] == pytest.approx(expected.temperature, rel=1e-4)
+    assert found["before"]["mean_kl"] == pytest.approx(expected.before.mean_kl, rel=1e-3)

@@ -496,6 +496,13 @@ def test_the_command_takes_a_dtype_and_questions(
     assert f"from {len(UNSEEN.test)} questions and 4 posterior draws" in capsys.readouterr().out
 
 
+def test_the_adapter_that_comes_along_is_exported_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert abmll(monkeypatch, "export", "smollm2", "-o", "lora") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["lora"]
+    assert (tmp_path / "lora" / "adapter_config.json").exists()
+
+
 MISTAKES = {
     "no run": (["nowhere"], "nowhere"),
     "no task": (["RUN", "--task", "mne"], "Did you mean 'mine'"),
@@ -560,4 +567,4 @@ def test_a_run_whose_training_has_not_ended_says_so(
     shutil.copytree(place / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "adapter")
     assert abmll(monkeypatch, "export", tmp_path / "run", "-o", tmp_path / "out") == 2
-    assert "adapter: no such folder" in capsys.readouterr().err
+    assert "was not trained to its end" in capsys.readouterr().err

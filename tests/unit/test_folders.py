@@ -83,13 +83,24 @@ def test_trust_07_a_kill_between_the_two_renames_loses_nothing(
 
 
 def test_half_written_folders_of_yesterday_are_removed_and_those_of_today_are_not(tmp_path: Path) -> None:
-    for name in (".f.old-one.part", ".f.new-one.part", ".other.x.part"):
+    for name in (".f.old-one.abmll-part", ".f.new-one.abmll-part", ".other.x.abmll-part"):
         (tmp_path / name).mkdir()
         age = 0 if "new" in name else 2 * files.ABANDONED
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     with folder_beside(tmp_path / "f"):
         pass
-    assert {p.name for p in tmp_path.iterdir()} == {"f", ".f.new-one.part", ".other.x.part"}
+    assert {p.name for p in tmp_path.iterdir()} == {"f", ".f.new-one.abmll-part", ".other.x.abmll-part"}
+
+
+def test_tidying_takes_nothing_of_anybody_else(tmp_path: Path) -> None:
+    """`abmll train RECIPE -o .`: a project has hidden folders of its own, some of them called old."""
+    theirs = (".venv.old", "deep/.config.old", ".git.x.part")
+    for name in theirs:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "kept").write_text("")
+    (tmp_path / ".f.x.abmll-part").mkdir()
+    assert files.tidy(tmp_path) == [tmp_path / ".f.x.abmll-part"]
+    assert all((tmp_path / name / "kept").exists() for name in theirs)
 
 
 def test_trust_08_a_place_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:

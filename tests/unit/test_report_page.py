@@ -46,7 +46,7 @@ class Elements(HTMLParser):
 def test_every_file_is_there_and_whole(report):
     folder, summary = report
     assert json.loads((folder / "results.json").read_text()) == summary
-    assert not list(folder.rglob("*.part"))
+    assert not list(folder.rglob("*part"))
     assert sorted(path.stem for path in (folder / "figures").iterdir()) == sorted(PICTURES)
     for name in PICTURES:
         with Image.open(folder / "figures" / f"{name}.png") as picture:

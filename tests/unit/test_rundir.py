@@ -95,7 +95,7 @@ def test_trust_09_swapped_files_are_noticed(run: RunDirectory) -> None:
 
 
 def test_a_half_written_checkpoint_is_no_checkpoint(run: RunDirectory) -> None:
-    beside = run.path / "checkpoints" / ".step-000006.part"
+    beside = run.path / "checkpoints" / ".step-000006.abmll-part"
     beside.mkdir()
     (beside / "shared.safetensors").write_bytes(b"half")
     found = run.latest()

@@ -120,7 +120,7 @@ def test_trust_07_a_task_whose_replacement_was_killed_is_found_again(
     config: RunConfig, adapted: System, tmp_path: Path
 ) -> None:
     save_task(tmp_path, "t", config, adapted, {"version": 1})
-    (tmp_path / "tasks" / "t").rename(tmp_path / "tasks" / ".t.old")  # where a kill between the renames leaves it
+    (tmp_path / "tasks" / "t").rename(tmp_path / "tasks" / ".t.abmll-old")  # where a kill between the renames leaves it
     assert [task.details for task in list_tasks(tmp_path)] == [{"version": 1}]
 
 

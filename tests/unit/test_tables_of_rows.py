@@ -39,6 +39,8 @@ BAD = {
     "fields": ("a.csv", b"a,b\n1\n", (2, "1 fields, but the first line names 2")),
     "open quote": ("a.csv", b'a,b\n1,"x\n', (2, "not CSV")),
     "column twice": ("a.csv", b"a,a\n1,2\n", (1, "given twice")),
+    "semicolons": ("a.csv", b"a;b\n1;2\n", (1, "separate columns by commas, not by semicolons")),
+    "tabs": ("a.csv", b"a\tb\n1\t2\n", (1, "not by tabs")),
     "bytes in CSV": ("a.csv", b"a,b\n1,2\n3,\xff\n", (3, "not UTF-8")),
     "no Parquet": ("a.parquet", b"PAR", (1, "not Parquet")),
 }

@@ -9,11 +9,14 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from abmll.errors import AbmllError
 from abmll.metrics.worth import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, sign_flip_p, weigh
-from abmll.running.everyday import open_run
+from abmll.running import worth
+from abmll.running.adapt import AdaptationPlan
+from abmll.running.build import System
+from abmll.running.everyday import adapt_named, open_run
 from abmll.running.labelled import Labelled, hold_back, identity, read_labelled, refuse_used, remarks
-from abmll.running.worth import check_worth, deal
+from abmll.running.worth import _without_model, check_worth, deal
 from abmll.tasks.layouts import Layout
-from abmll.tasks.question import Question
+from abmll.tasks.question import Question, Task
 from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
 
 
@@ -49,6 +52,36 @@ def test_trust_17_rows_that_ask_the_same_are_never_on_both_sides() -> None:
     assert len(held) == 4
     assert len(kept) == 10
     assert not {identity(q) for q in kept} & {identity(q) for q in held}
+
+
+def test_trust_17_nothing_is_fitted_to_the_labels_of_the_fold_it_answers() -> None:
+    """Temperature and shares of a fold stay as they are, whatever the labels in it."""
+    questions, table = rows(20), np.random.default_rng(0).dirichlet([1, 1], 20)
+    answers, folds = np.array([q.answer for q in questions]), deal(questions)
+    before = _without_model(questions, folds, table, answers, ("bad", "good"))
+    for fold in folds:
+        asked, others = list(fold.answered), list(fold.fitted)
+        turned = answers.copy()
+        turned[asked] = 0
+        after = _without_model(questions, folds, table, turned, ("bad", "good"))
+        for name in (SCALED, FREQUENCY):
+            np.testing.assert_array_equal(after[name][asked], before[name][asked])
+            assert not np.array_equal(after[name][others], before[name][others]), "nothing is fitted at all"
+
+
+def test_trust_17_systems_adapt_to_the_other_folds_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Question, ...]] = []
+
+    def adapted(system: System, task: Task, plan: AdaptationPlan) -> None:
+        seen.append(task.train)
+        adapt_named(system, task, plan)
+
+    monkeypatch.setattr(worth, "adapt_named", adapted)
+    session, _ = open_run(home / "runs" / "mine", ["adaptation.samples=1"])
+    questions = rows(6)
+    check_worth(session, Labelled(Layout(("bad", "good")), questions))
+    folds = deal(questions, seed=session.config.adaptation.seed)
+    assert seen == [tuple(questions[i] for i in fold.fitted) for fold in folds] * 2, "the run, then a fresh LoRA"
 
 
 def test_fewer_rows_are_fewer_folds() -> None:
@@ -116,6 +149,14 @@ def test_sign_flips_are_the_binomial_test_where_differences_are_of_one_size() ->
     assert sign_flip_p(np.zeros(5)) == sign_flip_p(np.array([1.0])) == 1.0
 
 
+def test_a_guess_is_right_by_chance_whatever_the_first_label_is() -> None:
+    """30 of 40 rows have the first label: a uniform guess is right on half of them all the same."""
+    answers = (np.arange(40) >= 30).astype(int)
+    says = _says(0.9, ALL, answers)
+    found = _weigh(says, says, answers)
+    assert {row.name: row.accuracy for row in found.rows}[UNIFORM] == 0.5
+
+
 def test_nothing_to_weigh_is_an_error() -> None:
     with pytest.raises(AbmllError, match="nothing to weigh"):
         weigh({RUN: np.ones((1, 2))}, np.zeros(1, dtype=np.int64), 1)
@@ -145,6 +186,8 @@ def test_remarks_name_what_spoils_the_rows(tmp_path: Path) -> None:
     assert "b.csv:8" in found
     three = Layout(("bad", "good", "fair"))
     assert "no row is labelled 'fair'" in "\n".join(remarks(read_labelled(tmp_path / "a.csv", three)))
+    cased = "\n".join(remarks(Labelled(Layout(("Bad", "bad", "good")), rows(4))))
+    assert "'Bad' and 'bad' are two labels" in cased
     assert remarks(read_labelled(write_texts(tmp_path / "fine.csv", 40), Layout())) == []
 
 

@@ -22,7 +22,7 @@ from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.files import explain_failure
 from abmll.report import render_terminal, write_report
-from abmll.running.build import build_system, load_base, tasks_of
+from abmll.running.build import build_system, load_base, method_settings, tasks_of
 from abmll.running.compare import run_comparison
 from abmll.running.estimate import describe, estimate
 from abmll.running.roles import load_run_tasks, without_leaks
@@ -163,7 +163,9 @@ def _show(config: RunConfig, runs: list[RunConfig]) -> None:
         name = source.source if source else "none"
         out_console.print(f"\ntasks {name}: {len(tasks)} with {rows:,} rows", highlight=False)
     for run in runs:
-        out_console.print(f"\n{run.method.name} ({run.name})\n{describe(estimate(run))}", highlight=False)
+        settings = ", ".join(f"{name}={value}" for name, value in method_settings(run).model_dump(mode="json").items())
+        out_console.print(f"\n{run.method.name} ({run.name})", highlight=False)
+        out_console.print(f"{settings}\n{describe(estimate(run))}", highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -188,7 +190,8 @@ def main() -> None:
         _complain(f"{told}; the same command goes on from what is on disk")
         sys.exit(1)
     except Stopped as stopped:
-        err_console.print(f"{stopped}; the same command goes on from there", highlight=False, soft_wrap=True)
+        what = "the same command goes on from there" if stopped.saved else "the same command does what is missing"
+        err_console.print(f"{stopped}; {what}", highlight=False, soft_wrap=True)
         sys.exit(stopped.exit_code)
 
 

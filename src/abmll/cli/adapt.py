@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from abmll.cli.progress import ProgressDisplay
+from abmll.cli.progress import ProgressDisplay, duration
 from abmll.cli.scores import print_scores
 from abmll.config import RunConfig, TaskSource, load_config
 from abmll.errors import AbmllError
@@ -19,6 +19,7 @@ from abmll.running.everyday import Session, open_run
 from abmll.running.labelled import Labelled, read_labelled, remarks
 from abmll.running.own_tasks import Adapted, adapt_and_save
 from abmll.running.resume import restore_theta
+from abmll.running.rundir import RunDirectory
 from abmll.running.saved_tasks import check_free, write_details
 from abmll.running.shipped import find_run
 from abmll.running.stopping import Stopped
@@ -84,6 +85,9 @@ def adapt(
 
     Examples: `abmll adapt smollm2 my.csv --save mytask`, `abmll adapt runs/mine builtin:occupations`
     """
+    if tasks is not None and "=" in tasks and not Path(tasks).exists():  # TASKS was left out
+        overrides = [tasks, *(overrides or [])]
+        tasks = None
     if save is None:
         _score_unseen(find_run(run), tasks, overrides or [], step)
         return
@@ -144,7 +148,7 @@ def _check(session: Session, name: str, done: Adapted) -> None:
         return
     seconds = estimate_seconds(session, done.used, done.step_seconds, done.answer_seconds)
     _note(
-        f"Is it worth it on this task? A check will take about {_duration(seconds)}. The task is saved already: Ctrl-C "
+        f"Is it worth it on this task? A check will take about {duration(seconds)}. The task is saved already: Ctrl-C "
         "stops the check alone, and --no-check leaves it out"
     )
     with ProgressDisplay(err_console) as display:
@@ -193,10 +197,6 @@ def _show(found: Worth) -> None:
         _say(line)
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
 def _score_unseen(run: Path, tasks: str | None, overrides: list[str], step: int | None) -> None:
     """Adapt to unseen tasks from a checkpoint, predict their test rows, print scores."""
     if tasks is not None and Path(tasks).is_file():
@@ -207,16 +207,29 @@ def _score_unseen(run: Path, tasks: str | None, overrides: list[str], step: int 
         raise AbmllError(f"{run} names no unseen tasks: give a folder, a file or builtin:NAME")
     if bare := [task.name for task in unseen if not task.test]:
         raise AbmllError(f"{', '.join(bare)}: no test rows to score; `--save NAME` keeps a task adapted to its rows")
-    target = Target(config.name, config, run, tasks_of(config.tasks.train), unseen)
-    found = target.run.latest(step)
-    if found is None or (step is not None and found.step != step):
-        raise AbmllError(f"{run}: no checkpoint of step {step}; there are {target.run.steps() or 'none'}")
+    compared = (run.parent.parent / "comparison.json").is_file()  # its predictions are results there
+    place = run / "adapted" if compared else None
+    target = Target(config.name, config, run, tasks_of(config.tasks.train), unseen, predictions=place)
+    found = _chosen(target.run, step)
     with ProgressDisplay(err_console) as display:
         display({"event": "loading", "model": config.model.source or config.model.shape})
         system = build_system(config, load_base(config.model))
-        restore_theta(system.method, target.run, found.step)
-        files = target.predict_at(system, found.step, display, Timer())
+        restore_theta(system.method, target.run, found)
+        files = target.predict_at(system, found, display, Timer())
     print_scores(files)
+
+
+def _chosen(run: RunDirectory, step: int | None) -> int:
+    """The checkpoint to adapt from: that of `step`, or else of the best by validation, or else the latest."""
+    found = run.latest(step)
+    if found is None and step is None:
+        raise AbmllError(
+            f"{run.path}: has no checkpoints to score tasks from; `abmll adapt {run.path} ROWS --save NAME` adapts to "
+            "labelled rows, and needs its adapter/ alone"
+        )
+    if found is None or (step is not None and found.step != step):
+        raise AbmllError(f"{run.path}: no checkpoint of step {step}; there are {run.steps() or 'none'}")
+    return found.step if step is not None else int(found.state.get("best_step", 0)) or found.step
 
 
 def _say(text: str) -> None:

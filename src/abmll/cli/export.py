@@ -8,17 +8,21 @@ import typer
 from rich.console import Console
 
 from abmll.adapters.facts import StoredAdapter
-from abmll.adapters.folder import read_adapter
-from abmll.config import RunConfig, load_config
+from abmll.cli.adapt import Run
+from abmll.config import RunConfig
 from abmll.errors import AbmllError
 from abmll.exporting import check_size, export_calibrated, export_mean, export_merged, merged_bytes
 from abmll.exporting.calibrated import spread_questions
 from abmll.exporting.place import describe_bytes
 from abmll.running.adapters import use_adapter
 from abmll.running.build import System, build_system, load_base, tasks_of
-from abmll.running.saved_tasks import read_task
+from abmll.running.everyday import read_shared, settings_of
+from abmll.running.labelled import read_unlabelled
+from abmll.running.own_tasks import layout_of
+from abmll.running.saved_tasks import SavedTask, read_task
+from abmll.running.shipped import find_run
+from abmll.tasks.layouts import Layout
 from abmll.tasks.question import Question
-from abmll.tasks.sources import read_questions
 
 console = Console()
 err_console = Console(stderr=True)
@@ -30,14 +34,14 @@ class _Wanted:
 
     run: Path
     out: Path
-    task: str | None
+    task: SavedTask | None
     config: RunConfig
     stored: StoredAdapter
     yes: bool
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run directory of `abmll train`.", show_default=False)],
+    run: Run,
     out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
@@ -63,9 +67,11 @@ def export(
     `abmll export runs/mine -o served --calibrated --questions my.jsonl`
     """
     _check_options(task, merge, draw, calibrated, questions)
-    config = load_config(RunConfig, run / "config.yaml", overrides or [])
-    stored = read_adapter(run / "adapter") if task is None else read_task(run, task).adapter
-    wanted = _Wanted(run, out, task, config, stored, yes)
+    folder = find_run(run, place=task is not None)
+    saved = None if task is None else read_task(folder, task)
+    config = settings_of(folder, overrides or [], saved)
+    stored = read_shared(folder) if saved is None else saved.adapter
+    wanted = _Wanted(folder, out, saved, config, stored, yes)
     try:
         if merge:
             _merge(wanted, draw, force)
@@ -123,7 +129,8 @@ def _calibrate(wanted: _Wanted, file: Path | None, count: int) -> None:
 
 def _questions(wanted: _Wanted, file: Path | None, count: int) -> tuple[Question, ...]:
     if file is not None:
-        return read_questions(file, labelled=False)
+        task = wanted.task
+        return read_unlabelled(file, layout_of(task) if task and "layout" in task.details else Layout())
     return spread_questions(tasks_of(wanted.config.tasks.train), count)
 
 
@@ -132,7 +139,7 @@ def _system(wanted: _Wanted) -> System:
     m = wanted.config.model
     err_console.print(f"loading {m.source or m.shape}", highlight=False)
     system = build_system(wanted.config, load_base(m))
-    use_adapter(wanted.stored, system, wanted.run if wanted.task is None else f"{wanted.run}, task {wanted.task}")
+    use_adapter(wanted.stored, system, wanted.run if wanted.task is None else wanted.task.folder)
     return system
 
 

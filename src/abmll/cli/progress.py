@@ -80,4 +80,13 @@ class ProgressDisplay:
         if not self._done or not self._total:
             return ""
         seconds = (now - self._began) * (self._total - self._done) / self._done
-        return f" ({100 * self._done // self._total} %, about {max(0, seconds) / 60:.1f} min left)"
+        return f" ({100 * self._done // self._total} %, about {duration(seconds)} left)"
+
+
+def duration(seconds: float) -> str:
+    """Seconds or, from 90 of them on, minutes.
+
+    >>> duration(4.2), duration(100)
+    ('4 s', '2 min')
+    """
+    return f"{max(0.0, seconds):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

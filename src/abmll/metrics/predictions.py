@@ -110,6 +110,8 @@ def read_predictions(path: Path) -> Predictions:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise AbmllError(f"{path}: cannot be read ({error})") from error
+    if '"abmll_predictions"' not in lines[0]:  # whose it is we do not know: it is not to be deleted
+        raise AbmllError(f"{path}:1: not a predictions file of `abmll adapt` or `abmll compare`")
     header = _object(path, 1, lines[0])
     expected = header.pop(SEAL, None)  # files of early versions have none
     intact = expected is None or expected == _seal(header, lines[1:])

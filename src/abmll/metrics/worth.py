@@ -29,7 +29,8 @@ class WorthRow:
 
     Attributes:
         name: what answered.
-        accuracy: share of right answers; [low, high] is its exact 95 % interval (Clopper and Pearson 1934).
+        accuracy: share of right answers, where equally probable choices share the answer; [low, high] is its exact 95 %
+            interval (Clopper and Pearson 1934).
         nll: mean negative log-likelihood, nats, with a 95 % bootstrap interval over rows.
     """
 
@@ -91,15 +92,25 @@ def weigh(probabilities: Mapping[str, Float[np.ndarray, "N K"]], answers: Int[np
     named = {name: probabilities[name] for name in ORDER if name in probabilities}
     measures = {
         "NLL": {name: question_nll(p, answers) for name, p in named.items()},
-        "accuracy": {name: (p.argmax(axis=1) != answers).astype(np.float64) for name, p in named.items()},
+        "accuracy": {name: _wrong(p, answers) for name, p in named.items()},
     }  # both: lower is better
     rows = tuple(_row(name, measures["accuracy"][name], measures["NLL"][name]) for name in named)
     verdict, text = _verdict(measures)
     return Worth(len(answers), folds, rows, verdict, text)
 
 
+def _wrong(probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+    """Probability of a wrong answer where one of the most probable choices is drawn: a guess is no first label.
+
+    >>> _wrong(np.array([[0.5, 0.5, 0.0], [0.2, 0.7, 0.1]]), np.array([1, 0])).tolist()
+    [0.5, 1.0]
+    """
+    best = probabilities == probabilities.max(axis=1, keepdims=True)
+    return np.asarray(1 - best[np.arange(len(answers)), answers] / best.sum(axis=1))
+
+
 def _row(name: str, wrong: Float[np.ndarray, "N"], nll: Float[np.ndarray, "N"]) -> WorthRow:
-    low, high = error_interval(int(wrong.sum()), len(wrong), 0.95)
+    low, high = error_interval(round(wrong.sum()), len(wrong), 0.95)
     return WorthRow(
         name, 1 - float(wrong.mean()), Interval(1 - high, 1 - low), float(nll.mean()), bootstrap_interval(nll)
     )

@@ -8,12 +8,12 @@ from typing import Any
 
 from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
-from abmll.files import write_sealed_json, write_text
+from abmll.files import read_sealed_json, write_sealed_json, write_text
 from abmll.models import LanguageModel
 from abmll.running.build import build_episodes, check_tasks, method_settings
 from abmll.running.faults import together
 from abmll.running.lock import FolderLock
-from abmll.running.origin import differences, told
+from abmll.running.origin import differences, task_hash, told
 from abmll.running.roles import RunTasks, load_run_tasks, without_leaks
 from abmll.running.target import Target, row_names
 from abmll.running.world import World
@@ -57,16 +57,20 @@ def run_comparison(
     for _, _, run in runs:
         build_episodes(run, tasks.train)
     _check_rows(config)
-    roles = (tasks.train, tasks.unseen, tasks.validation)
-    targets = [
-        (seed, Target(name, run, out / name / f"seed-{seed}", *roles, config.curve, strict=strict))
-        for name, seed, run in runs
-    ]
+    targets = [(seed, _target(name, run, out, tasks, config.curve, strict)) for name, seed, run in runs]
     with _locked(out, world):
         with together(world):
             if world.is_main:
                 _keep_configuration(config, out, runs, tasks)
         _make_missing(config, targets, load, listener, world)
+
+
+def _target(name: str, run: RunConfig, out: Path, tasks: RunTasks, curve: int, strict: bool) -> Target:
+    """A system and seed; its row of mean weights lies beside it, as if it were a system of its own."""
+    seed = f"seed-{run.training.seed}"
+    means = out / f"{name}_mean" / seed / "predictions"
+    roles = (tasks.train, tasks.unseen, tasks.validation)
+    return Target(name, run, out / name / seed, *roles, curve, strict=strict, mean_predictions=means)
 
 
 @contextmanager
@@ -138,6 +142,8 @@ def _keep_configuration(
                 f"{file.parent} was made with another configuration: {told(changed)}. Give another folder with --out, "
                 "or remove it"
             )
+    data = {task.name: task_hash(task) for task in tasks.train + tasks.validation + tasks.unseen}
+    _refuse_other_rows(out, data)
     rows = [row for name, seed, run in runs if seed == config.seeds[0] for row in row_names(name, run)]
     described = {
         "name": config.name,
@@ -147,6 +153,16 @@ def _keep_configuration(
         "draws": config.adaptation.draws,
         "reference": config.reference,
         "tasks": [task.name for task in tasks.unseen],
+        "data": data,
     }
     write_text(out / "config.yaml", config.to_sealed_yaml())
     write_sealed_json(out / "comparison.json", described)
+
+
+def _refuse_other_rows(out: Path, data: dict[str, str]) -> None:
+    """Results that are there belong to the rows they were made from; a folder of before rows were hashed is taken."""
+    file = out / "comparison.json"
+    before = read_sealed_json(file).get("data", data) if file.exists() else data
+    if before != data:
+        change = told({"data": (before, data)}) if isinstance(before, dict) else "data"
+        raise AbmllError(f"{out} was made from other rows: {change}. Give another folder with --out, or remove it")

@@ -114,13 +114,22 @@ def open_run(
     Raises:
         AbmllError: there is no such run or task, it was not trained to its end, or the base model cannot be had.
     """
-    config = load_config(RunConfig, folder / "config.yaml")
     saved = None if task is None else read_task(folder, task)
-    config = _laid(config, _brought_by(saved), *map(parse_override, overrides), where=folder)
+    config = settings_of(folder, overrides, saved)
     session = Session(folder, config, start(config, folder, base), _steps_in(config, overrides))
     if saved is not None:
         use_adapter(saved.adapter, session.system, saved.folder, ("task",))
     return session, saved
+
+
+def settings_of(folder: Path, overrides: Sequence[str] = (), saved: SavedTask | None = None) -> RunConfig:
+    """The configuration of a run, with what a saved task was adapted with and, on top, what the user sets.
+
+    Raises:
+        AbmllError: there is no such run, or a value is wrong.
+    """
+    config = load_config(RunConfig, folder / "config.yaml")
+    return _laid(config, _brought_by(saved), *map(parse_override, overrides), where=folder)
 
 
 def _laid(config: RunConfig, *laid: Mapping[str, Any], where: Path) -> RunConfig:

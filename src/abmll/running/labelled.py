@@ -50,19 +50,32 @@ def read_labelled(path: Path, wanted: Layout, fixed: bool | None = None) -> Labe
     """
     table = Table(path)
     layout = settle_layout(table, wanted, fixed)
-    found = Rows(printable(path))
+    return Labelled(layout, _read(table, layout, labelled=True))
+
+
+def read_unlabelled(path: Path, layout: Layout) -> tuple[Question, ...]:
+    """The rows of a table whose labels, if there are any, are not looked at.
+
+    Raises:
+        AbmllError: as `read_labelled`.
+    """
+    return _read(Table(path), layout, labelled=False)
+
+
+def _read(table: Table, layout: Layout, labelled: bool) -> tuple[Question, ...]:
+    found = Rows(printable(table.path))
     for line, row in table.rows():
         try:
             if isinstance(row, BadRow):
                 raise row
             place = f"{found.label}:{line}"
-            found.questions.append(layout.question(row, line, untyped=table.untyped, place=place))
+            found.questions.append(layout.question(row, line, labelled=labelled, untyped=table.untyped, place=place))
         except BadRow as reason:
             found.reject(line, reason)
     if not found.questions and not found.problems:
         found.reject(1, "the file has no rows")
     settle([found], "error")
-    return Labelled(layout, tuple(found.questions))
+    return tuple(found.questions)
 
 
 def settle_layout(table: Table, wanted: Layout, fixed: bool | None = None) -> Layout:
@@ -129,6 +142,7 @@ def _sides(labelled: Labelled) -> list[str]:
         single = [label for number, label in enumerate(labels) if counts[number] == 1]
         if single:
             found.append(f"one row alone is labelled {', '.join(map(repr, single))}: too few to learn from and check")
+        found += _alike(labels)
     if total > 1 and most > ONE_SIDED * total:
         what = f"labelled {labels[place]!r}" if labels else f"answered by choice {place} (from 0)"
         found.append(
@@ -136,6 +150,12 @@ def _sides(labelled: Labelled) -> list[str]:
             "the time"
         )
     return found
+
+
+def _alike(labels: Sequence[str]) -> list[str]:
+    first: dict[str, str] = {}
+    pairs = [(first.setdefault(label.casefold(), label), label) for label in labels]
+    return [f"{one!r} and {other!r} are two labels, and differ in case alone" for one, other in pairs if one != other]
 
 
 def _contradictions(rows: Sequence[Question]) -> list[str]:

@@ -39,12 +39,14 @@ class FolderLock:
         Whoever holds it already may take it again.
 
         Raises:
-            AbmllError: another process holds it; says which, where, and since when.
+            AbmllError: another process holds it; says which, where, and since when. Or it is no folder.
             OSError: the folder cannot be written, ...
         """
         if self._lock.is_locked:
             yield
             return
+        if self.folder.exists() and not self.folder.is_dir():
+            raise AbmllError(f"{self.folder}: a file is there; give a folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()

@@ -42,10 +42,11 @@ class Origin:
 
 def origin_of(base: LanguageModel, train: Sequence[Task], validation: Sequence[Task]) -> Origin:
     """The origin of a run: cheap, since a sample stands for the model's weights."""
-    return Origin({t.name: _task_hash(t) for t in (*train, *validation)}, base.tokenizer_hash, base.fingerprint)
+    return Origin({t.name: task_hash(t) for t in (*train, *validation)}, base.tokenizer_hash, base.fingerprint)
 
 
-def _task_hash(task: Task) -> str:
+def task_hash(task: Task) -> str:
+    """SHA-256 of all rows of a task, in hexadecimal."""
     digest = hashlib.sha256()
     for row in (*task.train, None, *task.test):
         parts = () if row is None else (row.id, row.context, row.question, str(row.answer), *row.choices)

@@ -44,7 +44,15 @@ class Leak:
 
 
 def load_run_tasks(config: RunConfig) -> RunTasks:
-    """Every task that a configuration names."""
+    """Every task that a configuration names.
+
+    Raises:
+        AbmllError: a source cannot be read, or training is to be chosen by validation tasks that are not named.
+    """
+    if config.training.validate_every is not None and config.tasks.validation is None:
+        raise AbmllError("training.validate_every is set, but tasks.validation names no tasks to choose by")
+    if config.training.validate_every is None and config.tasks.validation is not None:
+        log.warning("tasks.validation is named, but not used: training.validate_every is not set")
     return RunTasks(tasks_of(config.tasks.train), tasks_of(config.tasks.validation), tasks_of(config.tasks.unseen))
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from abmll.errors import AbmllError
-from abmll.files import append_line, folder_beside, naming, recover, remove_folder, write_bytes
+from abmll.files import OLD, append_line, folder_beside, naming, recover, remove_folder, replaced_by, write_bytes
 from abmll.running.faults import together
 from abmll.running.lock import FolderLock
 from abmll.running.world import World
@@ -216,8 +216,8 @@ class RunDirectory:
     def steps(self, *, incomplete: bool = False) -> list[int]:
         """Steps of the checkpoints that look complete, or of all that are there, oldest first."""
         place = self.path / "checkpoints"
-        for old in place.glob(".step-*.old"):  # a replacement that was stopped between its two renames
-            recover(place / old.name.removeprefix(".").removesuffix(".old"))
+        for old in place.glob(f".step-*{OLD}"):  # a replacement that was stopped between its two renames
+            recover(replaced_by(old))
         found = place.glob("step-*")
         ours = [p for p in found if p.name.removeprefix("step-").isdecimal() and (incomplete or (p / MARKER).exists())]
         return sorted(int(p.name.removeprefix("step-")) for p in ours)

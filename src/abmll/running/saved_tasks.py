@@ -10,7 +10,7 @@ from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import read_adapter, write_adapter
 from abmll.config import RunConfig
 from abmll.errors import AbmllError, unknown_name
-from abmll.files import check_name, recover, write_json
+from abmll.files import OLD, check_name, recover, replaced_by, write_json
 from abmll.running.adapters import adapter_of, use_adapter
 from abmll.running.build import System
 from abmll.tensors import strict_json
@@ -144,8 +144,8 @@ def _names(run: Path) -> list[str]:
     place = run / "tasks"
     if not place.is_dir():
         return []
-    for old in place.glob(".*.old"):
-        recover(place / old.name.removeprefix(".").removesuffix(".old"))
+    for old in place.glob(f".*{OLD}"):
+        recover(replaced_by(old))
     return sorted(folder.name for folder in place.iterdir() if folder.is_dir() and not folder.name.startswith("."))
 
 

@@ -68,6 +68,8 @@ class Target:
         curve: points of the learning curve.
         strict: refuse to go back behind a damaged checkpoint.
         allow_change: fields of the configuration that may differ from those of the run that goes on; see `keep_origin`.
+        predictions: where predictions go; None: `predictions/` in the run directory.
+        mean_predictions: where those by the mean weights go, if the system has stds; None: `mean/` in `predictions`.
     """
 
     def __init__(
@@ -82,8 +84,12 @@ class Target:
         *,
         strict: bool = False,
         allow_change: Collection[str] | None = None,
+        predictions: Path | None = None,
+        mean_predictions: Path | None = None,
     ) -> None:
         self.name, self.config, self.folder = name, config, folder
+        self._predictions = predictions or folder / "predictions"
+        self._mean_predictions = mean_predictions or self._predictions / "mean"
         self.train, self.unseen, self.validation = train, unseen, validation
         self.run, self.allow_change = RunDirectory(folder, strict=strict), allow_change
         self.iterations = iterations_of(config)
@@ -155,7 +161,7 @@ class Target:
     def _start(self, system: System) -> None:
         """The means of an ordinary LoRA, if one is to be the start; a run that goes on has its own already."""
         if self.config.adapter.start is not None and self.run.latest() is None:
-            folder = Path(self.config.adapter.start).expanduser().expanduser()
+            folder = Path(self.config.adapter.start).expanduser()
             start_from(system.method.adapters, system.alpha, folder, system.language_model.name)
 
     def evaluate(self, system: System, final: int, listener: Listener, timer: "Timer") -> None:
@@ -259,8 +265,8 @@ class Target:
         return task.test[: self.config.adaptation.test_questions]
 
     def _file(self, name: str, where: str, draw: int, task: Task) -> Path:
-        folder = self.folder if name == self.name else self.folder.parent.parent / name / self.folder.name
-        return folder / "predictions" / where / f"draw-{draw}" / f"{task.name}.jsonl"
+        folder = self._predictions if name == self.name else self._mean_predictions
+        return folder / where / f"draw-{draw}" / f"{task.name}.jsonl"
 
     def _files_exist(self, where: str, draw: int, tasks: tuple[Task, ...]) -> bool:
         return all(self._file(name, where, draw, task).exists() for name in self.names for task in tasks)

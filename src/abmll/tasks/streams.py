@@ -148,6 +148,9 @@ def _csv(file: BinaryIO) -> Iterator[Row]:
             continue
         if names is None:
             names = [name.strip() for name in record]
+            if other := _other_separator(names):
+                yield begin, BadRow(f"one column, {shown(names[0])}: separate columns by commas, not by {other}")
+                return
             if repeated := sorted({name for name in names if names.count(name) > 1}):
                 yield begin, BadRow(f"column {shown(repeated[0])} is given twice")
                 return
@@ -157,6 +160,12 @@ def _csv(file: BinaryIO) -> Iterator[Row]:
             yield begin, dict(zip(names, record, strict=True))
     if bad:
         yield reader.line_num + 1, bad[0]
+
+
+def _other_separator(names: list[str]) -> str:
+    """What separates the columns that a spreadsheet of another country, or a copied table, writes as one."""
+    found = {";": "semicolons", "\t": "tabs"}
+    return next((word for sign, word in found.items() if len(names) == 1 and sign in names[0]), "")
 
 
 def _parquet(file: BinaryIO) -> Iterator[Row]:

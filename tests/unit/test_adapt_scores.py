@@ -1,0 +1,101 @@
+"""`abmll adapt` without --save: unseen tasks scored from a run, and where the predictions go."""
+
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from abmll import cli
+from abmll.config import CompareConfig
+from abmll.report import write_report
+from abmll.running.build import load_base
+from abmll.running.compare import run_comparison
+from abmll.running.rundir import Checkpoint, RunDirectory
+from tests.everyday import place_run
+from tests.runs import config_in
+from tests.tiny import tiny_tasks, write_tasks
+
+Command = Callable[[str], tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run, and tasks that it has not seen."""
+    folder = place_run(tmp_path_factory.mktemp("home"))
+    write_tasks(folder / "unseen", tiny_tasks(6, seed=1)[4:])
+    return folder
+
+
+@pytest.fixture
+def abmll(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command in a copy of the home, two folders deep; gives exit code, output and errors."""
+    place = tmp_path / "deep" / "home"
+    shutil.copytree(home, place)
+    monkeypatch.chdir(place)
+
+    def run(line: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["abmll", *line.split()])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        shown = capsys.readouterr()
+        return int(stopped.value.code or 0), shown.out, shown.err
+
+    return run
+
+
+def files_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_trust_43_what_adapt_predicts_stays_in_the_run(abmll: Command, tmp_path: Path) -> None:
+    """Those of the mean weights too: they once went two folders up, where a comparison has them."""
+    before = files_of(tmp_path)
+    code, out, _ = abmll("adapt runs/mine unseen adaptation.samples=2")
+    assert code == 0
+    new = files_of(tmp_path) - before
+    inside = "deep/home/runs/mine/"
+    assert {name for name in new if not name.startswith(inside)} == set()
+    names = {name.removeprefix(inside) for name in new if name.endswith(".jsonl")}
+    place = "examples-00000018/draw-0"
+    assert names == {f"predictions/{m}{place}/{t}.jsonl" for m in ("", "mean/") for t in ("tiny4", "tiny5")}
+    again = abmll("score runs/mine/predictions")[1]
+    assert len(re.findall("tiny[45]", out)) == 4, "two tasks, by draws and by the mean"
+    assert sorted(again.splitlines()) == sorted(out.splitlines()), "the README's command finds all of them"
+
+
+def test_adapting_a_run_of_a_comparison_leaves_its_results(abmll: Command) -> None:
+    base = config_in(Path.cwd()).model_dump(mode="json")
+    unseen = {"source": "unseen", "names": ["tiny4"]}
+    base |= {"name": "two", "tasks": {**base["tasks"], "unseen": unseen, "leak_check": "off"}}
+    systems = {"reptile": {"method": {"name": "reptile", "inner_steps": 2}}}
+    config = CompareConfig.model_validate({**base, "systems": systems, "reference": "reptile"})
+    run_comparison(config, Path("two"), lambda: load_base(config.model))
+    before = {path: path.read_bytes() for path in Path("two").rglob("predictions/**/*.jsonl")}
+    assert before
+    for line in ("adapt two/reptile/seed-0 unseen", "adapt two/reptile/seed-0 adaptation.steps=9"):
+        assert abmll(line)[0] == 0
+    assert {path: path.read_bytes() for path in Path("two").rglob("predictions/**/*.jsonl")} == before
+    assert write_report(Path("two"))["systems"].keys() >= {"reptile"}
+
+
+def test_without_checkpoints_it_says_what_can_be_done(abmll: Command) -> None:
+    shutil.rmtree("runs/mine/checkpoints")  # as the adapter that comes along
+    code, _, err = abmll("adapt runs/mine unseen")
+    assert code == 2
+    assert "None" not in err
+    assert "--save NAME" in " ".join(err.split())
+
+
+def test_it_adapts_from_the_step_that_validation_chose(abmll: Command) -> None:
+    """As `adapter/` does; not from the last one."""
+    run = RunDirectory(Path("runs/mine"))
+    last = run.load(3)
+    run.save(Checkpoint(2, run.load(0).shared, last.optimizer, {**last.state, "best_step": 2}))
+    run.save(Checkpoint(3, last.shared, last.optimizer, {**last.state, "best_step": 2}))
+    assert abmll("adapt runs/mine unseen adaptation.samples=1")[0] == 0
+    assert [path.name for path in Path("runs/mine/predictions").glob("examples-*")] == ["examples-00000012"]
+    assert abmll("adapt runs/mine unseen adaptation.samples=1 --step 3")[0] == 0
+    assert len(list(Path("runs/mine/predictions").glob("examples-*"))) == 2
