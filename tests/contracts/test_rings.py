@@ -11,7 +11,7 @@ RINGS = (
     {"adapters"},
     {"likelihood", "methods", "models"},
     {"running"},
-    {"report", "exporting", "classifier"},
+    {"report", "exporting", "classifier", "lm_eval"},
     {"cli", "__init__"},
     {"__main__"},
 )

@@ -22,6 +22,7 @@ PACKAGES = ("numpy", "scikit-learn", "safetensors", "gguf", "huggingface-hub", "
 EXTRAS = {
     "triton": "fused kernels on CUDA; comes with PyTorch's CUDA builds",
     "bitsandbytes": "base models in 4 or 8 bits: pip install abmll[quantised]",
+    "lm_eval": "runs as a model of lm-evaluation-harness: pip install abmll[lm-eval]",
     "pandas": "data frames for abmll.Classifier",
 }
 LIMITS = {  # what the fused kernels leave to eager, whatever the device: see `kernels.fallbacks` for what happened

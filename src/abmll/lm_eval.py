@@ -1,0 +1,185 @@
+"""A trained run as a model of EleutherAI's lm-evaluation-harness, for its multiple-choice tasks.
+
+lm-eval asks for the log-likelihood of a continuation y = y_1 ... y_T after a context x, and takes the choice with the
+largest one. By S posterior draws phi_s ~ q(phi | D) that is the posterior predictive of the whole sequence,
+
+    log p(y | x, D) = log E_q[ prod_t p(y_t | x, y_<t, phi) ]  ~  log( 1/S sum_s exp(l_s(y)) ),
+    l_s(y) = sum_t log p(y_t | x, y_<t, phi_s).
+
+Probabilities of sequences are averaged: not logits, and not those of each token, as one draw makes all of a sequence.
+The draws are 0 to S - 1 of `abmll.running.posterior`, the same for every request of every task, so the choices of a
+document are compared under the same weights, and no score depends on what else is in its batch.
+
+lm-eval has no plug-ins; `python -m abmll.lm_eval` is its command line with the model `abmll` added.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import logsumexp
+
+from abmll.errors import AbmllError, unknown_name
+from abmll.files import without_home
+from abmll.running.everyday import Session, open_run
+from abmll.running.posterior import drawn
+from abmll.running.shipped import find_run
+
+try:
+    from lm_eval.__main__ import cli_evaluate  # optional extra
+    from lm_eval.api.registry import register_model  # optional extra
+    from lm_eval.models.huggingface import HFLM  # optional extra
+except ImportError as error:
+    raise AbmllError(f"abmll.lm_eval needs lm_eval: pip install 'abmll[lm-eval]' ({error})") from error
+
+OWN = ("run", "task", "samples", "settings", "device", "dtype")
+HARNESS = (
+    "add_bos_token",
+    "batch_size",
+    "logits_cache",
+    "max_batch_size",
+    "max_length",
+    "prefix_token_id",
+    "softmax_dtype",
+)
+"""Arguments of lm-eval's model `hf` that are handed on to it."""
+
+
+@register_model("abmll")
+class AbmllLM(HFLM):
+    """A run on its base model: lm-eval's model `hf`, whose forward passes use the mean weights or posterior draws.
+
+    So prompts, the seam of context and continuation, truncation and batches are lm-eval's own; the run's template,
+    normalisation and temperature play no part.
+
+    Args:
+        run: a run directory of `abmll train`, or "smollm2", the adapter that comes with abmll.
+        task: a task saved by `abmll adapt --save`; None: the shared weights, as trained.
+        samples: posterior draws S; None: the mean weights.
+        settings: further values of the run's configuration, as ("model.attention=eager",).
+        device: the same as the setting `model.device`.
+        dtype: the same as the setting `model.dtype`.
+        harness: see `HARNESS`. Log-probabilities are float32 unless `softmax_dtype` says otherwise.
+
+    Raises:
+        AbmllError: there is no such run, task or argument, the base model cannot be had, or nothing to draw by.
+
+    >>> model = AbmllLM("smollm2", samples=3, batch_size=8)  # doctest: +SKIP
+    >>> lm_eval.simple_evaluate(model=model, tasks=["arc_easy"])["results"]  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        run: Any,
+        task: Any = None,
+        samples: Any = None,
+        settings: Sequence[str] = (),
+        device: str | None = None,
+        dtype: str | None = None,
+        **harness: Any,
+    ) -> None:
+        if unknown := [name for name in harness if name not in HARNESS]:
+            raise unknown_name("argument of the lm-eval model abmll", unknown[0], (*OWN, *HARNESS))
+        self.draws = _draws(samples)
+        self.session = _opened(run, task, [*_listed(settings), *_placed(device, dtype)])
+        self._told = {"run": without_home(str(run)), "task": task, "samples": self.draws}
+        if self.draws and not self.session.system.method.adapters.has_std:
+            self.session.system.close()
+            raise AbmllError(f"{run}: its system holds no stds, so there is nothing to draw: leave samples out")
+        base = self.session.base
+        super().__init__(base.model, tokenizer=base.tokenizer, **{"softmax_dtype": "float32", **harness})
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """log p(continuation | context, D), and whether greedy decoding gives the continuation under every draw.
+
+        Then it does so under their mixture too; the reverse need not hold.
+        """
+        found = self._by_draw(partial(super().loglikelihood, requests, disable_tqdm))
+        values = log_mean_exp(np.array([[value for value, _ in scores] for scores in found]))
+        greedy = [all(flags) for flags in zip(*([flag for _, flag in scores] for scores in found), strict=True)]
+        return list(zip(values.tolist(), greedy, strict=True))
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """log p(text | D) of whole texts: one draw makes all windows of a text."""
+        found = self._by_draw(partial(super().loglikelihood_rolling, requests, disable_tqdm))
+        return log_mean_exp(np.array(found, dtype=np.float64)).tolist()
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
+        """Refused: averaged draws have probabilities of texts, but no one model that writes them."""
+        raise NotImplementedError(
+            "the lm-eval model abmll scores continuations (multiple-choice and perplexity tasks), it does not generate "
+            "text. For generation merge the mean or one draw (abmll export RUN -o DIR --merge) and evaluate that "
+            "folder with --model hf"
+        )
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Let lm-eval cache scores as they come, but not those of single draws: averaged ones it caches at the end."""
+        if not self.draws:
+            super().set_cache_hook(cache_hook)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes beside the scores: its own facts, and which run, task and draws."""
+        return {**super().get_model_info(), **self._told, "base_fingerprint": self.session.base.fingerprint}
+
+    def _by_draw(self, score: Callable[[], list[Any]]) -> list[list[Any]]:
+        """What `score` gives under each draw, or by the mean weights."""
+        if not self.draws:
+            return [score()]
+        found = []
+        for number in range(self.draws):
+            with drawn(self.session.system.method.adapters, number):
+                found.append(score())
+        return found
+
+
+def log_mean_exp(values: Float[np.ndarray, "S N"]) -> Float[np.ndarray, " N"]:
+    """The logarithm of the mean over S of exp(values).
+
+    >>> log_mean_exp(np.log([[0.2, 0.5], [0.4, 0.5]])).round(4)  # log 0.3, log 0.5
+    array([-1.204 , -0.6931])
+    """
+    found: Float[np.ndarray, " N"] = logsumexp(values, axis=0) - np.log(len(values))
+    return found
+
+
+def _draws(samples: Any) -> int:
+    """The number of draws; 0 for the mean weights."""
+    if samples is None:
+        return 0
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise AbmllError(f"samples={samples!r}: a number of posterior draws from 1 on, or nothing for the mean weights")
+    return samples
+
+
+def _opened(run: Any, task: Any, overrides: Sequence[str]) -> Session:
+    """A run, with a saved task if one is named. lm-eval makes numbers of names that look like some."""
+    saved = None if task is None else str(task)
+    session, _ = open_run(find_run(str(run), place=saved is not None), overrides, saved)
+    return session
+
+
+def _listed(settings: Sequence[str]) -> list[str]:
+    """Settings as a list; on lm-eval's command line there is room for one."""
+    return [settings] if isinstance(settings, str) else list(settings)
+
+
+def _placed(device: str | None, dtype: str | None) -> list[str]:
+    """lm-eval's own names of two settings."""
+    pairs = {"model.device": device, "model.dtype": dtype}
+    return [f"{name}={value}" for name, value in pairs.items() if value is not None]
+
+
+def main() -> None:
+    """lm-eval's command line, which knows the model `abmll` here."""
+    try:
+        cli_evaluate()
+    except AbmllError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
