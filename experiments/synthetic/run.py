@@ -20,9 +20,11 @@ POINTS_OF_CURVE = 20
 
 
 def missing(settings: tuple[Setting, ...], folder: Path, only: str = "") -> list[tuple[Setting, int]]:
-    """Runs whose result is not there or is of other settings, one seed of all after the other."""
+    """Runs whose result is not there or is of other settings: one seed of all after the other, `late` settings last."""
     jobs = [(seed, setting) for setting in settings for seed in setting.seeds if only in f"{setting.path}-{seed}"]
-    return [(s, seed) for seed, s in sorted(jobs, key=lambda job: job[0]) if not _is_done(s, seed, folder)]
+    return [
+        (s, seed) for seed, s in sorted(jobs, key=lambda job: (job[1].late, job[0])) if not _is_done(s, seed, folder)
+    ]
 
 
 def result_path(setting: Setting, seed: int, folder: Path) -> Path:
@@ -38,35 +40,48 @@ def _is_done(setting: Setting, seed: int, folder: Path) -> bool:
 def describe(setting: Setting) -> dict[str, Any]:
     """What decides a run's outcome, its seed apart."""
     names = ("spread", "method", "rank", "iterations", "settings")
-    return {name: getattr(setting, name) for name in names}
+    described = {name: getattr(setting, name) for name in names}
+    return {**described, "true_theta": True} if setting.true_theta else described
 
 
 def run(setting: Setting, seed: int, folder: Path = RESULTS) -> dict[str, Any]:
     """Meta-train, adapt to the unseen tasks, score, and write the result."""
     problem = make_problem(setting.spread, seed)
     system = build(problem, setting.method, setting.settings, rank=setting.rank, seed=seed)
-    curve: list[tuple[int, float]] = []
-    every = max(1, setting.iterations // POINTS_OF_CURVE)
-    train(
-        system, setting.iterations, seed, lambda step: curve.append(_point(system, step)) if step % every == 0 else None
-    )
+    curve = _learn(system, setting, seed)
     result = {
         "setting": describe(setting),
         "seed": seed,
         "environment": environment(torch.device("cpu")),
         "scores": rounded(of_system(system)),
         "reference": rounded(reference(setting.spread, seed)),
-        "log_ratio_curve": rounded(curve) if system.theta[1] is not None else [],
+        "log_ratio_curve": rounded(curve),
     }
     write_json(result_path(setting, seed, folder), result)
     return result
+
+
+def _learn(system: System, setting: Setting, seed: int) -> list[tuple[int, float]]:
+    """Give theta its values; how var_theta came about, at some twenty steps."""
+    curve: list[tuple[int, float]] = []
+    every = max(1, setting.iterations // POINTS_OF_CURVE)
+
+    def watch(step: int) -> None:
+        if step % every == 0:
+            curve.append(_point(system, step))
+
+    if setting.true_theta:
+        system.set_theta(system.problem.mean, system.problem.spread)
+    else:
+        train(system, setting.iterations, seed, watch)
+    return curve
 
 
 def _point(system: System, step: int) -> tuple[int, float]:
     """Median of log10 (var_theta / truth) over the weights that vary."""
     std: Tensor | None = system.theta[1]
     free = system.problem.spread > 0
-    return step, 0.0 if std is None else float(2 * (std / system.problem.spread)[free].log10().median())
+    return step, float("nan") if std is None else float(2 * (std / system.problem.spread)[free].log10().median())
 
 
 def rounded(value: Any) -> Any:

@@ -85,6 +85,16 @@ class System:
         return self.problem.base + gaussian.dense_mean(), gaussian.dense_std() if gaussian.has_std else None
 
     @torch.no_grad()
+    def set_theta(self, mean: Tensor, std: Tensor) -> None:
+        """Give theta any mean of W - W0 and any std, (O, I); the rank must be I. A = A' = 0.3 times the identity."""
+        shared, size = self.layer.shared, 0.3
+        for a in (shared.mean_a, shared.std_a):
+            a.copy_(size * torch.eye(len(a)))
+        scale = size * shared.variance.scale
+        shared.mean_b.copy_(mean / scale)
+        shared.std_b.copy_((std - shared.variance.offset) / scale)
+
+    @torch.no_grad()
     def drawn_means(self, x: Tensor, draws: int) -> Tensor:
         """(draws, N, O): outputs for x (N, I) under weights drawn from q(phi) by the `weight` sampler."""
         keys = key_tensor(*(noise_key("predict", draw) for draw in range(draws)))
