@@ -12,7 +12,7 @@ from abmll.files import write_json
 from abmll.running.environment import environment
 from experiments.synthetic.problem import make_problem
 from experiments.synthetic.scores import of_system, reference
-from experiments.synthetic.settings import Setting
+from experiments.synthetic.settings import SEEDS, Setting
 from experiments.synthetic.system import System, build, train
 
 RESULTS = Path(__file__).parent / "results"
@@ -20,11 +20,17 @@ POINTS_OF_CURVE = 20
 
 
 def missing(settings: tuple[Setting, ...], folder: Path, only: str = "") -> list[tuple[Setting, int]]:
-    """Runs whose result is not there or is of other settings: one seed of all after the other, `late` settings last."""
+    """Runs whose result is not there or is of other settings.
+
+    First one seed of everything, then the other seeds of what has five, of what has two, and of what is `late`.
+    """
     jobs = [(seed, setting) for setting in settings for seed in setting.seeds if only in f"{setting.path}-{seed}"]
-    return [
-        (s, seed) for seed, s in sorted(jobs, key=lambda job: (job[1].late, job[0])) if not _is_done(s, seed, folder)
-    ]
+    return [(s, seed) for seed, s in sorted(jobs, key=_turn) if not _is_done(s, seed, folder)]
+
+
+def _turn(job: tuple[int, Setting]) -> tuple[bool, bool, int]:
+    seed, setting = job
+    return setting.late, seed > 0 and len(setting.seeds) < len(SEEDS), seed
 
 
 def result_path(setting: Setting, seed: int, folder: Path) -> Path:

@@ -91,6 +91,8 @@ def _true_theta() -> Iterator[Setting]:
 def _controls() -> Iterator[Setting]:
     changes = {
         "default-kl": abmll("identity", "copy", **DEFAULT_KL),
+        "still-phi-stds-init": abmll("displacement", "init", std_lr=5e-4),
+        "still-phi-stds-copy": abmll("displacement", "copy", std_lr=5e-4),
         "frozen-stds": abmll(*POINT, train_stds=False),
         "log-std": abmll(*POINT, std_form="log_std", training_sampler="weight"),
     }
