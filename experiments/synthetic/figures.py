@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from abmll.report.theme import INK, MUTED, colour, settings, styles, to_png
 from experiments.synthetic.problem import SPREADS
 from experiments.synthetic.scores import tempered_coverage
-from experiments.synthetic.settings import OUTER_STEPS, POINT, STD_STARTS
+from experiments.synthetic.settings import CENTRES, OUTER_STEPS, POINT, STD_STARTS
 from experiments.synthetic.summary import REFERENCE, Summary
 
 COMBINATIONS = [f"{outer}-{start}" for outer in OUTER_STEPS for start in STD_STARTS]
@@ -23,7 +24,7 @@ def figures(summary: Summary) -> dict[str, bytes]:
     drawn: dict[str, Callable[[Summary], Figure]] = {"ratchet": _ratchet}
     if all(f"{spread}.{name}" in summary.get("combinations", {}) for spread in SPREADS for name in COMBINATIONS):
         drawn |= {"recovery": _recovery, "coverage": _coverage}
-    if {"beta", "std_lr", "std_init"} <= summary.keys():
+    if {"combinations", "beta", "std_lr", "std_init", "rank"} <= summary.keys():
         drawn |= {"beta": _beta, "sensitivity": _sensitivity}
     with settings():
         return {name: to_png(draw(summary)) for name, draw in drawn.items()}
@@ -32,18 +33,18 @@ def figures(summary: Summary) -> dict[str, bytes]:
 def _recovery(summary: Summary) -> Figure:
     """Does var_theta rank as the truth, is it of the right size, is the mean right?"""
     rows = {
-        "spearman": ("rank correlation of var_theta with the truth", "spearman"),
-        "log_ratio": ("log10 (var_theta / truth), median", "log_ratio"),
-        "mean_error": ("error of mean_theta (root mean square)", "mean_error"),
+        "spearman": "rank correlation of var_theta with the truth",
+        "log_ratio": "log10 (var_theta / truth), median",
+        "mean_error": "error of mean_theta (root mean square)",
     }
     figure = Figure(figsize=(10.5, 7.6), layout="constrained")
     grid = figure.subplots(len(rows), len(SPREADS), sharey=True, sharex="row")
-    for line, (metric, (label, at_best)) in zip(grid, rows.items(), strict=True):
+    for line, (metric, label) in zip(grid, rows.items(), strict=True):
         for axes, spread in zip(line, SPREADS, strict=True):
             _dots(axes, [_of(summary, spread, name)["theta"].get(metric) for name in COMBINATIONS])
-            best = summary[REFERENCE][spread]["empirical_bayes"].get(at_best)
-            axes.axvline(best["mean"], color=colour(MUTED), linestyle="--", linewidth=1)
-            axes.set_title(spread.replace("_", " ") if line is grid[0] else "")
+            best = summary[REFERENCE][spread]["empirical_bayes"][metric]["mean"]
+            axes.axvline(best, color=colour(MUTED), linestyle="--", linewidth=1)
+            axes.set_title(spread.replace("_", " ") if metric == "spearman" else "")
             axes.set_xlabel(label if spread == "log_normal" else "")
     figure.suptitle("dashed: exact empirical Bayes on the same tasks", fontsize=9.5, color=colour(MUTED))
     return figure
@@ -67,10 +68,10 @@ def _coverage(summary: Summary) -> Figure:
                 if (metric, which) != ("kl_exact", "exact"):
                     value = summary[REFERENCE][spread][which][metric]["mean"]
                     axes.axvline(value, color=colour(MUTED), linestyle=dashes, linewidth=1)
-            axes.set_title(spread.replace("_", " ") if line is grid[0] else "")
+            axes.set_title(spread.replace("_", " ") if metric == "coverage_90%" else "")
             axes.set_xlabel(label if spread == "log_normal" else "")
             if metric == "kl_exact":
-                axes.set_xscale("log")
+                _log_axis(axes, [0.1, 0.2, 0.5, 1, 2, 5])
     text = "filled: after 10 adaptation steps; open: after 60; line: exact posterior; dashed: best factorised Gaussian"
     figure.suptitle(text, fontsize=9.5, color=colour(MUTED))
     return figure
@@ -93,27 +94,45 @@ def _dots(axes: Axes, values: list[Any], shift: float = 0.0, *, filled: bool = T
     axes.set_ylim(len(COMBINATIONS) - 0.5, -0.5)
 
 
+def _log_axis(axes: Axes, ticks: list[float]) -> None:
+    """Logarithmic in x, its ticks as plain numbers."""
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
 def _ratchet(summary: Summary) -> Figure:
-    """var_theta over meta-training, against the truth; the last panel trains for longer."""
-    figure = Figure(figsize=(11.5, 3.4), layout="constrained")
-    panels = figure.subplots(1, len(SPREADS) + 1, sharey=True)
-    sources = [(spread, "combinations", spread) for spread in SPREADS] + [("log_normal", "long", "log normal, longer")]
-    for axes, (spread, group, title) in zip(panels, sources, strict=True):
-        for name in COMBINATIONS:
-            curve = summary.get(group, {}).get(f"{spread}.{name}", {}).get("curve")
-            if curve:
-                style = _STYLES[name]
-                axes.plot(*zip(*curve, strict=True), color=style.colour, linestyle=style.dashes, label=name)
+    """var_theta over meta-training, against the truth; in the last panel the stds of phi can hardly move."""
+    curves = {
+        spread.replace("_", " "): {name: _curve(summary, "combinations", spread, name) for name in COMBINATIONS}
+        for spread in SPREADS
+    }
+    curves["log normal, stds of phi still"] = {
+        f"displacement-{start}": _curve(summary, "controls", "log_normal", f"still-phi-stds-{start}")
+        for start in STD_STARTS
+    }
+    shown = {title: {k: v for k, v in of.items() if v} for title, of in curves.items() if any(of.values())}
+    figure = Figure(figsize=(2.9 * len(shown), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, (title, of) in zip(panels, shown.items(), strict=True):
+        for name, curve in of.items():
+            style = _STYLES[name]
+            axes.plot(*zip(*curve, strict=True), color=style.colour, linestyle=style.dashes, label=name)
         axes.axhline(0, color=colour(INK), linewidth=0.8)
-        axes.set_title(title.replace("_", " "))
+        axes.set_title(title)
         axes.set_xlabel("meta-iteration")
     panels[0].set_ylabel("log10 (var_theta / truth), median")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
 
 
-def _of(summary: Summary, spread: str, name: str, group: str = "combinations") -> Any:
-    return summary[group][f"{spread}.{name}"]
+def _curve(summary: Summary, group: str, spread: str, name: str) -> list[list[float]]:
+    row = summary.get(group, {}).get(f"{spread}.{name}", {})
+    return row.get("curve", [])
+
+
+def _of(summary: Summary, spread: str, name: str) -> Any:
+    return summary["combinations"][f"{spread}.{name}"]
 
 
 _METRICS = {
@@ -128,7 +147,7 @@ def _beta(summary: Summary) -> Figure:
     figure = Figure(figsize=(10.5, 3.4), layout="constrained")
     panels = figure.subplots(1, 3)
     for axes, metric in zip(panels, _METRICS, strict=True):
-        _sweep(axes, summary, "beta", 1.0, metric)
+        _sweep(axes, summary, "beta", metric)
         axes.set_xlabel("weight of the KL (1: the true ELBO)")
         axes.axvline(0.057, color=colour(MUTED), linestyle=":", linewidth=1)
     grid = np.logspace(-3, 2, 21)
@@ -141,29 +160,28 @@ def _beta(summary: Summary) -> Figure:
 
 
 def _sensitivity(summary: Summary) -> Figure:
-    """Rates of the stds, their start, the rank, and the outer rate of `identity`."""
-    centres = {"std_lr": 0.05, "std_init": 0.1, "rank": 10.0}
+    """Rates of the stds, inner and outer together, their start, the rank."""
+    sweeps = ("std_lr", "std_init", "rank")
     figure = Figure(figsize=(10.5, 7.6), layout="constrained")
-    grid = figure.subplots(len(_METRICS), len(centres), sharey="row", sharex="col")
+    grid = figure.subplots(len(_METRICS), len(sweeps), sharey="row", sharex="col")
     for line, metric in zip(grid, _METRICS, strict=True):
-        for axes, (sweep, centre) in zip(line, centres.items(), strict=True):
-            _sweep(axes, summary, sweep, centre, metric)
+        for axes, sweep in zip(line, sweeps, strict=True):
+            _sweep(axes, summary, sweep, metric)
             axes.set_ylabel(_METRICS[metric][1] if sweep == "std_lr" else "")
-            axes.set_xlabel(sweep if line is grid[-1] else "")
-            axes.set_title(sweep if line is grid[0] else "")
+            axes.set_xlabel(sweep)
     return figure
 
 
-def _sweep(axes: Axes, summary: Summary, sweep: str, centre: float, metric: str) -> None:
+def _sweep(axes: Axes, summary: Summary, sweep: str, metric: str) -> None:
     """A metric against a setting's value; the grid's own value is where all sweeps meet."""
     part, label = _METRICS[metric]
     points = {float(name.removeprefix("log_normal.")): row for name, row in summary.get(sweep, {}).items()}
-    points[centre] = _of(summary, "log_normal", CENTRE)
+    points[CENTRES[sweep][1]] = _of(summary, "log_normal", CENTRE)
     for which, filled in ((part, True), ("phi_converged", False)):
         if which == part or part == "phi":
             style, values = _STYLES[CENTRE], [points[x][which][metric] for x in sorted(points)]
             means, errors = [v["mean"] for v in values], [v["se"] or 0.0 for v in values]
             face = style.colour if filled else "white"
             axes.errorbar(sorted(points), means, errors, color=style.colour, marker="o", markerfacecolor=face)
-    axes.set_xscale("log")
+    _log_axis(axes, [float(f"{x:g}") for x in sorted(points)])
     axes.set_ylabel(label)

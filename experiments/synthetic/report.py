@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from abmll.files import write_bytes, write_json, write_text
-from experiments.synthetic.figures import COMBINATIONS, figures
+from experiments.synthetic.figures import CENTRE, COMBINATIONS, figures
 from experiments.synthetic.problem import SPREADS
+from experiments.synthetic.settings import CENTRES, LONG
 from experiments.synthetic.summary import REFERENCE, Summary, summarise
 
 _THETA = {
@@ -32,7 +33,6 @@ _REFERENCES = {
     "least_squares": "least squares",
     "prior_mean": "the tasks' mean, no adaptation",
 }
-_SWEEPS = ("beta", "std_lr", "std_init", "rank", "outer_lr")
 
 
 def report(folder: Path) -> None:
@@ -53,14 +53,30 @@ def tables(summary: Summary) -> str:
         if found:
             parts += [f"### {spread}: theta\n", _theta_table(found, summary[REFERENCE][spread])]
             parts += [f"### {spread}: q(phi)\n", _phi_table(found, summary, spread)]
-    others = {k: v for group in ("true-theta", "controls", "long") for k, v in summary.get(group, {}).items()}
-    if others:
-        parts += ["### Controls\n", _plain({_short(name): row for name, row in others.items()})]
-    for sweep in _SWEEPS:
+    if controls := _controls(summary):
+        parts += ["### Controls (log_normal)\n", _plain(controls)]
+    for sweep in CENTRES:
         if sweep in summary:
-            order = sorted(summary[sweep].items(), key=lambda item: float(_short(item[0])))
-            parts += [f"### {sweep}\n", _plain({_short(name): row for name, row in order}, sweep)]
+            parts += [f"### {sweep} (log_normal)\n", _plain(_sweep(summary, sweep), sweep)]
     return "\n".join(parts)
+
+
+def _controls(summary: Summary) -> dict[str, Any]:
+    """The grid's point, and rows that differ from it by more than a number."""
+    labels = {"true-theta": "true theta, stds start by ", "controls": "", "long": f"{LONG} meta-iterations, "}
+    rows = {CENTRE: summary.get("combinations", {}).get(f"log_normal.{CENTRE}")}
+    for group, label in labels.items():
+        rows |= {label + _short(name): row for name, row in summary.get(group, {}).items()}
+    return {name: row for name, row in rows.items() if row}
+
+
+def _sweep(summary: Summary, sweep: str) -> dict[str, Any]:
+    """Rows in the order of their value, the grid's own one among them."""
+    rows = {float(_short(name)): row for name, row in summary[sweep].items()}
+    name, value = CENTRES[sweep]
+    if row := summary.get("combinations", {}).get(f"log_normal.{name}"):
+        rows[value] = row
+    return {f"{value:g}": rows[value] for value in sorted(rows)}
 
 
 def _short(name: str) -> str:
@@ -70,6 +86,7 @@ def _short(name: str) -> str:
 def _theta_table(rows: dict[str, Any], reference: dict[str, Any]) -> str:
     lines = [[name.replace("-", ", "), *(_cell(row["theta"].get(m)) for m in _THETA)] for name, row in rows.items()]
     lines.append(["*EM on the same tasks*", *(_cell(reference["empirical_bayes"].get(m)) for m in _THETA)])
+    lines.append(["*before training*", *(_cell(reference["converged"]["untrained"].get(m)) for m in _THETA)])
     return _table(["outer step, stds start", *_THETA.values()], lines)
 
 
@@ -86,6 +103,9 @@ def _phi_table(rows: dict[str, Any], summary: Summary, spread: str) -> str:
                     [label, str(steps), *(_cell(row[part].get(m)) for m in _PHI)]
                     for part, steps in (("phi", 10), ("phi_converged", 60))
                 ]
+    for name in ("exact", "mean_field"):
+        values = summary[REFERENCE][spread]["converged"][name]
+        lines.append([f"*{_REFERENCES[name]}, first task*", "60", *(_cell(values.get(m)) for m in _PHI)])
     for name, label in _REFERENCES.items():
         lines.append([f"*{label}*", "", *(_cell(summary[REFERENCE][spread][name].get(m)) for m in _PHI)])
     return _table(["outer step, stds start", "steps", *_PHI.values()], lines)

@@ -141,8 +141,21 @@ def reference(spread: str, seed: int) -> dict[str, Any]:
     }
 
 
+def more_references(spread: str, seed: int) -> dict[str, Any]:
+    """`reference` for the first unseen task alone, on which convergence is looked at; and theta before training."""
+    problem = make_problem(spread, seed)
+    best, _, best_std = _references(problem, 1)
+    exact_scores = {**of_phi(best.mean, best.std, problem), "nll": _exact_nll(best, problem)}
+    return {
+        "exact": exact_scores,
+        "mean_field": of_phi(best.mean, best_std, problem),
+        "untrained": {"mean_error": mean_error(problem.base, problem)},
+    }
+
+
 def _exact_nll(found: exact.Posterior, problem: Problem) -> float:
-    return exact.predictive_nll(problem.test_x, problem.test_y, found.mean, found.covariance, NOISE_VARIANCE)
+    x, y = (part[: len(found.mean)] for part in (problem.test_x, problem.test_y))
+    return exact.predictive_nll(x, y, found.mean, found.covariance, NOISE_VARIANCE)
 
 
 def tempered_coverage(spread: str, seed: int, beta: float) -> dict[str, float]:

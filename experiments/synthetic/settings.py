@@ -18,6 +18,14 @@ STDS = {"std_lr": 0.05, "outer_std_lr": 0.03, "std_init": 0.1, "std_floor": 1e-3
 ELBO = {"reduction": "sum", "task_kl_weight": 1 / ROWS}
 """The true ELBO: the NLL is a mean over the support's rows, so one nat of KL weighs 1 / ROWS."""
 OUTER_LR = {"displacement": 0.3, "identity": 0.01, "detach": 0.01}
+CENTRES = {
+    "beta": ("displacement-init", 1.0),
+    "std_lr": ("displacement-init", 0.05),
+    "std_init": ("displacement-init", 0.1),
+    "rank": ("displacement-init", float(FULL_RANK)),
+    "outer_lr": ("identity-init", 0.01),
+}
+"""Of each sweep: the combination it goes around, and that one's value."""
 DEFAULT_KL = {"reduction": "mean", "task_kl_weight": 0.34}
 """The library's default: beta of 0.34 ROWS / (OUT IN) = 0.057 in the units of the true ELBO."""
 

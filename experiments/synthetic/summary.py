@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.synthetic.run import rounded
+from experiments.synthetic.scores import more_references
 
 Summary = dict[str, dict[str, Any]]
 PARTS = ("theta", "phi", "phi_converged")
@@ -29,12 +30,14 @@ def summarise(folder: Path) -> Summary:
 
 
 def _references(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of each spread, over all of its seeds."""
+    """Of each spread, over all of its seeds; `converged` is of the first unseen task alone."""
     by_seed = {(r["setting"]["spread"], r["seed"]): r["reference"] for r in results}
     found = {}
     for spread in sorted({spread for spread, _ in by_seed}):
         each = [reference for (of, _), reference in by_seed.items() if of == spread]
         found[spread] = {name: _mean_of([reference[name] for reference in each]) for name in each[0]}
+        alone = [more_references(spread, seed) for of, seed in by_seed if of == spread]
+        found[spread]["converged"] = {name: _mean_of([reference[name] for reference in alone]) for name in alone[0]}
     return found
 
 

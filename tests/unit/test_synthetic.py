@@ -100,9 +100,9 @@ def test_the_librarys_weight_draws_have_the_mean_and_std_that_are_scored():
     mean, std = adapted(system, problem.unseen[0], 0)
     torch.testing.assert_close(mean, problem.base + problem.mean, rtol=0, atol=1e-6)
     torch.testing.assert_close(std, problem.spread, rtol=1e-3, atol=0)
-    draws = system.drawn_means(torch.eye(IN, dtype=torch.float64), 400).mT  # x = 1: the weights themselves
-    torch.testing.assert_close(draws.std(0), std, rtol=0.2, atol=0)
-    assert float(((draws.mean(0) - mean) / std * 400**0.5).abs().max()) < 5
+    draws = system.drawn_means(torch.eye(IN, dtype=torch.float64), 150).mT  # x = 1: the weights themselves
+    torch.testing.assert_close(draws.std(0), std, rtol=0.3, atol=0)
+    assert float(((draws.mean(0) - mean) / std * 150**0.5).abs().max()) < 5
 
 
 def test_smallest_run_from_end_to_end(tmp_path: Path):
