@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTHON ?= python3
 
-.PHONY: quickstart test setup lint types unit soak fuzz audit shipped clean help
+.PHONY: quickstart test setup lint types unit soak fuzz audit shipped synthetic clean help
 
 quickstart: setup  ## set up and run the main job: meta-train and compare on a small real model
 	$(BIN)/abmll compare recipes/quickstart.yaml
@@ -35,6 +35,10 @@ shipped: setup  ## make again the adapter that comes with abmll (recipes/shipped
 	rm -rf runs/shipped
 	$(BIN)/abmll train recipes/shipped.yaml -o runs/shipped
 	$(BIN)/python -m abmll.running.ship runs/shipped smollm2
+
+synthetic: setup  ## ABMLL where the truth is known, what is missing of it; writes experiments/synthetic/results
+	OMP_NUM_THREADS=1 PYTHONPATH=.:src $(BIN)/python -m experiments.synthetic run
+	OMP_NUM_THREADS=1 PYTHONPATH=.:src $(BIN)/python -m experiments.synthetic report
 
 fuzz: setup  ## spoilt files of every kind, the long form; writes tests/hostile/RESULTS.md
 	$(BIN)/python -m tests.hostile.fuzz

@@ -1,0 +1,1 @@
+"""Scientific comparisons as build targets: one JSON per run, and running again does only what is missing."""

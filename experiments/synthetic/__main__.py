@@ -1,0 +1,31 @@
+"""python -m experiments.synthetic run [--only TEXT] | report"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from experiments.synthetic.report import report
+from experiments.synthetic.run import RESULTS, missing, run
+from experiments.synthetic.settings import settings
+
+
+def main() -> None:
+    """Run what is missing, or report what is there."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.synthetic", description=__doc__)
+    parser.add_argument("verb", choices=("run", "report"))
+    parser.add_argument("--only", default="", help="runs whose name, GROUP/SPREAD.NAME-SEED, holds this text")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # layers are tiny
+    if arguments.verb == "report":
+        report(arguments.results)
+        return
+    jobs = missing(settings(), arguments.results, arguments.only)
+    for number, (setting, seed) in enumerate(jobs, start=1):
+        run(setting, seed, arguments.results)
+        print(f"{number} of {len(jobs)}: {setting.path}-{seed}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
