@@ -23,6 +23,8 @@ EXTRAS = {
     "triton": "fused kernels on CUDA; comes with PyTorch's CUDA builds",
     "bitsandbytes": "base models in 4 or 8 bits: pip install abmll[quantised]",
     "pandas": "data frames for abmll.Classifier",
+    "tensorboard": "tracking.tracker=tensorboard: pip install abmll[tracking]",
+    **{name: f"tracking.tracker={name}: pip install {name}" for name in ("wandb", "mlflow", "trackio")},
 }
 LIMITS = {  # what the fused kernels leave to eager, whatever the device: see `kernels.fallbacks` for what happened
     "task_kl": "eager above rank 16, and for std_form=log_std",
