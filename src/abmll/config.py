@@ -11,10 +11,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from abmll.errors import AbmllError
 from abmll.files import is_device, seal, without_home
@@ -22,6 +22,7 @@ from abmll.files import is_device, seal, without_home
 SEAL = "# sha256 of what follows: "
 MOST_VALUES = 100_000  # of a configuration file
 MOST_SHOWN = 200  # characters of a wrong value in a message
+Place = Annotated[str, AfterValidator(without_home)]
 SYSTEM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 
 
@@ -32,7 +33,7 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """Which base model: a hub id, a folder, a GGUF file or a packaged name in `source`; or a random `shape`."""
 
-    source: str | None = None
+    source: Place | None = None
     shape: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
@@ -40,11 +41,6 @@ class ModelConfig(_Section):
     trust_remote_code: bool = False
     attention: Literal["sdpa", "eager"] = "sdpa"
     quantisation: Literal["4bit", "8bit"] | None = None
-
-    @field_validator("source")
-    @classmethod
-    def _no_home(cls, value: str | None) -> str | None:
-        return value and without_home(value)
 
     @model_validator(mode="after")
     def _one_of_source_and_shape(self) -> "ModelConfig":
@@ -64,12 +60,7 @@ class AdapterConfig(_Section):
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
     targets: tuple[str, ...] | str = ("q_proj", "v_proj")
-    start: str | None = None
-
-    @field_validator("start")
-    @classmethod
-    def _no_home(cls, value: str | None) -> str | None:
-        return value and without_home(value)
+    start: Place | None = None
 
 
 class LikelihoodConfig(_Section):
@@ -104,15 +95,10 @@ class TaskSource(_Section):
     row refuses everything, or is left out, counted and told.
     """
 
-    source: str
+    source: Place
     names: tuple[str, ...] | None = None
     merge_choices: bool = False
     on_bad_row: Literal["error", "skip"] = "error"
-
-    @field_validator("source")
-    @classmethod
-    def _no_home(cls, value: str) -> str:
-        return without_home(value)
 
 
 class TasksConfig(_Section):
@@ -181,6 +167,21 @@ class EngineConfig(_Section):
     capture: bool = True
 
 
+class TrackingConfig(_Section):
+    """Copies of the journal's numbers for other programs; changes nothing that is computed. Off by default.
+
+    `tracker`: a name, or several. `project`: by which it groups runs (TensorBoard has none: it shows folders).
+    """
+
+    tracker: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    project: str = Field("abmll", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+
+    @field_validator("tracker", mode="before")
+    @classmethod
+    def _one_is_enough(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value or ()
+
+
 class RunConfig(_Section):
     """Everything that one run is made of."""
 
@@ -194,6 +195,7 @@ class RunConfig(_Section):
     training: TrainingConfig = TrainingConfig()
     adaptation: AdaptationConfig = AdaptationConfig()
     engine: EngineConfig = EngineConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @field_validator("name")
     @classmethod
@@ -203,8 +205,8 @@ class RunConfig(_Section):
         return value
 
     def content_hash(self) -> str:
-        """SHA-256 of everything but name and note, in hexadecimal."""
-        values = self.model_dump(mode="json", exclude={"name", "note"})
+        """SHA-256 of everything but name, note and tracking, in hexadecimal."""
+        values = self.model_dump(mode="json", exclude={"name", "note", "tracking"})
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:

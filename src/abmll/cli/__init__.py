@@ -28,6 +28,7 @@ from abmll.running.estimate import describe, estimate
 from abmll.running.roles import load_run_tasks, without_leaks
 from abmll.running.stopping import Stopped, listening
 from abmll.running.target import Target, Timer
+from abmll.running.tracking import check_trackers
 from abmll.running.world import join_world, leave_world
 
 app = typer.Typer(
@@ -85,6 +86,7 @@ def train(
     if dry_run:
         _show(config, [config])
         return
+    check_trackers(config)
     tasks = without_leaks(config, load_run_tasks(config))
     folder, world = out or Path("runs") / config.name, join_world()
     allowed = allow_change or ()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,7 @@ from abmll.exporting.calibrated import spread_questions
 from abmll.exporting.place import describe_bytes
 from abmll.running.adapters import use_adapter
 from abmll.running.build import System, build_system, load_base, tasks_of
+from abmll.running.card import About, about_run
 from abmll.running.everyday import read_shared, settings_of
 from abmll.running.labelled import read_unlabelled
 from abmll.running.own_tasks import layout_of
@@ -37,6 +38,7 @@ class _Wanted:
     task: SavedTask | None
     config: RunConfig
     stored: StoredAdapter
+    about: About
     yes: bool
 
 
@@ -71,7 +73,8 @@ def export(
     saved = None if task is None else read_task(folder, task)
     config = settings_of(folder, overrides or [], saved)
     stored = read_shared(folder) if saved is None else saved.adapter
-    wanted = _Wanted(folder, out, saved, config, stored, yes)
+    about = about_run(folder, stored.facts, None if saved is None else saved.details, task or "")
+    wanted = _Wanted(folder, out, saved, config, stored, about, yes)
     try:
         if merge:
             _merge(wanted, draw, force)
@@ -79,7 +82,7 @@ def export(
             _calibrate(wanted, questions, count)
         else:
             _announce(wanted, "the mean as a PEFT LoRA", stored.bytes)
-            export_mean(stored, out, confirmed=yes)
+            export_mean(stored, out, confirmed=yes, about=about)
     except OSError as error:
         raise AbmllError(f"{out}: cannot be written ({error.strerror or error}); nothing was kept") from error
     console.print(f"Written, read again and compared: {out}", highlight=False, soft_wrap=True)
@@ -104,7 +107,9 @@ def _merge(wanted: _Wanted, draw: int | None, force: bool) -> None:
         size = merged_bytes(m.source, m.shape, m.revision, m.dtype, m.device)
         what = "a whole model with the mean merged in" if draw is None else f"a whole model of posterior draw {draw}"
         _announce(wanted, what, size)
-    report = export_merged(_system(wanted), wanted.out, draw=draw, force=force, confirmed=wanted.yes)
+    report = export_merged(
+        _system(wanted), wanted.out, draw=draw, force=force, confirmed=wanted.yes, about=wanted.about
+    )
     change = f"{report.largest_logit_change:.2g} of {report.logit_scale:.3g}"
     _say(f"Rounding: {report.rounding.describe()}")
     _say(
@@ -117,8 +122,9 @@ def _calibrate(wanted: _Wanted, file: Path | None, count: int) -> None:
     _announce(wanted, "the mean as a PEFT LoRA, and its temperature", wanted.stored.bytes)
     a = wanted.config.adaptation
     rows = _questions(wanted, file, count)
-    options = {"draws": a.samples, "batch_tokens": a.batch_tokens}
-    found = export_calibrated(wanted.stored, _system(wanted), rows, wanted.out, confirmed=wanted.yes, **options)
+    options: dict[str, Any] = {"confirmed": wanted.yes, "about": wanted.about}
+    options |= {"draws": a.samples, "batch_tokens": a.batch_tokens}
+    found = export_calibrated(wanted.stored, _system(wanted), rows, wanted.out, **options)
     _say(f"Temperature {found.temperature:.4g}, from {found.questions} questions and {found.draws} posterior draws")
     for name, far in (("as it is", found.before), ("calibrated", found.after)):
         _say(

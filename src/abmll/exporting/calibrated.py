@@ -20,6 +20,7 @@ from abmll.metrics.calibration import TEMPERATURES
 from abmll.metrics.predictions import Prediction
 from abmll.running.adapt import PredictionPlan, predict
 from abmll.running.build import System
+from abmll.running.card import About, write_card
 from abmll.running.posterior import POSTERIOR
 from abmll.tasks.question import Question, Task
 
@@ -85,6 +86,7 @@ def export_calibrated(
     draws: int = 10,
     batch_tokens: int = 4096,
     confirmed: bool = False,
+    about: About | None = None,
 ) -> Calibration:
     """Write the mean as `export_mean` does, and `calibration.json` with its temperature and what is left to the draws.
 
@@ -96,6 +98,7 @@ def export_calibrated(
         draws: posterior draws to average.
         batch_tokens: most padded tokens of one forward pass.
         confirmed: whether more than a gigabyte is meant.
+        about: for its model card; None: the card tells the adapter's own facts alone.
 
     Raises:
         AbmllError: there are no stds or no questions, the folder is in use, or what was read is not what was written.
@@ -112,6 +115,7 @@ def export_calibrated(
     def calibration_too(place: Path) -> None:
         write_json(place / CALIBRATION_FILE, text)
         write_json(place / REPORT_FILE, {"kind": "calibrated mean", **source_of(stored)})
+        write_card(place, about or About(out.name, stored.facts))
 
     write_adapter(stored, out, calibration_too)
     return found

@@ -7,17 +7,19 @@ from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import write_adapter
 from abmll.exporting.place import REPORT_FILE, check_size
 from abmll.files import write_json
+from abmll.running.card import About, write_card
 
 logger = logging.getLogger(__name__)
 
 
-def export_mean(stored: StoredAdapter, out: Path | str, *, confirmed: bool = False) -> None:
+def export_mean(stored: StoredAdapter, out: Path | str, *, confirmed: bool = False, about: About | None = None) -> None:
     """Write the means as a LoRA for any PEFT, vLLM or llama.cpp, the stds beside them, and read all of it again.
 
     Args:
         stored: from `read_adapter`.
         out: a folder that is new or empty.
         confirmed: whether more than a gigabyte is meant.
+        about: for its model card; None: the card tells the adapter's own facts alone.
 
     Raises:
         AbmllError: the folder is in use, or what was read is not what was written.
@@ -27,7 +29,12 @@ def export_mean(stored: StoredAdapter, out: Path | str, *, confirmed: bool = Fal
     check_size(stored.bytes, out, confirmed)
     if stored.moves_nothing:
         logger.warning("%s: every mean is zero, so this LoRA changes nothing: was the run trained?", out)
-    write_adapter(stored, out, lambda place: write_json(place / REPORT_FILE, {"kind": "mean", **source_of(stored)}))
+
+    def more(place: Path) -> None:
+        write_json(place / REPORT_FILE, {"kind": "mean", **source_of(stored)})
+        write_card(place, about or About(out.name, stored.facts))
+
+    write_adapter(stored, out, more)
 
 
 def source_of(stored: StoredAdapter) -> dict[str, object]:

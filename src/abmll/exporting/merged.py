@@ -19,6 +19,7 @@ from abmll.models import LanguageModel, weight_bytes
 from abmll.models.pretrained import read_pretrained
 from abmll.running.adapters import base_facts
 from abmll.running.build import System
+from abmll.running.card import About, write_card
 from abmll.running.posterior import drawn
 
 PROBES, PROBE_TOKENS = 8, 16
@@ -50,7 +51,13 @@ class MergeReport:
 
 
 def export_merged(
-    system: System, out: Path | str, *, draw: int | None = None, force: bool = False, confirmed: bool = False
+    system: System,
+    out: Path | str,
+    *,
+    draw: int | None = None,
+    force: bool = False,
+    confirmed: bool = False,
+    about: About | None = None,
 ) -> MergeReport:
     """Merge phi into the base weights and write the model and its tokenizer with `save_pretrained`.
 
@@ -63,6 +70,7 @@ def export_merged(
         draw: number of a posterior draw; None for the mean.
         force: write it even if the dtype swallows the update.
         confirmed: whether more than a gigabyte is meant.
+        about: for its model card; None: none is written.
 
     Raises:
         AbmllError: the base is quantised, the dtype would swallow the update, the folder is in use, or what was read
@@ -88,6 +96,8 @@ def export_merged(
         _save(base, beside)
         _check_again(base, beside, out)
         write_json(beside / REPORT_FILE, {**asdict(report), "base": base_facts(base).model_dump()})
+        if about is not None:
+            write_card(beside, about, "merged")
     return report
 
 

@@ -16,6 +16,7 @@ from abmll.running.lock import FolderLock
 from abmll.running.origin import differences, task_hash, told
 from abmll.running.roles import RunTasks, load_run_tasks, without_leaks
 from abmll.running.target import Target, row_names
+from abmll.running.tracking import check_trackers
 from abmll.running.world import World
 
 Listener = Callable[[dict[str, Any]], None]
@@ -53,6 +54,7 @@ def run_comparison(
     runs = [(name, seed, config.run(name, seed)) for name, seed in itertools.product(config.systems, config.seeds)]
     for _, _, run in runs:
         method_settings(run)
+        check_trackers(run)
     tasks = _checked(config, tasks)
     for _, _, run in runs:
         build_episodes(run, tasks.train)

@@ -24,6 +24,8 @@ EXTRAS = {
     "bitsandbytes": "base models in 4 or 8 bits: pip install abmll[quantised]",
     "lm_eval": "runs as a model of lm-evaluation-harness: pip install abmll[lm-eval]",
     "pandas": "data frames for abmll.Classifier",
+    "tensorboard": "tracking.tracker=tensorboard: pip install abmll[tracking]",
+    **{name: f"tracking.tracker={name}: pip install {name}" for name in ("wandb", "mlflow", "trackio")},
 }
 LIMITS = {  # what the fused kernels leave to eager, whatever the device: see `kernels.fallbacks` for what happened
     "task_kl": "eager above rank 16, and for std_form=log_std",

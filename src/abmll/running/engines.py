@@ -13,6 +13,7 @@ from abmll.files import write_text
 from abmll.running.adapters import adapter_of, use_adapter
 from abmll.running.answers import Answer
 from abmll.running.build import build_system, load_base
+from abmll.running.card import about_run, write_card
 from abmll.running.everyday import Session, open_run
 from abmll.running.shipped import find_run
 from abmll.tasks.question import Question
@@ -61,6 +62,7 @@ class Engine:
 
         def all_files(beside: Path) -> None:
             write_text(beside / CONFIG_FILE, self.session.config.to_yaml())
+            write_card(beside, about_run(self.session.folder, stored.facts, {}, folder.name))
             also(beside)
 
         with self._turn:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from abmll.methods.base import Group, Schedule
+from abmll.methods.base import Group, Method, Schedule
 
 
 class GroupOptimizer:
@@ -149,3 +149,15 @@ def schedule_factor(schedule: Schedule, iteration: int, total: int, warmup: int 
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * done))
     return 1.0
+
+
+def rates_at(method: Method, iteration: int, total: int) -> dict[str, float]:
+    """The rate of every group at a meta-iteration (from 0), as `inner/GROUP` and `outer/GROUP`."""
+    s = method.settings
+    sides = {"inner": (method.task(), s.inner_schedule), "outer": (method.shared(), s.outer_schedule)}
+    return {
+        f"{side}/{group.name}": group.lr * schedule_factor(schedule, iteration, total, s.warmup)
+        for side, (groups, schedule) in sides.items()
+        for group in groups
+        if group.parameters
+    }

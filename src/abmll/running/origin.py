@@ -17,7 +17,7 @@ from abmll.tasks.question import Task
 log = logging.getLogger(__name__)
 
 ORIGIN = "origin.json"
-FREE = ("name", "note")
+FREE = ("name", "note", "tracking.")
 """Fields that are part of nothing that is computed."""
 NOTED = (
     *("training.checkpoint_every", "training.log_stds_every", "training.on_non_finite", "training.most_skipped"),

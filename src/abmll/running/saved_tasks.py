@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from abmll.adapters.facts import StoredAdapter
-from abmll.adapters.folder import read_adapter, write_adapter
+from abmll.adapters.folder import EXTRAS_FILE, read_adapter, read_facts, write_adapter
 from abmll.config import RunConfig
 from abmll.errors import AbmllError, unknown_name
 from abmll.files import OLD, check_name, recover, replaced_by, write_json
 from abmll.running.adapters import adapter_of, use_adapter
 from abmll.running.build import System
+from abmll.running.card import about_run, write_card
 from abmll.tensors import strict_json
 
 DETAILS_FILE = "task.json"
@@ -68,10 +69,13 @@ def save_task(
     check_free(run, name, replace=replace)
     folder = _folder(run, name)
 
+    stored = adapter_of(config, system, "task")
+
     def details_too(place: Path) -> None:
         write_json(place / DETAILS_FILE, {"name": name, "details": dict(details or {})})
+        write_card(place, about_run(run, stored.facts, details or {}, name))
 
-    write_adapter(adapter_of(config, system, "task"), folder, details_too)
+    write_adapter(stored, folder, details_too)
     return folder
 
 
@@ -89,16 +93,17 @@ def check_free(run: Path | str, name: str, *, replace: bool = False) -> None:
 
 
 def write_details(run: Path | str, name: str, details: Mapping[str, Any]) -> None:
-    """Put other details in the place of a saved task's; its adapter stays as it is.
+    """Put other details in the place of a saved task's, and on its model card; its adapter stays as it is.
 
     Raises:
-        AbmllError: there is none of that name.
+        AbmllError: there is none of that name, or it is damaged.
     """
     run = Path(run)
     folder = _folder(run, name)
     if name not in _names(run):
         raise unknown_name(f"saved task of {run}", name, _names(run))
     write_json(folder / DETAILS_FILE, {"name": name, "details": dict(details)})
+    write_card(folder, about_run(run, read_facts(folder / EXTRAS_FILE), details, name))
 
 
 def list_tasks(run: Path | str) -> tuple[SavedTask, ...]:

@@ -1,11 +1,14 @@
 """Put what a run learned into the package: `python -m abmll.running.ship RUN NAME`, of which `make shipped` is made."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from abmll.adapters.folder import EXTRAS_FILE, read_facts
 from abmll.files import write_json
+from abmll.running.card import about_run, write_card
 from abmll.running.everyday import open_run
-from abmll.running.shipped import HERE, PROBE_FILE, copy_run, measure_probe
+from abmll.running.shipped import ADAPTER, HERE, PROBE_FILE, copy_run, measure_probe
 
 
 def ship(run: Path, name: str, place: Path = HERE) -> Path:
@@ -20,7 +23,14 @@ def ship(run: Path, name: str, place: Path = HERE) -> Path:
     session, _ = open_run(run)
     write_json(run / PROBE_FILE, vars(measure_probe(session.system)))
     copy_run(run, place / name)
+    write_shipped_card(place / name)
     return place / name
+
+
+def write_shipped_card(folder: Path) -> None:
+    """The model card of an adapter that comes along, which has this library's licence."""
+    facts = read_facts(folder / ADAPTER / EXTRAS_FILE)
+    write_card(folder / ADAPTER, replace(about_run(folder, facts), licence="apache-2.0"))
 
 
 if __name__ == "__main__":

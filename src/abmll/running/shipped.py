@@ -15,6 +15,7 @@ from abmll.models import LanguageModel
 from abmll.running.adapt import PredictionPlan, mean_nll
 from abmll.running.build import System
 from abmll.running.posterior import POSTERIOR
+from abmll.running.record import RECORD
 from abmll.tasks.prompts import Encoder
 from abmll.tasks.question import Question
 from abmll.tasks.sources import load_tasks
@@ -63,12 +64,13 @@ def find_run(run: Path | str, *, place: bool = True) -> Path:
 
 
 def copy_run(source: Path, folder: Path) -> None:
-    """Copy what a run needs to be adapted: configuration, adapter, probe."""
+    """Copy what a run needs to be adapted: configuration, adapter, probe; and what it was trained on."""
     with folder_beside(folder) as beside:
         shutil.copyfile(source / CONFIG_FILE, beside / CONFIG_FILE)
         shutil.copytree(source / ADAPTER, beside / ADAPTER)
-        if (source / PROBE_FILE).is_file():
-            shutil.copyfile(source / PROBE_FILE, beside / PROBE_FILE)
+        for name in (PROBE_FILE, RECORD):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, beside / name)
 
 
 @dataclass(frozen=True)

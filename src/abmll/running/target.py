@@ -30,13 +30,17 @@ from abmll.running.build import (
     prediction_plan,
     training_plan,
 )
+from abmll.running.card import about_run, rewrite_run_card, write_card
 from abmll.running.environment import environment, peak_memory
 from abmll.running.failed_batch import save_batch
 from abmll.running.faults import NonFiniteError, together
+from abmll.running.optimizers import rates_at
 from abmll.running.origin import keep_origin, origin_of
+from abmll.running.record import Record, keep_record, mean_scores, place_of, task_facts
 from abmll.running.resume import restore_theta
 from abmll.running.rundir import RunDirectory
 from abmll.running.stopping import gently
+from abmll.running.tracking import Tracking
 from abmll.running.train import meta_train
 from abmll.running.world import World
 from abmll.tasks.question import Question, Task
@@ -51,10 +55,6 @@ BEFORE = "before-adaptation"
 def row_names(name: str, config: RunConfig) -> list[str]:
     """The rows that a system makes in a table: itself, and its mean weights where it has stds."""
     return [name, f"{name}_mean"] if method_class(config.method.name).has_std else [name]
-
-
-def _place(examples: int) -> str:
-    return f"examples-{examples:08d}"
 
 
 class Target:
@@ -92,6 +92,7 @@ class Target:
         self._mean_predictions = mean_predictions or self._predictions / "mean"
         self.train, self.unseen, self.validation = train, unseen, validation
         self.run, self.allow_change = RunDirectory(folder, strict=strict), allow_change
+        self.tracking = Tracking(config, folder)
         self.iterations = iterations_of(config)
         self.points = curve_steps(self.iterations, curve)
         self.episodes = build_episodes(config, train)
@@ -104,7 +105,7 @@ class Target:
         except (AbmllError, KeyError):
             return False
         draws = range(self.config.adaptation.draws)
-        places = [(_place(self.examples(step)), draw) for step in self._curve(final) for draw in draws]
+        places = [(place_of(self.examples(step)), draw) for step in self._curve(final) for draw in draws]
         return all(self._files_exist(where, draw, self.unseen) for where, draw in [*places, (BEFORE, 0)])
 
     def make(self, base: LanguageModel, listener: Listener, world: World) -> None:
@@ -113,7 +114,7 @@ class Target:
         Raises:
             Stopped: the process was asked to stop; what is done is on disk.
         """
-        with self.run.locked(world):
+        with self.run.locked(world), self.tracking:
             self._make(base, listener, world)
 
     def _make(self, base: LanguageModel, listener: Listener, world: World) -> None:
@@ -126,6 +127,7 @@ class Target:
             with together(world, long=True):
                 if world.is_main:
                     self.evaluate(system, final, listener, timer)
+                    self._tell_scores(final)
                     write_sealed_json(self.folder / "environment.json", environment(base.device))
                     write_sealed_json(self.folder / "cost.json", {"final_step": final, **self._cost(system, timer)})
         finally:
@@ -137,8 +139,10 @@ class Target:
         def tell(event: dict[str, Any]) -> None:
             units = 3 * self.config.training.meta_batch * self.episodes.examples
             listener({"event": "step", "system": self.name, "iterations": self.iterations, "units": units, **event})
+            if world.is_main and self.tracking.wanted:
+                self.tracking.step(event, rates_at(system.method, event["step"] - 1, self.iterations))
 
-        with self.run.locked(world):
+        with self.run.locked(world), self.tracking:
             with together(world):
                 if world.is_main:
                     origin = origin_of(system.language_model, self.train, self.validation)
@@ -155,8 +159,17 @@ class Target:
             )
         with together(world, long=True):
             if world.is_main:
-                write_adapter(adapter_of(self.config, system, "shared"), self.folder / "adapter")
+                self._write_adapter(system, final)
         return final
+
+    def _write_adapter(self, system: System, final: int) -> None:
+        """The adapter with its model card, and the record that the card goes by."""
+        train, validation = (tuple(map(task_facts, tasks)) for tasks in (self.train, self.validation))
+        record = Record(step=final, examples=self.examples(final), train=train, validation=validation)
+        keep_record(self.folder, record)
+        stored = adapter_of(self.config, system, "shared")
+        about = about_run(self.folder, stored.facts)
+        write_adapter(stored, self.folder / "adapter", lambda beside: write_card(beside, about))
 
     def _start(self, system: System) -> None:
         """The means of an ordinary LoRA, if one is to be the start; a run that goes on has its own already."""
@@ -174,11 +187,20 @@ class Target:
         for step in self._curve(final):
             restore_theta(system.method, self.run, step)
             for draw, task in itertools.product(range(self.config.adaptation.draws), self.unseen):
-                self._evaluate(system, task, draw, step, _place(self.examples(step)), plan, timer)
+                self._evaluate(system, task, draw, step, place_of(self.examples(step)), plan, timer)
                 listener(self._told(task, draw, step, plan.steps))
         for task in self.unseen:  # theta is that of the final step now
             self._evaluate(system, task, 0, final, BEFORE, replace(plan, steps=0), timer)
             listener(self._told(task, 0, final, 0))
+
+    def _tell_scores(self, final: int) -> None:
+        """Put the scores on the model card and, as means over tasks and draws, to the trackers."""
+        rewrite_run_card(self.folder)
+        if self.tracking.wanted:
+            where, draws = place_of(self.examples(final)), range(self.config.adaptation.draws)
+            places = [(where, draw, task) for draw, task in itertools.product(draws, self.unseen)]
+            scores = {name: mean_scores([self._file(name, *place) for place in places]) for name in self.names}
+            self.tracking.summary({"unseen": scores}, final)
 
     def predict_at(self, system: System, step: int, listener: Listener, timer: "Timer") -> list[Path]:
         """Adapt to every unseen task from theta as it is now, and predict; returns the files of this system."""
@@ -188,12 +210,14 @@ class Target:
     def _predict_at(self, system: System, step: int, listener: Listener, timer: "Timer") -> list[Path]:
         files = []
         for draw, task in itertools.product(range(self.config.adaptation.draws), self.unseen):
-            where = _place(self.examples(step))
+            where = place_of(self.examples(step))
             for name in self.names:
                 self._file(name, where, draw, task).unlink(missing_ok=True)
             self._evaluate(system, task, draw, step, where, adaptation_plan(self.config), timer)
             listener(self._told(task, draw, step, self.config.adaptation.steps))
             files += [self._file(name, where, draw, task) for name in self.names]
+        if (self.folder / "adapter").is_dir():
+            rewrite_run_card(self.folder)
         return files
 
     def _told(self, task: Task, draw: int, step: int, steps: int) -> dict[str, Any]:
