@@ -1,0 +1,1 @@
+"""Scientific comparisons as build targets: re-running does only what is missing."""
