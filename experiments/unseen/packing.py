@@ -86,7 +86,9 @@ def pack(packed: Packed) -> bytes:
                 for prediction in rows:
                     for name, value in _cells(prediction).items():
                         columns[name].append(value)
-                    for name, value in zip(("system", "place", "task", "split", "draw"), (row, place, task, split, draw), strict=True):
+                    for name, value in zip(
+                        ("system", "place", "task", "split", "draw"), (row, place, task, split, draw), strict=True
+                    ):
                         columns[name].append(value)
     about = json.dumps({**packed.about, "files": heads}, sort_keys=True).encode()
     table = pyarrow.table(columns, schema=SCHEMA.with_metadata({ABOUT: about}))

@@ -42,9 +42,7 @@ KEYS = key_tensor(*(noise_key("test", i) for i in range(400)))
 
 def test_the_prior_of_a_system_of_means_is_the_l2_of_the_dense_product() -> None:
     weight, variance = 3.0, 0.5
-    plain, system = (
-        system_of("structured", mean_prior_weight=w, mean_prior_variance=variance) for w in (0.0, weight)
-    )
+    plain, system = (system_of("structured", mean_prior_weight=w, mean_prior_variance=variance) for w in (0.0, weight))
     for one in (plain, system):
         scramble(one)
         terms = one.method.inner_loss(one.batcher.batch(questions(2)), key_of(0))

@@ -17,8 +17,8 @@ class MeansSettings(Settings):
     """What can be set of a method without stds: controls that could explain a gain without Bayes.
 
     Attributes:
-        mean_prior_weight: weight of -log N(mean_phi; 0, mean_prior_variance), averaged over the adapted weights, in every
-            inner step: L2 on the product s B A.
+        mean_prior_weight: weight of -log N(mean_phi; 0, mean_prior_variance), averaged over the adapted weights, in
+            every inner step: L2 on the product s B A.
         mean_prior_variance: c.
         dropout: share of each adapted layer's inputs that its means do not see, in training and, for as many masks as
             there are samples, in predictions (MC dropout, Gal & Ghahramani 2016).

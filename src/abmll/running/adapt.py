@@ -181,7 +181,9 @@ def _draws(
     found = []
     for start in range(0, len(keys), together):
         stop_if_asked()
-        outputs = graphs.run(f"predict {sampler} {dropout}", step, [repeated], key_tensor(*keys[start : start + together]))
+        outputs = graphs.run(
+            f"predict {sampler} {dropout}", step, [repeated], key_tensor(*keys[start : start + together])
+        )
         tables = [table.cpu().numpy().reshape(together, len(questions), -1) for table in outputs]
         found += [(tables[0][i], tables[1][i] if len(tables) > 1 else None) for i in range(together)]
     return found
