@@ -140,7 +140,12 @@ class TrainingConfig(_Section):
 
 
 class AdaptationConfig(_Section):
-    """Adapting to an unseen task, and predicting."""
+    """Adapting to an unseen task, and predicting.
+
+    `folds`: each example is predicted also after adapting to those of the other folds, so that a temperature can be
+    fitted to examples that were not learned; 0 leaves that out. `in_context`: as many examples as fit in
+    `likelihood.max_tokens` are put in front of each question; with `steps` 0 nothing is learned then.
+    """
 
     examples: int = Field(20, ge=0)
     steps: int = Field(10, ge=0)
@@ -151,6 +156,15 @@ class AdaptationConfig(_Section):
     sampler: Literal["weight", "activation"] = "weight"
     samples: int = Field(10, ge=1)
     batch_tokens: int = Field(4096, ge=1)
+    folds: int = Field(0, ge=0)
+    in_context: bool = False
+
+    @field_validator("folds")
+    @classmethod
+    def _none_or_some(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("one fold leaves nothing to adapt to; give 0, or 2 or more")
+        return value
 
 
 class EngineConfig(_Section):
@@ -159,12 +173,15 @@ class EngineConfig(_Section):
     `kernels`: the fastest there is (`auto`): fused Triton kernels on CUDA, oneDNN's products on CPUs of AMD with
     AVX-512, in float32; or one of them wherever it runs. `packed`: oneDNN keeps two copies of each frozen weight in its
     own layout; `auto` where they take at most 2 GiB in all. `capture`: on CUDA, steps are captured as graphs per batch
-    shape and replayed.
+    shape and replayed, `captured` of them at most; gradient steps pad to `least_width` tokens or more, so that a small
+    model has fewer shapes to capture.
     """
 
     kernels: Literal["auto", "eager", "triton", "onednn"] = "auto"
     packed: Literal["auto"] | bool = "auto"
     capture: bool = True
+    captured: int = Field(64, ge=1)
+    least_width: int = Field(1, ge=1)
 
 
 class TrackingConfig(_Section):

@@ -132,6 +132,14 @@ class LowRankGaussian(nn.Module):
             mine.copy_(theirs)
 
     @torch.no_grad()
+    def reset(self, seed: int) -> None:
+        """Every factor at its initial value, as if made with this seed."""
+        self.mean_b.zero_()
+        self.mean_a.copy_(_kaiming(self.rank, self.in_features, noise_key("mean_a", seed)))
+        if self.has_std:
+            self.reset_std(seed)
+
+    @torch.no_grad()
     def reset_std(self, seed: int) -> None:
         """Std factors at their initial values: B' = 0, so every std is sqrt(f^2 + eps^2)."""
         self.std_b.zero_()

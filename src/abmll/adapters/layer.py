@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from abmll.adapters.gaussian import LowRankGaussian
 from abmll.kernels import op
+from abmll.kernels.noise import kept
 
 Sampler = Literal["mean", "weight", "activation"]
 Part = Literal["mean", "std"]
@@ -27,12 +28,14 @@ class Noise:
         keys: S noise keys (`key_tensor`): the batch's rows are S equal consecutive groups, one draw each.
         questions: question keys of the batch's rows (activation noise).
         tokens: position of each token within its question (activation noise).
+        kept: dropout masks, one for each key and layer, or None: what the means see of their inputs.
     """
 
     sampler: Sampler = "mean"
     keys: Int[Tensor, " S"] | None = None
     questions: Int[Tensor, " B"] | None = None
     tokens: Int[Tensor, "B T"] | None = None
+    kept: Float[Tensor, "S L W"] | None = None
 
 
 class AdaptedLinear(nn.Module):
@@ -52,12 +55,20 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Float[Tensor, "*tokens I"]) -> Float[Tensor, "*tokens O"]:
         """Base output plus the task's mean and, if one is being drawn, its noise; in the base's dtype."""
         y, noise, task = self.base(x), self.noise, self.task
+        if noise.kept is not None:
+            x = _dropped(x, noise.kept[:, self.index])
         if noise.sampler == "mean" or not task.has_std:
             return op("mean_output", x.device)(y, x, task.mean_b, task.mean_a, task.variance.scale)
         drawn = (y, x, task.factors(), task.variance, noise.keys, self.index)
         if noise.sampler == "weight":
             return op("weight_output", x.device)(*drawn)
         return op("activation_output", x.device)(*drawn, noise.questions, noise.tokens)
+
+
+def _dropped(x: Float[Tensor, "N *tokens I"], kept: Float[Tensor, "S W"]) -> Float[Tensor, "N *tokens I"]:
+    """Inputs with each draw's mask on its group of rows, the same for all tokens: columns of A that are left out."""
+    masks = kept[:, : x.shape[-1]].repeat_interleave(x.shape[0] // kept.shape[0], 0)
+    return x * masks.view(x.shape[0], *[1] * (x.ndim - 2), -1).to(x.dtype)
 
 
 class AdapterSet:
@@ -90,6 +101,13 @@ class AdapterSet:
             for name, parameter in getattr(layer, slot).named_parameters()
             if part is None or name.startswith(part)
         ]
+
+    def reset(self, seed: int) -> None:
+        """Every factor of both slots at its initial value, as if attached with this seed; in place."""
+        self.seed = seed
+        for layer in self.layers.values():
+            layer.shared.reset(layer_seed(seed, layer.index))
+            layer.task.reset(layer_seed(seed, layer.index))
 
     def begin_task(self, std_start: Literal["copy", "init"] = "copy") -> None:
         """phi <- theta; with `init` the stds of phi start at f again instead."""
@@ -125,9 +143,9 @@ class AdapterSet:
         factors = [[g.std_b for g in shared], [g.std_a for g in shared], [g.variance for g in shared]]
         return op("precision_penalty", self.device)(*factors, shape, rate)
 
-    def mean_penalty(self, variance: float) -> Float[Tensor, ""]:
-        """-log N(mean_theta; 0, variance) over all entries, float64."""
-        return torch.stack([x.shared.mean_penalty(variance) for x in self.layers.values()]).sum()
+    def mean_penalty(self, variance: float, slot: Literal["shared", "task"] = "shared") -> Float[Tensor, ""]:
+        """-log N(mean; 0, variance) of a slot's means over all entries, float64."""
+        return torch.stack([getattr(x, slot).mean_penalty(variance) for x in self.layers.values()]).sum()
 
     def add_displacement(self, part: Part | None = None) -> None:
         """Leave theta - phi in the .grad of theta's factors: Reptile's direction, A and B apart."""
@@ -158,6 +176,19 @@ class AdapterSet:
             yield
         finally:
             noise.sampler, noise.keys, noise.questions, noise.tokens = "mean", None, None, None
+
+    @contextmanager
+    def dropping(self, rate: float, keys: Int[Tensor, " S"]) -> Iterator[None]:
+        """Forward passes inside see a share `rate` less of each adapted layer's inputs; the masks are named by `keys`.
+
+        A batch's rows are S equal consecutive groups. A mask is one for all tokens, as a draw of the weights is.
+        """
+        width = max(layer.task.in_features for layer in self.layers.values())
+        self.noise.kept = kept(keys, len(self.layers), width, rate) if rate else None
+        try:
+            yield
+        finally:
+            self.noise.kept = None
 
     @torch.no_grad()
     def mean_squared_distance(self) -> Float[Tensor, ""]:

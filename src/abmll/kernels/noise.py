@@ -43,7 +43,7 @@ def key_tensor(*keys: int, device: torch.device | str | None = None) -> Int[Tens
     return torch.tensor(signed, dtype=torch.int64).to(device, non_blocking=True)
 
 
-def derived_key(key: Int[Tensor, ""], *parts: int | str) -> Int[Tensor, ""]:
+def derived_key(key: Int[Tensor, "*keys"], *parts: int | str) -> Int[Tensor, "*keys"]:
     """Another key for each name, from a key on the device: what a captured graph makes of the key of its replay.
 
     >>> int(derived_key(key_tensor(7)[0], "rows") ^ derived_key(key_tensor(9)[0], "rows"))
@@ -113,6 +113,19 @@ def normal(
     _box_muller(uniforms[0], uniforms[1], out[..., :2])
     _box_muller(uniforms[2], uniforms[3], out[..., 2:])
     return out.flatten(-2)[..., :width]
+
+
+def kept(keys: Int[Tensor, " S"], layers: int, width: int, rate: float) -> Float[Tensor, "S {layers} {width}"]:
+    """Dropout masks: 0 with probability `rate`, else 1 / (1 - rate); one for each key and layer.
+
+    >>> kept(key_tensor(7), layers=2, width=5, rate=0.5).unique().tolist()
+    [0.0, 2.0]
+    """
+    column = torch.arange((width + 3) // 4, device=keys.device)
+    layer = torch.arange(layers, device=keys.device)[:, None]
+    words = philox(derived_key(keys, "dropout")[:, None, None], column, layer, layer, layer)
+    uniforms = torch.stack([_uniform(word) for word in words], dim=-1).flatten(-2)[..., :width]
+    return (uniforms >= rate).float() / (1 - rate)
 
 
 def _uniform(word: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -12,10 +12,8 @@ from abmll.adapters.layer import Sampler
 from abmll.kernels import StdForm
 from abmll.kernels.noise import derived_key
 from abmll.methods.base import Group, Method, OptimizerName, Settings, Terms, backward_by_share
+from abmll.methods.means import PAPER_CONSTANT
 from abmll.tasks.batches import ChoiceBatch
-
-PAPER_CONSTANT = 2.06e-9
-"""c = e^-20 of the paper."""
 
 
 class ABMLLSettings(Settings):

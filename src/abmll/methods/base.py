@@ -128,6 +128,7 @@ class Method(abc.ABC):
         uses_query: the last batch of an episode is kept for the outer step.
         moves_weights: training changes theta's factors (not so for the pretrained model).
         keeps_phi: phi goes on from task to task.
+        dropout: share of inputs that predictions drop, another one in each draw; for methods without stds.
     """
 
     settings_class: ClassVar[type[Settings]] = Settings
@@ -136,6 +137,7 @@ class Method(abc.ABC):
     moves_weights: ClassVar[bool] = True
     uses_query: bool = False
     keeps_phi: bool = False
+    dropout: float = 0.0
 
     def __init__(
         self, adapters: AdapterSet, nll: NLL, settings: Settings, temperature: nn.Parameter | None = None

@@ -7,12 +7,12 @@ from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor
 
-from abmll.methods.base import Group, OptimizerName, Settings, Terms, backward_by_share
-from abmll.methods.means import MeansOnly
+from abmll.methods.base import Group, OptimizerName, Terms, backward_by_share
+from abmll.methods.means import MeansOnly, MeansSettings
 from abmll.tasks.batches import ChoiceBatch
 
 
-class _FOMAMLSettings(Settings):
+class _FOMAMLSettings(MeansSettings):
     outer_optimizer: OptimizerName = "adamw"
     outer_lr: float = Field(3e-4, gt=0)
 

@@ -10,8 +10,8 @@ from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor
 
-from abmll.methods.base import Group, Schedule, Settings
-from abmll.methods.means import MeansOnly
+from abmll.methods.base import Group, Schedule
+from abmll.methods.means import MeansOnly, MeansSettings
 from abmll.tasks.batches import ChoiceBatch
 
 
@@ -29,7 +29,7 @@ class _Displacement(MeansOnly):
         self.adapters.add_displacement()
 
 
-class _LoRASettings(Settings):
+class _LoRASettings(MeansSettings):
     episodes: Literal["by_task", "mixed"] = "mixed"
     inner_optimizer_state: Literal["fresh", "persistent"] = "persistent"
 
@@ -46,7 +46,7 @@ class StructuredLoRA(_Displacement):
     """Structured LoRA: as LoRA, but the batches of a meta-iteration come from one task."""
 
 
-class _ReptileSettings(Settings):
+class _ReptileSettings(MeansSettings):
     outer_lr: float = Field(0.5, gt=0)
     outer_schedule: Schedule = "linear"
 

@@ -68,6 +68,7 @@ def _renamed(predictions: Predictions, system: str, shares: tuple[float, ...] | 
         system=system,
         rows=rows(predictions.rows),
         adaptation_rows=rows(predictions.adaptation_rows),
+        held_out_rows=rows(predictions.held_out_rows),
     )
 
 

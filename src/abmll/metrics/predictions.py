@@ -6,7 +6,7 @@ then one object per question.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from abmll.errors import AbmllError
 from abmll.files import SEAL, seal, write_text
 
 FORMAT = 1
+SPLITS = ("test", "adaptation", "held_out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class Predictions:
         rows: the scored (test) questions.
         adaptation_rows: the same for the examples adapted on, after adapting: what temperature scaling
             may be fitted to.
+        held_out_rows: the same examples, each predicted after adapting to those of the other folds: what temperature
+            scaling should be fitted to; empty if that was not done.
         label_counts: how often each label is the answer among the adaptation examples, for a task with fixed
             labels; None where the choices differ between questions.
     """
@@ -65,6 +68,7 @@ class Predictions:
     rows: tuple[Prediction, ...]
     adaptation_rows: tuple[Prediction, ...] = ()
     label_counts: tuple[int, ...] | None = None
+    held_out_rows: tuple[Prediction, ...] = ()
 
     def answers(self) -> Int[np.ndarray, "N"]:
         """Right choices of the test questions."""
@@ -77,13 +81,19 @@ class Predictions:
     def write(self, path: Path) -> None:
         """Write the file, atomically."""
         header = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.endswith("rows")}
-        counts = [len(self.rows), len(self.adaptation_rows)]
-        head = {"abmll_predictions": FORMAT, **header, "row_counts": counts}
+        splits = dict(zip(SPLITS, (self.rows, self.adaptation_rows, self.held_out_rows), strict=True))
+        head = {"abmll_predictions": FORMAT, **header, "row_counts": _counts(splits)}
         lines = []
-        for split, rows in (("test", self.rows), ("adaptation", self.adaptation_rows)):
+        for split, rows in splits.items():
             lines += [json.dumps({"split": split, **asdict(row)}, allow_nan=False) for row in rows]
         head[SEAL] = _seal(head, lines)
         write_text(path, "\n".join([json.dumps(head), *lines]) + "\n")
+
+
+def _counts(splits: Mapping[str, Sequence[Prediction]]) -> list[int]:
+    """Rows of each split; files of early versions know the first two only, and are written so where that is all."""
+    counts = [len(splits[name]) for name in SPLITS]
+    return counts if counts[-1] else counts[:-1]
 
 
 def _seal(head: dict[str, Any], lines: Sequence[str]) -> str:
@@ -117,29 +127,33 @@ def read_predictions(path: Path) -> Predictions:
     intact = expected is None or expected == _seal(header, lines[1:])
     if header.pop("abmll_predictions", None) != FORMAT:
         raise AbmllError(f"{path}:1: not a predictions file of format {FORMAT}; make it again with `abmll adapt`")
-    rows: dict[str, list[Prediction]] = {"test": [], "adaptation": []}
+    rows: dict[str, list[Prediction]] = {name: [] for name in SPLITS}
     seen: set[tuple[str, str]] = set()
     for number, line in enumerate(lines[1:], start=2):
         value = _object(path, number, line)
         split = value.pop("split", None)
-        if split not in ("test", "adaptation"):
-            raise AbmllError(f"{path}:{number}: split is {split!r}, neither 'test' nor 'adaptation'")
+        if split not in SPLITS:
+            raise AbmllError(f"{path}:{number}: split is {split!r}, none of {', '.join(map(repr, SPLITS))}")
         row = _prediction(path, number, value)
         if (split, row.id) in seen:
             raise AbmllError(f"{path}:{number}: question {row.id!r} occurs twice")
         seen.add((split, row.id))
         rows[split].append(row)
-    counts = [len(rows["test"]), len(rows["adaptation"])]
+    counts = _counts(rows)
     if header.pop("row_counts", None) != counts:
         raise AbmllError(f"{path}:1: the header counts other rows than the {counts} that are there; the file was cut")
-    found = _with_header(path, header, tuple(rows["test"]), tuple(rows["adaptation"]))
+    found = _with_header(path, header, *(tuple(rows[name]) for name in SPLITS))
     if not intact:
         raise AbmllError(f"{path}: damaged or edited (its SHA-256 is not the one it was written with); delete it")
     return found
 
 
 def _with_header(
-    path: Path, header: dict[str, Any], rows: tuple[Prediction, ...], adaptation_rows: tuple[Prediction, ...]
+    path: Path,
+    header: dict[str, Any],
+    rows: tuple[Prediction, ...],
+    adaptation_rows: tuple[Prediction, ...],
+    held_out_rows: tuple[Prediction, ...],
 ) -> Predictions:
     kinds = {"system": str, "task": str, "seed": int, "draw": int, "examples_consumed": int}
     counts = header.pop("label_counts", None)
@@ -149,7 +163,11 @@ def _with_header(
     if wrong or not (counts is None or (isinstance(counts, list) and all(type(c) is int for c in counts))):
         raise AbmllError(f"{path}:1: the header is damaged ({', '.join(sorted(wrong)) or 'label_counts'})")
     return Predictions(
-        **header, rows=rows, adaptation_rows=adaptation_rows, label_counts=None if counts is None else tuple(counts)
+        **header,
+        rows=rows,
+        adaptation_rows=adaptation_rows,
+        label_counts=None if counts is None else tuple(counts),
+        held_out_rows=held_out_rows,
     )
 
 

@@ -42,7 +42,9 @@ __all__ = [
     "question_nll",
     "reliability_bins",
     "risk_coverage",
+    "scaled_probabilities",
     "score",
+    "temperature_of",
 ]
 
 PROBABILITY_FLOOR = float(np.finfo(np.float64).tiny)
@@ -84,6 +86,10 @@ class Scores:
         nll_scaled: `nll` of the test questions at that temperature.
         ece_scaled: `ece` at that temperature.
         brier_scaled: `brier` at that temperature.
+        temperature_cv: fitted on the held-out rows, which were not learned; None, as the next three, without such rows.
+        nll_scaled_cv: `nll` of the test questions at that temperature.
+        ece_scaled_cv: `ece` at that temperature.
+        brier_scaled_cv: `brier` at that temperature.
     """
 
     n: int
@@ -101,6 +107,10 @@ class Scores:
     nll_scaled: float | None = None
     ece_scaled: float | None = None
     brier_scaled: float | None = None
+    temperature_cv: float | None = None
+    nll_scaled_cv: float | None = None
+    ece_scaled_cv: float | None = None
+    brier_scaled_cv: float | None = None
 
     def to_dict(self) -> dict[str, int | float | None]:
         """Field names and values, ready for JSON."""
@@ -135,7 +145,8 @@ def score(predictions: Predictions) -> Scores:
         auroc=auroc_of_confidence(confidence, correct),
         aurc=risk_coverage(confidence, correct).area,
         nll_over_uniform=float(np.mean(np.log([len(row.probabilities) for row in predictions.rows]))) - nll,
-        **_scaled(predictions, correct),
+        **_scaled(predictions, predictions.adaptation_rows, correct, ""),
+        **_scaled(predictions, predictions.held_out_rows, correct, "_cv"),
     )
 
 
@@ -282,19 +293,32 @@ def _vocabulary_ece(rows: tuple[Prediction, ...], correct: Bool[np.ndarray, "N"]
     return expected_calibration_error(np.array(known), correct) if len(known) == len(stated) else None
 
 
-def _scaled(predictions: Predictions, correct: Bool[np.ndarray, "N"]) -> dict[str, float]:
-    if not predictions.adaptation_rows:
+def temperature_of(rows: tuple[Prediction, ...]) -> float:
+    """The temperature that fits these predictions best.
+
+    Raises:
+        AbmllError: there are none.
+    """
+    return fit_temperature(floored_probabilities(rows), np.array([row.answer for row in rows], dtype=np.int64))
+
+
+def scaled_probabilities(predictions: Predictions, fitted: tuple[Prediction, ...]) -> Float[np.ndarray, "N K"]:
+    """Probabilities of the test questions at the temperature that fits `fitted` best."""
+    return apply_temperature(floored_probabilities(predictions.rows), temperature_of(fitted))
+
+
+def _scaled(
+    predictions: Predictions, fitted: tuple[Prediction, ...], correct: Bool[np.ndarray, "N"], end: str
+) -> dict[str, float]:
+    if not fitted:
         return {}
-    fitted = np.array([row.answer for row in predictions.adaptation_rows], dtype=np.int64)
-    temperature = fit_temperature(floored_probabilities(predictions.adaptation_rows), fitted)
-    scaled = apply_temperature(floored_probabilities(predictions.rows), temperature)
-    answers = predictions.answers()
+    scaled, answers = scaled_probabilities(predictions, fitted), predictions.answers()
     return {
-        "temperature": temperature,
-        "nll_scaled": negative_log_likelihood(scaled, answers),
+        f"temperature{end}": temperature_of(fitted),
+        f"nll_scaled{end}": negative_log_likelihood(scaled, answers),
         # who is right was settled before scaling: rounding may make two choices equal, never swap them
-        "ece_scaled": expected_calibration_error(scaled.max(axis=1), correct),
-        "brier_scaled": brier(scaled, answers),
+        f"ece_scaled{end}": expected_calibration_error(scaled.max(axis=1), correct),
+        f"brier_scaled{end}": brier(scaled, answers),
     }
 
 

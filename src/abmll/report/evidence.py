@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from abmll.metrics.calibration import apply_temperature, fit_temperature
 from abmll.metrics.predictions import Predictions
-from abmll.metrics.scores import confidence_and_correct, floored_probabilities, question_brier, question_nll
+from abmll.metrics.scores import confidence_and_correct, question_brier, question_nll, scaled_probabilities
 from abmll.metrics.statistics import (
     holm,
     paired_hierarchical_bootstrap,
@@ -19,7 +18,7 @@ from abmll.metrics.statistics import (
 from abmll.report.folder import Cell, Run
 
 INTERVAL_METRICS = ("accuracy", "nll", "ece", "brier")
-TEST_METRICS = ("accuracy", "nll", "nll_scaled")
+TEST_METRICS = ("accuracy", "nll", "nll_scaled", "nll_scaled_cv")
 REPEATS = 2000
 
 Values = dict[str, dict[str, float]]
@@ -82,12 +81,9 @@ def question_values(predictions: Predictions) -> Values:
         "nll": question_nll(probabilities, answers),
         "brier": question_brier(probabilities, answers),
     }
-    if predictions.adaptation_rows:
-        fitted = np.array([row.answer for row in predictions.adaptation_rows], dtype=np.int64)
-        temperature = fit_temperature(floored_probabilities(predictions.adaptation_rows), fitted)
-        columns["nll_scaled"] = question_nll(
-            apply_temperature(floored_probabilities(predictions.rows), temperature), answers
-        )
+    for name, fitted in (("", predictions.adaptation_rows), ("_cv", predictions.held_out_rows)):
+        if fitted:
+            columns[f"nll_scaled{name}"] = question_nll(scaled_probabilities(predictions, fitted), answers)
     names = [row.id for row in predictions.rows]
     return {metric: dict(zip(names, column.tolist(), strict=True)) for metric, column in columns.items()}
 

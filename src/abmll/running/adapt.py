@@ -86,6 +86,13 @@ def adapt(
     return examples
 
 
+def examples_of(task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, ...]:
+    """The examples that `adapt` uses."""
+    return adaptation_batches(
+        task, examples=plan.examples, steps=0, batch_size=plan.batch_size, seed=plan.seed, draw=draw
+    )[0]
+
+
 def predict(
     method: Method,
     likelihood: ChoiceLikelihood,
@@ -125,8 +132,8 @@ Draw = tuple[Float[np.ndarray, "B K"], Float[np.ndarray, "B K"] | None]
 
 
 def is_drawing(method: Method, plan: PredictionPlan) -> bool:
-    """Whether a plan draws weights; else there is one draw, the mean weights."""
-    return plan.sampler != "mean" and method.adapters.has_std
+    """Whether a plan draws weights, or what they see; else there is one draw, the mean weights."""
+    return plan.sampler != "mean" and (method.adapters.has_std or method.dropout > 0)
 
 
 def draw_by_batch(
@@ -169,11 +176,14 @@ def _draws(
     together = _together(batch.input_ids.numel(), plan.batch_tokens, len(keys)) if batcher.buckets else 1
     repeated = batch if together == 1 else batch.repeat(together)
     sampler = plan.sampler if method.adapters.has_std else "mean"
-    step = partial(_score, method, likelihood, sampler)
+    dropout = method.dropout if is_drawing(method, plan) else 0.0
+    step = partial(_score, method, likelihood, sampler, dropout)
     found = []
     for start in range(0, len(keys), together):
         stop_if_asked()
-        outputs = graphs.run(f"predict {sampler}", step, [repeated], key_tensor(*keys[start : start + together]))
+        outputs = graphs.run(
+            f"predict {sampler} {dropout}", step, [repeated], key_tensor(*keys[start : start + together])
+        )
         tables = [table.cpu().numpy().reshape(together, len(questions), -1) for table in outputs]
         found += [(tables[0][i], tables[1][i] if len(tables) > 1 else None) for i in range(together)]
     return found
@@ -189,11 +199,17 @@ def _together(tokens: int, most_tokens: int, samples: int) -> int:
 
 
 def _score(
-    method: Method, likelihood: ChoiceLikelihood, sampler: Sampler, batches: Sequence[ChoiceBatch], keys: Tensor
+    method: Method,
+    likelihood: ChoiceLikelihood,
+    sampler: Sampler,
+    dropout: float,
+    batches: Sequence[ChoiceBatch],
+    keys: Tensor,
 ) -> tuple[Tensor, ...]:
     """Probabilities over choices, and over the vocabulary where there are such; float64."""
     (batch,) = batches
-    with method.adapters.drawing(sampler, keys, batch.row_keys, batch.token_index):
+    adapters = method.adapters
+    with adapters.drawing(sampler, keys, batch.row_keys, batch.token_index), adapters.dropping(dropout, keys):
         scores = likelihood.scores(batch)
     probabilities = scores.log_probabilities.double().exp()
     probabilities = probabilities / probabilities.sum(-1, keepdim=True)

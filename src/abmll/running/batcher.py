@@ -20,6 +20,7 @@ class Batcher:
         micro_batch: most questions of one forward and backward pass; None: the whole batch at once.
         share_prefix: see `collate`.
         buckets: pad to few shapes, for passes that are captured once per shape and replayed; see `collate`.
+        least: the smallest of these for gradient steps.
     """
 
     encoder: Encoder
@@ -27,19 +28,21 @@ class Batcher:
     micro_batch: int | None = None
     share_prefix: bool = True
     buckets: bool = False
+    least: int = 1
 
     def __call__(self, questions: Sequence[Question]) -> list[ChoiceBatch]:
         """The batches of one gradient step: one, or as many as `micro_batch` makes."""
         size = self.micro_batch or max(1, len(questions))
-        return [self.batch(questions[i : i + size]) for i in range(0, len(questions), size)]
+        return [self.batch(questions[i : i + size], least=self.least) for i in range(0, len(questions), size)]
 
-    def batch(self, questions: Sequence[Question], samples: int = 1) -> ChoiceBatch:
+    def batch(self, questions: Sequence[Question], samples: int = 1, least: int = 1) -> ChoiceBatch:
         """All the questions as one batch, `samples` times over (see `ChoiceBatch.repeat`).
 
         On a CUDA device it arrives by one copy that nothing waits for.
         """
         encoded = [self.encoder(question) for question in questions]
-        batch = collate(encoded, share_prefix=self.share_prefix, buckets=self.buckets, limit=self.encoder.limit)
+        limit = self.encoder.limit
+        batch = collate(encoded, share_prefix=self.share_prefix, buckets=self.buckets, limit=limit, least=least)
         batch = batch if samples == 1 else batch.repeat(samples)
         if self.device.type != "cuda":
             return batch.to(self.device)

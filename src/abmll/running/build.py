@@ -1,8 +1,11 @@
 """From a configuration to the plain objects that everything else takes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from abmll import kernels
 from abmll.adapters.attach import attach, detach
@@ -17,7 +20,7 @@ from abmll.models.frozen import pack
 from abmll.running.adapt import AdaptationPlan, PredictionPlan, adapt, predict
 from abmll.running.batcher import Batcher
 from abmll.running.graphs import Graphs
-from abmll.running.optimizers import GroupOptimizer
+from abmll.running.optimizers import GroupOptimizer, Optimizers
 from abmll.running.train import TrainingPlan
 from abmll.tasks.episodes import Episodes
 from abmll.tasks.prompts import Encoder
@@ -25,9 +28,15 @@ from abmll.tasks.question import Question, Task
 from abmll.tasks.sources import load_tasks
 
 
-@dataclass(frozen=True)
+@dataclass
 class System:
-    """One system on one base model: what training, adaptation and prediction take."""
+    """One system on one base model: what training, adaptation and prediction take.
+
+    Attributes:
+        adapting: steps of adaptation; those of training, unless their moments go on from task to task.
+        training: steps of meta-training.
+        config: what it was built from, or renewed to.
+    """
 
     language_model: LanguageModel
     method: Method
@@ -36,6 +45,8 @@ class System:
     alpha: float
     graphs: Graphs
     adapting: GroupOptimizer
+    training: Optimizers
+    config: RunConfig
 
     def adapt(self, task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, ...]:
         """Make phi from theta and adapt it to a task; returns the examples that were used."""
@@ -46,6 +57,28 @@ class System:
     ) -> tuple[Prediction, ...]:
         """Choice probabilities under phi; `place` names the draws' noise."""
         return predict(self.method, self.likelihood, self.batcher, questions, plan, place, self.graphs)
+
+    def renew(self, config: RunConfig) -> bool:
+        """Begin anew with another seed, other rates and schedules; captured steps are kept.
+
+        Returns:
+            False, and nothing is changed, if the configuration differs in what a captured step has in it.
+        """
+        settings, method = method_settings(config), self.method
+        if _captured_part(config, settings) != _captured_part(self.config, method.settings):
+            return False
+        self.config, method.settings = config, settings
+        method.adapters.reset(config.training.seed)
+        with torch.no_grad():
+            self.likelihood.log_temperature.fill_(math.log(config.likelihood.temperature))
+        for optimizer, groups in (
+            (self.training.inner, method.task()),
+            (self.training.outer, method.shared()),
+            (self.adapting, method.task()),
+        ):
+            optimizer.take_rates(groups)
+        self.batcher.encoder.truncated.clear()
+        return True
 
     def close(self) -> None:
         """Take the adapters off the base model, and give the memory of captured steps back."""
@@ -88,9 +121,25 @@ def build_system(config: RunConfig, base: LanguageModel) -> System:
     method = method_class(config.method.name)(adapters, likelihood.nll, settings, likelihood.log_temperature)
     kernels.use(config.engine.kernels)
     pack(base.model, config.engine.packed)
-    graphs = Graphs(base.device, capture=config.engine.capture)
-    batcher = build_batcher(config, base)
-    return System(base, method, likelihood, batcher, config.adapter.alpha, graphs, GroupOptimizer(method.task()))
+    graphs = Graphs(base.device, capture=config.engine.capture, most=config.engine.captured)
+    batcher, training = build_batcher(config, base), Optimizers.of(method)
+    goes_on = settings.inner_optimizer_state == "persistent"
+    adapting = GroupOptimizer(method.task()) if goes_on else training.inner
+    return System(base, method, likelihood, batcher, config.adapter.alpha, graphs, adapting, training, config)
+
+
+_RATES = {
+    *("inner_lr", "outer_lr", "std_lr", "outer_std_lr", "temperature_lr"),
+    *("outer_schedule", "inner_schedule", "warmup", "inner_steps", "episodes"),
+}
+"""Settings of methods that no captured step has in it."""
+
+
+def _captured_part(config: RunConfig, settings: Settings) -> dict[str, Any]:
+    """What steps, once captured, cannot change."""
+    wanted = {"model", "adapter", "likelihood", "engine"}
+    values = {**config.model_dump(mode="json", include=wanted), "micro_batch": config.training.micro_batch}
+    return {**values, "method": config.method.name, "settings": settings.model_dump(exclude=_RATES)}
 
 
 def build_batcher(config: RunConfig, base: LanguageModel) -> Batcher:
@@ -105,7 +154,8 @@ def build_batcher(config: RunConfig, base: LanguageModel) -> Batcher:
         limit=getattr(base.model.config, "max_position_embeddings", None),
     )
     buckets = base.device.type == "cuda" and config.engine.capture
-    return Batcher(encoder, base.device, config.training.micro_batch, text.share_prefix, buckets)
+    least = config.engine.least_width
+    return Batcher(encoder, base.device, config.training.micro_batch, text.share_prefix, buckets, least)
 
 
 def method_settings(config: RunConfig) -> Settings:

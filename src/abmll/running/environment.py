@@ -14,15 +14,23 @@ def environment(device: torch.device) -> dict[str, str | None]:
     >>> sorted(environment(torch.device("cpu")))
     ['abmll', 'commit', 'device', 'peft', 'platform', 'python', 'torch', 'transformers']
     """
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
+    versions = {name: _version(name) for name in ("torch", "transformers", "peft")}
     return {
-        "abmll": importlib.metadata.version("abmll"),
+        "abmll": _version("abmll"),
         "commit": _commit(),
         "python": platform.python_version(),
         **versions,
         "device": _device_name(device),
         "platform": f"{platform.system()} {platform.machine()}",
     }
+
+
+def _version(name: str) -> str | None:
+    """None for what runs without being installed, as a checkout on the path does."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _device_name(device: torch.device) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -48,6 +49,11 @@ class GroupOptimizer:
         """Drop every gradient."""
         for parameter in self.parameters:
             parameter.grad = None
+
+    def take_rates(self, groups: Sequence[Group]) -> None:
+        """From here on go by the rates of these groups, which are the same ones otherwise."""
+        self.groups = [g for g in groups if g.parameters]
+        self.set_rates(1.0)
 
     def set_rates(self, factor: float) -> None:
         """From here on step at `factor` times each group's rate."""
@@ -123,6 +129,31 @@ class GroupOptimizer:
                             mine[name].copy_(value)
                         else:
                             mine[name] = value.clone().to(counter if name == "step" else master.device)
+
+
+@dataclass(frozen=True)
+class Optimizers:
+    """What meta-training steps by, made once: trainings one after the other then replay each other's captured steps.
+
+    Attributes:
+        inner, outer: over a method's task and shared groups.
+        totals: sums of the outer gradient, one for each parameter of `outer`.
+    """
+
+    inner: GroupOptimizer
+    outer: GroupOptimizer
+    totals: list[Tensor]
+
+    @classmethod
+    def of(cls, method: Method) -> "Optimizers":
+        """New ones."""
+        outer = GroupOptimizer(method.shared())
+        return cls(GroupOptimizer(method.task()), outer, [torch.zeros_like(p) for p in outer.parameters])
+
+    def restart(self) -> None:
+        """As new: no moments, no counters, the parameters' present values as masters."""
+        self.inner.restart()
+        self.outer.restart()
 
 
 def _build(group: Group, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +20,7 @@ from abmll.files import read_sealed_json, write_sealed_json
 from abmll.methods import method_class
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.models import LanguageModel
-from abmll.running.adapt import AdaptationPlan, PredictionPlan, mean_nll
+from abmll.running.adapt import AdaptationPlan, PredictionPlan, examples_of, mean_nll
 from abmll.running.adapters import adapter_of
 from abmll.running.build import (
     System,
@@ -27,6 +28,7 @@ from abmll.running.build import (
     build_episodes,
     build_system,
     iterations_of,
+    method_settings,
     prediction_plan,
     training_plan,
 )
@@ -34,6 +36,7 @@ from abmll.running.card import about_run, rewrite_run_card, write_card
 from abmll.running.environment import environment, peak_memory
 from abmll.running.failed_batch import save_batch
 from abmll.running.faults import NonFiniteError, together
+from abmll.running.folds import Predict, held_out
 from abmll.running.optimizers import rates_at
 from abmll.running.origin import keep_origin, origin_of
 from abmll.running.record import Record, keep_record, mean_scores, place_of, task_facts
@@ -44,6 +47,7 @@ from abmll.running.tracking import Tracking
 from abmll.running.train import meta_train
 from abmll.running.world import World
 from abmll.tasks.question import Question, Task
+from abmll.tasks.shots import with_examples
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +57,9 @@ BEFORE = "before-adaptation"
 
 
 def row_names(name: str, config: RunConfig) -> list[str]:
-    """The rows that a system makes in a table: itself, and its mean weights where it has stds."""
-    return [name, f"{name}_mean"] if method_class(config.method.name).has_std else [name]
+    """The rows that a system makes in a table: itself, and its mean weights where predictions draw others."""
+    draws = method_class(config.method.name).has_std or getattr(method_settings(config), "dropout", 0.0) > 0
+    return [name, f"{name}_mean"] if draws else [name]
 
 
 class Target:
@@ -108,17 +113,24 @@ class Target:
         places = [(place_of(self.examples(step)), draw) for step in self._curve(final) for draw in draws]
         return all(self._files_exist(where, draw, self.unseen) for where, draw in [*places, (BEFORE, 0)])
 
-    def make(self, base: LanguageModel, listener: Listener, world: World) -> None:
+    def make(self, base: LanguageModel, listener: Listener, world: World, renewed: System | None = None) -> None:
         """Train, then adapt and predict at every point of the curve and, at the end, without adaptation.
+
+        Args:
+            base: the base model.
+            listener: told of progress.
+            world: the ranks that train together.
+            renewed: a system on this base that was renewed to this target's configuration, and stays open; None: one
+                is built, and closed.
 
         Raises:
             Stopped: the process was asked to stop; what is done is on disk.
         """
         with self.run.locked(world), self.tracking:
-            self._make(base, listener, world)
+            self._make(base, listener, world, renewed)
 
-    def _make(self, base: LanguageModel, listener: Listener, world: World) -> None:
-        system = build_system(self.config, base)
+    def _make(self, base: LanguageModel, listener: Listener, world: World, renewed: System | None) -> None:
+        system = build_system(self.config, base) if renewed is None else renewed
         timer = Timer(self._spent())
         if base.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(base.device)
@@ -131,7 +143,8 @@ class Target:
                     write_sealed_json(self.folder / "environment.json", environment(base.device))
                     write_sealed_json(self.folder / "cost.json", {"final_step": final, **self._cost(system, timer)})
         finally:
-            system.close()
+            if renewed is None:
+                system.close()
 
     def meta_train(self, system: System, listener: Listener, world: World, timer: "Timer") -> int:
         """Meta-train into the run directory and write the adapter; returns the step whose weights theta holds."""
@@ -155,7 +168,16 @@ class Target:
         with timer("train_seconds"):
             plan = training_plan(self.config, self.points)
             final = meta_train(
-                system.method, self.episodes, system.batcher, plan, self.run, world, validate, tell, system.graphs
+                system.method,
+                self.episodes,
+                system.batcher,
+                plan,
+                self.run,
+                world,
+                validate,
+                tell,
+                system.graphs,
+                system.training,
             )
         with together(world, long=True):
             if world.is_main:
@@ -227,8 +249,9 @@ class Target:
     def _evaluation_units(self, task: Task, steps: int) -> int:
         """Question forward passes of adapting to a task and predicting; a backward pass counts as two."""
         a = self.config.adaptation
-        questions = len(self._scored(task)) + a.examples
-        return 3 * steps * a.batch_size + questions * ((a.samples if len(self.names) > 1 else 0) + 1)
+        folds = a.folds if steps or a.in_context else 0
+        questions = len(self._scored(task)) + a.examples * (2 if folds else 1)
+        return 3 * steps * a.batch_size * (folds + 1) + questions * ((a.samples if len(self.names) > 1 else 0) + 1)
 
     def units(self) -> int:
         """Question forward passes of the whole target: the measure of progress."""
@@ -253,28 +276,48 @@ class Target:
         """Adapt to one task and write the predictions of this system and, where it has stds, of its mean weights."""
         if self._files_exist(where, draw, (task,)):
             return
+        predict = partial(self._predict, system, (self.config.training.seed, draw, task.name))
         with timer("adapt_seconds"):
+            held = self._held_out(system, task, draw, plan, predict)
             examples = self._adapt(system, task, plan, draw)
+        with timer("predict_seconds"):
+            scored, learned = (predict(questions, examples) for questions in (self._scored(task), examples))
+        for number, name in enumerate(self.names):
+            Predictions(
+                system=name,
+                task=task.name,
+                seed=self.config.training.seed,
+                draw=draw,
+                examples_consumed=self.examples(step),
+                rows=scored[number],
+                adaptation_rows=learned[number],
+                label_counts=_label_counts(task, examples),
+                held_out_rows=held[number] if held else (),
+            ).write(self._file(name, where, draw, task))
+
+    def _predict(
+        self,
+        system: System,
+        place: tuple[int | str, ...],
+        questions: tuple[Question, ...],
+        examples: tuple[Question, ...],
+    ) -> list[tuple[Prediction, ...]]:
+        """Predictions by each row of the system: drawn and, where it has stds, by the mean weights."""
+        if self.config.adaptation.in_context:
+            questions = tuple(with_examples(q, examples, system.batcher.encoder) for q in questions)
         drawn = prediction_plan(self.config)
         kinds = [drawn, PredictionPlan("mean", 1, drawn.batch_tokens)][: len(self.names)]
-        for name, kind in zip(self.names, kinds, strict=True):
+        return [system.predict(questions, kind, place) for kind in kinds]
 
-            def rows(questions: tuple[Question, ...], kind: PredictionPlan = kind) -> tuple[Prediction, ...]:
-                place = (self.config.training.seed, draw, task.name)
-                return system.predict(questions, kind, place)
-
-            with timer("predict_seconds"):
-                found = Predictions(
-                    system=name,
-                    task=task.name,
-                    seed=self.config.training.seed,
-                    draw=draw,
-                    examples_consumed=self.examples(step),
-                    rows=rows(self._scored(task)),
-                    adaptation_rows=rows(examples),
-                    label_counts=_label_counts(task, examples),
-                )
-            found.write(self._file(name, where, draw, task))
+    def _held_out(
+        self, system: System, task: Task, draw: int, plan: AdaptationPlan, predict: Predict
+    ) -> list[tuple[Prediction, ...]]:
+        """Predictions of the examples by folds; nothing where nothing is learned that they could be held out of."""
+        a = self.config.adaptation
+        if not a.folds or not (plan.steps or a.in_context):
+            return []
+        examples = examples_of(task, plan, draw)
+        return held_out(lambda part, of: self._adapt(system, part, of, draw), predict, task, examples, plan, a.folds)
 
     def _adapt(self, system: System, task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, ...]:
         """As `System.adapt`; a batch that is not finite is kept in the run directory."""

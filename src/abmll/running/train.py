@@ -16,7 +16,7 @@ from abmll.running.failed_batch import save_batch
 from abmll.running.faults import FailedBatch, NonFiniteError, together
 from abmll.running.graphs import Graphs
 from abmll.running.inner import check_finite, inner_steps
-from abmll.running.optimizers import GroupOptimizer, schedule_factor
+from abmll.running.optimizers import GroupOptimizer, Optimizers, schedule_factor
 from abmll.running.outer import add_outer_gradient
 from abmll.running.resume import Progress, Trained, load_theta, resume
 from abmll.running.resume import restore_theta as restore_theta
@@ -91,6 +91,7 @@ def meta_train(
     validate: Callable[[], float] | None = None,
     listener: Listener = lambda event: None,
     graphs: Graphs | None = None,
+    optimizers: Optimizers | None = None,
 ) -> int:
     """Meta-train, going on from the run's latest checkpoint if it has one.
 
@@ -99,6 +100,9 @@ def meta_train(
 
     No other process may be in the run directory. A stop (`abmll.running.stopping`) in the middle of a meta-iteration
     saves the state at its start, so that going on does it again, with the same questions and the same noise.
+
+    `optimizers` are those of an earlier training of the same method and adapters, whose steps in `graphs` go by their
+    memory; what they remember is dropped.
 
     Returns:
         The step whose weights theta holds at the end: the last, or the best by `validate`.
@@ -111,8 +115,9 @@ def meta_train(
         OSError: the disk is full, ...; earlier checkpoints are as they were.
     """
     graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
-    inner, outer = GroupOptimizer(method.task()), GroupOptimizer(method.shared())
-    totals = [torch.zeros_like(p) for p in outer.parameters]
+    optimizers = Optimizers.of(method) if optimizers is None else optimizers
+    optimizers.restart()
+    inner, outer, totals = optimizers.inner, optimizers.outer, optimizers.totals
     progress = Progress()
     work = _Work(method, episodes, batcher, plan, run, world, validate, graphs, inner, outer, totals, progress)
     with run.locked(world), gently():

@@ -1,7 +1,6 @@
 """The k-fold check that `adapt` ends with: every labelled row is answered by systems that were not fitted to it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -15,43 +14,14 @@ from abmll.running.adapt import PredictionPlan
 from abmll.running.answers import Answer, answer
 from abmll.running.build import System, build_system
 from abmll.running.everyday import Session, adapt_named
-from abmll.running.labelled import Labelled, identity
+from abmll.running.folds import FOLDS, Fold, deal
+from abmll.running.labelled import Labelled
 from abmll.tasks.question import Question, Task
 
-FOLDS = 5
 FEWEST = 4
 """Labelled rows without which there is no check."""
 
 Table = Float[np.ndarray, "N K"]
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Places of the rows that are fitted to, and of those that are answered."""
-
-    fitted: tuple[int, ...]
-    answered: tuple[int, ...]
-
-
-def deal(rows: Sequence[Question], folds: int = FOLDS, seed: int = 0) -> tuple[Fold, ...]:
-    """Deal rows to folds: shuffled, each answer evenly, rows that ask the same together; fewer folds for few rows.
-
-    >>> rows = [Question(str(i), f"{i}?", ("a", "b"), i % 2) for i in range(10)]
-    >>> [len(fold.answered) for fold in deal(rows)]
-    [2, 2, 2, 2, 2]
-    """
-    groups: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        groups.setdefault(identity(row), []).append(place)
-    folds = min(folds, len(groups))
-    order = np.random.default_rng(seed).permutation(len(groups))
-    names = list(groups)
-    shuffled = sorted((names[i] for i in order), key=lambda name: rows[groups[name][0]].answer or 0)  # stable
-    parts: list[list[int]] = [[] for _ in range(folds)]
-    for number, name in enumerate(shuffled):
-        parts[number % folds] += groups[name]
-    every = set(range(len(rows)))
-    return tuple(Fold(tuple(sorted(every - set(part))), tuple(sorted(part))) for part in parts if len(part) < len(rows))
 
 
 def estimate_seconds(session: Session, labelled: Labelled, step: float, row: float) -> float:

@@ -208,6 +208,7 @@ def collate(
     share_prefix: bool = True,
     buckets: bool = False,
     limit: int | None = None,
+    least: int = 1,
 ) -> ChoiceBatch:
     """Pad encoded questions into one batch, on the CPU.
 
@@ -217,9 +218,10 @@ def collate(
             nothing of it is fed in, and a question of such choices has one row in any case.
         buckets: pad T and K on to `bucket` sizes, P and M to one of fewer still. N and B stay as they are.
         limit: the model's number of positions, beyond which no bucket pads rows whose positions the model counts.
+        least: buckets of fewer T, P or M are not used.
     """
     plan = _Plan.of(questions, share_prefix)
-    sizes = _widened(plan.signature(), limit) if buckets else plan.signature()
+    sizes = _widened(plan.signature(), limit, least) if buckets else plan.signature()
     batch = _cut(torch.zeros(_size(sizes), dtype=torch.uint8), sizes)
     _fill_rows(batch, plan)
     _fill_targets(batch, plan)
@@ -227,11 +229,11 @@ def collate(
     return batch
 
 
-def _widened(sizes: BatchSignature, limit: int | None) -> BatchSignature:
-    columns = bucket(sizes.columns)
+def _widened(sizes: BatchSignature, limit: int | None, least: int) -> BatchSignature:
+    columns = bucket(max(sizes.columns, least))
     if limit is not None and sizes.causal:
         columns = max(sizes.columns, min(columns, limit))
-    places = _few(max(sizes.reads, sizes.targets))  # that the head reads costs little, another shape a lot
+    places = _few(max(sizes.reads, sizes.targets, least))  # that the head reads costs little, another shape a lot
     return sizes._replace(columns=columns, reads=places, targets=places, choices=bucket(sizes.choices))
 
 

@@ -1,0 +1,146 @@
+"""python -m experiments.unseen prepare | rank | search | run | unpack | report; README.md says in which order."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from abmll.errors import AbmllError
+from abmll.files import write_json
+from abmll.models import LanguageModel
+from abmll.running.build import load_base
+from abmll.running.roles import RunTasks, load_run_tasks
+from experiments.unseen.bundles import unpack
+from experiments.unseen.prepare import TRAIN_ROWS, prepare
+from experiments.unseen.protocol import CHOSEN, HERE, PROTOCOL, Protocol, load_protocol
+from experiments.unseen.rank import rank, without_test
+from experiments.unseen.run import run
+from experiments.unseen.search import search
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; returns 0, 1 for a mistake, or 75 if time was over and something is left to do."""
+    given = _parser().parse_args(arguments)
+    try:
+        return int(given.verb(given))
+    except AbmllError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.unseen")
+    verbs = parser.add_subparsers(required=True)
+    for name, verb in (("prepare", _prepare), ("rank", _rank), ("search", _search), ("run", _run)):
+        one = verbs.add_parser(name)
+        one.set_defaults(verb=verb)
+        one.add_argument("--protocol", type=Path, default=PROTOCOL)
+        one.add_argument("--chosen", type=Path, default=CHOSEN, help="what the search chose; need not exist")
+        one.add_argument("--tasks", type=Path, help="folder with train/, validation/ and unseen/")
+        one.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="laid on the base")
+        one.add_argument("--out", type=Path, required=name != "rank")
+        one.add_argument("--work", type=Path, help="run directories; default OUT/work")
+        one.add_argument("--minutes", type=float, help="stop by itself when the process is so old")
+    verbs.choices["prepare"].add_argument("--train-rows", type=int, default=TRAIN_ROWS)
+    verbs.choices["rank"].add_argument("--ranking", type=Path, default=HERE / "ranking.json")
+    verbs.choices["search"].add_argument("--only", help="systems, separated by commas")
+    run_ = verbs.choices["run"]
+    run_.add_argument("--only", default="*", help="patterns of system.seed-N, separated by commas")
+    run_.add_argument("--packed", type=Path, default=HERE / "packed", help="committed files: never run again")
+    run_.add_argument("--commit", default="", help="named in results where there is no git")
+    run_.add_argument("--keep", action="store_true", help="leave run directories, adapters included, in WORK")
+    one = verbs.add_parser("unpack")
+    one.set_defaults(verb=_unpack)
+    one.add_argument("bundles", type=Path, nargs="+")
+    one.add_argument("--packed", type=Path, default=HERE / "packed")
+    one = verbs.add_parser("report")
+    one.set_defaults(verb=_report)
+    one.add_argument("--packed", type=Path, default=HERE / "packed")
+    one.add_argument("--ranking", type=Path, default=HERE / "ranking.json")
+    one.add_argument("--out", type=Path, default=HERE)
+    one.add_argument("--kind", default="cloze", choices=("cloze", "letter"))
+    return parser
+
+
+def _protocol(given: argparse.Namespace) -> Protocol:
+    folders = (
+        []
+        if given.tasks is None
+        else [f"tasks.{r}.source={given.tasks / r}" for r in ("train", "validation", "unseen")]
+    )
+    return load_protocol(given.protocol, given.chosen, [*folders, *given.set])
+
+
+def _prepare(given: argparse.Namespace) -> int:
+    told = prepare(_protocol(given).config, given.out, given.train_rows)
+    print(f"{len(told['leaks'])} rows that leak are left out; {given.out}/prepared.json names them")
+    return 0
+
+
+def _loaded(given: argparse.Namespace) -> tuple[Protocol, RunTasks]:
+    protocol = _protocol(given)
+    return protocol, load_run_tasks(protocol.config)
+
+
+def _base(protocol: Protocol) -> LanguageModel:
+    return load_base(protocol.config.model)
+
+
+def _rank(given: argparse.Namespace) -> int:
+    protocol, tasks = _loaded(given)
+    found = rank(protocol.run("pretrained", 0), _base(protocol), without_test(tasks.unseen))
+    write_json(given.ranking, {"rows": "train", "tasks": found})
+    for entry in found:
+        print(f"{entry['task']}: {entry['gain']:+.4f} nats, signal: {entry['signal']}")
+    return 0
+
+
+def _search(given: argparse.Namespace) -> int:
+    protocol, tasks = _loaded(given)
+    done = search(
+        protocol,
+        tasks,
+        lambda: _base(protocol),
+        given.out / "search.json",
+        given.out / "chosen.yaml",
+        work=given.work or given.out / "work",
+        systems=given.only.split(",") if given.only else None,
+        minutes=given.minutes,
+    )
+    return 0 if done else 75
+
+
+def _run(given: argparse.Namespace) -> int:
+    protocol, tasks = _loaded(given)
+    done = run(
+        protocol,
+        tasks,
+        lambda: _base(protocol),
+        given.out,
+        packed=given.packed,
+        work=given.work or given.out / "work",
+        minutes=given.minutes,
+        only=given.only,
+        commit=given.commit,
+        keep=given.keep,
+    )
+    return 0 if done else 75
+
+
+def _unpack(given: argparse.Namespace) -> int:
+    names = unpack(given.bundles, given.packed)
+    print(f"{len(names)} files in {given.packed}")
+    return 0
+
+
+def _report(given: argparse.Namespace) -> int:
+    from experiments.unseen.report import report  # matplotlib, which a machine that measures may lack
+
+    summary = report(given.packed, given.out, ranking=given.ranking, kind=given.kind)
+    primary = summary["primary"]
+    print(f"best other system: {primary['best_other']}; {primary['tests']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,288 @@
+"""The paired tests and the numbers of `summary.json`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import ttest_1samp
+
+from abmll.metrics.baselines import UNIFORM
+from abmll.metrics.calibration import calibration_noise_range
+from abmll.metrics.predictions import Predictions
+from abmll.metrics.scores import confidence_and_correct, scaled_probabilities, score
+from abmll.metrics.statistics import (
+    PairedTest,
+    holm,
+    paired_hierarchical_bootstrap,
+    paired_hierarchical_bootstrap_ece,
+    stratified_bootstrap_interval,
+    stratified_ece_bootstrap_interval,
+)
+from abmll.report.evidence import question_values
+from abmll.report.folder import Cell
+from experiments.unseen.results import Table
+
+REPEATS = 4000
+LEVEL = 0.05
+TESTED = ("nll_scaled", "accuracy", "nll", "brier")
+SOURCE = {"nll_scaled": "nll_scaled_cv"}
+"""Our names, in which "scaled" means on held-out folds of the 20 examples -> the library's."""
+
+Stacks = dict[str, Float[np.ndarray, "S D N"]]
+
+
+class Values:
+    """Per-question values of every system, each computed once."""
+
+    def __init__(self, final: Table, tasks: Sequence[str], draws: int) -> None:
+        self.final, self.tasks, self.draws = final, tuple(tasks), draws
+        self._known: dict[tuple[str, int, Cell], dict[str, np.ndarray]] = {}
+        self._scores: dict[tuple[str, int, Cell], dict[str, Any]] = {}
+
+    def of(self, system: str, seed: int, cell: Cell) -> dict[str, np.ndarray]:
+        """Metric -> values of a file's test questions, in their order."""
+        key = (system, seed, cell)
+        if key not in self._known:
+            found = self.final[system][seed][cell]
+            by_name = question_values(_temperature_for_all(found))
+            self._known[key] = {name: np.array(list(column.values())) for name, column in by_name.items()}
+        return self._known[key]
+
+    def scores(self, system: str, seed: int, cell: Cell) -> dict[str, Any]:
+        """The library's scores of a file."""
+        key = (system, seed, cell)
+        if key not in self._scores:
+            self._scores[key] = score(_temperature_for_all(self.final[system][seed][cell])).to_dict()
+        return self._scores[key]
+
+    def draws_of(self, systems: Sequence[str], seeds: Sequence[int]) -> int:
+        """Draws that all of them have of every task."""
+        counts = [
+            len({d for d, t in self.final[s][n] if t == task}) for s in systems for n in seeds for task in self.tasks
+        ]
+        return min([self.draws, *counts])
+
+    def stacks(self, system: str, metric: str, seeds: Sequence[int], draws: int, tasks: Sequence[str]) -> Stacks:
+        """Task -> one metric of its questions."""
+        name = SOURCE.get(metric, metric)
+        return {
+            task: np.array([[self.of(system, seed, (draw, task))[name] for draw in range(draws)] for seed in seeds])
+            for task in tasks
+        }
+
+    def confidences(self, system: str, seeds: Sequence[int], draws: int, tasks: Sequence[str]) -> dict[str, Any]:
+        """Task -> (confidence, correct), for the ECE."""
+        sure = self.stacks(system, "confidence", seeds, draws, tasks)
+        right = self.stacks(system, "accuracy", seeds, draws, tasks)
+        return {task: (sure[task], right[task] > 0) for task in tasks}
+
+
+def _temperature_for_all(found: Predictions) -> Predictions:
+    """A file that learned nothing has no folds: its examples were held out as they are."""
+    if found.held_out_rows or not found.adaptation_rows:
+        return found
+    return replace(found, held_out_rows=found.adaptation_rows)
+
+
+def paired(
+    values: Values, a: str, b: str, metric: str, tasks: Sequence[str], *, resample_tasks: bool = False
+) -> PairedTest | None:
+    """System a against b, on the seeds and draws that both have; None where they share no seed."""
+    seeds = [s for s in values.final[a] if s in values.final[b]]
+    draws = values.draws_of((a, b), seeds) if seeds else 0
+    if not draws:
+        return None
+    options: dict[str, Any] = {"repeats": REPEATS, "resample_tasks": resample_tasks}
+    if metric == "ece_choices":
+        left, right = (values.confidences(name, seeds, draws, tasks) for name in (a, b))
+        return paired_hierarchical_bootstrap_ece(left, right, **options)
+    left, right = (values.stacks(name, metric, seeds, draws, tasks) for name in (a, b))
+    return paired_hierarchical_bootstrap(left, right, **options)
+
+
+def against(values: Values, reference: str, tasks: Sequence[str], signal: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Every system minus the reference: difference, p after Holm over the systems, and with tasks resampled.
+
+    Returns:
+        system -> metric -> {difference, interval, p, p_unadjusted, seeds, draws, tasks_resampled: {interval, p},
+        with_signal: {difference, p}}. An ECE stands here for the record: who wins it, `ece_counts` says.
+    """
+    found: dict[str, dict[str, Any]] = {
+        name: {} for name in values.final if name not in (reference, f"{reference}_mean")
+    }
+    for metric in (*TESTED, "ece_choices"):
+        for name in found:
+            test = paired(values, name, reference, metric, tasks)
+            if test is not None:
+                found[name][metric] = _told(values, name, reference, metric, tasks, signal, test)
+        for key in ("p", "tasks_resampled", "with_signal"):
+            _adjust(found, metric, key)
+    return found
+
+
+def _told(
+    values: Values,
+    name: str,
+    reference: str,
+    metric: str,
+    tasks: Sequence[str],
+    signal: Sequence[str],
+    test: PairedTest,
+) -> dict[str, Any]:
+    wide = paired(values, name, reference, metric, tasks, resample_tasks=True)
+    some = paired(values, name, reference, metric, signal) if signal else None
+    return {
+        "difference": test.difference,
+        "interval": [test.low, test.high],
+        "p": test.p_value,
+        "p_unadjusted": test.p_value,
+        "p_over_seeds": _over_seeds(values, name, reference, metric, tasks),
+        "seeds": test.seeds,
+        "draws": test.draws,
+        "questions": test.questions,
+        "tasks_resampled": _short(wide),
+        "with_signal": _short(some),
+    }
+
+
+def _over_seeds(values: Values, a: str, b: str, metric: str, tasks: Sequence[str]) -> float | None:
+    """p of a paired t-test on the seeds' means: few, but exact where a bootstrap of few seeds is too sure."""
+    seeds = [s for s in values.final[a] if s in values.final[b]]
+    if metric == "ece_choices" or len(seeds) < 2:
+        return None
+    draws = values.draws_of((a, b), seeds)
+    left, right = (values.stacks(name, metric, seeds, draws, tasks) for name in (a, b))
+    gap = np.mean([(left[t] - right[t]).mean(axis=(1, 2)) for t in tasks], axis=0)
+    return float(ttest_1samp(gap, 0).pvalue) if gap.std() > 0 else None
+
+
+def _short(test: PairedTest | None) -> dict[str, Any] | None:
+    return (
+        None if test is None else {"difference": test.difference, "interval": [test.low, test.high], "p": test.p_value}
+    )
+
+
+def _adjust(found: dict[str, dict[str, Any]], metric: str, key: str) -> None:
+    """Holm over the systems, in place."""
+    holders = {}
+    for name, tests in found.items():
+        if metric in tests:
+            holder = tests[metric] if key == "p" else tests[metric][key]
+            holders |= {name: holder} if holder else {}
+    for name, p in holm({name: holder["p"] for name, holder in holders.items()}).items():
+        holders[name]["p"] = p
+
+
+def entry(values: Values, name: str, before: Mapping[int, Mapping[Cell, Predictions]]) -> dict[str, Any]:
+    """The numbers of one system: means over tasks, seeds and draws."""
+    seeds, tasks = sorted(values.final[name]), values.tasks
+    draws = values.draws_of((name,), seeds)
+    cells = [(draw, task) for task in tasks for draw in range(draws)]
+    scores = {s: [values.scores(name, s, c) for c in cells] for s in seeds}
+    means = {key: _mean([_mean([one[key] for one in scores[s]]) for s in seeds]) for key in scores[seeds[0]][0]}
+    told = {
+        "n_seeds": len(seeds),
+        "n_draws": draws,
+        "accuracy": means["accuracy"],
+        "nll": means["nll"],
+        "brier": means["brier"],
+        "ece_choices": means["ece"],
+        "ece_vocabulary": means["ece_vocabulary"],
+        "nll_scaled": means["nll_scaled_cv"],
+        "nll_over_uniform": means["nll_over_uniform"],
+        "nll_scaled_over_uniform": _minus(_add(means["nll"], means["nll_over_uniform"]), means["nll_scaled_cv"]),
+        "brier_scaled": means["brier_scaled_cv"],
+        "ece_choices_scaled": means["ece_scaled_cv"],
+        "temperature": means["temperature_cv"],
+        "nll_scaled_in_sample": means["nll_scaled"],
+        "temperature_in_sample": means["temperature"],
+        "ece_noise_floor": means["ece_noise_floor"],
+        "auroc": means["auroc"],
+        "aurc": means["aurc"],
+        "standard_errors": {
+            k: _error([_mean([o[SOURCE.get(k, k)] for o in scores[s]]) for s in seeds]) for k in TESTED
+        },
+    }
+    told["accuracy_interval"] = list(
+        stratified_bootstrap_interval(values.stacks(name, "accuracy", seeds, draws, tasks))
+    )
+    told["nll_scaled_interval"] = list(
+        stratified_bootstrap_interval(values.stacks(name, "nll_scaled", seeds, draws, tasks))
+    )
+    told["ece_choices_interval"] = list(
+        stratified_ece_bootstrap_interval(values.confidences(name, seeds, draws, tasks))
+    )
+    told["ece_choices_noise_range"] = _noise_range([values.final[name][seeds[0]][c] for c in cells])
+    zero = [score(before[s][c]).to_dict() for s in before for c in before[s]] if before else []
+    told["before_adaptation"] = (
+        {k: _mean([one[k] for one in zero]) for k in ("accuracy", "nll", "ece")} if zero else None
+    )
+    told["beats_uniform"] = _beats_uniform(values, name)
+    # flattening is not calibration: an ECE below another's is no win where the NLL does not beat a guess
+    told["ece_counts"] = {
+        k: bool(t and t["difference"] < 0 and t["p"] < LEVEL) for k, t in told["beats_uniform"].items()
+    }
+    return told
+
+
+def _beats_uniform(values: Values, name: str) -> dict[str, Any]:
+    if name == UNIFORM:
+        return {}
+    return {metric: _short(paired(values, name, UNIFORM, metric, values.tasks)) for metric in ("nll", "nll_scaled")}
+
+
+def _noise_range(files: Sequence[Predictions]) -> list[float]:
+    """Where the mean ECE of calibrated files with these confidences lies: means of the ends, one per file."""
+    sure = [np.minimum(confidence_and_correct(f.probabilities(), f.answers())[0], 1.0) for f in files]
+    return [float(v) for v in np.mean([calibration_noise_range(c, repeats=300) for c in sure], axis=0)]
+
+
+def per_task(values: Values, name: str) -> dict[str, dict[str, float | None]]:
+    """Task -> its numbers, in nats over uniform too."""
+    seeds = sorted(values.final[name])
+    draws, out = values.draws_of((name,), seeds), {}
+    for task in values.tasks:
+        rows = [values.scores(name, s, (d, task)) for s in seeds for d in range(draws)]
+        mean = {key: _mean([row[key] for row in rows]) for key in rows[0]}
+        chance = _add(mean["nll"], mean["nll_over_uniform"])
+        out[task] = {
+            "n": int(rows[0]["n"]),
+            "accuracy": mean["accuracy"],
+            "nll_over_uniform": mean["nll_over_uniform"],
+            "nll_scaled_over_uniform": _minus(chance, mean["nll_scaled_cv"]),
+            "ece_choices": mean["ece"],
+            "ece_noise_floor": mean["ece_noise_floor"],
+        }
+    return out
+
+
+def reliability_scaled(values: Values, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Confidence after temperature scaling and correctness, all files together."""
+    pairs = []
+    for cells in values.final[name].values():
+        for found in map(_temperature_for_all, cells.values()):
+            scaled = scaled_probabilities(found, found.held_out_rows) if found.held_out_rows else found.probabilities()
+            pairs.append((scaled.max(axis=1), confidence_and_correct(found.probabilities(), found.answers())[1]))
+    return np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    return None if not values or any(v is None for v in values) else float(np.mean(values))
+
+
+def _error(values: Sequence[Any]) -> float | None:
+    return (
+        None
+        if len(values) < 2 or any(v is None for v in values)
+        else float(np.std(values, ddof=1) / np.sqrt(len(values)))
+    )
+
+
+def _add(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a + b
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b

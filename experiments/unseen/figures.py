@@ -1,0 +1,57 @@
+"""Figures of the evidence that the library's report does not have."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from abmll.metrics.calibration import reliability_bins
+from abmll.report.theme import FAINT, INK, MUTED, colour, settings, to_png
+from experiments.unseen.evidence import Values, reliability_scaled
+
+
+def controls(summary: Mapping[str, Any], reference: str = "abmll") -> bytes:
+    """Each system's difference to the reference in scaled NLL and accuracy, with its interval."""
+    tests = summary["against_abmll"]
+    names = sorted((n for n in tests if "nll_scaled" in tests[n]), key=lambda n: tests[n]["nll_scaled"]["difference"])
+    with settings():
+        figure = Figure(figsize=(9, 0.34 * len(names) + 1.3), layout="constrained")
+        for axes, metric, label in zip(
+            figure.subplots(1, 2, sharey=True),
+            ("nll_scaled", "accuracy"),
+            ("NLL (scaled), nats", "accuracy"),
+            strict=True,
+        ):
+            found = [tests[n][metric] for n in names]
+            centre = np.array([t["difference"] for t in found])
+            ends = np.array([t["interval"] for t in found])
+            axes.errorbar(
+                centre,
+                range(len(names)),
+                xerr=np.abs(ends.T - centre),
+                fmt="o",
+                color=colour("series0"),
+                ecolor=colour(FAINT),
+            )
+            axes.axvline(0, color=colour(MUTED), linewidth=1)
+            axes.set_yticks(range(len(names)), names)
+            axes.set_xlabel(f"{label}: system minus {reference}")
+        return to_png(figure)
+
+
+def reliability_after_scaling(values: Values, names: list[str]) -> bytes:
+    """Reliability diagrams after temperature scaling on held-out folds, all tasks, seeds and draws together."""
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    with settings():
+        figure = Figure(figsize=(2.6 * columns, 2.5 * rows), layout="constrained")
+        for axes, name in zip(figure.subplots(rows, columns, squeeze=False).flat, names, strict=False):
+            bins = reliability_bins(*reliability_scaled(values, name))
+            some = bins.count >= 10
+            axes.plot([0, 1], [0, 1], color=colour(FAINT), linestyle="--", linewidth=1)
+            axes.plot(bins.mean_confidence[some], bins.mean_accuracy[some], "o-", color=colour("series0"), markersize=3)
+            axes.set_title(name, color=colour(INK))
+            axes.set_xlim(0, 1)
+            axes.set_ylim(0, 1)
+        return to_png(figure)

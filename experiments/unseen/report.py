@@ -1,0 +1,150 @@
+"""Packed files -> `summary.json`, tables and figures; no model, no device."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from abmll.files import write_bytes, write_json, write_text
+from abmll.metrics.baselines import UNIFORM
+from abmll.report import summarise
+from abmll.report.figures import pictures
+from abmll.report.tables import Table, markdown, number, percent, signed
+from experiments.unseen.evidence import REPEATS, Values, against, entry, per_task
+from experiments.unseen.figures import controls, reliability_after_scaling
+from experiments.unseen.results import Results, comparison, read_results
+
+REFERENCE = "abmll"
+OURS = "abmll"
+"""Names that begin so are ABMLL; the best of the others is the one to beat."""
+
+
+def summary_of(results: Results, signal: Sequence[str]) -> dict[str, Any]:
+    """Everything that `summary.json` says. Differences are system minus abmll; p is Holm's."""
+    values = Values(results.final, results.tasks, results.draws)
+    systems = {name: entry(values, name, results.before.get(name, {})) for name in results.final}
+    tests = against(values, REFERENCE, results.tasks, [t for t in results.tasks if t in signal])
+    others = {n: s["nll_scaled"] for n, s in systems.items() if not n.startswith(OURS) and s["nll_scaled"] is not None}
+    best = min(others, key=lambda name: others[name])
+    return {
+        "systems": systems,
+        "against_abmll": tests,
+        "primary": {
+            "outcome": "nll_scaled: mean over tasks, at a temperature fitted on held-out folds of the 20 examples",
+            "best_other": best,
+            "tests": {metric: tests[best].get(metric) for metric in ("nll_scaled", "accuracy")},
+        },
+        "difference": "system minus abmll; p by Holm over the systems, p_unadjusted without",
+        "tasks": {task: {name: per_task(values, name)[task] for name in results.final} for task in results.tasks},
+        "tasks_with_signal": [t for t in results.tasks if t in signal],
+        "seeds": list(results.seeds),
+        "draws": results.draws,
+        "repeats": REPEATS,
+        "devices": sorted({str(one.about["environment"]["device"]) for one in results.packed}),
+        "commits": sorted({str(one.about["commit"] or one.about["environment"]["commit"]) for one in results.packed}),
+    }
+
+
+def report(packed: Path, out: Path, *, ranking: Path | None = None, kind: str = "cloze") -> dict[str, Any]:
+    """Write `summary.json`, `tables.md` and `figures/` into `out`; returns the summary.
+
+    Raises:
+        AbmllError: there is nothing to compare with, or a file is damaged.
+    """
+    signal = []
+    if ranking is not None and ranking.exists():
+        signal = [e["task"] for e in json.loads(ranking.read_text(encoding="utf-8"))["tasks"] if e["signal"]]
+    results = read_results(packed.glob(f"*.{kind}.seed-*.parquet"))
+    summary = summary_of(results, signal)
+    write_json(out / "summary.json", summary)
+    write_text(out / "tables.md", tables(summary))
+    values = Values(results.final, results.tasks, results.draws)
+    write_bytes(out / "figures" / "controls.png", controls(summary))
+    write_bytes(out / "figures" / "reliability_scaled.png", reliability_after_scaling(values, list(results.final)))
+    for picture in pictures(summarise(comparison(results))):
+        write_bytes(out / "figures" / f"{picture.name}.png", picture.png())
+    return summary
+
+
+def tables(summary: dict[str, Any]) -> str:
+    """The tables as Markdown."""
+    parts = [
+        "# Unseen tasks: tables",
+        "Written by `python -m experiments.unseen report`; see README.md for the protocol.",
+    ]
+    for table in (score_table(summary), difference_table(summary), task_table(summary)):
+        parts += [f"## {table.title}", markdown(table)]
+    return "\n\n".join(parts) + "\n"
+
+
+def score_table(summary: dict[str, Any]) -> Table:
+    """The systems, best primary outcome first."""
+    header = (
+        "System",
+        "Seeds",
+        "NLL scaled",
+        "Gain scaled",
+        "Accuracy %",
+        "NLL",
+        "Brier",
+        "ECE",
+        "Floor",
+        "ECE scaled",
+        "ECE counts",
+    )
+    order = sorted(summary["systems"].items(), key=lambda item: item[1]["nll_scaled"] or float("inf"))
+    rows = [
+        (
+            name,
+            str(e["n_seeds"]),
+            number(e["nll_scaled"]),
+            signed(e["nll_scaled_over_uniform"]),
+            percent(e["accuracy"]),
+            number(e["nll"]),
+            number(e["brier"]),
+            number(e["ece_choices"]),
+            number(e["ece_noise_floor"]),
+            number(e["ece_choices_scaled"]),
+            " / ".join("yes" if v else "no" for v in e["ece_counts"].values()) or "-",
+        )
+        for name, e in order
+    ]
+    return Table("Scores, mean over tasks, seeds and draws", header, tuple(rows))
+
+
+def difference_table(summary: dict[str, Any]) -> Table:
+    """Each system against ABMLL."""
+    header = (
+        "System minus abmll",
+        "NLL scaled",
+        "p",
+        "p, tasks drawn",
+        "Accuracy",
+        "p",
+        "p, tasks drawn",
+        "Seeds",
+        "Draws",
+    )
+    rows = []
+    for name, tests in sorted(summary["against_abmll"].items()):
+        cells: list[str] = [name]
+        for metric, form in (("nll_scaled", signed), ("accuracy", signed)):
+            test = tests.get(metric)
+            wide = test and test["tasks_resampled"]
+            cells += [form(test["difference"]), number(test["p"]), number(wide["p"])] if test else ["-", "-", "-"]
+        first = tests.get("nll_scaled") or {"seeds": 0, "draws": 0}
+        rows.append((*cells, str(first["seeds"]), str(first["draws"])))
+    return Table("Paired differences (p after Holm's correction)", header, tuple(rows))
+
+
+def task_table(summary: dict[str, Any]) -> Table:
+    """Gain over uniform after scaling, nats, task by task."""
+    names = [n for n in summary["systems"] if n != UNIFORM]
+    rows = [
+        (
+            f"{task}{' (signal)' if task in summary['tasks_with_signal'] else ''}",
+            *(signed(found[n]["nll_scaled_over_uniform"]) for n in names),
+        )
+        for task, found in summary["tasks"].items()
+    ]
+    return Table("Nats over uniform after scaling, by task", ("Task", *names), tuple(rows))

@@ -1,0 +1,136 @@
+"""Packed files -> runs of each system, as the library's report takes them; and rows that no file holds."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from abmll.errors import AbmllError
+from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM, label_frequency, uniform
+from abmll.metrics.ensemble import ensemble
+from abmll.metrics.predictions import Predictions
+from abmll.metrics.scores import score
+from abmll.report.folder import Cell, Comparison, Run
+from experiments.unseen.packing import Packed, read_packed
+
+BEFORE = "before-adaptation"
+MEMBERS = 4
+ENSEMBLE_OF = "reptile"
+ENSEMBLE = "reptile_ensemble"
+
+Table = dict[str, dict[int, dict[Cell, Predictions]]]
+"""System -> training seed -> (draw, task) -> its last predictions."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that was measured with one likelihood.
+
+    Attributes:
+        packed: the files.
+        final, before: predictions after and without adaptation.
+        seeds: the reported training seeds.
+        draws: adaptation draws that every system has.
+        tasks: names, in the order of the protocol.
+    """
+
+    packed: tuple[Packed, ...]
+    final: Table
+    before: Table
+    seeds: tuple[int, ...]
+    draws: int
+    tasks: tuple[str, ...]
+
+
+def read_results(paths: Iterable[Path], reference: str = "abmll", unseeded: Sequence[str] = ("in_context",)) -> Results:
+    """Read packed files, repeat systems without training seeds, and make the baselines and the ensemble.
+
+    Args:
+        paths: of one likelihood.
+        reference: the system whose seeds, draws and tasks are reported.
+        unseeded: systems that no seed changes: repeated to every seed of the reference.
+
+    Raises:
+        AbmllError: there is no file of the reference, or a file is damaged.
+    """
+    packed = tuple(read_packed(path) for path in sorted(paths))
+    final: Table = {}
+    before: Table = {}
+    for one in packed:
+        seed = int(one.about["seed"])
+        for row, files in one.found.items():
+            last = max(place for place, _, _ in files if place != BEFORE)
+            final.setdefault(row, {})[seed] = {(d, t): f for (p, d, t), f in files.items() if p == last}
+            before.setdefault(row, {})[seed] = {(d, t): f for (p, d, t), f in files.items() if p == BEFORE}
+    if reference not in final:
+        raise AbmllError(f"no packed file of {reference!r}: nothing to compare with; run it first")
+    seeds = tuple(sorted(final[reference]))
+    tasks = tuple(dict.fromkeys(task for _, task in final[reference][seeds[0]]))
+    for name in unseeded:
+        for table in (final, before):
+            if name in table:
+                (only,) = list(table[name].values())[:1]
+                table[name] = {s: {c: replace(f, seed=s) for c, f in only.items()} for s in seeds}
+    draws = min(len({d for d, _ in cells}) for cells in final[reference].values())
+    final |= _made(final, reference, tasks, draws)
+    return Results(packed, final, before, seeds, draws, tasks)
+
+
+def _made(final: Table, reference: str, tasks: Sequence[str], draws: int) -> Table:
+    """Rows that are transforms of others: baselines, and ensembles of four seeds (all but one, if there are five)."""
+    source = final[reference]
+    made: Table = {UNIFORM: {s: {c: uniform(f) for c, f in cells.items()} for s, cells in source.items()}}
+    # a task without fixed labels has nothing to count: uniform there, so that the mean is over the same tasks
+    made[LABEL_FREQUENCY] = {
+        s: {c: label_frequency(f) or replace(uniform(f), system=LABEL_FREQUENCY) for c, f in cells.items()}
+        for s, cells in source.items()
+    }
+    members = final.get(ENSEMBLE_OF, {})
+    if len(members) > MEMBERS:
+        made[ENSEMBLE] = {s: _ensemble([c for o, c in members.items() if o != s], s) for s in members}
+    elif len(members) == MEMBERS:
+        made[ENSEMBLE] = {s: _ensemble(list(members.values()), s) for s in source}
+    return made
+
+
+def _ensemble(members: Sequence[Mapping[Cell, Predictions]], seed: int) -> dict[Cell, Predictions]:
+    cells = [cell for cell in members[0] if all(cell in other for other in members)]
+    return {cell: ensemble([member[cell] for member in members], ENSEMBLE, seed) for cell in cells}
+
+
+def comparison(results: Results, reference: str = "abmll", note: str = "") -> Comparison:
+    """The results as a comparison of the library's report: its tables and figures."""
+    cells = [(draw, task) for task in results.tasks for draw in range(results.draws)]
+    about = {(row, int(one.about["seed"])): one.about for one in results.packed for row in one.found}
+    runs: dict[str, tuple[Run, ...]] = {}
+    missing = []
+    for name, by_seed in results.final.items():
+        if name in (UNIFORM, LABEL_FREQUENCY):
+            continue
+        whole = {s: f for s, f in by_seed.items() if all(c in f for c in cells)}
+        missing += [f"{name} seed {s}: not run" for s in results.seeds if s not in by_seed]
+        missing += [f"{name} seed {s}: fewer draws, not counted here" for s in by_seed if s not in whole]
+        made = tuple(_run(name, s, whole[s], results.before, about.get((name, s))) for s in sorted(whole))
+        runs |= {name: made} if made else {}
+    return Comparison(
+        name="unseen",
+        note=note,
+        systems=tuple(runs),
+        seeds=results.seeds,
+        draws=results.draws,
+        reference=reference,
+        tasks=results.tasks,
+        runs=runs,
+        missing=tuple(missing),
+    )
+
+
+def _run(
+    name: str, seed: int, cells: Mapping[Cell, Predictions], before: Table, about: Mapping[str, Any] | None
+) -> Run:
+    scores = {cell: score(found) for cell, found in cells.items()}
+    zero = {cell: score(found) for cell, found in before.get(name, {}).get(seed, {}).items()}
+    examples = next(iter(cells.values())).examples_consumed
+    cost = None if about is None else about["cost"]
+    environment = None if about is None else about["environment"]
+    return Run(name, seed, {examples: scores}, dict(cells), zero, cost, environment, True)

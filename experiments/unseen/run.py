@@ -1,0 +1,161 @@
+"""Targets in their order until the time is over: train, adapt, predict, pack; what is packed is never run again."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from abmll.config import RunConfig
+from abmll.files import append_line, remove_folder
+from abmll.models import LanguageModel
+from abmll.running.build import System, build_system
+from abmll.running.roles import RunTasks
+from abmll.running.stopping import Stopped
+from abmll.running.target import Target, row_names
+from abmll.running.world import World
+from experiments.unseen.bundles import Bundles
+from experiments.unseen.clock import deadline, since_start
+from experiments.unseen.packing import pack, read_target
+from experiments.unseen.protocol import Protocol
+
+Tell = Callable[[str], None]
+
+
+@dataclass
+class Renewing:
+    """One system on the base model, renewed from target to target where its captured steps can stay.
+
+    Attributes:
+        base: the base model.
+        system: the one that is attached now.
+        built: how many were built.
+    """
+
+    base: LanguageModel
+    system: System | None = None
+    built: int = 0
+
+    def get(self, config: RunConfig) -> System:
+        """A system of this configuration, as new."""
+        if self.system is None or not self.system.renew(config):
+            self.close()
+            self.system = build_system(config, self.base)
+            self.built += 1
+        return self.system
+
+    def close(self) -> None:
+        """Take it off the base model."""
+        if self.system is not None:
+            self.system.close()
+        self.system = None
+
+
+def target_name(protocol: Protocol, system: str, seed: int) -> str:
+    """The name of a target's packed file."""
+    return f"{system}.{protocol.config.likelihood.kind}.seed-{seed}.parquet"
+
+
+def done_targets(folders: Iterable[Path], bundles: Bundles) -> set[str]:
+    """Names of packed files that exist, in folders (the committed ones) or in bundles."""
+    return {path.name for folder in folders for path in folder.glob("*.parquet")} | bundles.names()
+
+
+def run(
+    protocol: Protocol,
+    tasks: RunTasks,
+    load: Callable[[], LanguageModel],
+    out: Path,
+    *,
+    packed: Path,
+    work: Path,
+    minutes: float | None = None,
+    only: str = "*",
+    commit: str = "",
+    keep: bool = False,
+    tell: Tell = print,
+) -> bool:
+    """Run what is missing, most important first.
+
+    Args:
+        protocol: what to run.
+        tasks: the tasks, loaded.
+        load: loads the base model, once.
+        out: bundles of packed files and `log.jsonl` with what each target took.
+        packed: the committed files.
+        work: run directories; one that is not finished is gone on with if it is there.
+        minutes: age of this process at which it stops by itself.
+        only: patterns of `system.seed-N`, separated by commas.
+        commit: named in packed files where no git says it.
+        keep: leave run directories of finished targets in `work`, for what needs their adapters.
+        tell: hears of progress.
+
+    Returns:
+        Whether all is done, or else time was over.
+    """
+    bundles = Bundles(out)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with deadline(minutes):
+            for seconds, name, data in _targets(protocol, tasks, load, work, packed, bundles, only, commit, keep, tell):
+                bundles.add(name, data)
+                append_line(out / "log.jsonl", json.dumps({"target": name, "bytes": len(data), **seconds}))
+                tell(f"{name}: {json.dumps(seconds)}, {len(data):,} bytes; {since_start():.0f} s old")
+    except Stopped as stopped:
+        tell(f"stopped at {since_start():.0f} s: {stopped}")
+        return False
+    return True
+
+
+def _targets(
+    protocol: Protocol,
+    tasks: RunTasks,
+    load: Callable[[], LanguageModel],
+    work: Path,
+    packed: Path,
+    bundles: Bundles,
+    only: str,
+    commit: str,
+    keep: bool,
+    tell: Tell,
+) -> Iterator[tuple[dict[str, float], str, bytes]]:
+    done = done_targets([packed], bundles)
+    todo = [(s, n) for s, n in protocol.selected(only) if target_name(protocol, s, n) not in done]
+    tell(f"{len(todo)} targets to run, {len(protocol.selected(only)) - len(todo)} done")
+    if not todo:
+        return
+    renewing = Renewing(load())
+    tell(f"base model loaded; {since_start():.0f} s old")
+    try:
+        for system, seed in todo:
+            began, config = time.perf_counter(), protocol.run(system, seed)
+            target = Target(
+                system, config, work / system / f"seed-{seed}", tasks.train, tasks.unseen, (), protocol.config.curve
+            )
+            target.make(renewing.base, lambda event: None, World(), renewing.get(config))
+            found = read_target(work, system, target.names, seed)
+            about = {**found.about, "commit": commit, "graphs": renewing.system.graphs.report()}
+            data = pack(type(found)(about, found.found))
+            seconds = {k: round(v, 2) for k, v in found.about["cost"].items() if k.endswith("_seconds")}
+            yield (
+                {"seconds": round(time.perf_counter() - began, 2), **seconds},
+                target_name(protocol, system, seed),
+                data,
+            )
+            if not keep:
+                _forget(work, row_names(system, config), seed)
+    finally:
+        renewing.close()
+
+
+def _forget(work: Path, rows: Iterable[str], seed: int) -> None:
+    for row in rows:
+        folder = work / row / f"seed-{seed}"
+        if folder.exists():
+            remove_folder(folder)
+
+
+def told_seconds(log: Path) -> list[dict[str, Any]]:
+    """The lines of a `log.jsonl`."""
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []

@@ -1,0 +1,232 @@
+"""Successive halving on the validation tasks: the same number of trials, rungs and examples for every system."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from scipy.stats import qmc
+
+from abmll.config import RunConfig, check, merge
+from abmll.errors import AbmllError
+from abmll.files import remove_folder, write_json, write_text
+from abmll.metrics.predictions import read_predictions
+from abmll.metrics.scores import score
+from abmll.models import LanguageModel
+from abmll.running.faults import NonFiniteError
+from abmll.running.roles import RunTasks
+from abmll.running.stopping import Stopped
+from abmll.running.target import Target
+from abmll.running.world import World
+from experiments.unseen.clock import deadline, since_start
+from experiments.unseen.protocol import Protocol
+from experiments.unseen.run import Renewing
+
+CRITERION = "nll_scaled_cv"
+Space = Mapping[str, Any]
+
+
+def trials(system: str, spaces: list[Space], count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Settings to try: the method's defaults, then points of a scrambled Sobol sequence, alternatives in turn.
+
+    >>> [sorted(t) for t in trials("reptile", [{"inner_lr": {"log": [1e-4, 1e-2]}}], 3)]
+    [[], ['inner_lr'], ['inner_lr']]
+    """
+    key = [seed, *system.encode()]
+    points = [
+        qmc.Sobol(
+            max(1, sum(isinstance(v, dict) for v in space.values())), rng=np.random.default_rng([*key, i])
+        ).random_base2(max(1, count.bit_length()))
+        for i, space in enumerate(spaces)
+    ]
+    out: list[dict[str, Any]] = [{}]
+    while len(out) < count:
+        which, place = (len(out) - 1) % len(spaces), (len(out) - 1) // len(spaces)
+        out.append(_settings(spaces[which], points[which][place]))
+    return out[:count]
+
+
+def _settings(space: Space, point: np.ndarray) -> dict[str, Any]:
+    searched = [name for name, value in space.items() if isinstance(value, dict)]
+    found = {name: _value(space[name], float(u)) for name, u in zip(searched, point, strict=False)}
+    return {name: found.get(name, value) for name, value in space.items()}
+
+
+def _value(spec: Mapping[str, Any], u: float) -> Any:
+    ((kind, given),) = spec.items()
+    if kind == "choice":
+        return given[min(int(u * len(given)), len(given) - 1)]
+    low, high = given
+    if kind == "log":
+        return float(f"{low * (high / low) ** u:.3g}")
+    if kind == "uniform":
+        return float(f"{low + (high - low) * u:.3g}")
+    raise AbmllError(f"protocol: search.spaces: {kind!r} is none of log, uniform, choice")
+
+
+@dataclass(frozen=True)
+class Search:
+    """What trials are run with.
+
+    Attributes:
+        protocol, tasks: of the experiment; its unseen tasks are never looked at.
+        work: where trials leave their files, which are removed.
+    """
+
+    protocol: Protocol
+    tasks: RunTasks
+    work: Path
+
+    def config(self, system: str, settings: Mapping[str, Any], rung: Mapping[str, Any]) -> RunConfig:
+        """The configuration of a trial: the base and the system's own part, not what was chosen before."""
+        given = self.protocol.search
+        own = self.protocol.config.systems[system]
+        method = {"name": own["method"]["name"], **settings}
+        systems = {system: {**own, "method": method}}
+        config = self.protocol.config.model_copy(update={"systems": systems})
+        run = config.run(system, given["seed"]).model_dump(mode="json")
+        wanted = {
+            "training": {"iterations": rung["iterations"], "checkpoint_every": 10_000},
+            "adaptation": {"draws": rung["draws"], "test_questions": rung["test_questions"]},
+        }
+        return check(RunConfig, merge(run, wanted), f"trial of {system}")
+
+    def trial(
+        self, renewing: Renewing, system: str, settings: Mapping[str, Any], rung: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Scores of one trial, as its line of the log."""
+        began, config = time.perf_counter(), self.config(system, settings, rung)
+        folder = self.work / "trial" / system / "seed-search"
+        for rest in (folder, folder.parent.parent / f"{system}_mean" / folder.name):
+            if rest.exists():
+                remove_folder(rest)
+        target = Target(system, config, folder, self.tasks.train, self.tasks.validation)
+        found: dict[str, Any] = {"settings": dict(settings), **rung, "examples": target.examples(target.iterations)}
+        try:
+            target.make(renewing.base, lambda event: None, World(), renewing.get(config))
+            scores = _scores(folder)
+        except NonFiniteError as error:  # a rate too high is an answer, not an accident
+            renewing.close()
+            return {**found, "score": None, "why": str(error)[:200], "seconds": round(time.perf_counter() - began, 2)}
+        by_task = {task: float(np.mean([s[CRITERION] for s in each])) for task, each in scores.items()}
+        others = {
+            name: float(np.mean([np.mean([s[name] for s in each]) for each in scores.values()]))
+            for name in ("accuracy", "nll", "nll_scaled", "ece", "nll_over_uniform")
+        }
+        seconds = round(time.perf_counter() - began, 2)
+        return {
+            **found,
+            "score": float(np.mean(list(by_task.values()))),
+            "tasks": by_task,
+            **others,
+            "seconds": seconds,
+        }
+
+
+def _scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    out: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((folder / "predictions").glob("examples-*/draw-*/*.jsonl")):
+        predictions = read_predictions(path)
+        out.setdefault(predictions.task, []).append(score(predictions).to_dict())
+    return out
+
+
+def best(log: list[dict[str, Any]], system: str, rung: int, keep: int) -> list[int]:
+    """Numbers of the best trials of a rung, best first; those that failed never count."""
+    scored = [e for e in log if (e["system"], e["rung"]) == (system, rung) and e["score"] is not None]
+    return [e["trial"] for e in sorted(scored, key=lambda e: (e["score"], e["trial"]))[:keep]]
+
+
+def search(
+    protocol: Protocol,
+    tasks: RunTasks,
+    load: Callable[[], LanguageModel],
+    log_file: Path,
+    chosen_file: Path,
+    *,
+    work: Path,
+    systems: list[str] | None = None,
+    minutes: float | None = None,
+    tell: Callable[[str], None] = print,
+) -> bool:
+    """Search what is not in the log yet; write the log after each trial and, for finished systems, what was chosen.
+
+    Returns:
+        Whether all is done, or else time was over.
+    """
+    given = protocol.search
+    log: list[dict[str, Any]] = json.loads(log_file.read_text(encoding="utf-8"))["trials"] if log_file.exists() else []
+    loaded: list[Renewing] = []
+
+    def renewing() -> Renewing:
+        if not loaded:
+            loaded.append(Renewing(load()))
+        return loaded[0]
+
+    try:
+        with deadline(minutes):
+            for system in systems or list(given["spaces"]):
+                _halve(
+                    Search(protocol, tasks, work), system, log, renewing, lambda: _write(log, log_file, protocol), tell
+                )
+                _choose(protocol, log, chosen_file)
+    except Stopped as stopped:
+        tell(f"stopped at {since_start():.0f} s: {stopped}")
+        return False
+    finally:
+        for one in loaded:
+            one.close()
+    return True
+
+
+def _halve(
+    search: Search,
+    system: str,
+    log: list[dict[str, Any]],
+    renewing: Callable[[], Renewing],
+    write: Callable[[], None],
+    tell: Callable[[str], None],
+) -> None:
+    given = search.protocol.search
+    tried = trials(system, given["spaces"][system], given["trials"], given["seed"])
+    going_on = sorted(range(len(tried)), key=lambda i: _captured(tried[i]))
+    for number, rung in enumerate(given["rungs"]):
+        rung = dict(rung)
+        keep = rung.pop("keep")
+        done = {e["trial"] for e in log if (e["system"], e["rung"]) == (system, number)}
+        for trial in going_on:
+            if trial not in done:
+                found = search.trial(renewing(), system, tried[trial], rung)
+                log.append({"system": system, "rung": number, "trial": trial, **found})
+                write()
+                tell(f"{system} rung {number} trial {trial}: {found['score']} in {found['seconds']} s")
+        going_on = best(log, system, number, keep)
+
+
+def _captured(settings: Mapping[str, Any]) -> str:
+    """Trials that can share captured steps stand next to each other."""
+    return json.dumps({k: v for k, v in settings.items() if not k.endswith("lr")}, sort_keys=True)
+
+
+def _write(log: list[dict[str, Any]], path: Path, protocol: Protocol) -> None:
+    spent = {
+        system: round(sum(e["seconds"] for e in log if e["system"] == system), 1)
+        for system in {e["system"] for e in log}
+    }
+    write_json(path, {"criterion": CRITERION, "search": protocol.search, "seconds": spent, "trials": log})
+
+
+def _choose(protocol: Protocol, log: list[dict[str, Any]], path: Path) -> None:
+    """Settings of each system's best trial of the last rung."""
+    last = len(protocol.search["rungs"]) - 1
+    chosen = {}
+    for system in protocol.search["spaces"]:
+        for trial in best(log, system, last, 1):
+            entry = next(e for e in log if (e["system"], e["rung"], e["trial"]) == (system, last, trial))
+            chosen[system] = entry["settings"]
+    head = f"# Written by `python -m experiments.unseen search`: the lowest {CRITERION} over the validation tasks.\n"
+    write_text(path, head + yaml.safe_dump(chosen, sort_keys=True))

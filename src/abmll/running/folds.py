@@ -1,0 +1,77 @@
+"""Folds of labelled rows: every row is answered by a system that was not fitted to it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from abmll.metrics.predictions import Prediction
+from abmll.running.adapt import AdaptationPlan
+from abmll.running.labelled import identity
+from abmll.tasks.question import Question, Task
+
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Places of the rows that are fitted to, and of those that are answered."""
+
+    fitted: tuple[int, ...]
+    answered: tuple[int, ...]
+
+
+def deal(rows: Sequence[Question], folds: int = FOLDS, seed: int = 0) -> tuple[Fold, ...]:
+    """Deal rows to folds: shuffled, each answer evenly, rows that ask the same together; fewer folds for few rows.
+
+    >>> rows = [Question(str(i), f"{i}?", ("a", "b"), i % 2) for i in range(10)]
+    >>> [len(fold.answered) for fold in deal(rows)]
+    [2, 2, 2, 2, 2]
+    """
+    groups: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(identity(row), []).append(place)
+    folds = min(folds, len(groups))
+    order = np.random.default_rng(seed).permutation(len(groups))
+    names = list(groups)
+    shuffled = sorted((names[i] for i in order), key=lambda name: rows[groups[name][0]].answer or 0)  # stable
+    parts: list[list[int]] = [[] for _ in range(folds)]
+    for number, name in enumerate(shuffled):
+        parts[number % folds] += groups[name]
+    every = set(range(len(rows)))
+    return tuple(Fold(tuple(sorted(every - set(part))), tuple(sorted(part))) for part in parts if len(part) < len(rows))
+
+
+Predict = Callable[[tuple[Question, ...], tuple[Question, ...]], list[tuple[Prediction, ...]]]
+"""Questions, and the examples that were adapted to -> predictions, by every row of a system."""
+
+
+def held_out(
+    adapt: Callable[[Task, AdaptationPlan], object],
+    predict: Predict,
+    task: Task,
+    examples: tuple[Question, ...],
+    plan: AdaptationPlan,
+    folds: int,
+) -> list[tuple[Prediction, ...]]:
+    """Predict each example after adapting, by as many steps, to the examples of the other folds alone.
+
+    Args:
+        adapt: adapts to all train rows of a task.
+        predict: predicts by phi as it is then.
+        task: whose examples they are.
+        examples: what the task is adapted on.
+        plan: steps and batch size.
+        folds: at most so many; fewer where there are fewer examples.
+
+    Returns:
+        For each row of the system, predictions in the order of `examples`.
+    """
+    found: dict[int, list[Prediction]] = {}
+    for number, fold in enumerate(deal(examples, folds, plan.seed)):
+        fitted = tuple(examples[i] for i in fold.fitted)
+        adapt(Task(f"{task.name} fold {number}", fitted), replace(plan, examples=len(fitted)))
+        by_row = predict(tuple(examples[i] for i in fold.answered), fitted)
+        for place, predictions in zip(fold.answered, zip(*by_row, strict=True), strict=True):
+            found[place] = list(predictions)
+    return [tuple(column) for column in zip(*(found[i] for i in sorted(found)), strict=True)]

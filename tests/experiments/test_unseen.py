@@ -1,0 +1,364 @@
+"""The harness of experiments/unseen, end to end on the tiny model, and its statistics where the truth is known."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scipy.stats import ttest_1samp
+
+from abmll.errors import AbmllError
+from abmll.methods import resolve_settings
+from abmll.metrics.ensemble import ensemble
+from abmll.metrics.predictions import Prediction, Predictions
+from abmll.metrics.statistics import holm, paired_hierarchical_bootstrap
+from abmll.running.build import method_settings
+from experiments.unseen.__main__ import main
+from experiments.unseen.bundles import Bundles, read_bundle, unpack
+from experiments.unseen.evidence import Values, against, entry, paired
+from experiments.unseen.packing import Packed, read_packed, write_packed
+from experiments.unseen.protocol import load_protocol
+from experiments.unseen.rank import gains
+from experiments.unseen.results import ENSEMBLE, read_results
+from experiments.unseen.run import told_seconds
+from experiments.unseen.search import best, trials
+from tests.tiny import save_tiny, tiny_tasks, write_tasks
+
+NOTHING = Path("nowhere.yaml")
+SMALL = (
+    *("training.iterations=1", "adaptation.steps=1", "adaptation.test_questions=4", "adaptation.samples=2"),
+    *("adaptation.draws=2", "adaptation.examples=4", "adaptation.folds=2", "model.dtype=float32", "adapter.rank=2"),
+    "systems.in_context.likelihood.max_tokens=300",
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model and tiny tasks in three roles."""
+    folder = tmp_path_factory.mktemp("unseen")
+    save_tiny(folder / "model")
+    for number, (role, count) in enumerate((("train", 2), ("validation", 2), ("unseen", 2))):
+        tasks = tiny_tasks(count, n_rows=30, n_test=8, seed=number)
+        write_tasks(folder / "raw" / role, tuple(replace(t, name=f"{role}{i}") for i, t in enumerate(tasks)))
+    return folder
+
+
+def call(place: Path, verb: str, *more: str, tasks: str = "raw") -> int:
+    overrides = [part for text in (f"model.source={place / 'model'}", *SMALL) for part in ("--set", text)]
+    return main([verb, "--tasks", str(place / tasks), *overrides, *more])
+
+
+def test_the_real_protocol_is_valid() -> None:
+    protocol = load_protocol()
+    for system, seed in protocol.order:
+        config = protocol.run(system, seed)
+        assert method_settings(config).model_dump()
+    assert {s for s, _ in protocol.order} == set(protocol.config.systems)
+    search = protocol.search
+    assert set(search["spaces"]) <= set(protocol.config.systems)
+    for system, spaces in search["spaces"].items():
+        name = protocol.config.systems[system]["method"]["name"]
+        tried = trials(system, spaces, search["trials"], search["seed"])
+        assert len(tried) == search["trials"]
+        assert tried[0] == {}
+        assert len({json.dumps(t) for t in tried}) == len(tried)
+        for settings in tried:
+            resolve_settings(name, given=settings)
+
+
+def test_a_control_takes_what_was_chosen_for_its_parent(tmp_path: Path) -> None:
+    chosen = tmp_path / "chosen.yaml"
+    chosen.write_text("reptile: {inner_lr: 0.001, outer_lr: 0.7}\nabmll: {std_lr: 0.002}\n")
+    protocol = load_protocol(chosen=chosen)
+    rank32, adam = (protocol.run(name, 0) for name in ("reptile_rank32", "reptile_adam"))
+    assert (rank32.method.settings(), rank32.adapter.rank) == ({"inner_lr": 0.001, "outer_lr": 0.7}, 32)
+    assert method_settings(adam).outer_lr == 3e-4  # its own, as an AdamW rate is another thing
+    assert method_settings(adam).inner_lr == 0.001
+    frozen = method_settings(protocol.run("abmll_frozen", 0))
+    assert (frozen.std_lr, frozen.train_stds) == (0.002, False)
+    assert method_settings(protocol.run("structured", 0)) == resolve_settings("structured")
+
+
+def test_prepare_caps_and_drops_leaks(place: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    for role in ("train", "validation", "unseen"):
+        tasks = tiny_tasks(1, n_rows=20, n_test=8, seed=5 + len(role))
+        write_tasks(raw / role, (replace(tasks[0], name=role),))
+    lines = (raw / "unseen" / "unseen.test.jsonl").read_text().splitlines()
+    with (raw / "train" / "train.train.jsonl").open("a") as file:
+        file.write(json.dumps({**json.loads(lines[0]), "id": "leak"}) + "\n")
+    assert (
+        main(
+            [
+                "prepare",
+                "--tasks",
+                str(raw),
+                "--out",
+                str(tmp_path / "out"),
+                "--set",
+                "adaptation.examples=4",
+                "--set",
+                "adaptation.test_questions=5",
+            ]
+        )
+        == 0
+    )
+    told = json.loads((tmp_path / "out" / "prepared.json").read_text())
+    assert any("train.train.jsonl:21" in leak for leak in told["leaks"])
+    kept = (tmp_path / "out" / "train" / "train.train.jsonl").read_text()
+    assert '"leak"' not in kept
+    assert len((tmp_path / "out" / "unseen" / "unseen.test.jsonl").read_text().splitlines()) <= 5
+
+
+@pytest.fixture(scope="module")
+def measured(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few targets, run in one process."""
+    out = tmp_path_factory.mktemp("out")
+    only = (
+        "abmll.seed-[01],structured.seed-[01],reptile.seed-?,in_context.seed-0,reptile_dropout.seed-0"
+    )
+    assert call(place, "run", "--out", str(out), "--packed", str(out / "none"), "--only", only, "--commit", "abc") == 0
+    return out
+
+
+def test_run_packs_every_target_once(place: Path, measured: Path, capsys) -> None:
+    packed = measured / "packed"
+    unpack(Bundles(measured).paths(), packed)
+    names = {path.name for path in packed.glob("*")}
+    assert {"abmll.cloze.seed-0.parquet", "reptile.cloze.seed-4.parquet", "in_context.cloze.seed-0.parquet"} <= names
+    assert not list((measured / "work").glob("*/seed-*"))
+    assert len(told_seconds(measured / "log.jsonl")) == len(names) == 11
+    out = measured / "again"
+    assert call(place, "run", "--out", str(out), "--packed", str(packed), "--only", "abmll.seed-[01]") == 0
+    assert "0 targets to run, 2 done" in capsys.readouterr().out
+    assert not Bundles(out).paths()
+
+
+def test_packed_predictions_are_those_that_were_made(place: Path, measured: Path, tmp_path: Path) -> None:
+    unpack(Bundles(measured).paths(), tmp_path)
+    found = read_packed(tmp_path / "abmll.cloze.seed-1.parquet")
+    assert set(found.found) == {"abmll", "abmll_mean"}
+    assert {d for _, d, _ in found.found["abmll"]} == {0, 1}
+    cell = next(f for (p, d, t), f in found.found["abmll"].items() if p != "before-adaptation")
+    assert (len(cell.rows), len(cell.adaptation_rows), len(cell.held_out_rows)) == (4, 4, 4)
+    assert found.about["commit"] == "abc"
+    write_packed(found, tmp_path / "copy.parquet")
+    again = read_packed(tmp_path / "copy.parquet")
+    assert again.about == found.about
+    for row, files in found.found.items():
+        for key, one in files.items():
+            for a, b in zip(one.rows, again.found[row][key].rows, strict=True):
+                assert (a.id, a.answer) == (b.id, b.answer)
+                assert a.probabilities == pytest.approx(b.probabilities, rel=3e-6)
+    (tmp_path / "copy.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(AbmllError, match="damaged"):
+        read_packed(tmp_path / "copy.parquet")
+
+
+def test_renewed_seeds_are_those_of_separate_processes(place: Path, measured: Path, tmp_path: Path) -> None:
+    assert call(place, "run", "--out", str(tmp_path), "--packed", str(tmp_path / "none"), "--only", "abmll.seed-1") == 0
+    for folder, bundles in ((tmp_path / "one", Bundles(tmp_path)), (tmp_path / "many", Bundles(measured))):
+        unpack(bundles.paths(), folder)
+    alone, together = (read_packed(tmp_path / f / "abmll.cloze.seed-1.parquet").found for f in ("one", "many"))
+    assert alone == together
+
+
+def test_a_run_stops_by_itself_and_goes_on(place: Path, tmp_path: Path) -> None:
+    arguments = ("--out", str(tmp_path), "--packed", str(tmp_path / "none"), "--only", "fomaml.seed-0")
+    assert call(place, "run", *arguments, "--minutes", "0") == 75
+    assert not Bundles(tmp_path).paths()
+    assert call(place, "run", *arguments) == 0
+    assert Bundles(tmp_path).names() == {"fomaml.cloze.seed-0.parquet"}
+
+
+def test_search_gives_every_system_the_same_and_goes_on(place: Path, tmp_path: Path) -> None:
+    protocol = yaml.safe_load((Path(__file__).parents[2] / "experiments/unseen/protocol.yaml").read_text())
+    protocol["search"] |= {"trials": 3}
+    protocol["search"]["rungs"] = [
+        {"iterations": 1, "draws": 1, "test_questions": 4, "keep": 2},
+        {"iterations": 2, "draws": 1, "test_questions": 4, "keep": 1},
+    ]
+    file = tmp_path / "protocol.yaml"
+    file.write_text(yaml.safe_dump(protocol))
+    arguments = ("--protocol", str(file), "--out", str(tmp_path), "--only", "structured,reptile")
+    assert call(place, "search", *arguments) == 0
+    log = json.loads((tmp_path / "search.json").read_text())
+    counts = {
+        s: [sum(e["system"] == s and e["rung"] == r for e in log["trials"]) for r in (0, 1)]
+        for s in ("structured", "reptile")
+    }
+    assert counts == {"structured": [3, 2], "reptile": [3, 2]}
+    first = [e for e in log["trials"] if e["system"] == "reptile" and e["rung"] == 0]
+    assert {e["trial"] for e in log["trials"] if e["system"] == "reptile" and e["rung"] == 1} == {
+        e["trial"] for e in sorted(first, key=lambda e: e["score"])[:2]
+    }
+    for e in log["trials"]:
+        assert set(e["tasks"]) == {"validation0", "validation1"}
+        assert e["score"] == pytest.approx(np.mean(list(e["tasks"].values())))
+    chosen = yaml.safe_load((tmp_path / "chosen.yaml").read_text())
+    last = [e for e in log["trials"] if e["system"] == "reptile" and e["rung"] == 1]
+    assert chosen["reptile"] == min(last, key=lambda e: e["score"])["settings"]
+    before = (tmp_path / "search.json").read_text()
+    assert call(place, "search", *arguments) == 0
+    assert (tmp_path / "search.json").read_text() == before
+
+
+def test_failed_trials_never_win() -> None:
+    log = [{"system": "a", "rung": 0, "trial": i, "score": s} for i, s in enumerate((None, 2.0, 1.0))]
+    assert best(log, "a", 0, 3) == [2, 1]
+
+
+def test_report_of_what_was_measured(place: Path, measured: Path, tmp_path: Path) -> None:
+    unpack(Bundles(measured).paths(), tmp_path / "packed")
+    assert call(place, "rank", "--ranking", str(tmp_path / "ranking.json")) == 0
+    ranking = json.loads((tmp_path / "ranking.json").read_text())["tasks"]
+    assert [e["gain"] for e in ranking] == sorted((e["gain"] for e in ranking), reverse=True)
+    ranking[0]["signal"] = True
+    (tmp_path / "ranking.json").write_text(json.dumps({"tasks": ranking}))
+    arguments = ["report", "--packed", str(tmp_path / "packed"), "--ranking", str(tmp_path / "ranking.json")]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    systems = summary["systems"]
+    assert {"uniform", "label_frequency", ENSEMBLE, "reptile_dropout_mean", "in_context"} <= set(systems)
+    for metrics in systems.values():
+        assert {"accuracy", "nll", "brier", "ece_choices", "ece_vocabulary", "nll_scaled"} <= set(metrics)
+    assert systems["uniform"]["nll_over_uniform"] == pytest.approx(0, abs=1e-9)
+    assert systems["uniform"]["nll_scaled"] == pytest.approx(systems["uniform"]["nll"])
+    tests = summary["against_abmll"]
+    assert "abmll" not in tests
+    for name, found in tests.items():
+        for metric, key in (("accuracy", "accuracy"), ("nll", "nll")):
+            if systems[name]["n_seeds"] == systems["abmll"]["n_seeds"] == 2:
+                assert found[metric]["difference"] == pytest.approx(systems[name][key] - systems["abmll"][key])
+        assert found["nll_scaled"]["p"] >= found["nll_scaled"]["p_unadjusted"]
+        assert found["nll_scaled"]["with_signal"] is not None
+    assert summary["primary"]["best_other"] in systems
+    assert "Nats over uniform" in (tmp_path / "tables.md").read_text()
+    names = {path.name for path in (tmp_path / "figures").glob("*.png")}
+    assert {"controls.png", "reliability.png", "reliability_scaled.png", "risk_coverage.png"} <= names
+
+
+def made(system: str, seed: int, draw: int, task: str, p: np.ndarray) -> Predictions:
+    """A file whose right answer is always the first of two, with these probabilities."""
+    rows = tuple(Prediction(str(i), 0, (float(v), float(1 - v))) for i, v in enumerate(p))
+    return Predictions(system, task, seed, draw, 0, rows)
+
+
+def table_of(shift: float, rng: np.random.Generator, noise: float = 0.3, seeds: int = 5, draws: int = 5) -> dict:
+    """Two systems on three tasks: shared question difficulty, effects of seed and of draw, and a true shift in NLL."""
+    final: dict = {"a": {}, "b": {}}
+    hard = {t: rng.gamma(4, 0.15, 60) for t in ("x", "y", "z")}
+    for name, move in (("a", shift), ("b", 0.0)):
+        by_seed, by_draw = rng.normal(0, 0.02, seeds), {t: rng.normal(0, 0.02, draws) for t in hard}
+        for s in range(seeds):
+            final[name][s] = {}
+            for d in range(draws):
+                for t, base in hard.items():
+                    own = rng.normal(0, noise, 60)
+                    nll = np.abs(base + move + by_seed[s] + by_draw[t][d] + own) + 1e-3
+                    final[name][s][d, t] = made(name, s, d, t, np.exp(-nll))
+    return final
+
+
+def test_the_difference_and_its_p_are_those_of_hand_and_scipy() -> None:
+    """Without effects of seed and draw, one seed and draw, the bootstrap is a paired t-test's twin."""
+    rng = np.random.default_rng(0)
+    p = {t: (np.exp(-rng.gamma(4, 0.2, 300)), np.exp(-rng.gamma(4, 0.2, 300))) for t in ("x",)}
+    final = {n: {0: {(0, t): made(n, 0, 0, t, p[t][i]) for t in p}} for i, n in enumerate("ab")}
+    values = Values(final, ("x",), 1)
+    test = paired(values, "a", "b", "nll", ("x",))
+    nll = -np.log(p["x"][0]) + np.log(p["x"][1])
+    assert test.difference == pytest.approx(nll.mean())
+    assert test.p_value == pytest.approx(ttest_1samp(nll, 0).pvalue, abs=0.03)
+
+
+def test_p_values_hold_their_level_where_nothing_differs() -> None:
+    """400 worlds without a difference, 5 seeds, 5 draws, 8 tasks; a bootstrap of 5 seeds is somewhat too sure."""
+    found = []
+    for world in range(400):
+        rng = np.random.default_rng(world)
+        tasks, seeds = [f"t{i}" for i in range(8)], [rng.normal(0, 0.02, (5, 1, 1)) for _ in range(2)]
+        sides: list[dict] = [{}, {}]
+        for name in tasks:
+            hard = rng.gamma(4, 0.15, 60)
+            for side, by_seed in zip(sides, seeds, strict=True):
+                side[name] = hard + by_seed + rng.normal(0, 0.02, (1, 5, 1)) + rng.normal(0, 0.3, (5, 5, 60))
+        found.append(paired_hierarchical_bootstrap(*sides, repeats=199, seed=world).p_value)
+    share = float(np.mean(np.array(found) < 0.05))
+    print(f"rejected at .05: {share}")
+    assert 0.01 < share < 0.13
+
+
+def test_a_true_difference_is_found_and_holm_is_applied() -> None:
+    rng = np.random.default_rng(3)
+    final = table_of(0.15, rng)
+    final["abmll"] = {
+        s: {c: replace(f, system="abmll") for c, f in cells.items()} for s, cells in final.pop("b").items()
+    }
+    final["same"] = final["abmll"]
+    tests = against(Values(final, ("x", "y", "z"), 5), "abmll", ("x", "y", "z"), ("x",))
+    assert tests["a"]["nll"]["difference"] > 0.05
+    assert tests["a"]["nll"]["p"] < 0.05
+    assert tests["same"]["nll"]["p"] == 1.0
+    raw = {n: tests[n]["nll"]["p_unadjusted"] for n in tests}
+    assert {n: tests[n]["nll"]["p"] for n in tests} == holm(raw)
+    assert tests["a"]["nll"]["tasks_resampled"]["p"] >= tests["a"]["nll"]["p_unadjusted"]
+    assert tests["a"]["nll"]["with_signal"]["difference"] != tests["a"]["nll"]["difference"]
+
+
+def test_flattening_is_not_calibration() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.random(400) < 0.5
+    flat = {0: {(0, "x"): made("flat", 0, 0, "x", np.where(right, 0.51, 0.49))}}
+    good = {0: {(0, "x"): made("good", 0, 0, "x", np.where(rng.random(400) < 0.85, 0.85, 0.15))}}
+    guess = {0: {(0, "x"): made("uniform", 0, 0, "x", np.full(400, 0.5))}}
+    values = Values({"flat": flat, "good": good, "uniform": guess}, ("x",), 1)
+    assert entry(values, "flat", {})["ece_counts"]["nll"] is False
+    assert entry(values, "good", {})["ece_counts"]["nll"] is True
+
+
+def test_an_ensemble_is_the_mean_of_probabilities_and_beats_its_members_in_brier() -> None:
+    rng = np.random.default_rng(0)
+    members = [made("r", s, 0, "x", rng.beta(3, 2, 50)) for s in range(4)]
+    found = ensemble(members, "e", 7)
+    assert found.rows[3].probabilities == pytest.approx(np.mean([m.rows[3].probabilities for m in members], axis=0))
+    assert found.rows[3].spread[0] == pytest.approx(np.std([m.rows[3].probabilities[0] for m in members]))
+    brier = [float(np.mean([2 * (1 - r.probabilities[0]) ** 2 for r in m.rows])) for m in (found, *members)]
+    assert brier[0] < np.mean(brier[1:])  # Jensen
+    with pytest.raises(AbmllError, match="other questions"):
+        ensemble([members[0], replace(members[1], rows=members[1].rows[1:])], "e")
+    with pytest.raises(AbmllError, match="no ensemble"):
+        ensemble([members[0], replace(members[1], task="y")], "e")
+
+
+def test_gains_are_cross_fitted() -> None:
+    rng = np.random.default_rng(0)
+    noise = tuple(Prediction(str(i), int(rng.integers(2)), (p, 1 - p)) for i, p in enumerate(rng.random(400)))
+    signal = tuple(Prediction(str(i), int(rng.random() > p), (p, 1 - p)) for i, p in enumerate(rng.random(400)))
+    assert gains(noise).mean() < 0.01
+    assert gains(signal).mean() > 0.1
+
+
+def test_bundles_are_small_and_few(tmp_path: Path) -> None:
+    bundles = Bundles(tmp_path, largest=30_000)
+    for i in range(5):
+        bundles.add(f"f{i}", bytes([i]) * 10_000)
+    bundles.add("f1", b"again")
+    assert bundles.names() == {f"f{i}" for i in range(5)}
+    assert all(path.stat().st_size <= 40_000 for path in bundles.paths())
+    assert len(bundles.paths()) > 1
+    unpack(bundles.paths(), tmp_path / "files")
+    assert (tmp_path / "files" / "f1").read_bytes() == b"again"
+    bundles.paths()[0].write_bytes(b"no tar")
+    with pytest.raises(AbmllError, match="cannot be read"):
+        read_bundle(bundles.paths()[0])
+
+
+def test_results_want_the_reference(tmp_path: Path) -> None:
+    about = {"system": "lora", "seed": 0, "cost": {}, "environment": {}, "config": "", "journal": []}
+    found = {"lora": {("examples-00000000", 0, "x"): made("lora", 0, 0, "x", np.array([0.5]))}}
+    write_packed(Packed(about, found), tmp_path / "lora.cloze.seed-0.parquet")
+    with pytest.raises(AbmllError, match="abmll"):
+        read_results(tmp_path.glob("*.parquet"))
