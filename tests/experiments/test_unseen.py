@@ -116,9 +116,7 @@ def test_prepare_caps_and_drops_leaks(place: Path, tmp_path: Path) -> None:
 def measured(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few targets, run in one process."""
     out = tmp_path_factory.mktemp("out")
-    only = (
-        "abmll.seed-[01],structured.seed-[01],reptile.seed-?,in_context.seed-0,reptile_dropout.seed-0"
-    )
+    only = "abmll.seed-[01],structured.seed-[01],reptile.seed-?,in_context.seed-0,reptile_dropout.seed-0"
     assert call(place, "run", "--out", str(out), "--packed", str(out / "none"), "--only", only, "--commit", "abc") == 0
     return out
 
