@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from abmll.files import append_line, explain_failure, write_bytes
+from abmll.files import PART, append_line, explain_failure, write_bytes
 from abmll.running.rundir import Checkpoint, RunDirectory
 from tests.survival.children import Child, command, in_child
 from tests.survival.disks import limit_files, small_disk
@@ -35,7 +35,8 @@ def fill(folder: Path, leave: int) -> Path:
 
 def trained(place: Path, run: Path, iterations: int) -> Child:
     """`abmll train` with a checkpoint after every meta-iteration."""
-    values = [f"training.iterations={iterations}", "training.checkpoint_every=1", "tasks.validation=null"]
+    never = ["tasks.validation=null", "training.validate_every=null"]
+    values = [f"training.iterations={iterations}", "training.checkpoint_every=1", *never]
     child = in_child(command(place, "train", "train.yaml", *values, "-o", str(run)), place / "said.txt")
     child.wait()
     return child

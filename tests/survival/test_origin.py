@@ -132,7 +132,7 @@ def test_a_default_that_is_written_out_is_no_change(run: Path) -> None:
 
 def test_trust_03_on_the_command_line(tmp_path: Path) -> None:
     place = place_comparison(tmp_path)
-    short = ["training.iterations=1", "tasks.validation=null", "-o", "run"]
+    short = ["training.iterations=1", "tasks.validation=null", "training.validate_every=null", "-o", "run"]
     assert in_child(command(place, "train", "train.yaml", *short), place / "said.txt").wait() == 0
     other = [*short, "method.inner_steps=1"]
     child = in_child(command(place, "train", "train.yaml", *other), place / "said.txt")
