@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from abmll.config import RunConfig
+from abmll.config import RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.files import read_sealed_json
+from abmll.methods import resolve_settings
 from abmll.models import LanguageModel
 from abmll.running.build import build_system
 from abmll.running.origin import ORIGIN
@@ -128,6 +129,22 @@ def test_trust_03_longer_training_and_other_rates_go_on_with_a_note(
 
 def test_a_default_that_is_written_out_is_no_change(run: Path) -> None:
     assert go_on(run, changed(method={"task_kl_weight": 0.34, "preset": "default"})) == 2
+
+
+def test_trust_03_a_default_that_changes_in_a_later_version_is_no_default_of_this_run(run: Path) -> None:
+    config, now = load_config(RunConfig, run / "config.yaml"), resolve_settings("abmll", "default", {})
+    given = config.method.settings()
+    assert given.keys() == now.model_dump().keys()
+    assert given["task_kl_weight"] == now.model_dump()["task_kl_weight"]
+    older = config.method.model_copy(update={"task_kl_weight": 0.17})  # as a version with another default wrote it
+    (run / "config.yaml").write_text(config.model_copy(update={"method": older}).to_sealed_yaml())
+    with pytest.raises(AbmllError, match=r"method\.task_kl_weight was 0\.17, is 0\.34"):
+        go_on(run, run_config("abmll", **PLAIN))
+
+
+def test_a_run_of_a_version_that_wrote_no_defaults_goes_on(run: Path) -> None:
+    (run / "config.yaml").write_text(run_config("abmll", **PLAIN).to_sealed_yaml())
+    assert go_on(run, run_config("abmll", **PLAIN)) == 2
 
 
 def test_trust_03_on_the_command_line(tmp_path: Path) -> None:

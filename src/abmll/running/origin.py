@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from abmll.config import RunConfig, load_config
+from abmll.config import MethodConfig, RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, write_sealed_json, write_text
 from abmll.models import LanguageModel
@@ -57,6 +57,8 @@ def task_hash(task: Task) -> str:
 def keep_origin(folder: Path, config: RunConfig, origin: Origin, allowed: Collection[str] | None = None) -> None:
     """Write `config.yaml` and `origin.json`, or compare with those that are there.
 
+    Every setting of the method is written, also those that nobody gave: a default may be another one in a later version.
+
     Training may grow longer and change its learning rates, with a note; other differences must be allowed by name.
 
     Args:
@@ -70,7 +72,7 @@ def keep_origin(folder: Path, config: RunConfig, origin: Origin, allowed: Collec
     """
     file = folder / "config.yaml"
     if not file.exists():
-        write_text(file, config.to_sealed_yaml())
+        write_text(file, _pinned(config).to_sealed_yaml())
         write_sealed_json(folder / ORIGIN, {**vars(origin), "changes": []})
         return
     before = load_config(RunConfig, file)
@@ -91,7 +93,7 @@ def keep_origin(folder: Path, config: RunConfig, origin: Origin, allowed: Collec
         log.warning("%s: scheduled rates go by the new training.iterations from here on", folder)
     changes = [*kept.get("changes", []), *({"field": n, "from": a, "to": b} for n, (a, b) in changed.items())]
     write_sealed_json(folder / ORIGIN, {**vars(origin), "changes": changes})
-    write_text(file, config.to_sealed_yaml())
+    write_text(file, _pinned(config).to_sealed_yaml())
 
 
 def differences(before: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
@@ -101,9 +103,16 @@ def differences(before: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]
     return {name: (one.get(name), other.get(name)) for name in names}
 
 
+def _pinned(config: RunConfig) -> RunConfig:
+    """The configuration with every setting of its method as it is now."""
+    method = {**config.method.model_dump(mode="json"), **method_settings(config).model_dump(mode="json")}
+    return config.model_copy(update={"method": MethodConfig(**method)})
+
+
 def _resolved(config: RunConfig) -> dict[str, Any]:
-    values = config.model_dump(mode="json")
-    return {**values, "method": {"name": config.method.name, **method_settings(config).model_dump(mode="json")}}
+    """Every value; a preset is what it stands for."""
+    values = _pinned(config).model_dump(mode="json")
+    return {**values, "method": {name: value for name, value in values["method"].items() if name != "preset"}}
 
 
 def _fields(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
