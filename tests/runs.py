@@ -9,7 +9,8 @@ from torch import Tensor
 
 from abmll.config import RunConfig
 from abmll.running.build import System, build_system, load_base, tasks_of
-from abmll.running.target import Target, Timer
+from abmll.running.target import Target
+from abmll.running.timer import Timer
 from abmll.running.world import World
 from abmll.tasks.question import Question
 from tests.tiny import save_tiny, tiny_tasks, write_tasks

@@ -9,7 +9,8 @@ from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.methods import resolve_settings
 from abmll.running.build import build_system, load_base, method_settings, tasks_of
 from abmll.running.compare import run_comparison
-from abmll.running.target import Target, Timer
+from abmll.running.target import Target
+from abmll.running.timer import Timer
 from abmll.running.world import World
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 

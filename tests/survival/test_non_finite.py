@@ -14,7 +14,8 @@ from abmll.running.build import System, build_system, load_base, tasks_of
 from abmll.running.faults import NonFiniteError
 from abmll.running.replay import replay_batch
 from abmll.running.rundir import RunDirectory
-from abmll.running.target import Target, Timer
+from abmll.running.target import Target
+from abmll.running.timer import Timer
 from abmll.running.world import World
 from tests.runs import config_in, place_tiny, silent
 from tests.survival.children import command, in_child

@@ -15,7 +15,8 @@ from abmll.models import LanguageModel
 from abmll.running.build import build_system
 from abmll.running.origin import ORIGIN
 from abmll.running.rundir import RunDirectory
-from abmll.running.target import Target, Timer
+from abmll.running.target import Target
+from abmll.running.timer import Timer
 from abmll.running.world import World
 from abmll.tasks.question import Task
 from tests.survival.children import command, in_child

@@ -60,6 +60,21 @@ def test_the_temperature_comes_with_it(config: RunConfig, adapted: System, tmp_p
     assert float(fresh.likelihood.log_temperature.exp()) == pytest.approx(2.5)
 
 
+@pytest.mark.parametrize("other", [{"normalisation": "sum"}, {"template": "{{ question }}"}, {"kind": "letter"}])
+def test_reading_choices_otherwise_than_a_task_was_adapted_is_told(
+    config: RunConfig, adapted: System, tmp_path: Path, other: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    save_task(tmp_path, "t", config, adapted)
+    caplog.clear()
+    load_task(tmp_path, "t", system_in(config))
+    assert not caplog.records
+    load_task(tmp_path, "t", system_in(config_in(Path(config.model.source or "").parent, likelihood=other)))
+    ((name, value),) = other.items()
+    (told,) = caplog.messages
+    assert f"likelihood.{name}=" in told
+    assert f"here it is {value}" in told
+
+
 def test_trust_30_stock_peft_loads_a_saved_task(config: RunConfig, adapted: System, tmp_path: Path) -> None:
     place = save_task(tmp_path, "t", config, adapted)
     bare = system_in(config)

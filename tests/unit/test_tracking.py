@@ -26,7 +26,8 @@ from abmll.models import LanguageModel
 from abmll.running.build import tasks_of
 from abmll.running.compare import run_comparison
 from abmll.running.optimizers import GroupOptimizer, rates_at, schedule_factor
-from abmll.running.target import Target, Timer
+from abmll.running.target import Target
+from abmll.running.timer import Timer
 from abmll.running.tracking import KEPT, Tracking, check_trackers
 from abmll.running.world import World
 from tests.runs import config_in, place_tiny, silent, system_in, train_run

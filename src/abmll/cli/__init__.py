@@ -27,7 +27,8 @@ from abmll.running.compare import run_comparison
 from abmll.running.estimate import describe, estimate
 from abmll.running.roles import load_run_tasks, without_leaks
 from abmll.running.stopping import Stopped, listening
-from abmll.running.target import Target, Timer
+from abmll.running.target import Target
+from abmll.running.timer import Timer
 from abmll.running.tracking import check_trackers
 from abmll.running.world import join_world, leave_world
 

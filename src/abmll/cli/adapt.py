@@ -23,7 +23,8 @@ from abmll.running.rundir import RunDirectory
 from abmll.running.saved_tasks import check_free, write_details
 from abmll.running.shipped import find_run
 from abmll.running.stopping import Stopped
-from abmll.running.target import Target, Timer
+from abmll.running.target import Target
+from abmll.running.timer import Timer
 from abmll.running.worth import FEWEST, check_worth, estimate_seconds
 from abmll.tasks.layouts import Layout, parse_labels
 from abmll.tasks.sources import load_tasks

@@ -76,9 +76,13 @@ def use_adapter(
     except AbmllError as error:
         raise AbmllError(f"{where}: {error}") from error
     check_weights(stored, system.language_model, system.method.adapters, where)
-    if stored.facts.likelihood.kind != system.likelihood.kind:
-        logger.warning("%s reads choices by %r, here they are read otherwise", where, stored.facts.likelihood.kind)
-        return
+    theirs, mine = stored.facts.likelihood, system.config.likelihood
+    for name in ("kind", "normalisation", "template"):
+        if getattr(theirs, name) != getattr(mine, name):
+            pair = (str(getattr(theirs, name))[:60], str(getattr(mine, name))[:60])
+            logger.warning("%s was made with likelihood.%s=%s, here it is %s: it may answer worse", where, name, *pair)
+    if theirs.kind != mine.kind:
+        return  # a temperature of other scores
     with torch.no_grad():
         system.likelihood.log_temperature.fill_(stored.facts.likelihood.temperature).log_()
 

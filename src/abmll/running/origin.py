@@ -57,7 +57,7 @@ def task_hash(task: Task) -> str:
 def keep_origin(folder: Path, config: RunConfig, origin: Origin, allowed: Collection[str] | None = None) -> None:
     """Write `config.yaml` and `origin.json`, or compare with those that are there.
 
-    Every setting of the method is written, also those that nobody gave: a default may be another one in a later version.
+    Every setting of the method is written, also those that nobody gave: a later version may have another default.
 
     Training may grow longer and change its learning rates, with a note; other differences must be allowed by name.
 

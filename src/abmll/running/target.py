@@ -2,12 +2,10 @@
 
 import itertools
 import logging
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -43,6 +41,7 @@ from abmll.running.record import Record, keep_record, mean_scores, place_of, tas
 from abmll.running.resume import restore_theta
 from abmll.running.rundir import RunDirectory
 from abmll.running.stopping import gently
+from abmll.running.timer import Timer
 from abmll.running.tracking import Tracking
 from abmll.running.train import meta_train
 from abmll.running.world import World
@@ -146,7 +145,7 @@ class Target:
             if renewed is None:
                 system.close()
 
-    def meta_train(self, system: System, listener: Listener, world: World, timer: "Timer") -> int:
+    def meta_train(self, system: System, listener: Listener, world: World, timer: Timer) -> int:
         """Meta-train into the run directory and write the adapter; returns the step whose weights theta holds."""
 
         def tell(event: dict[str, Any]) -> None:
@@ -163,7 +162,7 @@ class Target:
                 self._start(system)
             return self._train(system, tell, world, timer)
 
-    def _train(self, system: System, tell: Listener, world: World, timer: "Timer") -> int:
+    def _train(self, system: System, tell: Listener, world: World, timer: Timer) -> int:
         validate = (lambda: self.validation_nll(system)) if self.validation else None
         with timer("train_seconds"):
             plan = training_plan(self.config, self.points)
@@ -199,12 +198,12 @@ class Target:
             folder = Path(self.config.adapter.start).expanduser()
             start_from(system.method.adapters, system.alpha, folder, system.language_model.name)
 
-    def evaluate(self, system: System, final: int, listener: Listener, timer: "Timer") -> None:
+    def evaluate(self, system: System, final: int, listener: Listener, timer: Timer) -> None:
         """Adapt to every unseen task and predict, at each point of the curve up to `final`."""
         with gently():
             self._evaluate_curve(system, final, listener, timer)
 
-    def _evaluate_curve(self, system: System, final: int, listener: Listener, timer: "Timer") -> None:
+    def _evaluate_curve(self, system: System, final: int, listener: Listener, timer: Timer) -> None:
         plan = adaptation_plan(self.config)
         for step in self._curve(final):
             restore_theta(system.method, self.run, step)
@@ -224,12 +223,12 @@ class Target:
             scores = {name: mean_scores([self._file(name, *place) for place in places]) for name in self.names}
             self.tracking.summary({"unseen": scores}, final)
 
-    def predict_at(self, system: System, step: int, listener: Listener, timer: "Timer") -> list[Path]:
+    def predict_at(self, system: System, step: int, listener: Listener, timer: Timer) -> list[Path]:
         """Adapt to every unseen task from theta as it is now, and predict; returns the files of this system."""
         with self.run.locked(), gently():
             return self._predict_at(system, step, listener, timer)
 
-    def _predict_at(self, system: System, step: int, listener: Listener, timer: "Timer") -> list[Path]:
+    def _predict_at(self, system: System, step: int, listener: Listener, timer: Timer) -> list[Path]:
         files = []
         for draw, task in itertools.product(range(self.config.adaptation.draws), self.unseen):
             where = place_of(self.examples(step))
@@ -271,7 +270,7 @@ class Target:
         return sum(found) / len(found)
 
     def _evaluate(
-        self, system: System, task: Task, draw: int, step: int, where: str, plan: AdaptationPlan, timer: "Timer"
+        self, system: System, task: Task, draw: int, step: int, where: str, plan: AdaptationPlan, timer: Timer
     ) -> None:
         """Adapt to one task and write the predictions of this system and, where it has stds, of its mean weights."""
         if self._files_exist(where, draw, (task,)):
@@ -354,7 +353,7 @@ class Target:
             log.warning("%s; what was spent before is forgotten", error)
             return {}
 
-    def _cost(self, system: System, timer: "Timer") -> dict[str, Any]:
+    def _cost(self, system: System, timer: Timer) -> dict[str, Any]:
         adapters = system.method.adapters
         return {
             **timer.seconds,
@@ -364,31 +363,6 @@ class Target:
             "truncated_questions": len(system.batcher.encoder.truncated),
             "device": str(environment(system.language_model.device)["device"]),
         }
-
-
-class Timer:
-    """Adds up seconds under names, on top of what was `spent` before.
-
-    >>> timer = Timer()
-    >>> with timer("train_seconds"):
-    ...     pass
-    >>> sorted(timer.seconds)
-    ['adapt_seconds', 'predict_seconds', 'train_seconds']
-    """
-
-    def __init__(self, spent: Mapping[str, Any] = MappingProxyType({})) -> None:
-        self.seconds = {name: spent.get(name, 0.0) for name in ("train_seconds", "adapt_seconds", "predict_seconds")}
-        self._name, self._began = "", 0.0
-
-    def __call__(self, name: str) -> "Timer":
-        self._name = name
-        return self
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds[self._name] += time.perf_counter() - self._began
 
 
 def curve_steps(iterations: int, points: int) -> tuple[int, ...]:
