@@ -25,7 +25,7 @@ from abmll.adapters.peft import CONFIG_FILE, MODEL_FILE, read_peft
 from abmll.adapters.stored import take_adapter
 from abmll.config import CompareConfig, load_config
 from abmll.errors import AbmllError
-from abmll.files import write_json, write_text
+from abmll.files import SEAL, write_json, write_text
 from abmll.metrics.predictions import read_predictions
 from abmll.metrics.scores import score
 from abmll.models.load import load_model
@@ -33,6 +33,7 @@ from abmll.report import collect, render_terminal, summarise, write_report
 from abmll.report.page import page
 from abmll.report.tables import markdown_report
 from abmll.running.build import method_settings, tasks_of, training_plan
+from abmll.running.record import RECORD, Record, keep_record, read_record, task_facts
 from abmll.running.rundir import MARKER, Checkpoint, RunDirectory
 from abmll.running.saved_tasks import DETAILS_FILE, read_task
 from abmll.tasks.catalogue.entries import catalogue_entry
@@ -219,6 +220,19 @@ def _reseal_checkpoint(folder: Path) -> None:
     (place / MARKER).write_text(json.dumps(fresh))
 
 
+def _build_record(folder: Path) -> None:
+    tasks = tuple(task_facts(task) for task in tiny_tasks(2))
+    keep_record(folder, Record(step=3, examples=18, train=tasks, validation=tasks[:1]))
+
+
+def _reseal_record(folder: Path) -> None:
+    """Without its SHA-256, which is no fault: earlier versions had none."""
+    with contextlib.suppress(ValueError, AttributeError, RecursionError):
+        values = json.loads((folder / RECORD).read_bytes())
+        values.pop(SEAL, None)
+        (folder / RECORD).write_text(json.dumps(values))
+
+
 def _build_comparison(folder: Path) -> None:
     make_folder(folder / "out", systems=("pretrained", "lora"), tasks=("boolean",), seeds=1, draws=1, questions=6)
 
@@ -281,6 +295,7 @@ TARGETS: Mapping[str, Target] = {
     "saved tasks": Target(_build_task, _read_saved, ("tasks/mine/*",), _reseal_adapter),
     "PEFT adapters": Target(_build_lora, read_peft, (CONFIG_FILE, MODEL_FILE)),
     "checkpoints": Target(_build_checkpoint, _read_checkpoint, ("run/checkpoints/*/*",), _reseal_checkpoint),
+    "records": Target(_build_record, read_record, (RECORD,), _reseal_record),
     "comparisons": Target(_build_comparison, _read_comparison, ("out/*.json", "out/**/*.json", "out/**/*.jsonl")),
     "reports": Target(_build_comparison, _read_and_draw, ("out/*.json", "out/**/*.json", "out/**/*.jsonl")),
     "pins": Target(_build_pins, _read_pins, ("pins.json",)),

@@ -20,11 +20,12 @@ NUMBERS = {
     "saved tasks": "42",
     "PEFT adapters": "42",
     "checkpoints": "09",
+    "records": "42",
     "comparisons": "46",
     "pins": "43",
     "models": "41",
 }
-SHORT = 32  # of each kind; 256 in all
+SHORT = 32  # of each kind; 288 in all
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "method": {"inner_steps": 1},
         "tasks": {role: {"source": str(home / "tasks" / role)} for role in ("train", "unseen")},
         "training": {"iterations": 1},
+        "tracking": {"tracker": "tensorboard"},
         "adaptation": {"examples": 4, "steps": 1, "samples": 2, "test_questions": 2},
         "systems": {"abmll": {}, "lora": {"method": {"name": "lora"}}},
         "reference": "lora",
@@ -59,6 +60,8 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_trust_47_no_planted_token_is_in_any_file(left: Path) -> None:
     files = [path for path in left.rglob("*") if path.is_file()]
     assert len(files) > 40
+    assert len([path for path in files if path.name.startswith("events.out.tfevents")]) >= 3
+    assert len([path for path in files if path.name == "README.md"]) == 6
     for path in files:
         for name, value in PLANTED.items():
             assert value.encode() not in path.read_bytes(), f"{path}: {name}"

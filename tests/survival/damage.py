@@ -16,8 +16,8 @@ from abmll.files import read_sealed_json
 from abmll.metrics.predictions import read_predictions
 from abmll.running.rundir import RunDirectory
 
-HARMLESS = (".lock",)
-"""Files whose content nobody reads."""
+HARMLESS = (".lock", "README.md")
+"""Files whose content nobody relies on."""
 
 
 def flip(path: Path, rng: random.Random) -> str:
@@ -49,7 +49,7 @@ def contents(run: Path) -> dict[str, Any]:
     found["adapter"] = ({n: t.tolist() for n, t in adapter.tensors.items()}, adapter.facts)
     for path in sorted(run.glob("predictions/**/*.jsonl")):
         found[str(path)] = read_predictions(path)
-    for name in ("origin.json", "cost.json", "environment.json"):
+    for name in ("origin.json", "cost.json", "environment.json", "trained.json"):
         if (run / name).exists():
             found[name] = read_sealed_json(run / name)
     return found

@@ -351,6 +351,7 @@ def test_each_system_and_seed_of_a_comparison_is_a_run_of_its_own_with_its_score
     for run in runs:
         found = curves(out / run)
         assert sorted(found["nll"]) == [1, 2]
+        assert (out / run / "adapter" / "README.md").read_text().count("\n| tiny") == 3 + 2  # trained on, scored
         system = run.partition("/")[0]
         files = sorted((out / run / "predictions").glob("examples-*/*/*.jsonl"))
         assert len(files) == 4

@@ -290,12 +290,15 @@ def _use(facts: AdapterFacts, form: Form) -> list[str]:
     auto = "from transformers import AutoModelForCausalLM"
     if form == "merged":
         return [_code((auto,), 'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")')]
-    base, mine = _hub_base(facts) or facts.base.name, facts.base.name[:MOST_TEXT]
+    base = _hub_base(facts) or facts.base.name
     by_peft = (
-        f"base = AutoModelForCausalLM.from_pretrained({base[:MOST_TEXT]!a})",
+        f"base = AutoModelForCausalLM.from_pretrained({_literal(base)})",
         'model = PeftModel.from_pretrained(base, "THIS_FOLDER")',
     )
-    by_us = (f"base = abmll.load_model({mine!a})", 'adapters = abmll.load_adapter("THIS_FOLDER", base)')
+    by_us = (
+        f"base = abmll.load_model({_literal(facts.base.name)})",
+        'adapters = abmll.load_adapter("THIS_FOLDER", base)',
+    )
     stds = ", its standard deviations too" if facts.has_std else ""
     return [
         "The means, by PEFT:",
@@ -303,6 +306,12 @@ def _use(facts: AdapterFacts, form: Form) -> list[str]:
         f"All of it{stds}, by abmll:",
         _code(("import abmll",), *by_us),
     ]
+
+
+def _literal(text: str) -> str:
+    """A text in Python, in ASCII; in double quotes where it holds none."""
+    found = ascii(text[:MOST_TEXT])
+    return found if '"' in text or "'" in text else f'"{found[1:-1]}"'
 
 
 def _code(imports: Sequence[str], *lines: str) -> str:
