@@ -243,7 +243,7 @@ def test_report_of_what_was_measured(place: Path, measured: Path, tmp_path: Path
 def made(system: str, seed: int, draw: int, task: str, p: np.ndarray) -> Predictions:
     """A file whose right answer is always the first of two, with these probabilities."""
     rows = tuple(Prediction(str(i), 0, (float(v), float(1 - v))) for i, v in enumerate(p))
-    return Predictions(system, task, seed, draw, 0, rows)
+    return Predictions(system, task, seed, draw, 0, rows, adaptation_rows=rows[:20])
 
 
 def table_of(shift: float, rng: np.random.Generator, noise: float = 0.3, seeds: int = 5, draws: int = 5) -> dict:
