@@ -116,9 +116,7 @@ def test_prepare_caps_and_drops_leaks(place: Path, tmp_path: Path) -> None:
 def measured(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few targets, run in one process."""
     out = tmp_path_factory.mktemp("out")
-    only = (
-        "abmll.seed-[01],structured.seed-[01],reptile.seed-?,in_context.seed-0,reptile_dropout.seed-0"
-    )
+    only = "abmll.seed-[01],structured.seed-[01],reptile.seed-?,in_context.seed-0,reptile_dropout.seed-0"
     assert call(place, "run", "--out", str(out), "--packed", str(out / "none"), "--only", only, "--commit", "abc") == 0
     return out
 
@@ -210,7 +208,8 @@ def test_failed_trials_never_win() -> None:
     assert best(log, "a", 0, 3) == [2, 1]
 
 
-def test_report_of_what_was_measured(place: Path, measured: Path, tmp_path: Path) -> None:
+def test_report_of_what_was_measured(place: Path, measured: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("experiments.unseen.evidence.REPEATS", 199)
     unpack(Bundles(measured).paths(), tmp_path / "packed")
     assert call(place, "rank", "--ranking", str(tmp_path / "ranking.json")) == 0
     ranking = json.loads((tmp_path / "ranking.json").read_text())["tasks"]
