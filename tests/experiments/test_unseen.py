@@ -208,7 +208,8 @@ def test_failed_trials_never_win() -> None:
     assert best(log, "a", 0, 3) == [2, 1]
 
 
-def test_report_of_what_was_measured(place: Path, measured: Path, tmp_path: Path) -> None:
+def test_report_of_what_was_measured(place: Path, measured: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("experiments.unseen.evidence.REPEATS", 199)
     unpack(Bundles(measured).paths(), tmp_path / "packed")
     assert call(place, "rank", "--ranking", str(tmp_path / "ranking.json")) == 0
     ranking = json.loads((tmp_path / "ranking.json").read_text())["tasks"]
@@ -241,7 +242,7 @@ def test_report_of_what_was_measured(place: Path, measured: Path, tmp_path: Path
 def made(system: str, seed: int, draw: int, task: str, p: np.ndarray) -> Predictions:
     """A file whose right answer is always the first of two, with these probabilities."""
     rows = tuple(Prediction(str(i), 0, (float(v), float(1 - v))) for i, v in enumerate(p))
-    return Predictions(system, task, seed, draw, 0, rows)
+    return Predictions(system, task, seed, draw, 0, rows, adaptation_rows=rows[:20])
 
 
 def table_of(shift: float, rng: np.random.Generator, noise: float = 0.3, seeds: int = 5, draws: int = 5) -> dict:
