@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTHON ?= python3
 
-.PHONY: quickstart test setup lint types unit soak fuzz audit shipped synthetic clean help
+.PHONY: quickstart test setup lint types unit soak lm-eval fuzz audit shipped synthetic clean help
 
 quickstart: setup  ## set up and run the main job: meta-train and compare on a small real model
 	$(BIN)/abmll compare recipes/quickstart.yaml
@@ -40,6 +40,10 @@ synthetic: setup  ## ABMLL where the truth is known, what is missing of it; writ
 	OMP_NUM_THREADS=1 PYTHONPATH=.:src $(BIN)/python -m experiments.synthetic run
 	OMP_NUM_THREADS=1 PYTHONPATH=.:src $(BIN)/python -m experiments.synthetic report
 
+lm-eval: setup  ## install lm-evaluation-harness (160 MB) and run the tests of abmll.lm_eval, which skip without it
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lm-eval]'
+	$(BIN)/pytest tests/unit/test_lm_eval.py
+
 fuzz: setup  ## spoilt files of every kind, the long form; writes tests/hostile/RESULTS.md
 	$(BIN)/python -m tests.hostile.fuzz
 
@@ -53,4 +57,4 @@ clean:  ## remove .venv and all caches; results in runs/ stay
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1	\2/p' Makefile
