@@ -14,6 +14,7 @@ from experiments.unseen.bundles import unpack
 from experiments.unseen.prepare import TRAIN_ROWS, prepare
 from experiments.unseen.protocol import CHOSEN, HERE, PROTOCOL, Protocol, load_protocol
 from experiments.unseen.rank import rank, without_test
+from experiments.unseen.report import report
 from experiments.unseen.run import run
 from experiments.unseen.search import search
 
@@ -134,8 +135,6 @@ def _unpack(given: argparse.Namespace) -> int:
 
 
 def _report(given: argparse.Namespace) -> int:
-    from experiments.unseen.report import report  # matplotlib, which a machine that measures may lack
-
     summary = report(given.packed, given.out, ranking=given.ranking, kind=given.kind)
     primary = summary["primary"]
     print(f"best other system: {primary['best_other']}; {primary['tests']}")
