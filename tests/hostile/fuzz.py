@@ -17,7 +17,7 @@ from tests.hostile.corpus import bad, spoilt, tally
 from tests.hostile.targets import TARGETS
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-COUNT, SLOW, DRAWN, SEED = 3000, 1000, 40, 1
+COUNT, SLOW, DRAWN, SEED = 1000, 300, 40, 1
 """Files of each kind; fewer of those that take longer to read, and of reports, which are drawn."""
 
 

@@ -227,7 +227,7 @@ def _build_record(folder: Path) -> None:
 
 def _reseal_record(folder: Path) -> None:
     """Without its SHA-256, which is no fault: earlier versions had none."""
-    with contextlib.suppress(ValueError, AttributeError, RecursionError):
+    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
         values = json.loads((folder / RECORD).read_bytes())
         values.pop(SEAL, None)
         (folder / RECORD).write_text(json.dumps(values))
