@@ -126,9 +126,16 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise AbmllError(f"{path}: expected an object, found {type(value).__name__}; delete it")
     expected = value.pop(SEAL, None)
-    if expected is not None and expected != seal(_canonical(value)):
+    if expected is not None and not _is_sealed(value, expected):
         raise AbmllError(f"{path}: damaged or edited (its SHA-256 is not the one it was written with); delete it")
     return value
+
+
+def _is_sealed(value: dict[str, Any], expected: Any) -> bool:
+    try:
+        return expected == seal(_canonical(value))
+    except ValueError:  # NaN, an infinity or half of a surrogate pair, none of which was ever written
+        return False
 
 
 def _canonical(value: dict[str, Any]) -> str:

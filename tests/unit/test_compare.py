@@ -101,7 +101,7 @@ def test_layout_on_disk(finished: Path) -> None:
                 assert {p.name for p in folder.iterdir()} == {"predictions"}
                 continue
             names = {"config.yaml", "origin.json", "journal.jsonl", "checkpoints", "adapter", "predictions", ".lock"}
-            assert {p.name for p in folder.iterdir()} == names | {"environment.json", "cost.json"}
+            assert {p.name for p in folder.iterdir()} == names | {"environment.json", "cost.json", "trained.json"}
             assert json.loads((folder / "cost.json").read_text())["final_step"] == 2
 
 

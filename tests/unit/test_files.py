@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from abmll.files import write_bytes, write_json, write_text
+from abmll.errors import AbmllError
+from abmll.files import read_sealed_json, write_bytes, write_json, write_sealed_json, write_text
 
 
 def test_what_is_written_is_read_and_folders_are_made(tmp_path: Path) -> None:
@@ -134,3 +135,13 @@ def test_trust_19_json_refuses_nan_and_infinity_and_leaves_the_old_file(tmp_path
         write_json(path, inside(number))
     assert json.loads(path.read_text()) == {"ece": 0.1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", "-Infinity", '"\\ud800"', "2"])
+def test_sealed_json_with_another_value_is_damaged_whatever_the_value(value: str, tmp_path: Path) -> None:
+    write_sealed_json(tmp_path / "a.json", {"x": 1})
+    assert read_sealed_json(tmp_path / "a.json") == {"x": 1}
+    text = (tmp_path / "a.json").read_text()
+    (tmp_path / "a.json").write_text(text.replace('"x": 1', f'"x": {value}'))
+    with pytest.raises(AbmllError, match=r"a\.json: damaged or edited"):
+        read_sealed_json(tmp_path / "a.json")
