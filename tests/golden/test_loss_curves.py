@@ -5,7 +5,9 @@ when it is what was meant, write them anew with
 
     ABMLL_REGENERATE_GOLDEN=1 .venv/bin/pytest tests/golden
 
-and commit the file. The tolerance is relative 1e-4, for other platforms; on one platform the curves are bit-equal.
+and commit the file. On one platform the curves are bit-equal. Others round otherwise, and AdamW makes whole steps of the
+signs of gradients near 0, so that what is rounding at first (relative 1e-4 for the first meta-iterations) has grown to
+1e-3 by the end, seen between AVX2 and AVX-512; a changed method is off by far more, from the first iteration on.
 """
 
 import json
@@ -20,6 +22,8 @@ from tests.systems import run_config, train
 CURVES = Path(__file__).with_name("loss_curves.json")
 REGENERATE = os.environ.get("ABMLL_REGENERATE_GOLDEN") == "1"
 LOSSES = ("nll_first", "nll", "task_kl", "query_nll", "query_task_kl")
+FIRST = 6
+"""Meta-iterations before rounding has grown."""
 SHORT: dict[str, Any] = {"inner_steps": 2, "training": {"iterations": 20, "checkpoint_every": 100}}
 RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lora": ("lora", "default", {}),
@@ -62,7 +66,8 @@ def test_loss_curve(name: str, tmp_path: Path) -> None:
     assert found.keys() == wanted.keys()
     for loss, values in wanted.items():
         assert len(values) == 20
-        assert found[loss] == pytest.approx(values, rel=1e-4, abs=1e-9), loss
+        assert found[loss][:FIRST] == pytest.approx(values[:FIRST], rel=1e-4, abs=1e-9), loss
+        assert found[loss] == pytest.approx(values, rel=1e-2, abs=1e-9), loss
 
 
 def test_every_stored_curve_has_its_run() -> None:
