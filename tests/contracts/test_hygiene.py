@@ -55,6 +55,16 @@ def test_trust_40_the_gate_catches_what_it_is_for(what: str) -> None:
     assert not re.search(FORBIDDEN[what], HARMLESS)
 
 
+def test_trust_46_csv_is_written_in_one_place_which_neutralises() -> None:
+    writes = re.compile(r"\bcsv\.(writer|DictWriter)\b|\.to_csv\(|\bwrite_csv\b|\bsavetxt\b")
+    every = [
+        *FILES,
+        *(SOURCE.parents[1] / "experiments").rglob("*.py"),
+        *(SOURCE.parents[1] / "benchmarks").rglob("*.py"),
+    ]
+    assert [path for path in every if writes.search(path.read_text(encoding="utf-8"))] == [SOURCE / "tasks/writing.py"]
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_public_names_have_docstrings(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))

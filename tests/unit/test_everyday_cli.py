@@ -146,6 +146,24 @@ def test_labels_and_no_task_answer_by_the_shared_weights(abmll: Command, tmp_pat
     assert list(read_csv(tmp_path / "out.csv")[0])[3:8] == ["prediction", "confidence", "p_good", "p_bad", "p_fair"]
 
 
+def test_trust_46_labels_and_names_of_columns_are_no_formulas_and_those_that_are_none_stay(
+    abmll: Command, tmp_path: Path
+) -> None:
+    own_rows(tmp_path / "rows.csv", 5)
+    for labels, shown in (("=1+1,=2+2", {"'=1+1", "'=2+2"}), ("+,-", {"+", "-"})):
+        for name in ("out.csv", "out.jsonl"):
+            assert abmll(f"predict runs/mine rows.csv --labels {labels} --prefix @x_ -o {name}")[0] == 0
+        table = read_csv(tmp_path / "out.csv")
+        assert {name for name in table[0] if name.startswith("'")} == {
+            f"'@x_{name}"
+            for name in ("prediction", "confidence", "spread", "information", *map("p_{}".format, labels.split(",")))
+        }
+        assert {row["'@x_prediction"] for row in table} <= shown
+        assert {row["a note"] for row in table} == {"=1+1"}  # theirs, in a CSV already
+        exact = [json.loads(line)["@x_prediction"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert [row["'@x_prediction"].removeprefix("'") for row in table] == exact
+
+
 def test_chunks_change_nothing_and_bound_memory(
     abmll: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,11 +2,14 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from abmll.errors import AbmllError
 from abmll.tasks.layouts import Layout, parse_labels
@@ -100,12 +103,14 @@ def test_columns_that_were_damaged_are_an_error(values: object) -> None:
         Layout.from_dict(values)
 
 
-HOSTILE = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1"]
+HOSTILE = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1", "  =1", "\u00a0@A1"]
+
+KEPT = ["-1", "+3.5", "5 %", "a=b", "", "+", "--", "=", "@", " a", "'=1"]
 
 
 def test_trust_46_formula_prefixes_are_neutralised(tmp_path: Path) -> None:
     assert all(neutral(text) == f"'{text}" for text in HOSTILE)
-    assert [neutral(text) for text in ("-1", "+3.5", "5 %", "a=b", "")] == ["-1", "+3.5", "5 %", "a=b", ""]
+    assert [neutral(text) for text in KEPT] == KEPT
     ours = [{"prediction": text} for text in HOSTILE]
     for keep, theirs in ((True, HOSTILE), (False, [f"'{text}" for text in HOSTILE])):
         with writing(tmp_path / "out.csv", ["x"], {"prediction": str}, keep_cells=keep) as writer:
@@ -114,6 +119,14 @@ def test_trust_46_formula_prefixes_are_neutralised(tmp_path: Path) -> None:
             read = list(csv.reader(file))[1:]
         assert [row[1] for row in read] == [f"'{text}" for text in HOSTILE]
         assert [row[0] for row in read] == theirs
+
+
+@given(st.text(st.sampled_from("=+-@\t\r\n '\"1a(\uff1d"), max_size=6))
+def test_trust_46_no_cell_begins_as_a_formula_and_only_an_apostrophe_is_added(text: str) -> None:
+    shown = neutral(text)
+    assert shown in (text, f"'{text}")
+    computes = re.search(r"[^\s=+\-@]", text) and not re.fullmatch(r"[+-]?[0-9]+([.,][0-9]+)?", text)
+    assert not (computes and shown.lstrip()[:1] in tuple("=+-@\uff1d"))
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out.jsonl", "out.parquet"])

@@ -18,8 +18,8 @@ from abmll.files import file_beside
 from abmll.tasks.rows import printable
 from abmll.tasks.streams import as_text, extension_of
 
-FORMULA = re.compile(r"[=+\-@\t\r\n\uff0b\uff0d\uff1d\uff20]")
-_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?%?", re.ASCII)
+FORMULA = re.compile(r"\s*[=+\-@\uff0b\uff0d\uff1d\uff20]|[\t\r\n]")
+_HARMLESS = re.compile(r"[+-]?\d+([.,]\d+)?%?|[=+\-@]+", re.ASCII)  # nothing to compute, nowhere to go
 TYPES: dict[type, Any] = {
     str: pyarrow.string(),
     float: pyarrow.float64(),
@@ -38,12 +38,12 @@ class RowWriter(Protocol):
 def neutral(text: str) -> str:
     """Text that no spreadsheet takes for a formula: an apostrophe goes before =, +, -, @, tab and line ends.
 
-    Plain numbers stay as they are, as they are harmless.
+    Plain numbers, and signs alone (the labels + and -, say), stay as they are: they are harmless, and are joined on.
 
-    >>> neutral("=HYPERLINK(1)"), neutral("iron"), neutral("-1"), neutral("-1+cmd")
-    ("'=HYPERLINK(1)", 'iron', '-1', "'-1+cmd")
+    >>> neutral("=HYPERLINK(1)"), neutral("iron"), neutral("-1"), neutral("-1+cmd"), neutral("+")
+    ("'=HYPERLINK(1)", 'iron', '-1', "'-1+cmd", '+')
     """
-    return f"'{text}" if FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+    return f"'{text}" if FORMULA.match(text) and not _HARMLESS.fullmatch(text) else text
 
 
 @contextmanager
