@@ -130,9 +130,10 @@ def _targets(
     try:
         for system, seed in todo:
             began, config = time.perf_counter(), protocol.run(system, seed)
-            target = Target(
-                system, config, work / system / f"seed-{seed}", tasks.train, tasks.unseen, (), protocol.config.curve
-            )
+            means = work / f"{system}_mean" / f"seed-{seed}" / "predictions"
+            roles = (tasks.train, tasks.unseen, ())
+            folder, curve = work / system / f"seed-{seed}", protocol.config.curve
+            target = Target(system, config, folder, *roles, curve, mean_predictions=means)
             target.make(renewing.base, lambda event: None, World(), renewing.get(config))
             found = read_target(work, system, target.names, seed)
             about = {**found.about, "commit": commit, "graphs": renewing.system.graphs.report()}

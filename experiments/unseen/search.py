@@ -104,7 +104,9 @@ class Search:
         for rest in (folder, folder.parent.parent / f"{system}_mean" / folder.name):
             if rest.exists():
                 remove_folder(rest)
-        target = Target(system, config, folder, self.tasks.train, self.tasks.validation)
+        means = folder.parent.parent / f"{system}_mean" / folder.name / "predictions"
+        roles = (self.tasks.train, self.tasks.validation)
+        target = Target(system, config, folder, *roles, mean_predictions=means)
         found: dict[str, Any] = {"settings": dict(settings), **rung, "examples": target.examples(target.iterations)}
         try:
             target.make(renewing.base, lambda event: None, World(), renewing.get(config))

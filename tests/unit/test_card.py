@@ -114,7 +114,7 @@ def test_scores_come_onto_the_card_when_there_are_some(place: Path, run: Path) -
         card = load(run / "adapter")
         head, row = table(card, "Scores")
         assert head == ["task", "questions", "draws", "accuracy %", "NLL, nats", "ECE"]
-        files = sorted((run / "predictions").rglob("*.jsonl"))
+        files = sorted((run / "predictions").glob("examples-*/*/*.jsonl"))
         assert len(files) == draws
         said = [[json.loads(line) for line in file.read_text().splitlines()[1:]] for file in files]
         test = [[r for r in rows if r["split"] == "test"] for rows in said]
