@@ -6,7 +6,7 @@ when it is what was meant, write them anew with
     ABMLL_REGENERATE_GOLDEN=1 .venv/bin/pytest tests/golden
 
 and commit the file. On one platform the curves are bit-equal, and on others with AVX-512, as they were made on, within
-1e-4 of each other. Elsewhere AdamW makes whole steps of the signs of gradients near 0, so that what is rounding at first
+1e-4 of each other. Elsewhere AdamW steps by the signs of gradients near 0, so that what is rounding at first
 has grown to 2e-3 within five meta-iterations: there a curve is held to 1e-4 for the first three alone.
 """
 
