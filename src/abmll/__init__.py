@@ -1,37 +1,83 @@
 """Amortized Bayesian meta-learning for LoRA: adapters that generalise, with confidence that can be believed.
 
+Names are imported when they are first used, so that `import abmll` costs nothing.
+
 >>> import abmll
 >>> abmll.load_tasks("builtin:occupations")[0].name
 'occupations'
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from abmll.adapters.attach import attach, detach
-from abmll.adapters.facts import StoredAdapter
-from abmll.adapters.folder import read_adapter, write_adapter
-from abmll.adapters.gaussian import LowRankGaussian
-from abmll.adapters.layer import AdapterSet
-from abmll.adapters.peft import write_peft
-from abmll.config import CompareConfig, RunConfig, load_config
-from abmll.errors import AbmllError
-from abmll.exporting import export_calibrated, export_mean, export_merged
-from abmll.likelihood import ChoiceLikelihood
-from abmll.methods import METHODS, Method, resolve_settings
-from abmll.metrics.predictions import Prediction, Predictions, read_predictions
-from abmll.metrics.scores import Scores, score
-from abmll.models import LanguageModel, load_model
-from abmll.report import write_report
-from abmll.running.adapt import adapt, predict
-from abmll.running.adapters import load_adapter
-from abmll.running.compare import run_comparison
-from abmll.running.saved_tasks import SavedTask, list_tasks, load_task, save_task
-from abmll.running.train import meta_train
-from abmll.tasks.question import Question, Task
-from abmll.tasks.sources import load_tasks
-
 if TYPE_CHECKING:
-    from abmll.classifier import Classifier  # optional extra: scikit-learn's base classes take time to import
+    from abmll.adapters.attach import attach, detach
+    from abmll.adapters.facts import StoredAdapter
+    from abmll.adapters.folder import read_adapter, write_adapter
+    from abmll.adapters.gaussian import LowRankGaussian
+    from abmll.adapters.layer import AdapterSet
+    from abmll.adapters.peft import write_peft
+    from abmll.classifier import Classifier
+    from abmll.config import CompareConfig, RunConfig, load_config
+    from abmll.errors import AbmllError
+    from abmll.exporting import export_calibrated, export_mean, export_merged
+    from abmll.likelihood import ChoiceLikelihood
+    from abmll.methods import METHODS, Method, resolve_settings
+    from abmll.metrics.predictions import Prediction, Predictions, read_predictions
+    from abmll.metrics.scores import Scores, score
+    from abmll.models import LanguageModel, load_model
+    from abmll.report import write_report
+    from abmll.running.adapt import adapt, predict
+    from abmll.running.adapters import load_adapter
+    from abmll.running.compare import run_comparison
+    from abmll.running.saved_tasks import SavedTask, list_tasks, load_task, save_task
+    from abmll.running.train import meta_train
+    from abmll.tasks.question import Question, Task
+    from abmll.tasks.sources import load_tasks
+
+_MODULES = {
+    "AbmllError": "abmll.errors",
+    "AdapterSet": "abmll.adapters.layer",
+    "ChoiceLikelihood": "abmll.likelihood",
+    "Classifier": "abmll.classifier",
+    "CompareConfig": "abmll.config",
+    "LanguageModel": "abmll.models",
+    "LowRankGaussian": "abmll.adapters.gaussian",
+    "METHODS": "abmll.methods",
+    "Method": "abmll.methods",
+    "Prediction": "abmll.metrics.predictions",
+    "Predictions": "abmll.metrics.predictions",
+    "Question": "abmll.tasks.question",
+    "RunConfig": "abmll.config",
+    "SavedTask": "abmll.running.saved_tasks",
+    "Scores": "abmll.metrics.scores",
+    "StoredAdapter": "abmll.adapters.facts",
+    "Task": "abmll.tasks.question",
+    "adapt": "abmll.running.adapt",
+    "attach": "abmll.adapters.attach",
+    "detach": "abmll.adapters.attach",
+    "export_calibrated": "abmll.exporting",
+    "export_mean": "abmll.exporting",
+    "export_merged": "abmll.exporting",
+    "list_tasks": "abmll.running.saved_tasks",
+    "load_adapter": "abmll.running.adapters",
+    "load_config": "abmll.config",
+    "load_model": "abmll.models",
+    "load_task": "abmll.running.saved_tasks",
+    "load_tasks": "abmll.tasks.sources",
+    "meta_train": "abmll.running.train",
+    "predict": "abmll.running.adapt",
+    "read_adapter": "abmll.adapters.folder",
+    "read_predictions": "abmll.metrics.predictions",
+    "resolve_settings": "abmll.methods",
+    "run_comparison": "abmll.running.compare",
+    "save_task": "abmll.running.saved_tasks",
+    "score": "abmll.metrics.scores",
+    "write_adapter": "abmll.adapters.folder",
+    "write_peft": "abmll.adapters.peft",
+    "write_report": "abmll.report",
+}
+"""Public name -> the module that defines it; the imports above are for type checkers."""
 
 __all__ = [
     "METHODS",
@@ -78,8 +124,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Classifier":
-        from abmll.classifier import Classifier  # optional extra: as above
+    if name not in _MODULES:
+        raise AttributeError(f"module 'abmll' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
 
-        return Classifier
-    raise AttributeError(f"module 'abmll' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -96,12 +96,15 @@ def command(folder: Path, *arguments: str) -> Callable[[], None]:
         from rich.console import Console
 
         from abmll import cli
+        from abmll.cli import compare, train
 
         logging.getLogger().handlers.clear()  # pytest's
         os.chdir(folder)
         sys.argv = ["abmll", *arguments]
-        cli._report = lambda folder: None  # figures take longer than everything else here
-        cli.out_console, cli.err_console = Console(width=200), Console(stderr=True, width=200)
+        compare.show_report = lambda console, folder: None  # figures take longer than everything else here
+        for module in (compare, train):
+            module.out_console, module.err_console = Console(width=200), Console(stderr=True, width=200)
+        cli.err_console = Console(stderr=True, width=200)
         cli.main()
 
     return work

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from abmll import cli
+from abmll.cli import main
 from abmll.running.stopping import Stopped
 from tests.everyday import place_run, texts, write_csv, write_texts
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
@@ -50,16 +52,22 @@ def abmll(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=240, env=environment, check=False)
 
 
-def test_the_commands_of_the_readme_run_in_order(place: Path) -> None:
+def test_the_commands_of_the_readme_run_in_order(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
     verbs = {"compare", "train", "adapt", "predict", "score", "report", "doctor", "export"}
     assert {command.split()[1] for command in COMMANDS} == verbs
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]
         if arguments[0] in ("train", "compare"):
             arguments += SMALL + (["seeds=[0]"] if arguments[0] == "compare" else [])
-        done = abmll(place, *arguments)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
+        monkeypatch.setattr(sys, "argv", ["abmll", *arguments])
+        with pytest.raises(SystemExit) as done:
+            main()
+        said = capsys.readouterr().err
+        assert not done.value.code, f"{command}\n{said}"
+        assert "Traceback" not in said
     for name in ("table.md", "results.json", "report.html"):
         assert (place / "runs" / "six" / name).stat().st_size > 200
     summary = json.loads((place / "runs" / "six" / "results.json").read_text())
@@ -86,8 +94,8 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("kind", ["no such recipe", "unknown method", "no such tasks", "no such layer", "no such run"])
-def test_a_mistake_is_one_message_and_exit_code_2(place: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["no such recipe", "no such layer"])
+def test_a_mistake_is_one_message_and_exit_code_2_of_the_process(place: Path, kind: str) -> None:
     arguments, message = MISTAKES[kind]
     done = abmll(place, *arguments)
     assert done.returncode == 2
@@ -100,13 +108,11 @@ def test_a_mistake_is_one_message_and_exit_code_2(place: Path, kind: str) -> Non
 def test_every_mistake_names_what_to_do(
     place: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from abmll import cli
-
     arguments, message = MISTAKES[kind]
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "argv", ["abmll", *arguments])
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        main()
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -114,14 +120,12 @@ def test_every_mistake_names_what_to_do(
 def test_dry_run_shows_configuration_steps_and_memory_and_makes_nothing(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from abmll import cli
-
     monkeypatch.chdir(place)
     monkeypatch.setattr(
         sys, "argv", ["abmll", "train", "recipes/train.yaml", "model.source=model", "-o", "dry", "--dry-run"]
     )
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        main()
     shown = capsys.readouterr().out
     assert stopped.value.code == 0
     assert "name: builtin-abmll" in shown
@@ -136,13 +140,12 @@ def test_a_stop_promises_no_more_than_was_saved(
     saved: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`abmll predict` keeps nothing: it begins again."""
-    from abmll import cli
 
     def stopped(**options: object) -> None:
         raise Stopped(signal.SIGTERM, saved)
 
     monkeypatch.setattr(cli, "app", stopped)
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        main()
     assert left.value.code == 143
     assert f"the same command {said}" in capsys.readouterr().err

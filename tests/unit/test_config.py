@@ -134,7 +134,7 @@ assert len(PLACES) > 45
 @pytest.mark.parametrize("place", sorted(set(PLACES) - {"model.shape"}))  # a shape excludes the source
 def test_the_hash_changes_with_every_field_but_name_note_and_tracking(place: str) -> None:
     path, annotation, value = PLACES[place]
-    new: Any = {"names": ["other"], "targets": ["other"], "tracker": ["mlflow"]}.get(path[-1])
+    new: Any = {"names": ["other"], "targets": ["other"], "tracker": ["mlflow"], "folds": 2}.get(path[-1])
     new = another(annotation, value) if new is None else new
     nested: Any = new
     for key in reversed(path):

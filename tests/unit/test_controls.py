@@ -172,7 +172,8 @@ def test_every_example_is_answered_once_by_what_was_not_adapted_to_it() -> None:
 def test_a_comparison_with_folds_writes_held_out_rows_and_they_set_the_temperature(tmp_path: Path) -> None:
     config = run_config("abmll", adaptation={"examples": 6, "steps": 2, "folds": 3, "test_questions": 4, "samples": 2})
     task = Task("unseen", TASKS[1].train, TASKS[1].test)
-    target = Target("abmll", config, tmp_path / "abmll" / "seed-0", TASKS[:1], (task,))
+    means = tmp_path / "abmll_mean" / "seed-0" / "predictions"
+    target = Target("abmll", config, tmp_path / "abmll" / "seed-0", TASKS[:1], (task,), mean_predictions=means)
     target.make(tiny_base(), lambda event: None, World())
     assert target.done()
     for name in ("abmll", "abmll_mean"):

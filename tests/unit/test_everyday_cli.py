@@ -17,6 +17,8 @@ import pytest
 from scipy.stats import entropy
 
 from abmll import cli
+from abmll.cli import adapt as cli_adapt
+from abmll.cli import predict as cli_predict
 from abmll.exporting.calibrated import calibrate
 from abmll.running import own_tasks, predicting
 from abmll.running.everyday import open_run
@@ -49,7 +51,7 @@ def abmll(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     shutil.copytree(home / "runs", tmp_path / "runs")
     shutil.copy(home / "my.csv", tmp_path)
     monkeypatch.chdir(tmp_path)
-    for module in (sys.modules["abmll.cli.adapt"], sys.modules["abmll.cli.predict"]):
+    for module in (cli_adapt, cli_predict):
         monkeypatch.setattr(module.console, "_width", 200)
         monkeypatch.setattr(module.err_console, "_width", 200)
 
@@ -269,7 +271,7 @@ def test_the_check_can_be_stopped_and_the_task_stays(
     def stop(*arguments: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(sys.modules["abmll.cli.adapt"], "check_worth", stop)
+    monkeypatch.setattr(cli_adapt, "check_worth", stop)
     code, out, err = abmll("adapt runs/mine my.csv --save s adaptation.steps=1")
     assert (code, "the check was stopped; the task is saved" in err, "Next: abmll predict" in out) == (0, True, True)
     assert "check" not in read_task(tmp_path / "runs" / "mine", "s").details

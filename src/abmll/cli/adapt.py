@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from abmll.cli.lazy import command_app
 from abmll.cli.progress import ProgressDisplay, duration
 from abmll.cli.scores import print_scores
 from abmll.config import RunConfig, TaskSource, load_config
@@ -29,6 +30,7 @@ from abmll.running.worth import FEWEST, check_worth, estimate_seconds
 from abmll.tasks.layouts import Layout, parse_labels
 from abmll.tasks.sources import load_tasks
 
+app = command_app()
 console, err_console = Console(), Console(stderr=True)
 
 Run = Annotated[
@@ -51,6 +53,7 @@ class _Wanted:
     replace: bool
 
 
+@app.command()
 def adapt(
     run: Run,
     tasks: Annotated[

@@ -8,9 +8,13 @@ import typer
 from rich.console import Console
 
 from abmll.cli.doctor_batch import show_batch
+from abmll.cli.lazy import command_app
 from abmll.running.doctor import Diagnosis, diagnose
 
+app = command_app()
 
+
+@app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="The same facts as JSON.")] = False,
     batch: Annotated[
@@ -18,7 +22,7 @@ def doctor(
         typer.Option(help="Replay the batch.json (or its folder) of a loss that was not finite.", show_default=False),
     ] = None,
 ) -> None:
-    """Tell versions, devices, which kernels run on each and why, free memory, whether the hub answers, and what to do.
+    """Tell versions, devices, kernels and why they run, free memory, the hub's answer, and what to do.
 
     With --batch, replay a batch whose loss or gradient was not finite, and name the first term, layer and factor that
     is not. Example: `abmll doctor --batch runs/mine/non-finite/step-000012-position-0/batch.json`

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from abmll.adapters.facts import StoredAdapter
 from abmll.cli.adapt import Run
+from abmll.cli.lazy import command_app
 from abmll.config import RunConfig
 from abmll.errors import AbmllError
 from abmll.exporting import check_size, export_calibrated, export_mean, export_merged, merged_bytes
@@ -25,6 +26,7 @@ from abmll.running.shipped import find_run
 from abmll.tasks.layouts import Layout
 from abmll.tasks.question import Question
 
+app = command_app()
 console = Console()
 err_console = Console(stderr=True)
 
@@ -42,6 +44,7 @@ class _Wanted:
     yes: bool
 
 
+@app.command()
 def export(
     run: Run,
     out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.", show_default=False)],

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from abmll.cli.adapt import Ask, Labels, Run, Text
+from abmll.cli.lazy import command_app
 from abmll.cli.progress import ProgressDisplay
 from abmll.errors import AbmllError
 from abmll.metrics.abstention import LEVEL, Covered, best, certify, check_share, rows_needed, thresholds
@@ -22,10 +23,12 @@ from abmll.running.shipped import find_run
 from abmll.tasks.layouts import Layout, parse_labels
 from abmll.tasks.streams import Table
 
+app = command_app()
 console, err_console = Console(), Console(stderr=True)
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
+@app.command()
 def predict(
     run: Run,
     rows: Annotated[Path, typer.Argument(help="Rows without labels: .csv, .jsonl or .parquet.", show_default=False)],

@@ -26,15 +26,18 @@ from abmll.tasks.question import Question, Task
 from abmll.tasks.sources import load_tasks
 
 console = Console()
-tasks_app = typer.Typer(
+app = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
     help="List tasks, show their rows, check them for leaks and imbalance, pin those of the hub.",
 )
 Merge = Annotated[bool, typer.Option("--merge-choices", help="Drop a choice that a row gives twice.")]
 Skip = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out bad rows, counted, instead of refusing them.")]
 
 
-@tasks_app.command("list")
+@app.command("list")
 def list_tasks(
     folder: Annotated[Path | None, typer.Argument(help="A folder of tasks. Default: what abmll has itself.")] = None,
 ) -> None:
@@ -71,7 +74,7 @@ def _print_catalogue() -> None:
     console.print(table)
 
 
-@tasks_app.command()
+@app.command()
 def show(
     source: Annotated[str, typer.Argument(help="builtin:NAME, hub:NAME, a folder or a file.", show_default=False)],
     rows: Annotated[int, typer.Option(min=0, help="Rows of each task.")] = 3,
@@ -109,7 +112,7 @@ def _show_question(question: Question) -> None:
         _say(f"  {'->' if number == question.answer else '  '} {choice}")
 
 
-@tasks_app.command()
+@app.command()
 def check(
     sources: Annotated[list[str], typer.Argument(help="Tasks to train on: folders, files, builtin, hub:NAME.")],
     scored: Annotated[
@@ -230,7 +233,7 @@ def _explanation(reports: Sequence[TaskReport], limit: int | None) -> str:
     return "\n".join(said)
 
 
-@tasks_app.command()
+@app.command()
 def pin(
     names: Annotated[list[str], typer.Argument(help="Sets of the catalogue.", metavar="NAME...", show_default=False)],
 ) -> None:

@@ -1,0 +1,37 @@
+"""Commands that are imported when they are called: `abmll --help` needs neither torch nor transformers."""
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+
+def command_app() -> typer.Typer:
+    """What a module of one command declares it with: `app = command_app()`, then `@app.command()`."""
+    return typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+class LazyGroup(TyperGroup):
+    """A group whose commands are placeholders with a line of help; `abmll.cli.NAME.app` is what is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, placeholder, rest = super().resolve_command(ctx, args)
+        if name is None or placeholder is None:
+            return name, placeholder, rest
+        command = typer.main.get_command(import_module(f"abmll.cli.{name}").app)
+        if "transformers" in sys.modules:
+            import_module("abmll.cli.quiet").quieten_libraries()
+        return name, command, rest
+
+
+def add_placeholders(app: typer.Typer, commands: Mapping[str, str]) -> None:
+    """Name commands, each with the first line of its help, in the order in which they are listed."""
+    for name, line in commands.items():
+        app.command(name, help=line)(_placeholder)
+
+
+def _placeholder() -> None:
+    """Never called: `LazyGroup` puts the command in its place."""

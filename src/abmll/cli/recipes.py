@@ -1,0 +1,33 @@
+"""What commands that take a recipe share: their arguments, and what --dry-run prints."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from abmll.config import RunConfig
+from abmll.running.build import method_settings, tasks_of
+from abmll.running.estimate import describe, estimate
+
+Recipe = Annotated[Path, typer.Argument(help="A run configuration (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Values to set, as section.key=value.", metavar="[SECTION.KEY=VALUE]...")
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for results. Default: runs/NAME.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the resolved configuration, steps and memory, and stop.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse to go back behind a damaged checkpoint.")]
+
+
+def show_plan(console: Console, config: RunConfig, runs: list[RunConfig]) -> None:
+    """What --dry-run prints."""
+    console.print(config.to_yaml().rstrip(), highlight=False, markup=False, soft_wrap=True)
+    for source in (config.tasks.train, config.tasks.validation, config.tasks.unseen):
+        tasks = tasks_of(source)
+        rows = sum(len(t.train) + len(t.test) for t in tasks)
+        name = source.source if source else "none"
+        console.print(f"\ntasks {name}: {len(tasks)} with {rows:,} rows", highlight=False)
+    for run in runs:
+        settings = ", ".join(f"{name}={value}" for name, value in method_settings(run).model_dump(mode="json").items())
+        console.print(f"\n{run.method.name} ({run.name})", highlight=False)
+        console.print(f"{settings}\n{describe(estimate(run))}", highlight=False, markup=False, soft_wrap=True)

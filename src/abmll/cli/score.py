@@ -1,0 +1,26 @@
+"""`abmll score`: scores of predictions files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from abmll.cli.lazy import command_app
+from abmll.cli.scores import print_scores
+from abmll.errors import AbmllError
+
+app = command_app()
+
+
+@app.command()
+def score(
+    predictions: Annotated[list[Path], typer.Argument(help="Predictions files, or folders of them.")],
+) -> None:
+    """Score predictions files; no model is needed.
+
+    Example: `abmll score runs/quickstart/abmll/seed-0/predictions`
+    """
+    files = [file for path in predictions for file in (sorted(path.rglob("*.jsonl")) if path.is_dir() else [path])]
+    if not files:
+        raise AbmllError(f"no predictions (*.jsonl) in {', '.join(map(str, predictions))}")
+    print_scores(files)
