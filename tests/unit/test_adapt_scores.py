@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from abmll import cli
-from abmll.config import CompareConfig
+from abmll.config import CompareConfig, TaskSource
 from abmll.report import write_report
-from abmll.running.build import load_base
+from abmll.running.build import load_base, tasks_of
 from abmll.running.compare import run_comparison
+from abmll.running.roles import tasks_to_score
 from abmll.running.rundir import Checkpoint, RunDirectory
 from tests.everyday import place_run
 from tests.runs import config_in
@@ -25,7 +26,7 @@ Command = Callable[[str], tuple[int, str, str]]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run, and tasks that it has not seen."""
     folder = place_run(tmp_path_factory.mktemp("home"))
-    write_tasks(folder / "unseen", tiny_tasks(6, seed=1)[4:])
+    write_tasks(folder / "unseen", tiny_tasks(6, seed=2)[4:])  # no row is one of train
     return folder
 
 
@@ -99,3 +100,19 @@ def test_it_adapts_from_the_step_that_validation_chose(abmll: Command) -> None:
     assert [path.name for path in Path("runs/mine/predictions").glob("examples-*")] == ["examples-00000012"]
     assert abmll("adapt runs/mine unseen adaptation.samples=1 --step 3")[0] == 0
     assert len(list(Path("runs/mine/predictions").glob("examples-*"))) == 2
+
+
+def test_trust_17_a_task_that_was_trained_on_is_not_scored_as_unseen(abmll: Command, tmp_path: Path) -> None:
+    code, _, said = abmll("adapt runs/mine train")
+    assert code == 2
+    assert "leaks between rows learned from and rows that must be new" in said
+    assert "tasks.leak_check=warn" in said
+    assert abmll("adapt runs/mine train tasks.leak_check=warn adaptation.samples=2")[0] == 0
+
+
+def test_trust_17_drop_leaves_out_rows_to_score_as_training_is_past(home: Path) -> None:
+    config = config_in(home, tasks={"leak_check": "drop"})
+    plain = tasks_of(config.tasks.train)
+    found = tasks_to_score(config, TaskSource(source=str(home / "train")))
+    assert [task.train for task in found.train] == [task.train for task in plain]
+    assert not any(task.train for task in found.unseen)

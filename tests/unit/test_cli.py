@@ -135,6 +135,33 @@ def test_dry_run_shows_configuration_steps_and_memory_and_makes_nothing(
     assert not (place / "dry").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "wrong", "said"),
+    [
+        ("compare recipes/six-systems.yaml", "tasks.unseen.source=train", "both trained on and held out"),
+        ("compare recipes/six-systems.yaml", "adaptation.examples=1000", "adaptation wants 1000"),
+        ("train recipes/train.yaml", "method.batch_size=500", "rows"),
+        ("train recipes/train.yaml", "tracking.tracker=mlflow", "pip install mlflow"),
+    ],
+)
+def test_dry_run_refuses_what_the_run_would_refuse(
+    command: str,
+    wrong: str,
+    said: str,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(place)
+    sources = ["tasks.train.source=train", "tasks.unseen.source=unseen", "model.source=model"]
+    for flags in (["--dry-run"], []):
+        monkeypatch.setattr(sys, "argv", ["abmll", *command.split(), *sources, wrong, *flags])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("saved", "said"), [("", "does what is missing"), ("step 3 is saved", "goes on from there")])
 def test_a_stop_promises_no_more_than_was_saved(
     saved: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

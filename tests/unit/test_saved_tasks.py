@@ -12,7 +12,7 @@ from abmll.running import saved_tasks
 from abmll.running.adapt import PredictionPlan, adapt, predict
 from abmll.running.build import System, adaptation_plan
 from abmll.running.posterior import POSTERIOR
-from abmll.running.saved_tasks import list_tasks, load_task, read_task, save_task
+from abmll.running.saved_tasks import list_tasks, load_task, read_task, save_task, write_details
 from tests.runs import UNSEEN, config_in, place_tiny, system_in
 from tests.systems import same, scramble, values
 
@@ -192,3 +192,17 @@ def test_details_must_be_json(config: RunConfig, adapted: System, tmp_path: Path
     assert not (tmp_path / "tasks" / "t").exists()
     save_task(tmp_path, "t", config, adapted, {"text": "naïve 漢"})
     assert read_task(tmp_path, "t").details == {"text": "naïve 漢"}
+
+
+def test_details_found_later_go_to_the_task_they_were_found_for(
+    config: RunConfig, adapted: System, tmp_path: Path
+) -> None:
+    """A check takes minutes: another process may put another task in the place of this one."""
+    first, second = {"examples": 6, "steps": (1, 2)}, {"examples": 7}
+    save_task(tmp_path, "t", config, adapted, first)
+    write_details(tmp_path, "t", {**first, "check": 1}, before=first)
+    assert read_task(tmp_path, "t").details["check"] == 1
+    save_task(tmp_path, "t", config, adapted, second, replace=True)
+    with pytest.raises(AbmllError, match="replaced it meanwhile"):
+        write_details(tmp_path, "t", {**first, "check": 2}, before=first)
+    assert read_task(tmp_path, "t").details == second

@@ -69,6 +69,7 @@ def test_a_row_becomes_a_question_either_way() -> None:
     layout = Layout(("1", "2"), text="t", label="l", ask="Which?")
     made = layout.question({"t": "hello", "l": 2.0}, 1)
     assert (made.question, made.context, made.answer) == ("Which?", "hello", 1)
+    assert Layout(("false", "true"), text="t", label="l").question({"t": "x", "l": True}, 1).answer == 1
     assert Layout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
     assert "Which label fits" in Layout(tuple(f"l{n}" for n in range(11))).stem
 
@@ -78,7 +79,7 @@ def test_a_row_becomes_a_question_either_way() -> None:
     [
         ({"t": "x", "l": "3"}, "none of the labels"),
         ({"t": "x"}, r"l is missing \(found: 't'\)"),
-        ({"t": "x", "l": True}, "not text or a whole number"),
+        ({"t": "x", "l": [1]}, "not text, a whole number, true or false"),
         ({"t": " ", "l": "1"}, "t is empty"),
         ({"l": "1"}, "t is missing"),
         ({"t": "a\0", "l": "1"}, "NUL"),

@@ -15,11 +15,12 @@ from abmll.cli.scores import print_scores
 from abmll.config import RunConfig, TaskSource, load_config
 from abmll.errors import AbmllError
 from abmll.metrics.worth import Worth
-from abmll.running.build import build_system, load_base, tasks_of
+from abmll.running.build import build_system, load_base
 from abmll.running.everyday import Session, open_run
 from abmll.running.labelled import Labelled, read_labelled, remarks
 from abmll.running.own_tasks import Adapted, adapt_and_save
 from abmll.running.resume import restore_theta
+from abmll.running.roles import tasks_to_score
 from abmll.running.rundir import RunDirectory
 from abmll.running.saved_tasks import check_free, write_details
 from abmll.running.shipped import find_run
@@ -171,8 +172,8 @@ def _check(session: Session, name: str, done: Adapted) -> None:
             if stopped.signal != signal.SIGINT:
                 raise
             return
-    write_details(session.folder, name, {**done.details, "check": found.to_dict()})
     _show(found)
+    write_details(session.folder, name, {**done.details, "check": found.to_dict()}, before=done.details)
 
 
 def _show(found: Worth) -> None:
@@ -206,14 +207,14 @@ def _score_unseen(run: Path, tasks: str | None, overrides: list[str], step: int 
     if tasks is not None and Path(tasks).is_file():
         raise AbmllError(f"{tasks}: one file of rows; --save NAME adapts to it, and keeps the result")
     config = load_config(RunConfig, run / "config.yaml", overrides)
-    unseen = tasks_of(TaskSource(source=tasks) if tasks else config.tasks.unseen)
-    if not unseen:
+    roles = tasks_to_score(config, TaskSource(source=tasks) if tasks else None)
+    if not roles.unseen:
         raise AbmllError(f"{run} names no unseen tasks: give a folder, a file or builtin:NAME")
-    if bare := [task.name for task in unseen if not task.test]:
+    if bare := [task.name for task in roles.unseen if not task.test]:
         raise AbmllError(f"{', '.join(bare)}: no test rows to score; `--save NAME` keeps a task adapted to its rows")
     compared = (run.parent.parent / "comparison.json").is_file()  # its predictions are results there
     place = run / "adapted" if compared else None
-    target = Target(config.name, config, run, tasks_of(config.tasks.train), unseen, predictions=place)
+    target = Target(config.name, config, run, roles.train, roles.unseen, predictions=place)
     found = _chosen(target.run, step)
     with ProgressDisplay(err_console) as display:
         display({"event": "loading", "model": config.model.source or config.model.shape})

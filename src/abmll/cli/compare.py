@@ -10,7 +10,7 @@ from abmll.cli.recipes import DryRun, Out, Overrides, Recipe, Strict, show_plan
 from abmll.cli.report import show_report
 from abmll.config import CompareConfig, load_config
 from abmll.running.build import load_base
-from abmll.running.compare import run_comparison
+from abmll.running.compare import comparison_tasks, run_comparison
 from abmll.running.world import join_world, leave_world
 
 app = command_app()
@@ -34,7 +34,8 @@ def compare(
     """
     config = load_config(CompareConfig, recipe, overrides or [])
     if dry_run:
-        show_plan(out_console, config, [config.run(name, seed) for name in config.systems for seed in config.seeds[:1]])
+        runs = [config.run(name, config.seeds[0]) for name in config.systems]
+        show_plan(out_console, config, runs, comparison_tasks(config))
         return
     folder, world = out or Path("runs") / config.name, join_world()
     with ProgressDisplay(err_console) as display:

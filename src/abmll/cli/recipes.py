@@ -7,26 +7,33 @@ import typer
 from rich.console import Console
 
 from abmll.config import RunConfig
-from abmll.running.build import method_settings, tasks_of
+from abmll.running.build import method_settings
 from abmll.running.estimate import describe, estimate
+from abmll.running.roles import RunTasks
 
 Recipe = Annotated[Path, typer.Argument(help="A run configuration (YAML).", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Values to set, as section.key=value.", metavar="[SECTION.KEY=VALUE]...")
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for results. Default: runs/NAME.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the resolved configuration, steps and memory, and stop.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Check everything but the model's weights, show the resolved configuration, steps and memory, and stop.",
+    ),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse to go back behind a damaged checkpoint.")]
 
 
-def show_plan(console: Console, config: RunConfig, runs: list[RunConfig]) -> None:
-    """What --dry-run prints."""
+def show_plan(console: Console, config: RunConfig, runs: list[RunConfig], tasks: RunTasks) -> None:
+    """What --dry-run prints of a configuration whose tasks have been checked."""
     console.print(config.to_yaml().rstrip(), highlight=False, markup=False, soft_wrap=True)
-    for source in (config.tasks.train, config.tasks.validation, config.tasks.unseen):
-        tasks = tasks_of(source)
-        rows = sum(len(t.train) + len(t.test) for t in tasks)
+    for role in ("train", "validation", "unseen"):
+        found, source = getattr(tasks, role), getattr(config.tasks, role)
+        rows = sum(len(task.train) + len(task.test) for task in found)
         name = source.source if source else "none"
-        console.print(f"\ntasks {name}: {len(tasks)} with {rows:,} rows", highlight=False)
+        console.print(f"\n{role} tasks, {name}: {len(found)} with {rows:,} rows", highlight=False, soft_wrap=True)
     for run in runs:
         settings = ", ".join(f"{name}={value}" for name, value in method_settings(run).model_dump(mode="json").items())
         console.print(f"\n{run.method.name} ({run.name})", highlight=False)

@@ -10,7 +10,7 @@ from abmll.cli.lazy import command_app
 from abmll.cli.progress import ProgressDisplay
 from abmll.cli.recipes import DryRun, Out, Overrides, Recipe, Strict, show_plan
 from abmll.config import RunConfig, load_config
-from abmll.running.build import build_system, load_base
+from abmll.running.build import build_episodes, build_system, load_base
 from abmll.running.roles import load_run_tasks, without_leaks
 from abmll.running.target import Target
 from abmll.running.timer import Timer
@@ -45,11 +45,12 @@ def train(
     Example: `abmll train recipes/train.yaml training.iterations=200 -o runs/mine`
     """
     config = load_config(RunConfig, recipe, overrides or [])
-    if dry_run:
-        show_plan(out_console, config, [config])
-        return
     check_trackers(config)
     tasks = without_leaks(config, load_run_tasks(config))
+    build_episodes(config, tasks.train)
+    if dry_run:
+        show_plan(out_console, config, [config], tasks)
+        return
     folder, world = out or Path("runs") / config.name, join_world()
     allowed = allow_change or ()
     target = Target(config.name, config, folder, tasks.train, (), tasks.validation, strict=strict, allow_change=allowed)

@@ -48,17 +48,8 @@ def run_comparison(
             or another process is at work in `out`.
         Stopped: the process was asked to stop; what is done is on disk.
     """
-    tasks = load_run_tasks(config)
-    if not tasks.unseen:
-        raise AbmllError("tasks.unseen names no task to compare on")
     runs = [(name, seed, config.run(name, seed)) for name, seed in itertools.product(config.systems, config.seeds)]
-    for _, _, run in runs:
-        method_settings(run)
-        check_trackers(run)
-    tasks = _checked(config, tasks)
-    for _, _, run in runs:
-        build_episodes(run, tasks.train)
-    _check_rows(config)
+    tasks = comparison_tasks(config)
     targets = [(seed, _target(name, run, out, tasks, config.curve, strict)) for name, seed, run in runs]
     with _locked(out, world):
         with together(world):
@@ -101,6 +92,26 @@ def _make_missing(
     for seed, target in missing:
         listener({"event": "target", "system": target.name, "seed": seed, "iterations": target.iterations})
         target.make(base, listener, world)
+
+
+def comparison_tasks(config: CompareConfig) -> RunTasks:
+    """A comparison's tasks, after a look at everything that can be wrong with it before a model is loaded.
+
+    Raises:
+        AbmllError: a setting, a tracker or a name is wrong, or a task has two roles, is too small, leaks, ...
+    """
+    tasks = load_run_tasks(config)
+    if not tasks.unseen:
+        raise AbmllError("tasks.unseen names no task to compare on")
+    runs = [config.run(name, config.seeds[0]) for name in config.systems]
+    for run in runs:
+        method_settings(run)
+        check_trackers(run)
+    tasks = _checked(config, tasks)
+    for run in runs:
+        build_episodes(run, tasks.train)
+    _check_rows(config)
+    return tasks
 
 
 def _checked(config: CompareConfig, tasks: RunTasks) -> RunTasks:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from abmll.config import RunConfig
+from abmll.config import RunConfig, TaskSource
 from abmll.errors import AbmllError
 from abmll.running.build import tasks_of
 from abmll.tasks.leaks import Overlap, Row, overlaps, repeats, rows_of
@@ -13,6 +13,7 @@ from abmll.tasks.question import Question, Task
 log = logging.getLogger(__name__)
 
 SHOWN = 20
+TRAINED = "trained on"
 WORDS = {"same": "the same question as", "near": "nearly the same question as"}
 
 
@@ -38,6 +39,10 @@ class Leak:
     first: str
     second: str
 
+    def turned(self) -> "Leak":
+        """The same with the second row first."""
+        return Leak(self.overlap.turned(), self.second, self.first)
+
     def __str__(self) -> str:
         pair = self.overlap
         return f"{pair.first.place} ({self.first}): {WORDS[pair.kind]} {pair.second.place} ({self.second})"
@@ -62,8 +67,33 @@ def without_leaks(config: RunConfig, tasks: RunTasks) -> RunTasks:
     Raises:
         AbmllError: `tasks.leak_check` is "error" and there are leaks; names the rows as file:line.
     """
+    return _without(config, tasks, () if config.tasks.leak_check == "off" else find_leaks(tasks))
+
+
+def tasks_to_score(config: RunConfig, source: TaskSource | None) -> RunTasks:
+    """The tasks of a run that was trained, to be scored on its unseen ones or on others, with `tasks.leak_check` done.
+
+    Of tasks that it was not trained against, a row that leaks is what `drop` leaves out: training is past.
+
+    Args:
+        config: of the run.
+        source: of the tasks to score; None: its own unseen tasks.
+
+    Raises:
+        AbmllError: as `without_leaks`.
+    """
+    others = tasks_of(config.tasks.train), tasks_of(config.tasks.validation)
+    tasks = RunTasks(*others, tasks_of(source or config.tasks.unseen))
+    if config.tasks.leak_check == "off":
+        return tasks
+    leaks = find_leaks(tasks, repeated=False)
+    if source is not None:
+        leaks = tuple(leak.turned() if leak.first == TRAINED else leak for leak in leaks)
+    return _without(config, tasks, leaks)
+
+
+def _without(config: RunConfig, tasks: RunTasks, leaks: Sequence[Leak]) -> RunTasks:
     mode = config.tasks.leak_check
-    leaks = () if mode == "off" else find_leaks(tasks)
     if not leaks:
         return tasks
     if mode == "error":
@@ -75,15 +105,16 @@ def without_leaks(config: RunConfig, tasks: RunTasks) -> RunTasks:
     return _dropped(tasks, leaks) if mode == "drop" else tasks
 
 
-def find_leaks(tasks: RunTasks) -> tuple[Leak, ...]:
-    """All leaks of a run's tasks.
+def find_leaks(tasks: RunTasks, repeated: bool = True) -> tuple[Leak, ...]:
+    """All leaks of a run's tasks; `repeated`: also rows of a task to train on that are there twice.
 
     What is trained on must not be adapted on, chosen by or reported; what is chosen by must not be reported; both down
     to rows that are nearly the same. And within one task, no question may stand among the rows of an episode twice
     (support and query), nor among those adapted on and those scored: here the very same ones alone count, as the
     questions of one task may well be made after one pattern.
     """
-    found = [Leak(pair.turned(), "a row of an episode", "another row of it") for pair in _repeats(tasks.train)]
+    again = _repeats(tasks.train) if repeated else ()
+    found = [Leak(pair.turned(), "a row of an episode", "another row of it") for pair in again]
     purpose = {
         row: f"{what}, in a task {role}"
         for role, held in (("chosen by", tasks.validation), ("reported", tasks.unseen))
@@ -91,7 +122,7 @@ def find_leaks(tasks: RunTasks) -> tuple[Leak, ...]:
         for row in _rows(held, split)
     }
     trained = _rows(tasks.train, "train")
-    found += [Leak(pair, "trained on", purpose[pair.second]) for pair in overlaps(trained, tuple(purpose))]
+    found += [Leak(pair, TRAINED, purpose[pair.second]) for pair in overlaps(trained, tuple(purpose))]
     for task in tasks.validation + tasks.unseen:
         within = overlaps(rows_of(task.name, task.train), rows_of(task.name, task.test), near=False)
         found += [Leak(pair, "adapted on", "scored") for pair in within]

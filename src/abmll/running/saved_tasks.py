@@ -1,5 +1,6 @@
 """Task-adapted posteriors by name: `tasks/NAME/` in a run directory, each a stock PEFT LoRA with its stds beside it."""
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,16 +93,26 @@ def check_free(run: Path | str, name: str, *, replace: bool = False) -> None:
         raise AbmllError(f"{run} has a saved task {taken[0]!r} already: choose another name, or replace it (--replace)")
 
 
-def write_details(run: Path | str, name: str, details: Mapping[str, Any]) -> None:
+def write_details(
+    run: Path | str, name: str, details: Mapping[str, Any], before: Mapping[str, Any] | None = None
+) -> None:
     """Put other details in the place of a saved task's, and on its model card; its adapter stays as it is.
 
+    Args:
+        run: its run directory.
+        name: of the saved task.
+        details: the new ones.
+        before: those that must be there now; None: any.
+
     Raises:
-        AbmllError: there is none of that name, or it is damaged.
+        AbmllError: there is none of that name, it is damaged, or it is not the one with `before` any more.
     """
     run = Path(run)
     folder = _folder(run, name)
     if name not in _names(run):
         raise unknown_name(f"saved task of {run}", name, _names(run))
+    if before is not None and _read_details(folder / DETAILS_FILE) != json.loads(json.dumps(dict(before))):
+        raise AbmllError(f"{folder}: another process has replaced it meanwhile; what was found is not kept with it")
     write_json(folder / DETAILS_FILE, {"name": name, "details": dict(details)})
     write_card(folder, about_run(run, read_facts(folder / EXTRAS_FILE), details, name))
 

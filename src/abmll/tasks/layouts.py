@@ -110,18 +110,20 @@ class Layout:
 
 
 def label_of(row: Mapping[str, Any], column: str) -> str:
-    """The label in a column, as text without spaces around it; a whole number may be a label too.
+    """The label in a column, as text without spaces around it; whole numbers, true and false may be labels too.
 
     Raises:
-        BadRow: it is missing, empty, or neither text nor a whole number.
+        BadRow: it is missing, empty, or none of these.
     """
     value = row.get(column)
     if is_missing(value) or value == "":
         raise BadRow(f"{column} is missing" + ("" if column in row else f" (found: {', '.join(map(shown, row))})"))
     if isinstance(value, float) and value.is_integer():  # a table with gaps turns whole numbers into floats
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise BadRow(f"{column} is {shown(value)}, not text or a whole number")
+    if isinstance(value, bool):
+        value = str(value).lower()  # as JSON writes it
+    if not isinstance(value, str | int):
+        raise BadRow(f"{column} is {shown(value)}, not text, a whole number, true or false")
     text = checked_text(str(value), column).strip()
     if not text:
         raise BadRow(f"{column} is empty")

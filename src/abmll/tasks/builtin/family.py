@@ -39,6 +39,7 @@ class Family:
         choices: how many each question shows.
         labels: the choices of every question, in this order; empty if each has its own.
         held_out: kept from meta-training, to try adaptation on.
+        licence: of its rows; those whose facts are from somebody's data name that.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Family:
     choices: int
     labels: tuple[str, ...] = ()
     held_out: bool = False
+    licence: str = "Apache-2.0"
 
     @property
     def test_share(self) -> float:
@@ -57,12 +59,12 @@ FAMILIES: dict[str, Family] = {}
 
 
 def family(
-    name: str, choices: int = 4, labels: tuple[str, ...] = (), held_out: bool = False
+    name: str, choices: int = 4, labels: tuple[str, ...] = (), held_out: bool = False, licence: str = Family.licence
 ) -> Callable[[Callable[[], Iterable[Item]]], Callable[[], Iterable[Item]]]:
     """Register a function that makes items."""
 
     def register(items: Callable[[], Iterable[Item]]) -> Callable[[], Iterable[Item]]:
-        FAMILIES[name] = Family(name, items, len(labels) or choices, labels, held_out)
+        FAMILIES[name] = Family(name, items, len(labels) or choices, labels, held_out, licence)
         return items
 
     return register
@@ -91,7 +93,7 @@ def build(family: Family) -> Task:
         train=_questions(family, train),
         test=_questions(family, test),
         source="built-in",
-        licence="Apache-2.0",
+        licence=family.licence,
     )
 
 

@@ -12,6 +12,8 @@ from abmll.tasks.builtin.family import Item, draw, family, pairs, words
 NAME_LENGTH = 26  # longer names (Saint Vincent and the Grenadines) make questions too long
 SMALL_AREA = 2_000  # square kilometres: few people know which of two islands is the larger
 CONTINENTS = {"AF": "Africa", "AS": "Asia", "EU": "Europe", "NA": "the Americas", "SA": "the Americas"}
+GEONAMES = "Apache-2.0; the facts are of GeoNames, CC BY 4.0"
+ISO_CODES = "Apache-2.0; the names are of iso-codes, LGPL-2.1"
 
 
 class Country(NamedTuple):
@@ -61,7 +63,7 @@ def same_continent(country: Country, among: Iterable[Country]) -> list[Country]:
     return [other for other in among if other.continent in near and other.code != country.code]
 
 
-@family("capitals")
+@family("capitals", licence=GEONAMES)
 def capitals() -> Iterator[Item]:
     known = clear("capital_unclear")
     for country in known:
@@ -72,14 +74,14 @@ def capitals() -> Iterator[Item]:
         yield Item(country.code, stem, country.name, [other.name for other in others])
 
 
-@family("continents", labels=tuple(dict.fromkeys(CONTINENTS.values())))
+@family("continents", labels=tuple(dict.fromkeys(CONTINENTS.values())), licence=GEONAMES)
 def continents() -> Iterator[Item]:
     for country in clear("two_continents"):
         if label := CONTINENTS.get(country.continent):
             yield Item(country.code, f"In which part of the world is {country.name}?", label, ())
 
 
-@family("currencies")
+@family("currencies", licence=GEONAMES)
 def currencies() -> Iterator[Item]:
     known = clear("currency_unclear")
     users: dict[str, list[Country]] = {}
@@ -103,7 +105,7 @@ def _consonants(word: str) -> str:
     return "".join(letter for letter in word if letter not in "aeiou")[:2]
 
 
-@family("internet-domains")
+@family("internet-domains", licence=GEONAMES)
 def internet_domains() -> Iterator[Item]:
     known = list(countries().values())
     for country in known:
@@ -115,7 +117,7 @@ def internet_domains() -> Iterator[Item]:
         yield Item(country.code, stem, country.name, [other.name for other in same_continent(country, known)])
 
 
-@family("cities", choices=3)
+@family("cities", choices=3, licence=GEONAMES)
 def cities() -> Iterator[Item]:
     for city, code in pairs(words("places.yaml")["cities"]).items():
         country = countries()[code]
@@ -123,7 +125,7 @@ def cities() -> Iterator[Item]:
         yield Item(city, f"In which country is the city of {city}?", country.name, others)
 
 
-@family("nationalities")
+@family("nationalities", licence=GEONAMES)
 def nationalities() -> Iterator[Item]:
     adjectives = pairs(words("places.yaml")["nationalities"])
     known = [countries()[code] for code in adjectives if code in countries()]
@@ -133,7 +135,7 @@ def nationalities() -> Iterator[Item]:
         yield Item(country.code, stem, adjectives[country.code], others)
 
 
-@family("country-sizes", choices=2)
+@family("country-sizes", choices=2, licence=GEONAMES)
 def country_sizes() -> Iterator[Item]:
     """Pairs on one continent where one has three times the area of the other, or more."""
     known = [country for country in countries().values() if country.area > SMALL_AREA]
@@ -146,7 +148,7 @@ def country_sizes() -> Iterator[Item]:
             yield Item(fact, f"Which has the smaller area, {second} or {first}?", other, [country.name])
 
 
-@family("language-codes")
+@family("language-codes", licence=ISO_CODES)
 def language_codes() -> Iterator[Item]:
     codes = words("places.yaml")["languages"].split()
     names = {code: _plain(pycountry.languages.get(alpha_2=code).name) for code in codes}
