@@ -169,6 +169,8 @@ def _sensitivity(summary: Summary) -> Figure:
             _sweep(axes, summary, sweep, metric)
             axes.set_ylabel(_METRICS[metric][1] if sweep == "std_lr" else "")
             axes.set_xlabel(sweep)
+    text = "filled: after 10 adaptation steps; open: after 60; standard errors over seeds"
+    figure.suptitle(text, fontsize=9.5, color=colour(MUTED))
     return figure
 
 
