@@ -211,7 +211,7 @@ def test_licences_and_data_sets_of_the_catalogue_and_of_our_own_tasks(tmp_path: 
     assert (card.data.datasets, card.data.license) == (["google/boolq"], "mit")
     assert [row[3] for row in table(card, "Data")[1:]] == [
         "CC BY-SA 3.0",
-        "Apache-2.0",
+        "Apache-2.0; the facts are of GeoNames, CC BY 4.0",
         "not stated: look at the source",
     ]
     assert "/mnt" not in card.text
