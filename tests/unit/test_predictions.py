@@ -113,6 +113,7 @@ DAMAGE = {
     "a spread of another length": (2, lambda line: _with(line, spread=[0.1])),
     "a seed that is a word": (1, lambda line: _with(line, seed="two")),
     "label counts that are words": (1, lambda line: _with(line, label_counts=["a", "b"])),
+    "a spread that is larger than any float": (2, lambda line: _with(line, spread=[10**400, 0])),
     "a question twice": (3, lambda line: _with(line, id="q1")),
 }
 

@@ -6,6 +6,7 @@ then one object per question.
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -217,7 +218,9 @@ def _fault(value: dict[str, Any]) -> str:
 
 
 def _numbers(values: Any) -> bool:
-    """Whether these are one or more finite numbers."""
+    """Whether these are one or more finite numbers (JSON's integers may be larger than any float)."""
     return (
-        isinstance(values, list) and bool(values) and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+        isinstance(values, list)
+        and bool(values)
+        and all(type(v) in (int, float) and abs(v) <= sys.float_info.max for v in values)
     )

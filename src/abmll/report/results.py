@@ -1,5 +1,6 @@
 """Many scored runs -> one summary: `results.json`, and all that tables, figures and page are made from."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -148,7 +149,7 @@ def _cost(costs: Sequence[Mapping[str, Any]]) -> Summary | None:
     out = dict(costs[0])
     for key in costs[0]:
         values = [cost.get(key) for cost in costs]
-        numbers = [float(value) for value in values if isinstance(value, int | float)]
+        numbers = [float(v) for v in values if isinstance(v, int | float) and abs(v) <= sys.float_info.max]
         if len(numbers) == len(costs):
             found = max(numbers) if key == "peak_memory_bytes" else float(np.mean(numbers))
             out[key] = int(found) if all(isinstance(value, int) for value in values) else found

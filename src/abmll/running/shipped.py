@@ -114,7 +114,7 @@ def read_probe(folder: Path) -> Probe | None:
     try:
         values = json.loads((folder / PROBE_FILE).read_text(encoding="utf-8"))
         return Probe(float(values["nll"]), str(values["tokens"]), int(values["questions"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
