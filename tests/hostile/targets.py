@@ -215,7 +215,7 @@ def _reseal_checkpoint(folder: Path) -> None:
     try:
         sums = json.loads((place / MARKER).read_bytes())
         fresh = {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in sums}
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return
     (place / MARKER).write_text(json.dumps(fresh))
 
