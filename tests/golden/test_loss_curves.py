@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from abmll.methods.means import PAPER_CONSTANT
 from tests.systems import run_config, train
 
 CURVES = Path(__file__).with_name("loss_curves.json")
@@ -28,18 +29,19 @@ SAME_KIND = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 FIRST = None if SAME_KIND else 3
 """Meta-iterations before rounding has grown; None: all."""
 SHORT: dict[str, Any] = {"inner_steps": 2, "training": {"iterations": 20, "checkpoint_every": 100}}
+FIRST_ORDER: dict[str, Any] = {"outer_step": "identity", "std_start": "copy", "std_init": PAPER_CONSTANT**0.5}
 RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lora": ("lora", "default", {}),
     "structured": ("structured", "default", {}),
     "reptile": ("reptile", "default", {}),
     "fomaml": ("fomaml", "default", {}),
-    "abmll": ("abmll", "default", {}),
-    "abmll-weight-sampler": ("abmll", "default", {"training_sampler": "weight", "std_init": 0.01}),
+    "abmll": ("abmll", "default", FIRST_ORDER),
+    "abmll-weight-sampler": ("abmll", "default", {**FIRST_ORDER, "training_sampler": "weight", "std_init": 0.01}),
     "abmll-paper": ("abmll", "paper", {}),
     "abmll-displacement": (
         "abmll",
         "default",
-        {"outer_step": "displacement", "outer_optimizer": "sgd", "outer_lr": 0.5, "std_start": "init"},
+        {**FIRST_ORDER, "outer_step": "displacement", "std_start": "init"},
     ),
 }
 

@@ -157,6 +157,17 @@ def test_tokenizer_hash_ignores_the_last_call() -> None:
     assert hash_tokenizer(tokenizer) != before
 
 
+def test_trust_42_a_token_number_that_is_absurd_is_refused_at_once(tmp_path: Path) -> None:
+    """Writing such a tokenizer out, as its hash needs, would go through every number up to that one."""
+    folder = save_tiny(tmp_path / "model")
+    rules = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    token = next(iter(rules["model"]["vocab"]))
+    rules["model"]["vocab"][token] = 2**31
+    (folder / "tokenizer.json").write_text(json.dumps(rules), encoding="utf-8")
+    with pytest.raises(AbmllError, match="2,147,483,648; its files are damaged"):
+        load_model(str(folder), device="cpu")
+
+
 def test_counting_counts_ties_once() -> None:
     untied, tied = tiny_model(), tiny_model(tie=True)
     assert count_parameters(untied) - count_parameters(tied) == 512 * 32

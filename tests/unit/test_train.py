@@ -35,7 +35,11 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lora-meta-batch": ("lora", "default", {"training": {"meta_batch": 2}}),
     "reptile": ("reptile", "default", {"warmup": 2, "inner_schedule": "cosine"}),
     "fomaml-temperature": ("fomaml", "default", LEARNED),
-    "abmll": ("abmll", "default", {"mean_prior_weight": 1e-9, "precision_prior_weight": 1e-9}),
+    "abmll": (
+        "abmll",
+        "default",
+        {"outer_step": "identity", "std_start": "copy", "mean_prior_weight": 1e-9, "precision_prior_weight": 1e-9},
+    ),
     "abmll-weight-sampler": ("abmll", "default", {"training_sampler": "weight", "kl_entries": 0.5}),
     "abmll-paper": ("abmll", "paper", {}),
     "abmll-persistent": ("abmll", "default", {"phi": "persistent", "std_state": "float64"}),

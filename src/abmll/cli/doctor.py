@@ -22,7 +22,7 @@ def doctor(
         typer.Option(help="Replay the batch.json (or its folder) of a loss that was not finite.", show_default=False),
     ] = None,
 ) -> None:
-    """Tell versions, devices, kernels and why they run, free memory, the hub's answer, and what to do.
+    """Tell versions, devices, which kernels run and why, free memory, the hub's answer, and what to do.
 
     With --batch, replay a batch whose loss or gradient was not finite, and name the first term, layer and factor that
     is not. Example: `abmll doctor --batch runs/mine/non-finite/step-000012-position-0/batch.json`

@@ -3,11 +3,15 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from abmll.errors import AbmllError
+
+MOST_TOKENS = 100_000_000  # numbers of tokens; the largest vocabularies have less than a million
 SAMPLES = 256  # weights of each parameter that enter the fingerprint
 VOLATILE = {  # what the same model may differ in between two ways or places of loading it
     "_name_or_path",
@@ -102,7 +106,14 @@ def hash_architecture(model: PreTrainedModel) -> str:
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256, in hex, over vocabulary, merges, normalisation, special tokens and chat template."""
+    """SHA-256, in hex, over vocabulary, merges, normalisation, special tokens and chat template.
+
+    Raises:
+        AbmllError: a token's number is far too large: the file is damaged, and writing it out would take minutes.
+    """
+    token, largest = max(tokenizer.get_vocab().items(), key=itemgetter(1), default=("", 0))
+    if largest > MOST_TOKENS:
+        raise AbmllError(f"tokenizer: the number of {token!r} is {largest:,}; its files are damaged, get them again")
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = dict(tokenizer.get_vocab()) if backend is None else json.loads(backend.to_str())
     for setting in ("truncation", "padding"):  # left over from the last call, no property of the tokenizer
