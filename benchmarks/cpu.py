@@ -19,14 +19,21 @@ from typing import Any
 from benchmarks.common import describe, write_result
 
 HERE = Path(__file__).parent.parent
-METHODS = ("lora", "abmll")
+METHODS = {
+    "lora": (),
+    "abmll": (
+        "method.outer_step=identity",
+        "method.std_start=copy",
+        "method.std_init=4.5e-5",
+    ),  # what both had as default
+}
 QUICKSTART = ("model.source=smollm2-135m-instruct", "tasks.train.source=builtin", "likelihood.max_tokens=64")
 
 
 def journal(checkout: Path, method: str, iterations: int) -> list[dict[str, Any]]:
     """The steps of a run of `abmll train` by the code of a checkout."""
     with tempfile.TemporaryDirectory() as folder:
-        values = (*QUICKSTART, f"method.name={method}", f"training.iterations={iterations}")
+        values = (*QUICKSTART, *METHODS[method], f"method.name={method}", f"training.iterations={iterations}")
         command = [sys.executable, "-m", "abmll", "train", str(checkout / "recipes" / "train.yaml"), *values]
         environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "HF_HUB_OFFLINE": "1"}
         subprocess.run([*command, "-o", f"{folder}/run"], check=True, env=environment, capture_output=True)
