@@ -58,7 +58,7 @@ def trained(config: RunConfig, run: Path, what: str) -> str:
 CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {  # what is poisoned, settings, first term, factor
     "weights": ("weights", {}, "weights", "shared.mean_b"),
     "activations": ("activations", {}, "activations", ""),
-    "sigma": ("sigma", {}, "activations", ""),
+    "sigma": ("sigma", {"std_start": "copy"}, "activations", ""),
     "sigma, means in training": ("kl", {"training_sampler": "mean"}, "task_kl", "shared.std_b"),
 }
 

@@ -258,7 +258,8 @@ def test_validation_stops_training_early(tasks: Path, tmp_path: Path, configure:
     places = {"train": {"source": str(tasks / "train"), "names": ["tiny0", "tiny1"]}}
     places |= {"validation": {"source": str(tasks / "train"), "names": ["tiny2"]}}
     places |= {"unseen": {"source": str(tasks / "unseen"), "names": ["tiny4"]}}
-    systems = {"abmll": {"method": {"name": "abmll", **SHORT, "outer_lr": 1.0}}}  # a rate that only does harm
+    harmful = {**SHORT, "outer_step": "identity", "outer_lr": 1.0}  # a rate that only does harm
+    systems = {"abmll": {"method": {"name": "abmll", **harmful}}}
     training = {"iterations": 9, "validate_every": 1, "patience": 2}
     sources = {**places, "leak_check": "off"}
     config = configure(systems=systems, reference="abmll", seeds=[0], tasks=sources, training=training)

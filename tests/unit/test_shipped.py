@@ -9,9 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from abmll.adapters.folder import read_adapter
+from abmll.config import RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.running import shipped
+from abmll.running.build import method_settings
 from abmll.running.everyday import open_run
+from abmll.running.origin import differences
 from abmll.running.ship import ship
 from abmll.running.shipped import HERE, find_run, read_probe, shipped_names
 from tests.everyday import place_run
@@ -105,8 +108,6 @@ def test_a_run_that_was_not_trained_to_its_end_says_so(here: Path) -> None:
 
 def test_what_comes_with_the_package_is_whole() -> None:
     """Read without its base model: files, sizes, what it says of itself, and that it is of the committed recipe."""
-    from abmll.config import RunConfig, load_config
-
     folder = HERE / "smollm2"
     stored = read_adapter(folder / "adapter")
     assert stored.facts.rank == 8
@@ -116,7 +117,9 @@ def test_what_comes_with_the_package_is_whole() -> None:
     assert not stored.moves_nothing
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert 3.6e6 < sum(path.stat().st_size for path in files) < 3.8e6
-    assert load_config(RunConfig, folder / "config.yaml") == load_config(RunConfig, ROOT / "recipes" / "shipped.yaml")
+    kept, recipe = (load_config(RunConfig, f) for f in (folder / "config.yaml", ROOT / "recipes" / "shipped.yaml"))
+    assert differences(kept, recipe) == {}
+    assert kept.method.settings().keys() == method_settings(kept).model_dump().keys(), "no later default may change it"
     probe = read_probe(folder)
     assert probe is not None
     assert (probe.questions, 0 < probe.nll < 3) == (60, True)

@@ -17,7 +17,8 @@ from abmll.tasks.batches import ChoiceBatch
 
 
 class ABMLLSettings(Settings):
-    """Settings of ABMLL; the paper's letter and the reason of each default are in method.md section 2.
+    """Settings of ABMLL. The defaults here are the paper's first-order reading, with f = sqrt(c) and weights of a mean;
+    the preset `default` has another outer step, start and size of the stds, for what docs/evidence.md measures.
 
     Attributes:
         task_kl_weight: beta, weight of KL(q(phi | D) || p(phi | theta)).

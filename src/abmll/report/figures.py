@@ -293,7 +293,7 @@ def _draw_bars(area: FigureBase, summary: Summary, values: dict[str, float]) -> 
 
 
 def _compact(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 or value == 0 else f"{round(value, 2):.3g}"
 
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:
