@@ -3,7 +3,7 @@
     python -m benchmarks.drift [--source MODEL] [--device cpu] [--questions 60] [--out FILE]
 
 The same questions of the built-in held-out tasks are answered one by one, and in batches of up to 2,048 padded tokens,
-in float32 and in bfloat16, by the pretrained model and by mean weights that are scrambled (so that adapters count).
+in float32 and in bfloat16, by mean weights that are scrambled (so that adapters count) and by draws around them.
 Float32 is the promise of docs/trust.md, 22 (1e-5); bfloat16 is what users of GPUs have, and is only told.
 """
 
