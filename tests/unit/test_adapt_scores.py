@@ -116,3 +116,8 @@ def test_trust_17_drop_leaves_out_rows_to_score_as_training_is_past(home: Path) 
     found = tasks_to_score(config, TaskSource(source=str(home / "train")))
     assert [task.train for task in found.train] == [task.train for task in plain]
     assert not any(task.train for task in found.unseen)
+    unseen = {"source": str(home / "unseen")}
+    chosen = config_in(home, tasks={"leak_check": "drop", "validation": unseen})
+    found = tasks_to_score(chosen, TaskSource(**unseen))
+    assert not any(task.train or task.test for task in found.unseen)
+    assert all(task.train and task.test for task in found.validation)

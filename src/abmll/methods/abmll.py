@@ -17,7 +17,7 @@ from abmll.tasks.batches import ChoiceBatch
 
 
 class ABMLLSettings(Settings):
-    """Settings of ABMLL. The defaults here are the paper's first-order reading, with f = sqrt(c) and weights of a mean;
+    """Settings of ABMLL. Defaults here are the paper's first-order reading, with f = sqrt(c), KL and prior as means;
     the preset `default` has another outer step, start and size of the stds, for what docs/evidence.md measures.
 
     Attributes:

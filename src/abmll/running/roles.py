@@ -13,7 +13,7 @@ from abmll.tasks.question import Question, Task
 log = logging.getLogger(__name__)
 
 SHOWN = 20
-TRAINED = "trained on"
+TRAINED, CHOSEN = "trained on", "chosen by"
 WORDS = {"same": "the same question as", "near": "nearly the same question as"}
 
 
@@ -88,7 +88,7 @@ def tasks_to_score(config: RunConfig, source: TaskSource | None) -> RunTasks:
         return tasks
     leaks = find_leaks(tasks, repeated=False)
     if source is not None:
-        leaks = tuple(leak.turned() if leak.first == TRAINED else leak for leak in leaks)
+        leaks = tuple(leak.turned() if leak.first in (TRAINED, CHOSEN) else leak for leak in leaks)
     return _without(config, tasks, leaks)
 
 
@@ -117,7 +117,7 @@ def find_leaks(tasks: RunTasks, repeated: bool = True) -> tuple[Leak, ...]:
     found = [Leak(pair.turned(), "a row of an episode", "another row of it") for pair in again]
     purpose = {
         row: f"{what}, in a task {role}"
-        for role, held in (("chosen by", tasks.validation), ("reported", tasks.unseen))
+        for role, held in ((CHOSEN, tasks.validation), ("reported", tasks.unseen))
         for what, split in (("adapted on", "train"), ("scored", "test"))
         for row in _rows(held, split)
     }
@@ -127,7 +127,7 @@ def find_leaks(tasks: RunTasks, repeated: bool = True) -> tuple[Leak, ...]:
         within = overlaps(rows_of(task.name, task.train), rows_of(task.name, task.test), near=False)
         found += [Leak(pair, "adapted on", "scored") for pair in within]
     chosen, reported = (_rows(held, "train") + _rows(held, "test") for held in (tasks.validation, tasks.unseen))
-    return *found, *(Leak(pair, "chosen by", "reported") for pair in overlaps(chosen, reported))
+    return *found, *(Leak(pair, CHOSEN, "reported") for pair in overlaps(chosen, reported))
 
 
 def _repeats(tasks: Iterable[Task]) -> tuple[Overlap, ...]:
