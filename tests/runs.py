@@ -16,7 +16,7 @@ from abmll.tasks.question import Question
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
 UNSEEN = tiny_tasks(6, seed=2)[4]  # no row is one of those of `place_tiny`
-WIDE = {"std_init": 0.05, "outer_lr": 3e-2, "inner_lr": 1e-2}
+WIDE = {"std_init": 0.05, "outer_lr": 1.0, "inner_lr": 1e-2}
 """Stds that a draw can be told from the mean by, and rates that move the mean in a few steps."""
 
 

@@ -36,6 +36,7 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "reptile": ("reptile", "default", {}),
     "fomaml": ("fomaml", "default", {}),
     "abmll": ("abmll", "default", FIRST_ORDER),
+    "abmll-default": ("abmll", "default", {}),
     "abmll-weight-sampler": ("abmll", "default", {**FIRST_ORDER, "training_sampler": "weight", "std_init": 0.01}),
     "abmll-paper": ("abmll", "paper", {}),
     "abmll-displacement": (

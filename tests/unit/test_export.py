@@ -111,7 +111,7 @@ def test_trust_30_the_exported_mean_by_stock_peft_gives_our_mean_mode(
     theirs = torch.cat(plain_probabilities(model, tokenizer, ROWS)).numpy()
     ours = probabilities(loaded(place, config, "mine"), PredictionPlan("mean", 1))
     assert np.abs(theirs - ours).max() < 1e-6
-    assert np.abs(theirs - plain).max() > 5e-3
+    assert np.abs(theirs - plain).max() > 1e-2
     assert json.loads((tmp_path / "lora" / "export.json").read_text())["kind"] == "mean"
     assert read_adapter(tmp_path / "lora").equals(read_adapter(place / "run" / "tasks" / "mine"))
 
