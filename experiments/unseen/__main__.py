@@ -1,8 +1,9 @@
-"""python -m experiments.unseen prepare | rank | search | run | unpack | report; README.md says in which order."""
+"""python -m experiments.unseen prepare | rank | search | run | questions | unpack | report | answers; see README.md."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from abmll.errors import AbmllError
@@ -13,6 +14,7 @@ from abmll.running.roles import RunTasks, load_run_tasks
 from experiments.unseen.bundles import unpack
 from experiments.unseen.prepare import TRAIN_ROWS, prepare
 from experiments.unseen.protocol import CHOSEN, HERE, PROTOCOL, Protocol, load_protocol
+from experiments.unseen.questions import QUESTIONS, ask, read_points, tell
 from experiments.unseen.rank import rank, without_test
 from experiments.unseen.report import report
 from experiments.unseen.run import run
@@ -32,7 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.unseen")
     verbs = parser.add_subparsers(required=True)
-    for name, verb in (("prepare", _prepare), ("rank", _rank), ("search", _search), ("run", _run)):
+    for name, verb in (
+        ("prepare", _prepare),
+        ("rank", _rank),
+        ("search", _search),
+        ("run", _run),
+        ("questions", _questions),
+    ):
         one = verbs.add_parser(name)
         one.set_defaults(verb=verb)
         one.add_argument("--protocol", type=Path, default=PROTOCOL)
@@ -44,16 +52,28 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--minutes", type=float, help="stop by itself when the process is so old")
     verbs.choices["prepare"].add_argument("--train-rows", type=int, default=TRAIN_ROWS)
     verbs.choices["rank"].add_argument("--ranking", type=Path, default=HERE / "ranking.json")
-    verbs.choices["search"].add_argument("--only", help="systems, separated by commas")
+    search_ = verbs.choices["search"]
+    search_.add_argument("--only", help="systems, separated by commas")
+    search_.add_argument("--part", type=_part, metavar="I/N", help="only this share of the first rung's trials")
+    search_.add_argument("--logs", type=Path, nargs="*", default=(), help="search.json of such shares, taken over")
     run_ = verbs.choices["run"]
     run_.add_argument("--only", default="*", help="patterns of system.seed-N, separated by commas")
     run_.add_argument("--packed", type=Path, default=HERE / "packed", help="committed files: never run again")
-    run_.add_argument("--commit", default="", help="named in results where there is no git")
+    asked = verbs.choices["questions"]
+    asked.add_argument("--only", default="*", help="patterns of question-value, separated by commas")
+    asked.add_argument("--questions", type=Path, default=QUESTIONS)
+    for one in (run_, asked):
+        one.add_argument("--commit", default="", help="named in results where there is no git")
     run_.add_argument("--keep", action="store_true", help="leave run directories, adapters included, in WORK")
     one = verbs.add_parser("unpack")
     one.set_defaults(verb=_unpack)
     one.add_argument("bundles", type=Path, nargs="+")
     one.add_argument("--packed", type=Path, default=HERE / "packed")
+    one = verbs.add_parser("answers")
+    one.set_defaults(verb=_answers)
+    one.add_argument("--questions", type=Path, default=QUESTIONS)
+    one.add_argument("--out", type=Path, required=True, help="where the bundles of `questions` are")
+    one.add_argument("--place", type=Path, default=HERE)
     one = verbs.add_parser("report")
     one.set_defaults(verb=_report)
     one.add_argument("--packed", type=Path, default=HERE / "packed")
@@ -63,13 +83,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _protocol(given: argparse.Namespace) -> Protocol:
+def _part(text: str) -> tuple[int, int]:
+    """`1/3` -> (0, 3)."""
+    share, shares = (int(part) for part in text.split("/"))
+    if not 1 <= share <= shares:
+        raise ValueError(text)
+    return share - 1, shares
+
+
+def _protocol(given: argparse.Namespace, overrides: tuple[str, ...] = ()) -> Protocol:
     folders = (
         []
         if given.tasks is None
         else [f"tasks.{r}.source={given.tasks / r}" for r in ("train", "validation", "unseen")]
     )
-    return load_protocol(given.protocol, given.chosen, [*folders, *given.set])
+    return load_protocol(given.protocol, given.chosen, [*folders, *given.set, *overrides])
 
 
 def _prepare(given: argparse.Namespace) -> int:
@@ -106,6 +134,8 @@ def _search(given: argparse.Namespace) -> int:
         given.out / "chosen.yaml",
         work=given.work or given.out / "work",
         systems=given.only.split(",") if given.only else None,
+        part=given.part,
+        others=given.logs,
         minutes=given.minutes,
     )
     return 0 if done else 75
@@ -126,6 +156,26 @@ def _run(given: argparse.Namespace) -> int:
         keep=given.keep,
     )
     return 0 if done else 75
+
+
+def _questions(given: argparse.Namespace) -> int:
+    done = ask(
+        read_points(given.questions),
+        partial(_protocol, given),
+        _base,
+        given.out,
+        work=given.work or given.out / "work",
+        only=given.only,
+        minutes=given.minutes,
+        commit=given.commit,
+    )
+    return 0 if done else 75
+
+
+def _answers(given: argparse.Namespace) -> int:
+    found = tell(read_points(given.questions), given.out, given.place)
+    print(f"{len(found)} questions answered in {given.place}/questions.json")
+    return 0
 
 
 def _unpack(given: argparse.Namespace) -> int:

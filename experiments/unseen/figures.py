@@ -55,3 +55,24 @@ def reliability_after_scaling(values: Values, names: list[str]) -> bytes:
             axes.set_xlim(0, 1)
             axes.set_ylim(0, 1)
         return to_png(figure)
+
+
+def sensitivity(found: Mapping[str, Any]) -> bytes:
+    """Scaled NLL and accuracy against each setting, one line per system; settings over orders of magnitude in logs."""
+    with settings():
+        figure = Figure(figsize=(2.6 * max(2, len(found)), 4.6), layout="constrained")
+        grid = figure.subplots(2, len(found), squeeze=False, sharey="row")
+        for column, (question, systems) in enumerate(found.items()):
+            for axes, metric, label in zip(
+                grid[:, column], ("nll_scaled", "accuracy"), ("NLL (scaled), nats", "accuracy"), strict=True
+            ):
+                for number, (name, told) in enumerate(sorted(systems.items())):
+                    line = sorted((one["value"], one[metric]) for one in told if one.get(metric) is not None)
+                    axes.plot(*zip(*line, strict=True), "o-", markersize=3, color=colour(f"series{number}"), label=name)
+                values = [one["value"] for told in systems.values() for one in told]
+                if max(values) > 1000 * max(min(values), 1e-12):
+                    axes.set_xscale("symlog" if min(values) == 0 else "log")
+                axes.set_ylabel(label if column == 0 else "")
+            grid[1, column].set_xlabel(question)
+            grid[0, column].legend(fontsize=6)
+        return to_png(figure)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,16 +152,28 @@ def search(
     *,
     work: Path,
     systems: list[str] | None = None,
+    part: tuple[int, int] | None = None,
+    others: Sequence[Path] = (),
     minutes: float | None = None,
     tell: Callable[[str], None] = print,
 ) -> bool:
     """Search what is not in the log yet; write the log after each trial and, for finished systems, what was chosen.
 
+    Args:
+        protocol, tasks, load: what is searched, on what.
+        log_file, chosen_file: where the trials and what was chosen go.
+        work: where trials leave their files.
+        systems: None: all that have a space.
+        part: (i, n): only the i-th of n shares of the first rung's trials, for processes side by side.
+        others: logs of such processes, which are taken over.
+        minutes: age of this process at which it stops by itself.
+        tell: hears of progress.
+
     Returns:
         Whether all is done, or else time was over.
     """
     given = protocol.search
-    log: list[dict[str, Any]] = json.loads(log_file.read_text(encoding="utf-8"))["trials"] if log_file.exists() else []
+    log = _known([path for path in (log_file, *others) if path.exists()])
     loaded: list[Renewing] = []
 
     def renewing() -> Renewing:
@@ -172,9 +184,8 @@ def search(
     try:
         with deadline(minutes):
             for system in systems or list(given["spaces"]):
-                _halve(
-                    Search(protocol, tasks, work), system, log, renewing, lambda: _write(log, log_file, protocol), tell
-                )
+                one = Search(protocol, tasks, work)
+                _halve(one, system, log, renewing, lambda: _write(log, log_file, protocol), tell, part)
                 _choose(protocol, log, chosen_file)
     except Stopped as stopped:
         tell(f"stopped at {since_start():.0f} s: {stopped}")
@@ -185,6 +196,12 @@ def search(
     return True
 
 
+def _known(logs: Iterable[Path]) -> list[dict[str, Any]]:
+    """The trials of all logs, each once."""
+    found = [entry for path in logs for entry in json.loads(path.read_text(encoding="utf-8"))["trials"]]
+    return list({(e["system"], e["rung"], e["trial"]): e for e in found}.values())
+
+
 def _halve(
     search: Search,
     system: str,
@@ -192,11 +209,13 @@ def _halve(
     renewing: Callable[[], Renewing],
     write: Callable[[], None],
     tell: Callable[[str], None],
+    part: tuple[int, int] | None,
 ) -> None:
     given = search.protocol.search
     tried = trials(system, given["spaces"][system], given["trials"], given["seed"])
-    going_on = sorted(range(len(tried)), key=lambda i: _captured(tried[i]))
-    for number, rung in enumerate(given["rungs"]):
+    share, shares = part or (0, 1)
+    going_on = sorted(range(share, len(tried), shares), key=lambda i: _captured(tried[i]))
+    for number, rung in enumerate(given["rungs"][:1] if part else given["rungs"]):
         rung = dict(rung)
         keep = rung.pop("keep")
         done = {e["trial"] for e in log if (e["system"], e["rung"]) == (system, number)}

@@ -203,6 +203,29 @@ def test_search_gives_every_system_the_same_and_goes_on(place: Path, tmp_path: P
     assert (tmp_path / "search.json").read_text() == before
 
 
+def test_shares_of_a_search_join_to_the_whole(place: Path, tmp_path: Path) -> None:
+    protocol = yaml.safe_load((Path(__file__).parents[2] / "experiments/unseen/protocol.yaml").read_text())
+    rung = {"iterations": 1, "draws": 1, "test_questions": 4}
+    protocol["search"] |= {"trials": 3, "rungs": [{**rung, "keep": 2}, {**rung, "keep": 1}]}
+    file = tmp_path / "protocol.yaml"
+    file.write_text(yaml.safe_dump(protocol))
+
+    def searched(name: str, *more: str) -> dict:
+        out = tmp_path / name
+        arguments = ("--protocol", str(file), "--out", str(out), "--only", "structured", *more)
+        assert call(place, "search", *arguments) == 0
+        return json.loads((out / "search.json").read_text())
+
+    def scores(log: dict) -> dict:
+        return {(e["rung"], e["trial"]): e["score"] for e in log["trials"]}
+
+    shares = [searched(f"share-{i}", "--part", f"{i}/2") for i in (1, 2)]
+    assert [sorted(scores(log)) for log in shares] == [[(0, 0), (0, 2)], [(0, 1)]]
+    joined = searched("joined", "--logs", *(str(tmp_path / f"share-{i}" / "search.json") for i in (1, 2)))
+    assert scores(joined) == scores(searched("whole"))
+    assert (tmp_path / "joined/chosen.yaml").read_text() == (tmp_path / "whole/chosen.yaml").read_text()
+
+
 def test_failed_trials_never_win() -> None:
     log = [{"system": "a", "rung": 0, "trial": i, "score": s} for i, s in enumerate((None, 2.0, 1.0))]
     assert best(log, "a", 0, 3) == [2, 1]
@@ -237,6 +260,31 @@ def test_report_of_what_was_measured(place: Path, measured: Path, tmp_path: Path
     assert "Nats over uniform" in (tmp_path / "tables.md").read_text()
     names = {path.name for path in (tmp_path / "figures").glob("*.png")}
     assert {"controls.png", "reliability.png", "reliability_scaled.png", "risk_coverage.png"} <= names
+
+
+def test_questions_are_points_of_the_same_harness(place: Path, tmp_path: Path) -> None:
+    asked = {
+        "set": ["adaptation.draws=1"],
+        "seed": 0,
+        "questions": {
+            "steps": {"systems": ["abmll", "structured"], "values": [0, 2], "set": ["adaptation.steps={}"]},
+            "std_init": {"systems": ["abmll"], "values": [1e9], "set": ["systems.abmll.method.std_init={}"]},
+        },
+    }
+    file = tmp_path / "questions.yaml"
+    file.write_text(yaml.safe_dump(asked))
+    arguments = ("--questions", str(file), "--out", str(tmp_path / "out"))
+    assert call(place, "questions", *arguments) == 0
+    answered = ["answers", *arguments, "--place", str(tmp_path)]
+    assert main(answered) == 0
+    found = json.loads((tmp_path / "questions.json").read_text())
+    assert [e["value"] for e in found["steps"]["structured"]] == [0, 2]
+    assert {"abmll", "abmll_mean", "structured", "uniform"} <= set(found["steps"])
+    assert found["std_init"]["abmll"] == [{"value": 1e9, "failed": True}]
+    bundle = (tmp_path / "out/steps-2/results-1.tar").read_bytes()
+    assert call(place, "questions", *arguments, "--only", "steps-*") == 0
+    assert (tmp_path / "out/steps-2/results-1.tar").read_bytes() == bundle
+    assert (tmp_path / "figures/questions.png").stat().st_size > 1000
 
 
 def made(system: str, seed: int, draw: int, task: str, p: np.ndarray) -> Predictions:

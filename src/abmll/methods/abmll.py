@@ -59,9 +59,9 @@ class ABMLLSettings(Settings):
     phi: Literal["reset", "persistent"] = "reset"
     std_start: Literal["copy", "init"] = "copy"
     std_form: StdForm = "square"
-    std_init: float = Field(PAPER_CONSTANT**0.5, gt=0)
-    std_relative: float | None = Field(None, gt=0)
-    std_floor: float = Field(1e-6, gt=0)
+    std_init: float = Field(PAPER_CONSTANT**0.5, gt=0, le=1e9)
+    std_relative: float | None = Field(None, gt=0, le=1e9)
+    std_floor: float = Field(1e-6, gt=0, le=1e9)
     std_lr: float = Field(3e-4, gt=0)
     outer_std_lr: float = Field(3e-4, gt=0)
     std_state: Literal["float32", "float64"] = "float32"
