@@ -17,6 +17,7 @@ from abmll.errors import AbmllError
 from abmll.kernels import Factors, Variance, op
 from abmll.kernels.eager import (
     activation_noise,
+    every_row,
     first_row,
     layer_kl,
     layer_precision_penalty,
@@ -148,7 +149,7 @@ def test_variance_part_of_the_kl_is_right_at_every_ratio_of_variances(form, dtyp
 
 def test_one_row_per_tile_where_a_row_is_wider_than_a_tile():
     pair = far_pair((3, (1 << 18) + 5, 1)).leaves()
-    assert row_blocks(3, (1 << 18) + 5) == [slice(0, 1, 1), slice(1, 2, 1), slice(2, 3, 1)]
+    assert row_blocks(3, (1 << 18) + 5) == [slice(0, 1), slice(1, 2), slice(2, 3)]
     ours, theirs = layer_kl(*pair), dense_kl(*pair)
     assert relative_error(ours, theirs) < 1e-9
     for mine, dense in zip(gradients_of(ours, pair.factors), gradients_of(theirs, pair.factors), strict=True):
@@ -164,17 +165,23 @@ def test_row_blocks_partition_the_rows_and_bound_the_tile(shape):
 
 
 @pytest.mark.parametrize("stride", [2, 3, 7, 2000])
-@pytest.mark.parametrize("shape", [(1, 1), (577, 1031), (1, 1 << 20), (1 << 20, 1), (1000, 999)])
-def test_strided_row_blocks_of_all_starts_partition_the_rows_and_bound_the_tile(shape, stride):
-    rows, columns = shape
+@pytest.mark.parametrize("rows", [1, 577, 1000])
+def test_row_subsets_of_all_starts_partition_the_rows(rows, stride):
+    numbers = torch.arange(1.0, rows + 1)[:, None]
+    factors = Factors(numbers, torch.ones(1, 2), -numbers, torch.ones(1, 2))
     visited = []
     for start in range(stride):
-        blocks = row_blocks(rows, columns, start, stride)
-        here = [i for block in blocks for i in range(rows)[block]]
-        assert here == list(range(start, rows, stride))
-        assert all(len(range(rows)[block]) * columns <= max(1 << 18, columns) for block in blocks)
-        visited += here
-    assert sorted(visited) == list(range(rows))
+        subset = every_row(factors, torch.tensor(start), stride)
+        assert torch.equal(subset.std_b, -subset.mean_b)
+        here = subset.mean_b[:, 0].int().tolist()
+        expected = list(range(start + 1, rows + 1, stride))
+        assert here == expected + [0] * (-(-rows // stride) - len(expected))
+        visited += expected
+    assert sorted(visited) == list(range(1, rows + 1))
+
+
+def test_a_gpu_has_larger_tiles():
+    assert len(row_blocks(4096, 4096)) == 64 * len(row_blocks(4096, 4096, torch.device("cuda")))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -277,18 +284,16 @@ def test_gradients_are_multiplied_by_the_gradient_from_above(upstream):
         torch.testing.assert_close(other, upstream * one, rtol=1e-12, atol=0)
 
 
-def test_blocks_of_a_partition_add_up_to_the_whole():
+@pytest.mark.parametrize("entries", [1, 13, 100])
+def test_the_size_of_tiles_changes_nothing(monkeypatch, entries):
     pair = far_pair((29, 13, 4)).leaves()
     whole = layer_kl(*pair)
-    parts = [layer_kl(*pair, blocks=[rows]) for rows in (slice(0, 7), slice(7, 8), slice(8, 29))]
-    assert relative_error(torch.stack(parts).sum(), whole) < 1e-12
-    for one, other in zip(
-        gradients_of(whole, pair.factors), gradients_of(torch.stack(parts).sum(), pair.factors), strict=True
-    ):
+    monkeypatch.setattr("abmll.kernels.eager._TILE_ENTRIES", entries)
+    tiled = layer_kl(*pair)
+    assert len(row_blocks(29, 13)) == {1: 29, 13: 29, 100: 5}[entries]
+    assert relative_error(tiled, whole) < 1e-12
+    for one, other in zip(gradients_of(whole, pair.factors), gradients_of(tiled, pair.factors), strict=True):
         assert relative_error(other, one) < 1e-12
-    rows = slice(7, 8)
-    inside = Pair(*(Factors(f[0][rows], f[1], f[2][rows], f[3]) for f in pair[:2]), pair.variance)
-    assert relative_error(parts[1], dense_kl(*inside)) < 1e-9
 
 
 def test_kl_and_penalty_of_several_layers_are_the_sums_over_them():
