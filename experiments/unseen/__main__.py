@@ -1,4 +1,4 @@
-"""python -m experiments.unseen prepare | rank | search | run | questions | unpack | report | answers; see README.md."""
+"""python -m experiments.unseen prepare | rank | search | run | questions | all | join | unpack | report | answers."""
 
 import argparse
 import sys
@@ -12,13 +12,15 @@ from abmll.models import LanguageModel
 from abmll.running.build import load_base
 from abmll.running.roles import RunTasks, load_run_tasks
 from experiments.unseen.bundles import unpack
+from experiments.unseen.clock import since_start
+from experiments.unseen.pool import DONE, jobs, run_jobs, starter, told
 from experiments.unseen.prepare import TRAIN_ROWS, prepare
 from experiments.unseen.protocol import CHOSEN, HERE, PROTOCOL, Protocol, load_protocol
 from experiments.unseen.questions import QUESTIONS, ask, read_points, tell
 from experiments.unseen.rank import rank, without_test
 from experiments.unseen.report import report
 from experiments.unseen.run import run
-from experiments.unseen.search import search
+from experiments.unseen.search import join, search
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         ("search", _search),
         ("run", _run),
         ("questions", _questions),
+        ("all", _all),
     ):
         one = verbs.add_parser(name)
         one.set_defaults(verb=verb)
@@ -50,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--out", type=Path, required=name != "rank")
         one.add_argument("--work", type=Path, help="run directories; default OUT/work")
         one.add_argument("--minutes", type=float, help="stop by itself when the process is so old")
+    everything = verbs.choices["all"]
+    everything.add_argument("--questions", type=Path, default=QUESTIONS)
+    everything.add_argument("--logs", type=Path, nargs="*", default=(), help="trials that are known already")
+    everything.add_argument("--packed", type=Path, default=HERE / "packed", help="committed files: never run again")
+    everything.add_argument("--gpus", default="", help="their numbers, separated by commas; default: as CUDA has it")
+    everything.add_argument("--processes", type=int, default=1, help="at a time on each GPU")
+    everything.add_argument("--commit", default="", help="named in results where there is no git")
     verbs.choices["prepare"].add_argument("--train-rows", type=int, default=TRAIN_ROWS)
     verbs.choices["rank"].add_argument("--ranking", type=Path, default=HERE / "ranking.json")
     search_ = verbs.choices["search"]
@@ -65,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     for one in (run_, asked):
         one.add_argument("--commit", default="", help="named in results where there is no git")
     run_.add_argument("--keep", action="store_true", help="leave run directories, adapters included, in WORK")
+    one = verbs.add_parser("join")
+    one.set_defaults(verb=_join)
+    one.add_argument("folders", type=Path, nargs="+", help="those with a search.json each")
+    one.add_argument("--protocol", type=Path, default=PROTOCOL)
+    one.add_argument("--out", type=Path, required=True)
     one = verbs.add_parser("unpack")
     one.set_defaults(verb=_unpack)
     one.add_argument("bundles", type=Path, nargs="+")
@@ -170,6 +185,41 @@ def _questions(given: argparse.Namespace) -> int:
         commit=given.commit,
     )
     return 0 if done else 75
+
+
+def _all(given: argparse.Namespace) -> int:
+    common = ["--protocol", str(given.protocol), *(part for text in given.set for part in ("--set", text))]
+    common += [] if given.tasks is None else ["--tasks", str(given.tasks)]
+    commit = ["--commit", given.commit] if given.commit else []
+    gpus = given.gpus.split(",")
+    todo = list(
+        jobs(
+            _protocol(given),
+            read_points(given.questions),
+            given.out,
+            common,
+            given.logs,
+            shares=min(4, max(1, len(gpus) * given.processes // 3)),
+            run=["--packed", str(given.packed), *commit],
+            ask=["--questions", str(given.questions), *commit],
+        )
+    )
+    state = run_jobs(
+        todo,
+        starter(given.out / "logs", since_start, given.minutes),
+        gpus,
+        given.processes,
+        tell=told(given.out / "state.json", since_start),
+        over=lambda: given.minutes is not None and since_start() > 60 * given.minutes,
+    )
+    left = {name: value for name, value in state.items() if value != DONE}
+    print(f"{len(state) - len(left)} of {len(state)} jobs done; {left or 'nothing left'}")
+    return 75 if left else 0
+
+
+def _join(given: argparse.Namespace) -> int:
+    join(load_protocol(given.protocol, given.out / "chosen.yaml"), given.folders, given.out)
+    return 0
 
 
 def _answers(given: argparse.Namespace) -> int:

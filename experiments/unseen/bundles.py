@@ -55,7 +55,7 @@ def read_bundle(path: Path) -> dict[str, bytes]:
             members = archive.getmembers()
             if strange := [m.name for m in members if not m.isfile() or Path(m.name).name != m.name]:
                 raise AbmllError(f"{path}: {strange[0]!r} is no plain file with a plain name")
-            return {m.name: archive.extractfile(m).read() for m in members}
+            return {m.name: data.read() for m in members if (data := archive.extractfile(m)) is not None}
     except (OSError, tarfile.TarError) as error:
         raise AbmllError(f"{path}: cannot be read ({error})") from error
 

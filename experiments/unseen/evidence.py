@@ -11,7 +11,7 @@ from scipy.stats import ttest_1samp
 from abmll.metrics.baselines import UNIFORM
 from abmll.metrics.calibration import calibration_noise_range
 from abmll.metrics.predictions import Predictions
-from abmll.metrics.scores import confidence_and_correct, scaled_probabilities, score
+from abmll.metrics.scores import auroc_of_confidence, confidence_and_correct, scaled_probabilities, score
 from abmll.metrics.statistics import (
     PairedTest,
     holm,
@@ -166,7 +166,7 @@ def _short(test: PairedTest | None) -> dict[str, Any] | None:
 
 def _adjust(found: dict[str, dict[str, Any]], metric: str, key: str) -> None:
     """Holm over the systems, in place."""
-    holders = {}
+    holders: dict[str, dict[str, Any]] = {}
     for name, tests in found.items():
         if metric in tests:
             holder = tests[metric] if key == "p" else tests[metric][key]
@@ -182,7 +182,7 @@ def entry(values: Values, name: str, before: Mapping[int, Mapping[Cell, Predicti
     cells = [(draw, task) for task in tasks for draw in range(draws)]
     scores = {s: [values.scores(name, s, c) for c in cells] for s in seeds}
     means = {key: _mean([_mean([one[key] for one in scores[s]]) for s in seeds]) for key in scores[seeds[0]][0]}
-    told = {
+    told: dict[str, Any] = {
         "n_seeds": len(seeds),
         "n_draws": draws,
         "accuracy": means["accuracy"],
@@ -200,7 +200,12 @@ def entry(values: Values, name: str, before: Mapping[int, Mapping[Cell, Predicti
         "temperature_in_sample": means["temperature"],
         "ece_noise_floor": means["ece_noise_floor"],
         "auroc": means["auroc"],
+        "auroc_of_spread": _mean([auroc_of_spread(values.final[name][s][c]) for s in seeds for c in cells]),
         "aurc": means["aurc"],
+        "by_seed": {
+            str(s): {k: _mean([o[SOURCE.get(k, k)] for o in scores[s]]) for k in ("accuracy", "nll_scaled")}
+            for s in seeds
+        },
         "standard_errors": {
             k: _error([_mean([o[SOURCE.get(k, k)] for o in scores[s]]) for s in seeds]) for k in TESTED
         },
@@ -231,6 +236,16 @@ def _beats_uniform(values: Values, name: str) -> dict[str, Any]:
     if name == UNIFORM:
         return {}
     return {metric: _short(paired(values, name, UNIFORM, metric, values.tasks)) for metric in ("nll", "nll_scaled")}
+
+
+def auroc_of_spread(found: Predictions) -> float | None:
+    """How well the posterior's spread of the predicted choice ranks wrong answers above right ones; None without."""
+    if any(row.spread is None for row in found.rows):
+        return None
+    table = found.probabilities()
+    chosen = table.argmax(axis=1)
+    spread = np.array([row.spread[k] for row, k in zip(found.rows, chosen, strict=True) if row.spread is not None])
+    return auroc_of_confidence(1 - spread, chosen == found.answers())
 
 
 def _noise_range(files: Sequence[Predictions]) -> list[float]:

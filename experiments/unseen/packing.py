@@ -93,7 +93,10 @@ def pack(packed: Packed) -> bytes:
     about = json.dumps({**packed.about, "files": heads}, sort_keys=True).encode()
     table = pyarrow.table(columns, schema=SCHEMA.with_metadata({ABOUT: about}))
     out = io.BytesIO()
-    pyarrow.parquet.write_table(table, out, compression="zstd", compression_level=9, write_statistics=False)
+    floats = [f"{name}.list.element" for name in ("log_probabilities", "spread")]  # their bytes in planes: a third less
+    words = [field.name for field in SCHEMA if field.type == WORDS]
+    options = {"use_byte_stream_split": floats, "use_dictionary": words, "write_statistics": False}
+    pyarrow.parquet.write_table(table, out, compression="zstd", compression_level=19, **options)
     return out.getvalue()
 
 

@@ -25,12 +25,14 @@ class Protocol:
         order: (system, seed), most important first.
         search: the section of that name.
         chosen: system -> settings of its method that the search found; empty before it.
+        like: control -> the system whose settings it takes.
     """
 
     config: CompareConfig
     order: tuple[tuple[str, int], ...]
     search: dict[str, Any]
     chosen: dict[str, dict[str, Any]]
+    like: dict[str, str]
 
     def run(self, system: str, seed: int) -> RunConfig:
         """The configuration of one target."""
@@ -58,7 +60,7 @@ def load_protocol(path: Path = PROTOCOL, chosen: Path = CHOSEN, overrides: Seque
     }
     config = check(CompareConfig, base, str(path))
     order = tuple(dict.fromkeys((s, n) for wave in values["order"] for s in wave["systems"] for n in wave["seeds"]))
-    return Protocol(config, order, values["search"], found)
+    return Protocol(config, order, values["search"], found, values["like"])
 
 
 def _settled(own: dict[str, Any], searched: dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +75,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise AbmllError(f"{path}: cannot be read ({error})") from error
     if not isinstance(values, dict):
         raise AbmllError(f"{path}: expected sections, found {type(values).__name__}")
+    if "extends" in values:
+        return merge(_read(path.parent / values.pop("extends")), values)
     return values
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from abmll.report import summarise
 from abmll.report.figures import pictures
 from abmll.report.tables import Table, markdown, number, percent, signed
 from experiments.unseen.evidence import REPEATS, Values, against, entry, per_task
-from experiments.unseen.figures import controls, reliability_after_scaling
-from experiments.unseen.results import Results, comparison, read_results
+from experiments.unseen.figures import controls, reliability_after_scaling, seed_by_seed
+from experiments.unseen.results import BEFORE, Results, comparison, read_results
 
 REFERENCE = "abmll"
 OURS = "abmll"
 """Names that begin so are ABMLL; the best of the others is the one to beat."""
+FEWEST_SEEDS = 3
+"""Of a system that can be called the best other one: fewer than that settle nothing."""
 
 
 def summary_of(results: Results, signal: Sequence[str]) -> dict[str, Any]:
@@ -25,13 +28,15 @@ def summary_of(results: Results, signal: Sequence[str]) -> dict[str, Any]:
     systems = {name: entry(values, name, results.before.get(name, {})) for name in results.final}
     tests = against(values, REFERENCE, results.tasks, [t for t in results.tasks if t in signal])
     others = {n: s["nll_scaled"] for n, s in systems.items() if not n.startswith(OURS) and s["nll_scaled"] is not None}
-    best = min(others, key=lambda name: others[name])
+    tested = {n for n in others if systems[n]["n_seeds"] >= min(FEWEST_SEEDS, len(results.seeds))}
+    best = min(tested, key=lambda name: others[name])
     return {
         "systems": systems,
         "against_abmll": tests,
         "primary": {
             "outcome": "nll_scaled: mean over tasks, at a temperature fitted on held-out folds of the 20 examples",
             "best_other": best,
+            "lowest_with_fewer_seeds": sorted((n for n in others if others[n] < others[best]), key=lambda n: others[n]),
             "tests": {metric: tests[best].get(metric) for metric in ("nll_scaled", "accuracy")},
         },
         "difference": "system minus abmll; p by Holm over the systems, p_unadjusted without",
@@ -48,6 +53,8 @@ def summary_of(results: Results, signal: Sequence[str]) -> dict[str, Any]:
 def report(packed: Path, out: Path, *, ranking: Path | None = None, kind: str = "cloze") -> dict[str, Any]:
     """Write `summary.json`, `tables.md` and `figures/` into `out`; returns the summary.
 
+    Tables and figures leave out the mean weights of all but the reference, which tell nothing apart.
+
     Raises:
         AbmllError: there is nothing to compare with, or a file is damaged.
     """
@@ -57,11 +64,22 @@ def report(packed: Path, out: Path, *, ranking: Path | None = None, kind: str = 
     results = read_results(packed.glob(f"*.{kind}.seed-*.parquet"))
     summary = summary_of(results, signal)
     write_json(out / "summary.json", summary)
-    write_text(out / "tables.md", tables(summary))
+    shown = {n for n in results.final if not n.endswith("_mean") or n == f"{REFERENCE}_mean"}
+    told = {
+        **summary,
+        "systems": {n: s for n, s in summary["systems"].items() if n in shown},
+        "against_abmll": {n: t for n, t in summary["against_abmll"].items() if n in shown},
+    }
+    write_text(out / "tables.md", tables(told))
+    results = replace(results, final={n: cells for n, cells in results.final.items() if n in shown})
     values = Values(results.final, results.tasks, results.draws)
-    write_bytes(out / "figures" / "controls.png", controls(summary))
+    write_bytes(out / "figures" / "controls.png", controls(told))
+    write_bytes(out / "figures" / "seeds.png", seed_by_seed(told))
     write_bytes(out / "figures" / "reliability_scaled.png", reliability_after_scaling(values, list(results.final)))
+    trained = {place for one in results.packed for files in one.found.values() for place, _, _ in files} - {BEFORE}
     for picture in pictures(summarise(comparison(results))):
+        if picture.name == "learning_curve" and len(trained) == 1:
+            continue  # a curve of one point
         write_bytes(out / "figures" / f"{picture.name}.png", picture.png())
     return summary
 
@@ -72,7 +90,7 @@ def tables(summary: dict[str, Any]) -> str:
         "# Unseen tasks: tables",
         "Written by `python -m experiments.unseen report`; see README.md for the protocol.",
     ]
-    for table in (score_table(summary), difference_table(summary), task_table(summary)):
+    for table in (score_table(summary), seed_table(summary), difference_table(summary), task_table(summary)):
         parts += [f"## {table.title}", markdown(table)]
     return "\n\n".join(parts) + "\n"
 
@@ -112,6 +130,21 @@ def score_table(summary: dict[str, Any]) -> Table:
     return Table("Scores, mean over tasks, seeds and draws", header, tuple(rows))
 
 
+def seed_table(summary: dict[str, Any]) -> Table:
+    """Scaled NLL and accuracy of each training seed: a mean hides a run that fell apart."""
+    seeds = [str(seed) for seed in summary["seeds"]]
+    rows = []
+    for name, e in sorted(summary["systems"].items()):
+        found = e["by_seed"]
+        cells = [
+            f"{number(found[seed]['nll_scaled'])} / {percent(found[seed]['accuracy'])}" if seed in found else "-"
+            for seed in seeds
+        ]
+        rows.append((name, *cells, number(e["auroc"]), number(e["auroc_of_spread"])))
+    header = ("System", *(f"Seed {seed}" for seed in seeds), "AUROC, confidence", "AUROC, spread")
+    return Table("NLL scaled / accuracy % of each training seed, and what ranks errors", header, tuple(rows))
+
+
 def difference_table(summary: dict[str, Any]) -> Table:
     """Each system against ABMLL."""
     header = (
@@ -134,7 +167,7 @@ def difference_table(summary: dict[str, Any]) -> Table:
             cells += [form(test["difference"]), number(test["p"]), number(wide["p"])] if test else ["-", "-", "-"]
         first = tests.get("nll_scaled") or {"seeds": 0, "draws": 0}
         rows.append((*cells, str(first["seeds"]), str(first["draws"])))
-    return Table("Paired differences (p after Holm's correction)", header, tuple(rows))
+    return Table("Paired differences, on the seeds that both have (p after Holm's correction)", header, tuple(rows))
 
 
 def task_table(summary: dict[str, Any]) -> Table:

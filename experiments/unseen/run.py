@@ -134,9 +134,10 @@ def _targets(
             roles = (tasks.train, tasks.unseen, ())
             folder, curve = work / system / f"seed-{seed}", protocol.config.curve
             target = Target(system, config, folder, *roles, curve, mean_predictions=means)
-            target.make(renewing.base, lambda event: None, World(), renewing.get(config))
+            made = renewing.get(config)
+            target.make(renewing.base, lambda event: None, World(), made)
             found = read_target(work, system, target.names, seed)
-            about = {**found.about, "commit": commit, "graphs": renewing.system.graphs.report()}
+            about = {**found.about, "commit": commit, "graphs": made.graphs.report()}
             data = pack(type(found)(about, found.found))
             seconds = {k: round(v, 2) for k, v in found.about["cost"].items() if k.endswith("_seconds")}
             yield (

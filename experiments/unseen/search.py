@@ -81,14 +81,13 @@ class Search:
     tasks: RunTasks
     work: Path
 
-    def config(self, system: str, settings: Mapping[str, Any], rung: Mapping[str, Any]) -> RunConfig:
+    def config(self, system: str, settings: Mapping[str, Any], rung: Mapping[str, Any], seed: int) -> RunConfig:
         """The configuration of a trial: the base and the system's own part, not what was chosen before."""
-        given = self.protocol.search
         own = self.protocol.config.systems[system]
         method = {"name": own["method"]["name"], **settings}
         systems = {system: {**own, "method": method}}
         config = self.protocol.config.model_copy(update={"systems": systems})
-        run = config.run(system, given["seed"]).model_dump(mode="json")
+        run = config.run(system, seed).model_dump(mode="json")
         wanted = {
             "training": {"iterations": rung["iterations"], "checkpoint_every": 10_000},
             "adaptation": {"draws": rung["draws"], "test_questions": rung["test_questions"]},
@@ -98,35 +97,40 @@ class Search:
     def trial(
         self, renewing: Renewing, system: str, settings: Mapping[str, Any], rung: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Scores of one trial, as its line of the log."""
-        began, config = time.perf_counter(), self.config(system, settings, rung)
-        folder = self.work / "trial" / system / "seed-search"
-        for rest in (folder, folder.parent.parent / f"{system}_mean" / folder.name):
-            if rest.exists():
-                remove_folder(rest)
-        means = folder.parent.parent / f"{system}_mean" / folder.name / "predictions"
-        roles = (self.tasks.train, self.tasks.validation)
-        target = Target(system, config, folder, *roles, mean_predictions=means)
-        found: dict[str, Any] = {"settings": dict(settings), **rung, "examples": target.examples(target.iterations)}
+        """Scores of one trial, as its line of the log: means over the rung's training seeds."""
+        began, seeds = time.perf_counter(), rung.get("seeds") or [self.protocol.search["seed"]]
+        found: dict[str, Any] = {"settings": dict(settings), **rung, "seeds": seeds}
         try:
-            target.make(renewing.base, lambda event: None, World(), renewing.get(config))
-            scores = _scores(folder)
+            made = [self._scores(renewing, system, settings, rung, seed) for seed in seeds]
         except NonFiniteError as error:  # a rate too high is an answer, not an accident
             renewing.close()
             return {**found, "score": None, "why": str(error)[:200], "seconds": round(time.perf_counter() - began, 2)}
+        scores = {task: [s for one in made for s in one[task]] for task in made[0]}
         by_task = {task: float(np.mean([s[CRITERION] for s in each])) for task, each in scores.items()}
         others = {
             name: float(np.mean([np.mean([s[name] for s in each]) for each in scores.values()]))
             for name in ("accuracy", "nll", "nll_scaled", "ece", "nll_over_uniform")
         }
+        by_seed = [float(np.mean([np.mean([s[CRITERION] for s in each]) for each in one.values()])) for one in made]
         seconds = round(time.perf_counter() - began, 2)
-        return {
-            **found,
-            "score": float(np.mean(list(by_task.values()))),
-            "tasks": by_task,
-            **others,
-            "seconds": seconds,
-        }
+        score = float(np.mean(list(by_task.values())))
+        return {**found, "score": score, "by_seed": by_seed, "tasks": by_task, **others, "seconds": seconds}
+
+    def _scores(
+        self, renewing: Renewing, system: str, settings: Mapping[str, Any], rung: Mapping[str, Any], seed: int
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Task -> scores of its draws, after training with one seed."""
+        config = self.config(system, settings, rung, seed)
+        folder = self.work / "trial" / system / "seed-search"
+        rows = self.work / "trial" / f"{system}_mean" / folder.name
+        for rest in (folder, rows):
+            if rest.exists():
+                remove_folder(rest)
+        target = Target(
+            system, config, folder, self.tasks.train, self.tasks.validation, mean_predictions=rows / "predictions"
+        )
+        target.make(renewing.base, lambda event: None, World(), renewing.get(config))
+        return _scores(folder)
 
 
 def _scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -135,6 +139,14 @@ def _scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
         predictions = read_predictions(path)
         out.setdefault(predictions.task, []).append(score(predictions).to_dict())
     return out
+
+
+def join(protocol: Protocol, folders: Sequence[Path], out: Path) -> None:
+    """One `search.json` and `chosen.yaml` from those of searches side by side."""
+    log = _known(protocol.search, [path for folder in folders if (path := folder / "search.json").exists()])
+    log.sort(key=lambda entry: (entry["system"], entry["rung"], entry["trial"]))
+    _write(log, out / "search.json", protocol)
+    _choose(protocol, log, out / "chosen.yaml")
 
 
 def best(log: list[dict[str, Any]], system: str, rung: int, keep: int) -> list[int]:
@@ -173,7 +185,7 @@ def search(
         Whether all is done, or else time was over.
     """
     given = protocol.search
-    log = _known([path for path in (log_file, *others) if path.exists()])
+    log = _known(given, [path for path in (log_file, *others) if path.exists()])
     loaded: list[Renewing] = []
 
     def renewing() -> Renewing:
@@ -184,8 +196,15 @@ def search(
     try:
         with deadline(minutes):
             for system in systems or list(given["spaces"]):
-                one = Search(protocol, tasks, work)
-                _halve(one, system, log, renewing, lambda: _write(log, log_file, protocol), tell, part)
+                _halve(
+                    Search(protocol, tasks, work),
+                    system,
+                    log,
+                    renewing,
+                    lambda: _write(log, log_file, protocol),
+                    tell,
+                    part,
+                )
                 _choose(protocol, log, chosen_file)
     except Stopped as stopped:
         tell(f"stopped at {since_start():.0f} s: {stopped}")
@@ -196,10 +215,22 @@ def search(
     return True
 
 
-def _known(logs: Iterable[Path]) -> list[dict[str, Any]]:
-    """The trials of all logs, each once."""
+def _known(given: Mapping[str, Any], logs: Iterable[Path]) -> list[dict[str, Any]]:
+    """The trials of all logs, each once; those of other settings or rungs than the protocol's do not count."""
+    tried = {
+        system: trials(system, spaces, given["trials"], given["seed"]) for system, spaces in given["spaces"].items()
+    }
+
+    def fits(entry: Mapping[str, Any]) -> bool:
+        system, trial, number = entry["system"], entry["trial"], entry["rung"]
+        if system not in tried or trial >= given["trials"] or number >= len(given["rungs"]):
+            return False
+        rung = given["rungs"][number]
+        same = all(entry.get(name) == value for name, value in rung.items() if name != "keep")
+        return same and bool(entry["settings"] == tried[system][trial])
+
     found = [entry for path in logs for entry in json.loads(path.read_text(encoding="utf-8"))["trials"]]
-    return list({(e["system"], e["rung"], e["trial"]): e for e in found}.values())
+    return list({(e["system"], e["rung"], e["trial"]): e for e in found if fits(e)}.values())
 
 
 def _halve(

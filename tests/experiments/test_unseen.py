@@ -19,11 +19,13 @@ from experiments.unseen.__main__ import main
 from experiments.unseen.bundles import Bundles, read_bundle, unpack
 from experiments.unseen.evidence import Values, against, entry, paired
 from experiments.unseen.packing import Packed, read_packed, write_packed
+from experiments.unseen.pool import Job, jobs, run_jobs
 from experiments.unseen.protocol import load_protocol
+from experiments.unseen.questions import read_points
 from experiments.unseen.rank import gains
 from experiments.unseen.results import ENSEMBLE, read_results
 from experiments.unseen.run import told_seconds
-from experiments.unseen.search import best, trials
+from experiments.unseen.search import best, join, trials
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
 NOTHING = Path("nowhere.yaml")
@@ -285,6 +287,85 @@ def test_questions_are_points_of_the_same_harness(place: Path, tmp_path: Path) -
     assert call(place, "questions", *arguments, "--only", "steps-*") == 0
     assert (tmp_path / "out/steps-2/results-1.tar").read_bytes() == bundle
     assert (tmp_path / "figures/questions.png").stat().st_size > 1000
+
+
+class Ended:
+    """A process that ends with a code after so many looks."""
+
+    def __init__(self, code: int, looks: int) -> None:
+        self.code, self.looks = code, looks
+
+    def poll(self) -> int | None:
+        self.looks -= 1
+        return self.code if self.looks < 0 else None
+
+
+def test_jobs_wait_for_what_they_need_and_are_skipped_where_it_failed() -> None:
+    todo = [Job("a", ()), Job("b", (), ("a",)), Job("c", (), ("b",)), Job("d", ()), Job("e", (), ("d",)), Job("f", ())]
+    started: list[tuple[str, str]] = []
+    at_once: list[int] = []
+
+    def start(job: Job, gpu: str) -> Ended:
+        started.append((job.name, gpu))
+        return Ended(1 if job.name == "b" else 0, looks=len(started) % 3)
+
+    state = run_jobs(
+        todo,
+        start,
+        ["0", "1"],
+        1,
+        tell=lambda s: at_once.append(list(s.values()).count("running")),
+        pause=0,
+    )
+    assert state == {"a": "done", "b": "exit 1", "c": "skipped", "d": "done", "e": "done", "f": "done"}
+    order = [name for name, _ in started]
+    assert order.index("a") < order.index("b")
+    assert order.index("d") < order.index("e")
+    assert started[:2] == [("a", "0"), ("d", "1")]
+    assert max(at_once) == 2
+
+
+def test_no_job_begins_when_time_is_over() -> None:
+    state = run_jobs([Job("a", ())], lambda job, gpu: Ended(0, 0), [""], 1, over=lambda: True, pause=0)
+    assert state == {"a": "waiting"}
+
+
+def test_every_target_is_a_job_after_the_search_that_it_takes_its_settings_from(tmp_path: Path) -> None:
+    protocol = load_protocol()
+    common = ["--protocol", "p.yaml"]
+    todo = list(jobs(protocol, read_points(), tmp_path, common, [Path("known.json")], shares=2, run=["--packed", "p"]))
+    by_name = {job.name: job for job in todo}
+    assert {name.removeprefix("run-") for name in by_name if name.startswith("run-")} == {
+        f"{system}.seed-{seed}" for system, seed in protocol.order
+    }
+    assert by_name["run-abmll_frozen.seed-0"].needs == ("search-abmll",)
+    assert str(tmp_path / "search-abmll" / "chosen.yaml") in by_name["run-abmll_frozen.seed-0"].arguments
+    assert by_name["run-abmll_paper.seed-0"].needs == ("rank",)
+    assert by_name["search-lora"].needs == ("rank", "search-lora-1", "search-lora-2")
+    assert set(by_name["join"].needs) == {f"search-{system}" for system in protocol.search["spaces"]}
+    assert {job.name for job in todo if job.needs == ("join",)} == {
+        f"question-{name}" for name in dict.fromkeys(point.question for point in read_points())
+    }
+    names = [job.name for job in todo]
+    assert all(names.index(need) < names.index(job.name) for job in todo for need in job.needs)
+
+
+def test_a_log_counts_only_for_the_settings_and_rungs_that_it_was_made_with(tmp_path: Path) -> None:
+    """Trials of the first run serve a second one where nothing about them changed."""
+    here = Path(__file__).parents[2] / "experiments/unseen"
+    folder = tmp_path / "log"
+    folder.mkdir()
+    (folder / "search.json").write_text((here / "search.json").read_text())
+    first, second = load_protocol(), load_protocol(here / "second.yaml")
+    join(first, [folder], tmp_path / "first")
+    assert yaml.safe_load((tmp_path / "first/chosen.yaml").read_text()) == yaml.safe_load(
+        (here / "chosen.yaml").read_text()
+    )
+    join(second, [folder], tmp_path / "second")
+    kept = json.loads((tmp_path / "second/search.json").read_text())["trials"]
+    assert {e["rung"] for e in kept} == {0}
+    assert sum(e["system"] == "reptile" for e in kept) == 12
+    assert [e["trial"] for e in kept if e["system"] == "abmll"] == [0]  # the defaults: the others have another space
 
 
 def made(system: str, seed: int, draw: int, task: str, p: np.ndarray) -> Predictions:

@@ -1,0 +1,193 @@
+"""The whole protocol in processes side by side: ranking, searches, runs, questions, each when what it needs is there.
+
+A step of a small model leaves most of a GPU idle: several processes share it where NVIDIA's MPS daemon runs, and take
+turns otherwise.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from typing import Protocol as Typed
+
+from abmll.files import write_json
+from experiments.unseen.protocol import Protocol
+from experiments.unseen.questions import Point
+
+RANK = "rank"
+JOIN = "join"
+WAITING, RUNNING, DONE, SKIPPED = "waiting", "running", "done", "skipped"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process.
+
+    Attributes:
+        name: of its log.
+        arguments: after `python -m experiments.unseen`.
+        needs: jobs that must have ended well before.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+
+
+class Process(Typed):
+    """What is needed of a started process."""
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+
+
+Start = Callable[[Job, str], Process]
+"""A job and the GPU it is to see -> its process."""
+
+
+def jobs(
+    protocol: Protocol,
+    questions: Sequence[Point],
+    out: Path,
+    common: Sequence[str],
+    logs: Sequence[Path],
+    *,
+    shares: int,
+    run: Sequence[str] = (),
+    ask: Sequence[str] = (),
+) -> Iterator[Job]:
+    """Everything there is to do, most important first.
+
+    Args:
+        protocol: what is searched and run.
+        questions: asked when all is chosen.
+        out: where jobs put what they make: `search-SYSTEM`, `run-SYSTEM.seed-N`, `questions`.
+        common: arguments of every job.
+        logs: trials that are known already.
+        shares: processes among which the first rung of each search is divided.
+        run, ask: further arguments of runs, and of questions.
+    """
+    yield Job(RANK, ("rank", *common, "--ranking", str(out / "ranking.json")))
+    for system in protocol.search["spaces"]:
+        yield from _search_jobs(system, out, common, logs, shares)
+    parents = {name: parent for name, parent in protocol.like.items() if parent in protocol.search["spaces"]}
+    for system, seed in protocol.order:
+        name = f"{system}.seed-{seed}"
+        parent = parents.get(system, system)
+        searched = parent in protocol.search["spaces"]
+        chosen = ("--chosen", str(out / f"search-{parent}" / "chosen.yaml")) if searched else ()
+        arguments = ("run", *common, *chosen, "--only", name, "--out", str(out / f"run-{name}"), *run)
+        yield Job(f"run-{name}", arguments, (f"search-{parent}",) if searched else (RANK,))
+    searches = [f"search-{system}" for system in protocol.search["spaces"]]
+    folders = tuple(str(out / name) for name in searches)
+    yield Job(JOIN, ("join", *folders, *_protocol_of(common), "--out", str(out)), tuple(searches))
+    for question in dict.fromkeys(point.question for point in questions):
+        where = ("--out", str(out / "questions"), "--work", str(out / "work" / question))
+        chosen = ("--chosen", str(out / "chosen.yaml"))
+        yield Job(
+            f"question-{question}", ("questions", *common, *chosen, *where, *ask, "--only", f"{question}-*"), (JOIN,)
+        )
+
+
+def _protocol_of(common: Sequence[str]) -> Sequence[str]:
+    at = common.index("--protocol")
+    return common[at : at + 2]
+
+
+def _search_jobs(system: str, out: Path, common: Sequence[str], logs: Sequence[Path], shares: int) -> Iterator[Job]:
+    known = [str(path) for path in logs]
+    parts = []
+    for share in range(1, shares + 1) if shares > 1 else ():
+        place = out / f"search-{system}-{share}"
+        arguments = ("search", *common, "--only", system, "--out", str(place), "--part", f"{share}/{shares}")
+        yield Job(place.name, (*arguments, "--logs", *known), (RANK,))
+        parts.append(place)
+    read = [*known, *(str(place / "search.json") for place in parts)]
+    arguments = ("search", *common, "--only", system, "--out", str(out / f"search-{system}"), "--logs", *read)
+    yield Job(f"search-{system}", arguments, (RANK, *(place.name for place in parts)))
+
+
+def run_jobs(
+    todo: Sequence[Job],
+    start: Start,
+    gpus: Sequence[str],
+    processes: int,
+    *,
+    tell: Callable[[dict[str, str]], None] = lambda state: None,
+    over: Callable[[], bool] = lambda: False,
+    pause: float = 0.2,
+) -> dict[str, str]:
+    """Run jobs in their order, so many at a time on each GPU; one whose need failed is skipped.
+
+    Args:
+        todo: the jobs.
+        start: starts one.
+        gpus: names; a job goes to the one with the fewest.
+        processes: at a time on each.
+        tell: hears the state of all jobs after each change.
+        over: whether no more may be started.
+        pause: seconds between looks.
+
+    Returns:
+        Name -> `done`, `skipped`, `waiting` (time was over) or `exit N`.
+    """
+    state = {job.name: WAITING for job in todo}
+    running: dict[str, tuple[Process, str]] = {}
+    while True:
+        before = dict(state)
+        for name, (process, _) in list(running.items()):
+            if (code := process.poll()) is not None:
+                state[name] = DONE if code == 0 else f"exit {code}"
+                del running[name]
+        for job in todo:
+            needs = [state.get(need, DONE) for need in job.needs]
+            if state[job.name] != WAITING or over():
+                continue
+            if any(s not in (WAITING, RUNNING, DONE) for s in needs):
+                state[job.name] = SKIPPED
+            elif all(s == DONE for s in needs):
+                counts = {gpu: sum(where == gpu for _, where in running.values()) for gpu in gpus}
+                gpu = min(counts, key=lambda one: counts[one])
+                if counts[gpu] < processes:
+                    running[job.name] = (start(job, gpu), gpu)
+                    state[job.name] = RUNNING
+        if state != before:
+            tell(state)
+        if not running and (over() or WAITING not in state.values()):
+            return state
+        time.sleep(pause)
+
+
+def starter(logs: Path, age: Callable[[], float], minutes: float | None) -> Start:
+    """Starts jobs as processes of this Python; those that can stop by themselves are told in how many minutes."""
+    logs.mkdir(parents=True, exist_ok=True)
+
+    def start(job: Job, gpu: str) -> subprocess.Popen[bytes]:
+        left = ("--minutes", f"{max(0.0, minutes - age() / 60):.2f}") if minutes is not None else ()
+        stops = left if job.arguments[0] in ("search", "run", "questions") else ()
+        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
+        command = [sys.executable, "-m", "experiments.unseen", *job.arguments, *stops]
+        with (logs / f"{job.name}.log").open("wb") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    return start
+
+
+def told(path: Path, age: Callable[[], float]) -> Callable[[dict[str, str]], None]:
+    """Writes the state of all jobs, and since when each has it, to a file."""
+    since: dict[str, Any] = {}
+
+    def tell(state: dict[str, str]) -> None:
+        for name, value in state.items():
+            if since.get(name, {}).get("state") != value:
+                since[name] = {"state": value, "seconds": round(age())}
+        write_json(path, since)
+        counts = {value: list(state.values()).count(value) for value in dict.fromkeys(state.values())}
+        print(f"{age():.0f} s: {json.dumps(counts)}", flush=True)
+
+    return tell
