@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM
 from abmll.metrics.calibration import reliability_bins
 from abmll.report.theme import FAINT, INK, MUTED, colour, settings, to_png
 from experiments.unseen.evidence import Values, reliability_scaled
@@ -40,6 +41,25 @@ def controls(summary: Mapping[str, Any], reference: str = "abmll") -> bytes:
         return to_png(figure)
 
 
+def seed_by_seed(summary: Mapping[str, Any]) -> bytes:
+    """Scaled NLL and accuracy of every training seed, a line at a uniform guess."""
+    systems = {n: s for n, s in summary["systems"].items() if n != LABEL_FREQUENCY}
+    names = sorted(systems, key=lambda n: -systems[n]["nll_scaled"])
+    with settings():
+        figure = Figure(figsize=(9, 0.3 * len(names) + 1.2), layout="constrained")
+        axes_of = figure.subplots(1, 2, sharey=True)
+        for axes, metric, label in zip(
+            axes_of, ("nll_scaled", "accuracy"), ("NLL (scaled), nats", "accuracy"), strict=True
+        ):
+            for place, name in enumerate(names):
+                found = [one[metric] for one in systems[name]["by_seed"].values()]
+                axes.plot(found, [place] * len(found), "o", color=colour("series0"), alpha=0.6, markersize=5)
+            axes.axvline(systems[UNIFORM][metric], color=colour(MUTED), linewidth=1)
+            axes.set_yticks(range(len(names)), names)
+            axes.set_xlabel(f"{label}, each training seed")
+        return to_png(figure)
+
+
 def reliability_after_scaling(values: Values, names: list[str]) -> bytes:
     """Reliability diagrams after temperature scaling on held-out folds, all tasks, seeds and draws together."""
     columns = min(4, len(names))
@@ -54,6 +74,8 @@ def reliability_after_scaling(values: Values, names: list[str]) -> bytes:
             axes.set_title(name, color=colour(INK))
             axes.set_xlim(0, 1)
             axes.set_ylim(0, 1)
+        for axes in figure.axes[len(names) :]:
+            axes.set_visible(False)
         return to_png(figure)
 
 
