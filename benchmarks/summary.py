@@ -29,6 +29,8 @@ TARGETS = {
     "kl_outer_all_ms": 120,
     "adapt_predict_ratio": 0.7,
     "smollm2_step_ratio": 0.2,
+    "memory_tasks": 1.01,  # flat: the peak at the most over the peak at the least
+    "memory_samples": 1.01,
 }
 LABELS = {
     "peer_eager": "peft LoRA, eager",
@@ -66,7 +68,18 @@ def rows() -> dict[str, float]:
     for tokens in (128, 512):
         of = read("steps_sizes.json")[f"qv_rank8_2x{tokens}"]
         found[f"qv_{tokens}_overhead_captured"] = of["abmll_captured"]["ms"] / of["lora_captured"]["ms"]
+    few = read("steps_four_layers.json")
+    for setting in ("qv_rank8_2x1024", "qv_rank8_8x256", "all_rank8_2x1024"):
+        of = few[setting]
+        name = setting.replace("_rank8_2x", "_").replace("_rank8", "")
+        found[f"{name}_four_layers_overhead_captured"] = of["abmll_captured"]["ms"] / of["lora_captured"]["ms"]
+    of = few["qv_rank8_2x256"]
+    for peer in ("peer_compiled", "abmll_dense"):
+        found[f"{peer}_four_layers_ms"] = of[peer]["ms"]
     found["adapt_predict_ratio"] = tasks["adapt_predict"]["ratio"]
+    for kind in ("tasks", "samples"):
+        peaks = list(tasks["memory"][f"{kind}_mib"].values())
+        found[f"memory_{kind}"] = max(peaks) / min(peaks)
     return found
 
 

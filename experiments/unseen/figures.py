@@ -36,8 +36,8 @@ def controls(summary: Mapping[str, Any], reference: str = "abmll") -> bytes:
                 ecolor=colour(FAINT),
             )
             axes.axvline(0, color=colour(MUTED), linewidth=1)
-            axes.set_yticks(range(len(names)), names)
-            axes.set_xlabel(f"{label}: system minus {reference}")
+            axes.set_yticks(range(len(names)), [f"{n} ({tests[n][metric]['seeds']})" for n in names])
+            axes.set_xlabel(f"{label}: system minus {reference} (seeds)")
         return to_png(figure)
 
 
