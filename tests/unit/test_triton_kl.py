@@ -87,6 +87,45 @@ def test_stds_that_cancel_to_the_floor_are_as_exact_as_in_eager():
     assert_close(fused_kl(rough), rough.factors, dense_kl(*exact), exact.factors, 1e-4)
 
 
+@pytest.mark.parametrize("size", [1e-8, 1e8])
+@pytest.mark.parametrize("part", ["mean", "std"])
+def test_factors_of_any_size_keep_their_digits(part, size):
+    """B as much smaller as A is larger, and back: the float16 parts behind the products neither vanish nor overflow."""
+    pair = far_pair((33, 20, 8))
+    for side in (pair.task, pair.shared):
+        getattr(side, f"{part}_b").mul_(size)
+        getattr(side, f"{part}_a").div_(size)
+    rough = pair.leaves(torch.float32)
+    exact = doubled(rough)
+    assert_close(fused_kl(rough), rough.factors, dense_kl(*exact), exact.factors)
+
+
+def test_the_smaller_of_two_halves_keeps_its_share_of_the_digits():
+    """All of the change in A, by a step that is tiny beside it, then all in B; and stds that start from B = 0."""
+    for still, zero in (("_b", False), ("_a", False), ("_a", True)):
+        pair = near_pair((33, 20, 8))
+        for name in (f"mean{still}", f"std{still}"):
+            getattr(pair.task, name).copy_(getattr(pair.shared, name))
+        if zero:
+            pair.shared.std_b.zero_()
+            pair.task.std_b.fill_(1e-9)
+        rough = pair.leaves(torch.float32)
+        exact = doubled(rough)
+        value, wanted = fused_kl(rough), dense_kl(*exact)
+        assert float(value.detach()) == pytest.approx(float(wanted.detach()), rel=TOLERANCE)
+        for mine, other in zip(gradients_of(value, rough.task), gradients_of(wanted, exact.task), strict=True):
+            assert relative_error(mine, other) < TOLERANCE
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("at", range(8))
+def test_what_is_not_a_number_stays_visible(at, number):
+    rough = far_pair((9, 20, 4)).leaves(torch.float32)
+    with torch.no_grad():
+        rough.factors[at][1, 1] = number
+    assert not torch.isfinite(fused_kl(rough))
+
+
 def test_a_side_without_gradient_gets_none():
     pair = far_pair((33, 20, 8)).leaves(torch.float32)
     fixed = Factors(*(f.detach() for f in pair.shared))

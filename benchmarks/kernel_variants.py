@@ -1,0 +1,121 @@
+"""One run that decides between tiles of the KL kernel: compile time, time, and error against float64 of each.
+
+    python -m benchmarks.kernel_variants [NAME ...]
+
+`before` is the kernel in use, `abmll.kernels.triton_kl`; all others are tiles of `kernel_kl_next`, which takes its
+place if it is faster on a GPU and as exact. Shapes are all linear layers of `--layers` transformer layers of
+Llama-3-8B.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from abmll.kernels import Factors, eager, triton_kl
+from benchmarks import kernel_kl_next
+from benchmarks.kernel_kl import ALL, VARIANCE, factors, graph_times, moved
+
+Tile = dict[str, int]
+
+
+def tile(rows: int, columns: int, warps: int = 4, stages: int = 2, *, lo: bool = True) -> Tile:
+    return {"BLOCK_N": rows, "BLOCK_M": columns, "num_warps": warps, "num_stages": stages, "LO": lo}
+
+
+# Of the inner KL (and the prior), and of the outer one.
+VARIANTS: dict[str, tuple[Tile, Tile]] = {
+    "default": (kernel_kl_next._tile(16, shared=False), kernel_kl_next._tile(16, shared=True)),
+    "thin": (tile(64, 32), tile(64, 64)),
+    "tall": (tile(128, 32), tile(64, 32, stages=1)),
+    "two_warps": (tile(64, 32, 2), tile(64, 32, 2)),
+    "two_parts": (tile(64, 64, lo=False), tile(64, 32, lo=False)),
+    "two_parts_thin": (tile(64, 32, lo=False), tile(64, 64, lo=False)),
+    "two_parts_two_warps": (tile(64, 32, 2, lo=False), tile(64, 32, 2, lo=False)),
+}
+DEFAULT = ["default", "thin", "tall", "two_warps", "two_parts", "two_parts_thin"]
+
+
+def use(inner: Tile, outer: Tile) -> None:
+    def of(width: int, *, shared: bool) -> Tile:
+        return outer if shared else inner
+
+    kernel_kl_next._tile = of
+
+
+def leaves(side: list[Factors]) -> list[Factors]:
+    return [Factors(*(x.detach().requires_grad_() for x in f)) for f in side]
+
+
+def runs(op: ModuleType, task: list[Factors], shared: list[Factors]) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+    """The value and the gradients, by what they are of."""
+    variances = [VARIANCE] * len(task)
+    mine, theirs = leaves(task), leaves(shared)
+    stds = [[f.std_b for f in theirs], [f.std_a for f in theirs]]
+
+    def with_gradients(loss: Tensor, of: list[Tensor]) -> tuple[Tensor, ...]:
+        return (loss, *torch.autograd.grad(loss, of))
+
+    return {
+        "inner": lambda: with_gradients(op.task_kl(mine, shared, variances), [x for f in mine for x in f]),
+        "outer": lambda: with_gradients(op.task_kl(mine, theirs, variances), [x for f in (*mine, *theirs) for x in f]),
+        "prior": lambda: with_gradients(op.precision_penalty(*stds, variances, 2.5, 0.01), [*stds[0], *stds[1]]),
+    }
+
+
+def doubled(side: list[Factors]) -> list[Factors]:
+    return [Factors(*(x.double() for x in f)) for f in side]
+
+
+def worst(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> Tensor:
+    """Of the value and of each gradient as a whole."""
+    return torch.stack(
+        [(a.double() - b).norm() / b.norm() for a, b in zip(found, exact, strict=True)]
+    ).max()  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"before, {', '.join(VARIANTS)}", default=["before", *DEFAULT])
+    parser.add_argument("--layers", type=int, default=4)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    device = torch.device("cuda")
+    print(torch.cuda.get_device_name(), torch.__version__, flush=True)
+    shared = [factors(shape, 8, device) for _ in range(arguments.layers) for shape in ALL.values()]
+    task = [moved(f, 1e-6) for f in shared]
+    cases: dict[str, Any] = {}
+    for case, step in (("step", 1e-6), ("apart", None)):
+        theirs = [factors((1024, 4096), 8, device)]
+        mine = [moved(theirs[0], step)]
+        exact = runs(eager, doubled(mine), doubled(theirs))
+        cases[case] = mine, theirs, {kind: run() for kind, run in exact.items()}
+    for name in arguments.names:
+        op = triton_kl if name == "before" else kernel_kl_next
+        if name != "before":
+            use(*VARIANTS[name])
+        try:
+            start = time.perf_counter()
+            errors = {
+                f"{case} {kind}": f"{float(worst(run(), exact[kind])):.1e}"
+                for case, (mine, theirs, exact) in cases.items()
+                for kind, run in runs(op, mine, theirs).items()
+            }
+            compiled = time.perf_counter() - start
+            times = {
+                kind: round(statistics.median(graph_times(run, 10)), 3)
+                for kind, run in runs(op, task, shared).items()
+            }  # fmt: skip
+        except Exception as problem:  # a tile that does not fit says so, and the others are still measured
+            print(f"{name:20} {type(problem).__name__}: {str(problem)[:300]}", flush=True)
+            continue
+        print(f"{name:20} first calls {compiled:.1f} s, ms {times}, errors {errors}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
