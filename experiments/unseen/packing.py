@@ -70,9 +70,10 @@ def read_target(work: Path, system: str, rows: Iterable[str], seed: int) -> Pack
 
 
 def _telling_lines(journal: Path) -> list[dict[str, Any]]:
-    """The lines with std statistics, the first and the last ones: enough to see what training did."""
+    """The lines with std statistics or a validation, the first and the last: enough to see what training did."""
     lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()] if journal.exists() else []
-    return [line for i, line in enumerate(lines) if "stds" in line or i in (0, len(lines) - 1) or i % 25 == 0]
+    telling = {"stds", "validation_nll"}
+    return [line for i, line in enumerate(lines) if telling & set(line) or i in (0, len(lines) - 1) or i % 25 == 0]
 
 
 def pack(packed: Packed) -> bytes:

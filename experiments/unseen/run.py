@@ -131,7 +131,8 @@ def _targets(
         for system, seed in todo:
             began, config = time.perf_counter(), protocol.run(system, seed)
             means = work / f"{system}_mean" / f"seed-{seed}" / "predictions"
-            roles = (tasks.train, tasks.unseen, ())
+            validation = tasks.validation if config.training.validate_every else ()
+            roles = (tasks.train, tasks.unseen, validation)
             folder, curve = work / system / f"seed-{seed}", protocol.config.curve
             target = Target(system, config, folder, *roles, curve, mean_predictions=means)
             made = renewing.get(config)

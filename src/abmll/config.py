@@ -123,6 +123,10 @@ class TasksConfig(_Section):
 class TrainingConfig(_Section):
     """The outer loop.
 
+    Every `validate_every` meta-iterations the validation tasks are adapted to, and the weights with the lowest mean
+    NLL are kept; training stops after `patience` times without a lower one. `validate_by: nll_scaled` takes the NLL
+    at the temperature that suits each task best: by the plain one a guess can beat good weights that are too sure.
+
     `on_non_finite` says whether a meta-iteration with a loss or gradient that is not finite stops the run, or is left
     out and counted; more than `most_skipped` of them stop the run in any case.
     """
@@ -134,6 +138,7 @@ class TrainingConfig(_Section):
     checkpoint_every: int = Field(50, ge=1)
     log_stds_every: int = Field(10, ge=1)
     validate_every: int | None = Field(None, ge=1)
+    validate_by: Literal["nll", "nll_scaled"] = "nll"
     patience: int = Field(3, ge=1)
     on_non_finite: Literal["stop", "skip"] = "stop"
     most_skipped: int = Field(10, ge=0)

@@ -165,6 +165,17 @@ def test_renewed_seeds_are_those_of_separate_processes(place: Path, measured: Pa
     assert alone == together
 
 
+def test_validation_tasks_choose_the_weights_where_they_are_asked(place: Path, tmp_path: Path) -> None:
+    arguments = ("--out", str(tmp_path), "--packed", str(tmp_path / "none"), "--only", "structured.seed-0")
+    asked = [f"training.{text}" for text in ("iterations=3", "validate_every=1", "validate_by=nll_scaled")]
+    assert call(place, "run", *arguments, *(part for text in asked for part in ("--set", text))) == 0
+    unpack(Bundles(tmp_path).paths(), tmp_path)
+    found = read_packed(tmp_path / "structured.cloze.seed-0.parquet")
+    scores = [line["validation_nll"] for line in found.about["journal"] if "validation_nll" in line]
+    assert len(scores) == 3
+    assert found.about["cost"]["final_step"] == scores.index(min(scores)) + 1
+
+
 def test_a_run_stops_by_itself_and_goes_on(place: Path, tmp_path: Path) -> None:
     arguments = ("--out", str(tmp_path), "--packed", str(tmp_path / "none"), "--only", "fomaml.seed-0")
     assert call(place, "run", *arguments, "--minutes", "0") == 75

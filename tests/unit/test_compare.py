@@ -6,13 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
 from abmll.config import CompareConfig
 from abmll.errors import AbmllError
-from abmll.metrics.predictions import read_predictions
+from abmll.metrics.predictions import Prediction, read_predictions
 from abmll.models import LanguageModel
 from abmll.report import write_report
+from abmll.running.adapt import mean_nll, mean_nll_scaled
 from abmll.running.compare import run_comparison
 from tests.systems import tiny_base
 from tests.tiny import tiny_tasks, write_tasks
@@ -273,6 +277,41 @@ def test_validation_stops_training_early(tasks: Path, tmp_path: Path, configure:
     assert json.loads((run / "cost.json").read_text())["final_step"] == best
     assert (run / "predictions" / f"examples-{4 * best:08d}" / "draw-0" / "tiny4.jsonl").exists()
     run_comparison(config, tmp_path, never)
+
+
+def test_validation_by_the_scaled_nll_does_not_fall_for_a_guess(
+    tasks: Path, tmp_path: Path, configure: Callable[..., CompareConfig]
+) -> None:
+    """The same weights, judged both ways; scaled is the lowest NLL of log p / T that scipy finds."""
+    places = {"train": {"source": str(tasks / "train"), "names": ["tiny0", "tiny1"]}}
+    places |= {"validation": {"source": str(tasks / "train"), "names": ["tiny2"]}}
+    places |= {"unseen": {"source": str(tasks / "unseen"), "names": ["tiny4"]}}
+    found = {}
+    for by in ("nll", "nll_scaled"):
+        training = {"iterations": 2, "validate_every": 1, "validate_by": by}
+        config = configure(
+            systems={"structured": {"method": {"name": "structured"}}},
+            seeds=[0],
+            tasks={**places, "leak_check": "off"},
+            training=training,
+        )
+        run_comparison(config, tmp_path / by, tiny_base)
+        lines = (tmp_path / by / "structured" / "seed-0" / "journal.jsonl").read_text().splitlines()
+        found[by] = [event["validation_nll"] for event in map(json.loads, lines) if event["event"] == "step"]
+    assert all(scaled < plain for scaled, plain in zip(found["nll_scaled"], found["nll"], strict=True))
+    rng = np.random.default_rng(0)
+    guess = [Prediction(str(i), int(rng.random() < 0.5), (0.5, 0.5)) for i in range(300)]
+    sure = [Prediction(str(i), int(rng.random() < 0.3), (0.9999, 0.0001)) for i in range(300)]  # right in 70 %
+    assert mean_nll(guess) < mean_nll(sure)
+    assert mean_nll_scaled(sure) < mean_nll_scaled(guess)
+    answers = np.array([row.answer for row in sure])
+    logits = np.log(np.array([row.probabilities for row in sure]))
+
+    def at(temperature: float) -> float:
+        return -float(log_softmax(logits / temperature, axis=1)[np.arange(300), answers].mean())
+
+    best = minimize_scalar(at, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-9})
+    assert mean_nll_scaled(sure) == pytest.approx(best.fun, abs=1e-7)
 
 
 def test_report_has_every_system(copy: Path) -> None:

@@ -14,7 +14,9 @@ from abmll.adapters.layer import Sampler
 from abmll.kernels.noise import key_tensor, noise_key
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods.base import Method
+from abmll.metrics.calibration import apply_temperature, fit_temperature
 from abmll.metrics.predictions import Prediction
+from abmll.metrics.scores import floored_probabilities, negative_log_likelihood
 from abmll.running.batcher import Batcher
 from abmll.running.failed_batch import ADAPTATION
 from abmll.running.graphs import Graphs
@@ -237,3 +239,18 @@ def _prediction(
 def mean_nll(predictions: Sequence[Prediction]) -> float:
     """Mean of -log p(right choice), in nats: what validation goes by."""
     return float(np.mean([-np.log(max(p.probabilities[p.answer], 1e-12)) for p in predictions]))
+
+
+def mean_nll_scaled(predictions: Sequence[Prediction]) -> float:
+    """`mean_nll` at the temperature that suits these predictions best: what they know, however sure they are.
+
+    Weights that came to nothing make guesses, whose NLL may be below that of good weights that are too sure.
+
+    >>> from abmll.metrics.predictions import Prediction
+    >>> sure = [Prediction(str(i), int(i == 0), (0.999, 0.001)) for i in range(4)]  # right three times in four
+    >>> round(mean_nll(sure), 3), round(mean_nll_scaled(sure), 3)
+    (1.728, 0.562)
+    """
+    rows = tuple(predictions)
+    table, answers = floored_probabilities(rows), np.array([row.answer for row in rows])
+    return negative_log_likelihood(apply_temperature(table, fit_temperature(table, answers)), answers)

@@ -18,7 +18,7 @@ from abmll.files import read_sealed_json, write_sealed_json
 from abmll.methods import method_class
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.models import LanguageModel
-from abmll.running.adapt import AdaptationPlan, PredictionPlan, examples_of, mean_nll
+from abmll.running.adapt import AdaptationPlan, PredictionPlan, examples_of, mean_nll, mean_nll_scaled
 from abmll.running.adapters import adapter_of
 from abmll.running.build import (
     System,
@@ -260,13 +260,17 @@ class Target:
         return training + adapted + sum(self._evaluation_units(task, 0) for task in self.unseen)
 
     def validation_nll(self, system: System) -> float:
-        """Mean NLL over the validation tasks after adapting to each, by the mean weights; phi is used up by it."""
+        """Mean NLL over the validation tasks after adapting to each, by the mean weights; phi is used up by it.
+
+        With `training.validate_by` `nll_scaled`, at the temperature that suits each task best.
+        """
+        judge = {"nll": mean_nll, "nll_scaled": mean_nll_scaled}[self.config.training.validate_by]
         plan = PredictionPlan("mean", 1, self.config.adaptation.batch_tokens)
         found = []
         for task in self.validation:
             self._adapt(system, task, adaptation_plan(self.config), 0)
             rows = self._scored(task)
-            found.append(mean_nll(system.predict(rows, plan, (0,))))
+            found.append(judge(system.predict(rows, plan, (0,))))
         return sum(found) / len(found)
 
     def _evaluate(
