@@ -26,8 +26,18 @@ from torch.autograd.function import once_differentiable
 
 from abmll.kernels import eager, fallbacks
 from abmll.kernels.factors import Factors, Variance
+from abmll.kernels.triton_kl import (
+    _addresses,
+    _constant,
+    _dot,
+    _Group,
+    _halves,
+    _inverse,
+    _log,
+    _unsupported,
+    _width,
+)
 
-MOST_RANK = 16  # a wider factor needs more registers than a thread has
 _CHUNK_BYTES = 384 << 20  # of operands and shares of dA made for one launch
 _FAST = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1")  # the interpreter has no assembly and no bf16 products
 
@@ -40,31 +50,6 @@ _HALVES, _PARTS = 6, 9
 _PIECES = tl.constexpr(16)  # of a factor's rows, in each of which the largest entry is looked for
 
 # -------------------- device code
-
-
-@triton.jit
-@no_type_check
-def _inverse(x):
-    if _FAST:
-        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
-    return 1.0 / x
-
-
-@triton.jit
-@no_type_check
-def _log(x):
-    if _FAST:
-        x = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
-        return x * 0.6931471805599453
-    return tl.log(x)
-
-
-@triton.jit
-@no_type_check
-def _dot(a, b, out=None):
-    if _FAST:
-        return tl.dot(a, b, out)
-    return tl.dot(a.to(tl.float32), b.to(tl.float32), out)
 
 
 @triton.jit
@@ -122,13 +107,6 @@ def _contract(g_hi, g_mid, parts, K: tl.constexpr):
     """
     out = _dot(g_hi, parts, _dot(g_mid, parts))
     return _added_halves(out, out.shape[0], 2 * K) if parts.shape[1] == 2 * K else out
-
-
-@triton.jit
-@no_type_check
-def _halves(x, N: tl.constexpr, K: tl.constexpr):
-    """The first and the last K / 2 columns of [N, K]."""
-    return tl.split(tl.permute(tl.reshape(x, (N, 2, K // 2)), (0, 2, 1)))
 
 
 @triton.jit
@@ -476,15 +454,6 @@ def _penalty_pass(
 # -------------------- operands
 
 
-class _Group(NamedTuple):
-    """Layers of one shape, done in one launch."""
-
-    indices: list[int]
-    scale: float
-    offsets: Float[Tensor, " L"]
-    floors: Float[Tensor, " L"]
-
-
 def _groups(b: Sequence[Tensor], a: Sequence[Tensor], variances: Sequence[Variance], slots: int) -> Iterator[_Group]:
     """Layers by shape and scale, in chunks whose operands and shares of `slots` gradients stay small."""
 
@@ -502,22 +471,6 @@ def _groups(b: Sequence[Tensor], a: Sequence[Tensor], variances: Sequence[Varian
             offsets = [variances[i].offset for i in chunk]
             floors = [variances[i].floor ** 2 for i in chunk]
             yield _Group(chunk, scale, _constant(offsets, device), _constant(floors, device))
-
-
-_constants: dict[tuple[Any, ...], Tensor] = {}
-
-
-def _constant(values: list[float], device: torch.device) -> Float[Tensor, " L"]:
-    """A tensor that is copied to the device once, so that a captured graph copies nothing from the host."""
-    key = (*values, device)
-    if key not in _constants:
-        _constants[key] = torch.tensor(values, dtype=torch.float32).to(device)
-    return _constants[key]
-
-
-def _width(rank: int) -> int:
-    """K, the inner size of the products: two factors side by side, a power of two that the tensor cores take."""
-    return max(16, triton.next_power_of_2(2 * rank))
 
 
 class _Side(NamedTuple):
@@ -567,21 +520,6 @@ def _operands(b: _Side, a: _Side, group: _Group, wanted: list[bool], *, changes:
     return *left, *right, largest
 
 
-_address_tables: dict[tuple[int, ...], Tensor] = {}
-_MOST_TABLES = 256
-
-
-def _addresses(factors: list[list[Tensor]]) -> Int[Tensor, "L 4"]:
-    """Where the factors are, as a tensor that is copied to the device once: a captured graph copies nothing."""
-    key = tuple(f.data_ptr() for four in factors for f in four)
-    if key not in _address_tables:
-        if len(_address_tables) >= _MOST_TABLES:
-            _address_tables.clear()
-        table = torch.tensor(key, dtype=torch.int64).reshape(len(factors), 4)
-        _address_tables[key] = table.to(factors[0][0].device)
-    return _address_tables[key]
-
-
 def _tile(width: int, *, shared: bool) -> dict[str, int]:
     """Rows and columns of a tile, warps, stages, and whether contractions have the factors' third part (LO).
 
@@ -610,14 +548,6 @@ def task_kl(
         return eager.task_kl(task, shared, variances, stride, key)
     flat = [factor for factors in (*task, *shared) for factor in factors]
     return _TaskKL.apply(list(variances), stride, key, *flat)
-
-
-def _unsupported(factor: Tensor, variances: Sequence[Variance]) -> str:
-    if any(variance.form != "square" for variance in variances):
-        return "std_form=log_std has no Triton kernel"
-    if factor.dtype != torch.float32:
-        return f"factors are {factor.dtype}, the kernel is for float32"
-    return f"rank {factor.shape[1]} is above {MOST_RANK}" if factor.shape[1] > MOST_RANK else ""
 
 
 class _TaskKL(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """python -m experiments.unseen prepare | rank | search | run | questions | all | join | unpack | report | answers."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -13,10 +14,10 @@ from abmll.running.build import load_base
 from abmll.running.roles import RunTasks, load_run_tasks
 from experiments.unseen.bundles import unpack
 from experiments.unseen.clock import since_start
-from experiments.unseen.pool import DONE, jobs, run_jobs, starter, told
+from experiments.unseen.pool import DONE, exit_code, jobs, run_jobs, starter, told
 from experiments.unseen.prepare import TRAIN_ROWS, prepare
 from experiments.unseen.protocol import CHOSEN, HERE, PROTOCOL, Protocol, load_protocol
-from experiments.unseen.questions import QUESTIONS, ask, read_points, tell
+from experiments.unseen.questions import QUESTIONS, ask, read_points, write_answers
 from experiments.unseen.rank import rank, without_test
 from experiments.unseen.report import report
 from experiments.unseen.run import run
@@ -47,11 +48,12 @@ def _parser() -> argparse.ArgumentParser:
         one = verbs.add_parser(name)
         one.set_defaults(verb=verb)
         one.add_argument("--protocol", type=Path, default=PROTOCOL)
-        one.add_argument("--chosen", type=Path, default=CHOSEN, help="what the search chose; need not exist")
+        if name != "all":
+            one.add_argument("--chosen", type=Path, default=CHOSEN, help="what the search chose; need not exist")
+            one.add_argument("--work", type=Path, help="run directories; default OUT/work")
         one.add_argument("--tasks", type=Path, help="folder with train/, validation/ and unseen/")
         one.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="laid on the base")
         one.add_argument("--out", type=Path, required=name != "rank")
-        one.add_argument("--work", type=Path, help="run directories; default OUT/work")
         one.add_argument("--minutes", type=float, help="stop by itself when the process is so old")
     everything = verbs.choices["all"]
     everything.add_argument("--questions", type=Path, default=QUESTIONS)
@@ -112,7 +114,7 @@ def _protocol(given: argparse.Namespace, overrides: tuple[str, ...] = ()) -> Pro
         if given.tasks is None
         else [f"tasks.{r}.source={given.tasks / r}" for r in ("train", "validation", "unseen")]
     )
-    return load_protocol(given.protocol, given.chosen, [*folders, *given.set, *overrides])
+    return load_protocol(given.protocol, getattr(given, "chosen", CHOSEN), [*folders, *given.set, *overrides])
 
 
 def _prepare(given: argparse.Namespace) -> int:
@@ -204,6 +206,7 @@ def _all(given: argparse.Namespace) -> int:
             ask=["--questions", str(given.questions), *commit],
         )
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     state = run_jobs(
         todo,
         starter(given.out / "logs", since_start, given.minutes),
@@ -214,7 +217,7 @@ def _all(given: argparse.Namespace) -> int:
     )
     left = {name: value for name, value in state.items() if value != DONE}
     print(f"{len(state) - len(left)} of {len(state)} jobs done; {left or 'nothing left'}")
-    return 75 if left else 0
+    return exit_code(state)
 
 
 def _join(given: argparse.Namespace) -> int:
@@ -223,7 +226,7 @@ def _join(given: argparse.Namespace) -> int:
 
 
 def _answers(given: argparse.Namespace) -> int:
-    found = tell(read_points(given.questions), given.out, given.place)
+    found = write_answers(read_points(given.questions), given.out, given.place)
     print(f"{len(found)} questions answered in {given.place}/questions.json")
     return 0
 

@@ -22,7 +22,7 @@ from abmll.metrics.statistics import (
 )
 from abmll.report.evidence import question_values
 from abmll.report.folder import Cell
-from experiments.unseen.results import Table
+from experiments.unseen.results import Table, is_one_ensemble
 
 REPEATS = 4000
 LEVEL = 0.05
@@ -183,7 +183,7 @@ def entry(values: Values, name: str, before: Mapping[int, Mapping[Cell, Predicti
     scores = {s: [values.scores(name, s, c) for c in cells] for s in seeds}
     means = {key: _mean([_mean([one[key] for one in scores[s]]) for s in seeds]) for key in scores[seeds[0]][0]}
     told: dict[str, Any] = {
-        "n_seeds": len(seeds),
+        "n_seeds": 1 if is_one_ensemble(name, values.final) else len(seeds),
         "n_draws": draws,
         "accuracy": means["accuracy"],
         "nll": means["nll"],

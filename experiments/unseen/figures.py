@@ -90,7 +90,8 @@ def sensitivity(found: Mapping[str, Any]) -> bytes:
             ):
                 for number, (name, told) in enumerate(sorted(systems.items())):
                     line = sorted((one["value"], one[metric]) for one in told if one.get(metric) is not None)
-                    axes.plot(*zip(*line, strict=True), "o-", markersize=3, color=colour(f"series{number}"), label=name)
+                    x, y = [value for value, _ in line], [score for _, score in line]
+                    axes.plot(x, y, "o-", markersize=3, color=colour(f"series{number}"), label=name)
                 values = [one["value"] for told in systems.values() for one in told]
                 if max(values) > 1000 * max(min(values), 1e-12):
                     axes.set_xscale("symlog" if min(values) == 0 else "log")

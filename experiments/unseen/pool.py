@@ -22,6 +22,8 @@ from experiments.unseen.questions import Point
 RANK = "rank"
 JOIN = "join"
 WAITING, RUNNING, DONE, SKIPPED = "waiting", "running", "done", "skipped"
+OVER = 75
+"""Exit code of what stopped because time was over."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Process(Typed):
 
     def poll(self) -> int | None:
         """Its exit code; None while it runs."""
+
+    def terminate(self) -> None:
+        """Ask it to stop."""
 
 
 Start = Callable[[Job, str], Process]
@@ -107,7 +112,8 @@ def _search_jobs(system: str, out: Path, common: Sequence[str], logs: Sequence[P
         arguments = ("search", *common, "--only", system, "--out", str(place), "--part", f"{share}/{shares}")
         yield Job(place.name, (*arguments, "--logs", *known), (RANK,))
         parts.append(place)
-    read = [*known, *(str(place / "search.json") for place in parts)]
+    earlier = sorted(out.glob(f"search-{system}-*/search.json"))  # of a call with another number of shares, too
+    read = list(dict.fromkeys([*known, *map(str, earlier), *(str(place / "search.json") for place in parts)]))
     arguments = ("search", *common, "--only", system, "--out", str(out / f"search-{system}"), "--logs", *read)
     yield Job(f"search-{system}", arguments, (RANK, *(place.name for place in parts)))
 
@@ -138,29 +144,57 @@ def run_jobs(
     """
     state = {job.name: WAITING for job in todo}
     running: dict[str, tuple[Process, str]] = {}
-    while True:
-        before = dict(state)
-        for name, (process, _) in list(running.items()):
-            if (code := process.poll()) is not None:
-                state[name] = DONE if code == 0 else f"exit {code}"
-                del running[name]
-        for job in todo:
-            needs = [state.get(need, DONE) for need in job.needs]
-            if state[job.name] != WAITING or over():
-                continue
-            if any(s not in (WAITING, RUNNING, DONE) for s in needs):
-                state[job.name] = SKIPPED
-            elif all(s == DONE for s in needs):
-                counts = {gpu: sum(where == gpu for _, where in running.values()) for gpu in gpus}
-                gpu = min(counts, key=lambda one: counts[one])
-                if counts[gpu] < processes:
-                    running[job.name] = (start(job, gpu), gpu)
-                    state[job.name] = RUNNING
-        if state != before:
-            tell(state)
-        if not running and (over() or WAITING not in state.values()):
-            return state
-        time.sleep(pause)
+    try:
+        while WAITING in state.values() or running:
+            before = dict(state)
+            _collect(running, state)
+            _start_what_can(todo, state, running, start, gpus, 0 if over() else processes)
+            if state != before:
+                tell(state)
+            if not running and over():
+                break
+            time.sleep(pause)
+    finally:  # of an exception: whoever started processes ends them
+        for process, _ in running.values():
+            process.terminate()
+    return state
+
+
+def _collect(running: dict[str, tuple[Process, str]], state: dict[str, str]) -> None:
+    for name, (process, _) in list(running.items()):
+        if (code := process.poll()) is not None:
+            state[name] = DONE if code == 0 else f"exit {code}"
+            del running[name]
+
+
+def _start_what_can(
+    todo: Sequence[Job],
+    state: dict[str, str],
+    running: dict[str, tuple[Process, str]],
+    start: Start,
+    gpus: Sequence[str],
+    processes: int,
+) -> None:
+    for job in todo:
+        if state[job.name] != WAITING:
+            continue
+        needs = [state.get(need, DONE) for need in job.needs]
+        counts = {gpu: sum(where == gpu for _, where in running.values()) for gpu in gpus}
+        gpu = min(counts, key=lambda one: counts[one])
+        if any(s not in (WAITING, RUNNING, DONE) for s in needs):
+            state[job.name] = SKIPPED
+        elif all(s == DONE for s in needs) and counts[gpu] < processes:
+            running[job.name] = (start(job, gpu), gpu)
+            state[job.name] = RUNNING
+
+
+def exit_code(state: dict[str, str]) -> int:
+    """0: all is done; 75: time was over and something is left; 1: a job failed for another reason."""
+    stopped = {f"exit {OVER}", WAITING}
+    left = {value for value in state.values() if value != DONE}
+    if not left:
+        return 0
+    return OVER if left <= stopped | {SKIPPED} and left & stopped else 1
 
 
 def starter(logs: Path, age: Callable[[], float], minutes: float | None) -> Start:

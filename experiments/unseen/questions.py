@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import yaml
 
+from abmll.errors import AbmllError
 from abmll.files import write_bytes, write_json
 from abmll.models import LanguageModel
-from abmll.running.faults import NonFiniteError
 from abmll.running.roles import load_run_tasks
 from experiments.unseen.bundles import Bundles, unpack
+from experiments.unseen.clock import since_start
 from experiments.unseen.evidence import SOURCE, Values
 from experiments.unseen.figures import sensitivity
 from experiments.unseen.protocol import HERE, Protocol
 from experiments.unseen.results import read_results
-from experiments.unseen.run import run
+from experiments.unseen.run import LOG, failures, run
 
 QUESTIONS = HERE / "questions.yaml"
-FAILED = "failed.json"
 TOLD = ("nll_scaled", "accuracy", "nll", "brier")
 
 
@@ -88,13 +88,12 @@ def ask(
             continue
         laid, folder = protocol(point.overrides), out / point.name
         targets = ",".join(f"{system}.seed-{point.seed}" for system in point.systems)
-        told: dict[str, Any] = {"only": targets, "minutes": minutes, "commit": commit}
-        told |= {"packed": folder / "packed", "work": work / point.name}
-        try:
-            if not run(laid, load_run_tasks(laid.config), partial(base, laid), folder, **told):
-                return False
-        except NonFiniteError as error:  # a setting that breaks training is an answer
-            write_json(folder / FAILED, {"why": str(error)[:300]})
+        options: dict[str, Any] = {"only": targets, "minutes": minutes, "commit": commit}
+        options |= {"packed": folder / "packed", "work": work / point.name}
+        if minutes is not None and since_start() > 60 * minutes:
+            return False
+        if not run(laid, load_run_tasks(laid.config), partial(base, laid), folder, **options):
+            return False
     return True
 
 
@@ -103,30 +102,37 @@ def answers(chosen: tuple[Point, ...], out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for point in chosen:
         bundles = Bundles(out / point.name)
-        if (out / point.name / FAILED).exists():
-            for name in point.systems:
-                found.setdefault(point.question, {}).setdefault(name, []).append({"value": point.value, "failed": True})
+        for target in failures(out / point.name / LOG):  # a setting that breaks training is an answer
+            entry = {"value": point.value, "failed": True}
+            found.setdefault(point.question, {}).setdefault(target.split(".")[0], []).append(entry)
         if not bundles.paths():
             continue
         unpack(bundles.paths(), out / point.name / "packed")
-        results = read_results((out / point.name / "packed").glob("*.parquet"), reference=point.systems[0])
+        files = sorted((out / point.name / "packed").glob("*.parquet"))
+        results = read_results(files, reference=files[0].name.split(".")[0])
         values = Values(results.final, results.tasks, results.draws)
         for name in results.final:
             scores = [
                 [values.scores(name, seed, (draw, task)) for task in results.tasks for draw in range(results.draws)]
                 for seed in results.final[name]
             ]
-            told = {
+            means = {
                 metric: float(np.mean([[one[SOURCE.get(metric, metric)] for one in each] for each in scores]))
                 for metric in TOLD
             }
-            found.setdefault(point.question, {}).setdefault(name, []).append({"value": point.value, **told})
+            found.setdefault(point.question, {}).setdefault(name, []).append({"value": point.value, **means})
     return found
 
 
-def tell(chosen: tuple[Point, ...], out: Path, place: Path = HERE) -> dict[str, Any]:
-    """Write `questions.json` and its figure from bundles."""
+def write_answers(chosen: tuple[Point, ...], out: Path, place: Path = HERE) -> dict[str, Any]:
+    """Write `questions.json` and its figure from bundles.
+
+    Raises:
+        AbmllError: there are none.
+    """
     found = answers(chosen, out)
+    if not found:
+        raise AbmllError(f"{out}: nothing of any question is there; run `questions` with --out {out} first")
     write_json(place / "questions.json", found)
     write_bytes(place / "figures" / "questions.png", sensitivity(found))
     return found

@@ -93,6 +93,11 @@ def _made(final: Table, reference: str, tasks: Sequence[str], draws: int) -> Tab
     return made
 
 
+def is_one_ensemble(name: str, final: Table) -> bool:
+    """Whether this is an ensemble of all there are, which stands at every seed but is only one."""
+    return name == ENSEMBLE and len(final.get(ENSEMBLE_OF, {})) == MEMBERS
+
+
 def _ensemble(members: Sequence[Mapping[Cell, Predictions]], seed: int) -> dict[Cell, Predictions]:
     cells = [cell for cell in members[0] if all(cell in other for other in members)]
     return {cell: ensemble([member[cell] for member in members], ENSEMBLE, seed) for cell in cells}

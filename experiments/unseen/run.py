@@ -11,6 +11,7 @@ from abmll.config import RunConfig
 from abmll.files import append_line, remove_folder
 from abmll.models import LanguageModel
 from abmll.running.build import System, build_system
+from abmll.running.faults import NonFiniteError
 from abmll.running.roles import RunTasks
 from abmll.running.stopping import Stopped
 from abmll.running.target import Target, row_names
@@ -21,6 +22,7 @@ from experiments.unseen.packing import pack, read_target
 from experiments.unseen.protocol import Protocol
 
 Tell = Callable[[str], None]
+LOG = "log.jsonl"
 
 
 @dataclass
@@ -98,10 +100,14 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with deadline(minutes):
-            for seconds, name, data in _targets(protocol, tasks, load, work, packed, bundles, only, commit, keep, tell):
-                bundles.add(name, data)
-                append_line(out / "log.jsonl", json.dumps({"target": name, "bytes": len(data), **seconds}))
-                tell(f"{name}: {json.dumps(seconds)}, {len(data):,} bytes; {since_start():.0f} s old")
+            failed = set(failures(out / LOG))
+            for told, name, data in _targets(
+                protocol, tasks, load, work, packed, bundles, failed, only, commit, keep, tell
+            ):
+                if data:
+                    bundles.add(name, data)
+                append_line(out / LOG, json.dumps({"target": name, "bytes": len(data), **told}))
+                tell(f"{name}: {json.dumps(told)}, {len(data):,} bytes; {since_start():.0f} s old")
     except Stopped as stopped:
         tell(f"stopped at {since_start():.0f} s: {stopped}")
         return False
@@ -115,12 +121,13 @@ def _targets(
     work: Path,
     packed: Path,
     bundles: Bundles,
+    failed: set[str],
     only: str,
     commit: str,
     keep: bool,
     tell: Tell,
-) -> Iterator[tuple[dict[str, float], str, bytes]]:
-    done = done_targets([packed], bundles)
+) -> Iterator[tuple[dict[str, Any], str, bytes]]:
+    done = done_targets([packed], bundles) | failed
     todo = [(s, n) for s, n in protocol.selected(only) if target_name(protocol, s, n) not in done]
     tell(f"{len(todo)} targets to run, {len(protocol.selected(only)) - len(todo)} done")
     if not todo:
@@ -136,9 +143,16 @@ def _targets(
             folder, curve = work / system / f"seed-{seed}", protocol.config.curve
             target = Target(system, config, folder, *roles, curve, mean_predictions=means)
             made = renewing.get(config)
-            target.make(renewing.base, lambda event: None, World(), made)
+            try:
+                target.make(renewing.base, lambda event: None, World(), made)
+            except NonFiniteError as error:  # a result, too, and no reason to leave out all that follow
+                renewing.close()
+                yield {"why": str(error)[:300]}, target_name(protocol, system, seed), b""
+                continue
             found = read_target(work, system, target.names, seed)
             about = {**found.about, "commit": commit, "graphs": made.graphs.report()}
+            if commit:
+                about["environment"] = {**about["environment"], "commit": commit}
             data = pack(type(found)(about, found.found))
             seconds = {k: round(v, 2) for k, v in found.about["cost"].items() if k.endswith("_seconds")}
             yield (
@@ -157,6 +171,11 @@ def _forget(work: Path, rows: Iterable[str], seed: int) -> None:
         folder = work / row / f"seed-{seed}"
         if folder.exists():
             remove_folder(folder)
+
+
+def failures(log: Path) -> dict[str, str]:
+    """Targets whose loss or gradient was not finite, and what was said; they are not run again."""
+    return {line["target"]: line["why"] for line in told_seconds(log) if "why" in line}
 
 
 def told_seconds(log: Path) -> list[dict[str, Any]]:

@@ -226,8 +226,9 @@ def _known(given: Mapping[str, Any], logs: Iterable[Path]) -> list[dict[str, Any
         if system not in tried or trial >= given["trials"] or number >= len(given["rungs"]):
             return False
         rung = given["rungs"][number]
-        same = all(entry.get(name) == value for name, value in rung.items() if name != "keep")
-        return same and bool(entry["settings"] == tried[system][trial])
+        same = all(entry.get(name) == value for name, value in rung.items() if name not in ("keep", "seeds"))
+        seeded = entry.get("seeds") == (rung.get("seeds") or [given["seed"]])
+        return same and seeded and bool(entry["settings"] == tried[system][trial])
 
     found = [entry for path in logs for entry in json.loads(path.read_text(encoding="utf-8"))["trials"]]
     return list({(e["system"], e["rung"], e["trial"]): e for e in found if fits(e)}.values())
@@ -264,6 +265,15 @@ def _captured(settings: Mapping[str, Any]) -> str:
     return json.dumps({k: v for k, v in settings.items() if not k.endswith("lr")}, sort_keys=True)
 
 
+def _finished(given: Mapping[str, Any], log: list[dict[str, Any]], system: str) -> bool:
+    going_on = list(range(given["trials"]))
+    for number, rung in enumerate(given["rungs"]):
+        if not set(going_on) <= {e["trial"] for e in log if (e["system"], e["rung"]) == (system, number)}:
+            return False
+        going_on = best(log, system, number, rung["keep"])
+    return True
+
+
 def _write(log: list[dict[str, Any]], path: Path, protocol: Protocol) -> None:
     spent = {
         system: round(sum(e["seconds"] for e in log if e["system"] == system), 1)
@@ -273,11 +283,11 @@ def _write(log: list[dict[str, Any]], path: Path, protocol: Protocol) -> None:
 
 
 def _choose(protocol: Protocol, log: list[dict[str, Any]], path: Path) -> None:
-    """Settings of each system's best trial of the last rung."""
+    """Settings of the best trial of the last rung, of each system whose search is finished."""
     last = len(protocol.search["rungs"]) - 1
     chosen = {}
     for system in protocol.search["spaces"]:
-        for trial in best(log, system, last, 1):
+        for trial in best(log, system, last, 1) if _finished(protocol.search, log, system) else ():
             entry = next(e for e in log if (e["system"], e["rung"], e["trial"]) == (system, last, trial))
             chosen[system] = entry["settings"]
     head = f"# Written by `python -m experiments.unseen search`: the lowest {CRITERION} over the validation tasks.\n"

@@ -19,12 +19,12 @@ from experiments.unseen.__main__ import main
 from experiments.unseen.bundles import Bundles, read_bundle, unpack
 from experiments.unseen.evidence import Values, against, entry, paired
 from experiments.unseen.packing import Packed, read_packed, write_packed
-from experiments.unseen.pool import Job, jobs, run_jobs
+from experiments.unseen.pool import Job, exit_code, jobs, run_jobs
 from experiments.unseen.protocol import load_protocol
 from experiments.unseen.questions import read_points
 from experiments.unseen.rank import gains
 from experiments.unseen.results import ENSEMBLE, read_results
-from experiments.unseen.run import told_seconds
+from experiments.unseen.run import failures, told_seconds
 from experiments.unseen.search import best, join, trials
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
@@ -176,6 +176,15 @@ def test_validation_tasks_choose_the_weights_where_they_are_asked(place: Path, t
     assert found.about["cost"]["final_step"] == scores.index(min(scores)) + 1
 
 
+def test_a_target_that_is_not_finite_does_not_end_the_run(place: Path, tmp_path: Path) -> None:
+    broken = ("--set", "systems.structured.method.inner_lr=1e30")
+    arguments = ("--out", str(tmp_path), "--packed", str(tmp_path / "none"))
+    only = ("--only", "structured.seed-0,reptile.seed-0")
+    assert call(place, "run", *arguments, *only, *broken, "--set", "training.iterations=2") == 0
+    assert Bundles(tmp_path).names() == {"reptile.cloze.seed-0.parquet"}
+    assert list(failures(tmp_path / "log.jsonl")) == ["structured.cloze.seed-0.parquet"]
+
+
 def test_a_run_stops_by_itself_and_goes_on(place: Path, tmp_path: Path) -> None:
     arguments = ("--out", str(tmp_path), "--packed", str(tmp_path / "none"), "--only", "fomaml.seed-0")
     assert call(place, "run", *arguments, "--minutes", "0") == 75
@@ -239,6 +248,18 @@ def test_shares_of_a_search_join_to_the_whole(place: Path, tmp_path: Path) -> No
     assert (tmp_path / "joined/chosen.yaml").read_text() == (tmp_path / "whole/chosen.yaml").read_text()
 
 
+def test_nothing_is_chosen_before_a_search_is_finished(tmp_path: Path) -> None:
+    here = Path(__file__).parents[2] / "experiments/unseen"
+    folder = tmp_path / "log"
+    folder.mkdir()
+    log = json.loads((here / "search.json").read_text())
+    log["trials"] = [e for e in log["trials"] if (e["system"], e["rung"], e["trial"]) != ("reptile", 1, 5)]
+    (folder / "search.json").write_text(json.dumps(log))
+    join(load_protocol(), [folder], tmp_path)
+    chosen = yaml.safe_load((tmp_path / "chosen.yaml").read_text())
+    assert set(chosen) == {"abmll", "fomaml", "lora", "pretrained", "structured"}
+
+
 def test_failed_trials_never_win() -> None:
     log = [{"system": "a", "rung": 0, "trial": i, "score": s} for i, s in enumerate((None, 2.0, 1.0))]
     assert best(log, "a", 0, 3) == [2, 1]
@@ -297,6 +318,10 @@ def test_questions_are_points_of_the_same_harness(place: Path, tmp_path: Path) -
     bundle = (tmp_path / "out/steps-2/results-1.tar").read_bytes()
     assert call(place, "questions", *arguments, "--only", "steps-*") == 0
     assert (tmp_path / "out/steps-2/results-1.tar").read_bytes() == bundle
+    log = (tmp_path / "out/std_init-1e+09/log.jsonl").read_text()
+    assert call(place, "questions", *arguments, "--only", "std_init-*") == 0
+    assert (tmp_path / "out/std_init-1e+09/log.jsonl").read_text() == log, "what failed is not run again"
+    assert main(["answers", "--questions", str(file), "--out", str(tmp_path / "empty"), "--place", str(tmp_path)]) == 1
     assert (tmp_path / "figures/questions.png").stat().st_size > 1000
 
 
@@ -309,6 +334,9 @@ class Ended:
     def poll(self) -> int | None:
         self.looks -= 1
         return self.code if self.looks < 0 else None
+
+    def terminate(self) -> None:
+        self.ended = True
 
 
 def test_jobs_wait_for_what_they_need_and_are_skipped_where_it_failed() -> None:
@@ -334,6 +362,30 @@ def test_jobs_wait_for_what_they_need_and_are_skipped_where_it_failed() -> None:
     assert order.index("d") < order.index("e")
     assert started[:2] == [("a", "0"), ("d", "1")]
     assert max(at_once) == 2
+
+
+def test_what_was_started_is_ended_with_the_one_that_started_it() -> None:
+    process = Ended(0, looks=10**9)
+
+    def fail(state: dict[str, str]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([Job("a", ())], lambda job, gpu: process, [""], 1, tell=fail, pause=0)
+    assert process.ended
+
+
+@pytest.mark.parametrize(
+    ("states", "code"),
+    [
+        (["done", "done"], 0),
+        (["done", "exit 75", "skipped", "waiting"], 75),
+        (["done", "exit 1", "skipped"], 1),
+        (["exit 75", "exit -9"], 1),
+    ],
+)
+def test_the_exit_code_says_whether_going_on_helps(states: list[str], code: int) -> None:
+    assert exit_code(dict(enumerate(states))) == code
 
 
 def test_no_job_begins_when_time_is_over() -> None:

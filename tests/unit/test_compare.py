@@ -312,6 +312,8 @@ def test_validation_by_the_scaled_nll_does_not_fall_for_a_guess(
 
     best = minimize_scalar(at, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-9})
     assert mean_nll_scaled(sure) == pytest.approx(best.fun, abs=1e-7)
+    broken = [*sure, Prediction("broken", 0, (float("nan"), float("nan")))]
+    assert np.isnan([mean_nll(broken), mean_nll_scaled(broken)]).all()
 
 
 def test_report_has_every_system(copy: Path) -> None:

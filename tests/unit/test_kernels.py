@@ -17,13 +17,13 @@ from abmll.errors import AbmllError
 from abmll.kernels import Factors, Variance, op
 from abmll.kernels.eager import (
     activation_noise,
-    every_row,
     first_row,
     layer_kl,
     layer_precision_penalty,
     precision_penalty,
     row_blocks,
     squared_norm,
+    strided_rows,
     task_kl,
     weight_noise,
 )
@@ -171,7 +171,7 @@ def test_row_subsets_of_all_starts_partition_the_rows(rows, stride):
     factors = Factors(numbers, torch.ones(1, 2), -numbers, torch.ones(1, 2))
     visited = []
     for start in range(stride):
-        subset = every_row(factors, torch.tensor(start), stride)
+        subset = strided_rows(factors, torch.tensor(start), stride)
         assert torch.equal(subset.std_b, -subset.mean_b)
         here = subset.mean_b[:, 0].int().tolist()
         expected = list(range(start + 1, rows + 1, stride))

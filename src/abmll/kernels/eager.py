@@ -64,7 +64,7 @@ def task_kl(
         if stride > 1:
             assert key is not None
             start = first_row(key, torch.full((), layer, device=key.device), stride)
-            mine, theirs = (every_row(factors, start, stride) for factors in (mine, theirs))
+            mine, theirs = (strided_rows(factors, start, stride) for factors in (mine, theirs))
         total = total + stride * layer_kl(mine, theirs, variance)
     return total
 
@@ -75,7 +75,7 @@ def layer_kl(task: Factors, shared: Factors, variance: Variance) -> Float[Tensor
     return _TaskKL.apply(variance, blocks, *task, *shared)
 
 
-def every_row(factors: Factors, start: Int[Tensor, ""], stride: int) -> Factors:
+def strided_rows(factors: Factors, start: Int[Tensor, ""], stride: int) -> Factors:
     """The factors of rows start, start + stride, ...; past the last one a row of zeros, whose KL and gradients are 0.
 
     The start stays a tensor, so that nothing waits for it and a CUDA graph can be captured.

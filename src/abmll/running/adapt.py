@@ -14,9 +14,9 @@ from abmll.adapters.layer import Sampler
 from abmll.kernels.noise import key_tensor, noise_key
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods.base import Method
-from abmll.metrics.calibration import apply_temperature, fit_temperature
+from abmll.metrics.calibration import apply_temperature
 from abmll.metrics.predictions import Prediction
-from abmll.metrics.scores import floored_probabilities, negative_log_likelihood
+from abmll.metrics.scores import floored_probabilities, negative_log_likelihood, temperature_of
 from abmll.running.batcher import Batcher
 from abmll.running.failed_batch import ADAPTATION
 from abmll.running.graphs import Graphs
@@ -252,5 +252,7 @@ def mean_nll_scaled(predictions: Sequence[Prediction]) -> float:
     (1.728, 0.562)
     """
     rows = tuple(predictions)
-    table, answers = floored_probabilities(rows), np.array([row.answer for row in rows])
-    return negative_log_likelihood(apply_temperature(table, fit_temperature(table, answers)), answers)
+    if not all(np.isfinite(row.probabilities).all() for row in rows):
+        return float("nan")
+    scaled = apply_temperature(floored_probabilities(rows), temperature_of(rows))
+    return negative_log_likelihood(scaled, np.array([row.answer for row in rows]))
