@@ -1,4 +1,4 @@
-"""python -m experiments.unseen prepare | rank | search | run | questions | all | join | unpack | report | answers."""
+"""The verbs of `python -m experiments.unseen`; README.md says what each is for."""
 
 import argparse
 import signal
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from abmll.config import ModelConfig
 from abmll.errors import AbmllError
 from abmll.files import write_json
 from abmll.models import LanguageModel
@@ -14,6 +15,7 @@ from abmll.running.build import load_base
 from abmll.running.roles import RunTasks, load_run_tasks
 from experiments.unseen.bundles import unpack
 from experiments.unseen.clock import since_start
+from experiments.unseen.forgetting import chunks_of, forgetting, general_text
 from experiments.unseen.pool import DONE, exit_code, jobs, run_jobs, starter, told
 from experiments.unseen.prepare import TRAIN_ROWS, prepare
 from experiments.unseen.protocol import CHOSEN, HERE, PROTOCOL, Protocol, load_protocol
@@ -77,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     for one in (run_, asked):
         one.add_argument("--commit", default="", help="named in results where there is no git")
     run_.add_argument("--keep", action="store_true", help="leave run directories, adapters included, in WORK")
+    one = verbs.add_parser("forgetting")
+    one.set_defaults(verb=_forgetting)
+    one.add_argument("adapters", nargs="+", metavar="NAME=FOLDER", help="adapter folders of runs that were kept")
+    one.add_argument("--source", default="smollm2-135m-instruct", help="the base model")
+    one.add_argument("--out", type=Path, default=HERE / "forgetting.json")
     one = verbs.add_parser("join")
     one.set_defaults(verb=_join)
     one.add_argument("folders", type=Path, nargs="+", help="those with a search.json each")
@@ -218,6 +225,16 @@ def _all(given: argparse.Namespace) -> int:
     left = {name: value for name, value in state.items() if value != DONE}
     print(f"{len(state) - len(left)} of {len(state)} jobs done; {left or 'nothing left'}")
     return exit_code(state)
+
+
+def _forgetting(given: argparse.Namespace) -> int:
+    base = load_base(ModelConfig(source=given.source, dtype="float32"))
+    adapters = {name: Path(folder) for name, folder in (text.split("=", 1) for text in given.adapters)}
+    told = forgetting(base, adapters, chunks_of(base, general_text()))
+    write_json(given.out, told)
+    for name, one in told["adapters"].items():
+        print(f"{name}: {one['more']:+.4f} nats a token")
+    return 0
 
 
 def _join(given: argparse.Namespace) -> int:

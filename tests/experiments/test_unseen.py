@@ -9,15 +9,17 @@ import pytest
 import yaml
 from scipy.stats import ttest_1samp
 
+from abmll.config import ModelConfig
 from abmll.errors import AbmllError
 from abmll.methods import resolve_settings
 from abmll.metrics.ensemble import ensemble
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.metrics.statistics import holm, paired_hierarchical_bootstrap
-from abmll.running.build import method_settings
+from abmll.running.build import load_base, method_settings
 from experiments.unseen.__main__ import main
 from experiments.unseen.bundles import Bundles, read_bundle, unpack
 from experiments.unseen.evidence import Values, against, entry, paired
+from experiments.unseen.forgetting import chunks_of, forgetting
 from experiments.unseen.packing import Packed, read_packed, write_packed
 from experiments.unseen.pool import Job, exit_code, jobs, run_jobs
 from experiments.unseen.protocol import load_protocol
@@ -183,6 +185,20 @@ def test_a_target_that_is_not_finite_does_not_end_the_run(place: Path, tmp_path:
     assert call(place, "run", *arguments, *only, *broken, "--set", "training.iterations=2") == 0
     assert Bundles(tmp_path).names() == {"reptile.cloze.seed-0.parquet"}
     assert list(failures(tmp_path / "log.jsonl")) == ["structured.cloze.seed-0.parquet"]
+
+
+def test_forgetting_is_the_next_token_loss_of_transformers(place: Path, tmp_path: Path) -> None:
+    only = ("--only", "structured.seed-0,pretrained.seed-0", "--set", "systems.structured.method.inner_lr=0.1")
+    assert call(place, "run", "--out", str(tmp_path), "--packed", str(tmp_path / "none"), *only, "--keep") == 0
+    base = load_base(ModelConfig(source=str(place / "model"), dtype="float32"))
+    chunks = chunks_of(base, "the river runs to the lake and the lake to the sea " * 40, chunks=5, tokens=16)
+    folders = {name: tmp_path / "work" / name / "seed-0" / "adapter" for name in ("structured", "pretrained")}
+    told = forgetting(base, folders, chunks)
+    losses = [float(base.model(input_ids=c[None], labels=c[None]).loss.detach()) for c in chunks]
+    assert told["base"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert told["adapters"]["pretrained"]["more"] == pytest.approx(0, abs=1e-6)
+    assert abs(told["adapters"]["structured"]["more"]) > 1e-3
+    assert float(base.model(input_ids=chunks, labels=chunks).loss.detach()) == pytest.approx(told["base"], rel=1e-5)
 
 
 def test_a_run_stops_by_itself_and_goes_on(place: Path, tmp_path: Path) -> None:
