@@ -54,8 +54,9 @@ def call(place: Path, verb: str, *more: str, tasks: str = "raw") -> int:
     return main([verb, "--tasks", str(place / tasks), *overrides, *more])
 
 
-def test_the_real_protocol_is_valid() -> None:
-    protocol = load_protocol()
+@pytest.mark.parametrize("name", ["protocol.yaml", "second.yaml"])
+def test_the_real_protocols_are_valid(name: str) -> None:
+    protocol = load_protocol(Path(__file__).parents[2] / "experiments/unseen" / name)
     for system, seed in protocol.order:
         config = protocol.run(system, seed)
         assert method_settings(config).model_dump()
