@@ -216,7 +216,7 @@ def _all(given: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     state = run_jobs(
         todo,
-        starter(given.out / "logs", since_start, given.minutes),
+        starter(given.out / "logs", since_start, given.minutes, len(gpus) * given.processes),
         gpus,
         given.processes,
         tell=told(given.out / "state.json", since_start),

@@ -197,14 +197,19 @@ def exit_code(state: dict[str, str]) -> int:
     return OVER if left <= stopped | {SKIPPED} and left & stopped else 1
 
 
-def starter(logs: Path, age: Callable[[], float], minutes: float | None) -> Start:
-    """Starts jobs as processes of this Python; those that can stop by themselves are told in how many minutes."""
+def starter(logs: Path, age: Callable[[], float], minutes: float | None, at_once: int) -> Start:
+    """Starts jobs as processes of this Python; those that can stop by themselves are told in how many minutes.
+
+    Unless OMP_NUM_THREADS says otherwise, the cores are shared by as many as run at once.
+    """
     logs.mkdir(parents=True, exist_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // at_once))
 
     def start(job: Job, gpu: str) -> subprocess.Popen[bytes]:
         left = ("--minutes", f"{max(0.0, minutes - age() / 60):.2f}") if minutes is not None else ()
         stops = left if job.arguments[0] in ("search", "run", "questions") else ()
-        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
+        seen = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
+        environment = {"OMP_NUM_THREADS": threads, **os.environ, **seen}
         command = [sys.executable, "-m", "experiments.unseen", *job.arguments, *stops]
         with (logs / f"{job.name}.log").open("wb") as log:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
