@@ -80,21 +80,22 @@ def reliability_after_scaling(values: Values, names: list[str]) -> bytes:
 
 
 def sensitivity(found: Mapping[str, Any]) -> bytes:
-    """Scaled NLL and accuracy against each setting, one line per system; settings over orders of magnitude in logs."""
+    """Scaled NLL and accuracy at each value of each setting, one line per system, a grey one for a uniform guess."""
+    metrics = (("nll_scaled", "NLL (scaled), nats"), ("accuracy", "accuracy"))
     with settings():
         figure = Figure(figsize=(2.6 * max(2, len(found)), 4.6), layout="constrained")
         grid = figure.subplots(2, len(found), squeeze=False, sharey="row")
         for column, (question, systems) in enumerate(found.items()):
-            for axes, metric, label in zip(
-                grid[:, column], ("nll_scaled", "accuracy"), ("NLL (scaled), nats", "accuracy"), strict=True
-            ):
-                for number, (name, told) in enumerate(sorted(systems.items())):
-                    line = sorted((one["value"], one[metric]) for one in told if one.get(metric) is not None)
-                    x, y = [value for value, _ in line], [score for _, score in line]
+            values = sorted({one["value"] for told in systems.values() for one in told})
+            shown = [name for name in systems if name not in (LABEL_FREQUENCY, UNIFORM) and not name.endswith("_mean")]
+            for axes, (metric, label) in zip(grid[:, column], metrics, strict=True):
+                for number, name in enumerate(sorted(shown)):
+                    line = sorted((one["value"], one[metric]) for one in systems[name] if one.get(metric) is not None)
+                    x, y = [values.index(value) for value, _ in line], [score for _, score in line]
                     axes.plot(x, y, "o-", markersize=3, color=colour(f"series{number}"), label=name)
-                values = [one["value"] for told in systems.values() for one in told]
-                if max(values) > 1000 * max(min(values), 1e-12):
-                    axes.set_xscale("symlog" if min(values) == 0 else "log")
+                for one in systems.get(UNIFORM, ())[:1]:
+                    axes.axhline(one[metric], color=colour(MUTED), linewidth=1)
+                axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
                 axes.set_ylabel(label if column == 0 else "")
             grid[1, column].set_xlabel(question)
             grid[0, column].legend(fontsize=6)
