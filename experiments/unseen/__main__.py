@@ -3,7 +3,7 @@
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from abmll.running.roles import RunTasks, load_run_tasks
 from experiments.unseen.bundles import unpack
 from experiments.unseen.clock import since_start
 from experiments.unseen.forgetting import chunks_of, forgetting, general_text
-from experiments.unseen.pool import DONE, exit_code, jobs, run_jobs, starter, told
+from experiments.unseen.pool import DONE, OVER, exit_code, jobs, run_jobs, starter, told
 from experiments.unseen.prepare import TRAIN_ROWS, prepare
 from experiments.unseen.protocol import CHOSEN, HERE, PROTOCOL, Protocol, load_protocol
 from experiments.unseen.questions import QUESTIONS, ask, read_points, write_answers
@@ -24,6 +24,8 @@ from experiments.unseen.rank import rank, without_test
 from experiments.unseen.report import report
 from experiments.unseen.run import run
 from experiments.unseen.search import join, search
+
+Add = Callable[[str, Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,72 +41,71 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.unseen")
     verbs = parser.add_subparsers(required=True)
-    for name, verb in (
-        ("prepare", _prepare),
-        ("rank", _rank),
-        ("search", _search),
-        ("run", _run),
-        ("questions", _questions),
-        ("all", _all),
-    ):
-        one = verbs.add_parser(name)
+
+    def add(name: str, verb: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        one: argparse.ArgumentParser = verbs.add_parser(name)
         one.set_defaults(verb=verb)
+        return one
+
+    _add_verbs_of_the_protocol(add)
+    _add_verbs_of_files(add)
+    return parser
+
+
+def _add_verbs_of_the_protocol(add: Add) -> None:
+    given = {"prepare": _prepare, "rank": _rank, "search": _search, "run": _run, "questions": _questions, "all": _all}
+    made = {name: add(name, verb) for name, verb in given.items()}
+    for name, one in made.items():
         one.add_argument("--protocol", type=Path, default=PROTOCOL)
-        if name != "all":
-            one.add_argument("--chosen", type=Path, default=CHOSEN, help="what the search chose; need not exist")
-            one.add_argument("--work", type=Path, help="run directories; default OUT/work")
         one.add_argument("--tasks", type=Path, help="folder with train/, validation/ and unseen/")
         one.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="laid on the base")
         one.add_argument("--out", type=Path, required=name != "rank")
         one.add_argument("--minutes", type=float, help="stop by itself when the process is so old")
-    everything = verbs.choices["all"]
-    everything.add_argument("--questions", type=Path, default=QUESTIONS)
-    everything.add_argument("--logs", type=Path, nargs="*", default=(), help="trials that are known already")
-    everything.add_argument("--packed", type=Path, default=HERE / "packed", help="committed files: never run again")
-    everything.add_argument("--gpus", default="", help="their numbers, separated by commas; default: as CUDA has it")
-    everything.add_argument("--processes", type=int, default=1, help="at a time on each GPU")
-    everything.add_argument("--commit", default="", help="named in results where there is no git")
-    verbs.choices["prepare"].add_argument("--train-rows", type=int, default=TRAIN_ROWS)
-    verbs.choices["rank"].add_argument("--ranking", type=Path, default=HERE / "ranking.json")
-    search_ = verbs.choices["search"]
-    search_.add_argument("--only", help="systems, separated by commas")
-    search_.add_argument("--part", type=_part, metavar="I/N", help="only this share of the first rung's trials")
-    search_.add_argument("--logs", type=Path, nargs="*", default=(), help="search.json of such shares, taken over")
-    run_ = verbs.choices["run"]
-    run_.add_argument("--only", default="*", help="patterns of system.seed-N, separated by commas")
-    run_.add_argument("--packed", type=Path, default=HERE / "packed", help="committed files: never run again")
-    asked = verbs.choices["questions"]
-    asked.add_argument("--only", default="*", help="patterns of question-value, separated by commas")
-    asked.add_argument("--questions", type=Path, default=QUESTIONS)
-    for one in (run_, asked):
-        one.add_argument("--commit", default="", help="named in results where there is no git")
-    run_.add_argument("--keep", action="store_true", help="leave run directories, adapters included, in WORK")
-    one = verbs.add_parser("forgetting")
-    one.set_defaults(verb=_forgetting)
+        if name != "all":
+            one.add_argument("--chosen", type=Path, default=CHOSEN, help="what the search chose; need not exist")
+            one.add_argument("--work", type=Path, help="run directories; default OUT/work")
+        if name in ("search", "all"):
+            one.add_argument(
+                "--logs", type=Path, nargs="*", default=(), help="trials that are known: search.json files"
+            )
+        if name in ("run", "all"):
+            one.add_argument("--packed", type=Path, default=HERE / "packed", help="committed files: never run again")
+        if name in ("run", "questions", "all"):
+            one.add_argument("--commit", default="", help="named in results where there is no git")
+        if name in ("questions", "all"):
+            one.add_argument("--questions", type=Path, default=QUESTIONS)
+    made["prepare"].add_argument("--train-rows", type=int, default=TRAIN_ROWS)
+    made["rank"].add_argument("--ranking", type=Path, default=HERE / "ranking.json")
+    made["search"].add_argument("--only", help="systems, separated by commas")
+    made["search"].add_argument("--part", type=_part, metavar="I/N", help="only this share of the first rung's trials")
+    made["run"].add_argument("--only", default="*", help="patterns of system.seed-N, separated by commas")
+    made["run"].add_argument("--keep", action="store_true", help="leave run directories, adapters included, in WORK")
+    made["questions"].add_argument("--only", default="*", help="patterns of question-value, separated by commas")
+    made["all"].add_argument("--gpus", default="", help="their numbers, separated by commas; default: as CUDA has it")
+    made["all"].add_argument("--processes", type=int, default=1, help="at a time on each GPU")
+
+
+def _add_verbs_of_files(add: Add) -> None:
+    one = add("forgetting", _forgetting)
     one.add_argument("adapters", nargs="+", metavar="NAME=FOLDER", help="adapter folders of runs that were kept")
     one.add_argument("--source", default="smollm2-135m-instruct", help="the base model")
     one.add_argument("--out", type=Path, default=HERE / "forgetting.json")
-    one = verbs.add_parser("join")
-    one.set_defaults(verb=_join)
+    one = add("join", _join)
     one.add_argument("folders", type=Path, nargs="+", help="those with a search.json each")
     one.add_argument("--protocol", type=Path, default=PROTOCOL)
     one.add_argument("--out", type=Path, required=True)
-    one = verbs.add_parser("unpack")
-    one.set_defaults(verb=_unpack)
+    one = add("unpack", _unpack)
     one.add_argument("bundles", type=Path, nargs="+")
     one.add_argument("--packed", type=Path, default=HERE / "packed")
-    one = verbs.add_parser("answers")
-    one.set_defaults(verb=_answers)
+    one = add("answers", _answers)
     one.add_argument("--questions", type=Path, default=QUESTIONS)
     one.add_argument("--out", type=Path, required=True, help="where the bundles of `questions` are")
     one.add_argument("--place", type=Path, default=HERE)
-    one = verbs.add_parser("report")
-    one.set_defaults(verb=_report)
+    one = add("report", _report)
     one.add_argument("--packed", type=Path, default=HERE / "packed")
     one.add_argument("--ranking", type=Path, default=HERE / "ranking.json")
     one.add_argument("--out", type=Path, default=HERE)
     one.add_argument("--kind", default="cloze", choices=("cloze", "letter"))
-    return parser
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -162,7 +163,7 @@ def _search(given: argparse.Namespace) -> int:
         others=given.logs,
         minutes=given.minutes,
     )
-    return 0 if done else 75
+    return 0 if done else OVER
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -179,7 +180,7 @@ def _run(given: argparse.Namespace) -> int:
         commit=given.commit,
         keep=given.keep,
     )
-    return 0 if done else 75
+    return 0 if done else OVER
 
 
 def _questions(given: argparse.Namespace) -> int:
@@ -193,7 +194,7 @@ def _questions(given: argparse.Namespace) -> int:
         minutes=given.minutes,
         commit=given.commit,
     )
-    return 0 if done else 75
+    return 0 if done else OVER
 
 
 def _all(given: argparse.Namespace) -> int:
