@@ -101,7 +101,7 @@ class Search:
         began, seeds = time.perf_counter(), rung.get("seeds") or [self.protocol.search["seed"]]
         found: dict[str, Any] = {"settings": dict(settings), **rung, "seeds": seeds}
         try:
-            made = [self._scores(renewing, system, settings, rung, seed) for seed in seeds]
+            made = [self._trained(renewing, system, settings, rung, seed) for seed in seeds]
         except NonFiniteError as error:  # a rate too high is an answer, not an accident
             renewing.close()
             return {**found, "score": None, "why": str(error)[:200], "seconds": round(time.perf_counter() - began, 2)}
@@ -116,7 +116,7 @@ class Search:
         score = float(np.mean(list(by_task.values())))
         return {**found, "score": score, "by_seed": by_seed, "tasks": by_task, **others, "seconds": seconds}
 
-    def _scores(
+    def _trained(
         self, renewing: Renewing, system: str, settings: Mapping[str, Any], rung: Mapping[str, Any], seed: int
     ) -> dict[str, list[dict[str, Any]]]:
         """Task -> scores of its draws, after training with one seed."""
