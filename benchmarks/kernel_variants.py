@@ -31,14 +31,16 @@ def tile(rows: int, columns: int, warps: int = 4, stages: int = 2, *, lo: bool =
 # Of the inner KL (and the prior), and of the outer one.
 VARIANTS: dict[str, tuple[Tile, Tile]] = {
     "default": (kernel_kl_next._tile(16, shared=False), kernel_kl_next._tile(16, shared=True)),
-    "thin": (tile(64, 32), tile(64, 64)),
-    "tall": (tile(128, 32), tile(64, 32, stages=1)),
-    "two_warps": (tile(64, 32, 2), tile(64, 32, 2)),
+    "thin": (tile(64, 32), tile(64, 16)),
+    "deep": (tile(64, 32, stages=3), tile(64, 32, stages=3)),
+    "tall": (tile(128, 64, 8), tile(128, 32, 8)),
+    "two_warps": (tile(64, 32, 2), tile(64, 16, 2)),
     "two_parts": (tile(64, 64, lo=False), tile(64, 32, lo=False)),
-    "two_parts_thin": (tile(64, 32, lo=False), tile(64, 64, lo=False)),
-    "two_parts_two_warps": (tile(64, 32, 2, lo=False), tile(64, 32, 2, lo=False)),
+    "two_parts_thin": (tile(64, 32, lo=False), tile(64, 16, lo=False)),
+    "two_parts_full": (tile(64, 32, lo=False) | {"maxnreg": 128}, tile(64, 16, lo=False) | {"maxnreg": 128}),
+    "two_parts_two_warps": (tile(64, 32, 2, lo=False), tile(64, 16, 2, lo=False)),
 }
-DEFAULT = ["default", "thin", "tall", "two_warps", "two_parts", "two_parts_thin"]
+DEFAULT = ["default", "thin", "two_parts", "two_parts_thin", "two_parts_full", "two_warps", "tall"]
 
 
 def use(inner: Tile, outer: Tile) -> None:

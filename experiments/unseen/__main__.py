@@ -23,7 +23,7 @@ from experiments.unseen.questions import QUESTIONS, ask, read_points, write_answ
 from experiments.unseen.rank import rank, without_test
 from experiments.unseen.report import report
 from experiments.unseen.run import run
-from experiments.unseen.search import join, search
+from experiments.unseen.search import Part, join, search
 
 Add = Callable[[str, Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
 
@@ -70,6 +70,7 @@ def _add_verbs_of_the_protocol(add: Add) -> None:
             )
         if name in ("run", "all"):
             one.add_argument("--packed", type=Path, default=HERE / "packed", help="committed files: never run again")
+            one.add_argument("--keep", action="store_true", help="leave run directories, adapters included, in WORK")
         if name in ("run", "questions", "all"):
             one.add_argument("--commit", default="", help="named in results where there is no git")
         if name in ("questions", "all"):
@@ -77,9 +78,10 @@ def _add_verbs_of_the_protocol(add: Add) -> None:
     made["prepare"].add_argument("--train-rows", type=int, default=TRAIN_ROWS)
     made["rank"].add_argument("--ranking", type=Path, default=HERE / "ranking.json")
     made["search"].add_argument("--only", help="systems, separated by commas")
-    made["search"].add_argument("--part", type=_part, metavar="I/N", help="only this share of the first rung's trials")
+    made["search"].add_argument(
+        "--part", type=_part, metavar="RUNG:I/N", help="only share I of N of a rung (0 is the first)"
+    )
     made["run"].add_argument("--only", default="*", help="patterns of system.seed-N, separated by commas")
-    made["run"].add_argument("--keep", action="store_true", help="leave run directories, adapters included, in WORK")
     made["questions"].add_argument("--only", default="*", help="patterns of question-value, separated by commas")
     made["all"].add_argument("--gpus", default="", help="their numbers, separated by commas; default: as CUDA has it")
     made["all"].add_argument("--processes", type=int, default=1, help="at a time on each GPU")
@@ -108,12 +110,12 @@ def _add_verbs_of_files(add: Add) -> None:
     one.add_argument("--kind", default="cloze", choices=("cloze", "letter"))
 
 
-def _part(text: str) -> tuple[int, int]:
-    """`1/3` -> (0, 3)."""
-    share, shares = (int(part) for part in text.split("/"))
-    if not 1 <= share <= shares:
+def _part(text: str) -> Part:
+    """`0:1/3` -> the first third of the first rung."""
+    rung, share, shares = (int(part) for part in text.replace("/", ":").split(":"))
+    if rung < 0 or not 1 <= share <= shares:
         raise ValueError(text)
-    return share - 1, shares
+    return Part(rung, share, shares)
 
 
 def _protocol(given: argparse.Namespace, overrides: tuple[str, ...] = ()) -> Protocol:
@@ -210,7 +212,7 @@ def _all(given: argparse.Namespace) -> int:
             common,
             given.logs,
             shares=min(4, max(1, len(gpus) * given.processes // 3)),
-            run=["--packed", str(given.packed), *commit],
+            run=["--packed", str(given.packed), *(["--keep"] if given.keep else []), *commit],
             ask=["--questions", str(given.questions), *commit],
         )
     )

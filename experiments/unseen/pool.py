@@ -79,7 +79,7 @@ def jobs(
     """
     yield Job(RANK, ("rank", *common, "--ranking", str(out / "ranking.json")))
     for system in protocol.search["spaces"]:
-        yield from _search_jobs(system, out, common, logs, shares)
+        yield from _search_jobs(system, protocol, out, common, logs, shares)
     parents = {name: parent for name, parent in protocol.like.items() if parent in protocol.search["spaces"]}
     for system, seed in protocol.order:
         name = f"{system}.seed-{seed}"
@@ -104,18 +104,24 @@ def _protocol_of(common: Sequence[str]) -> Sequence[str]:
     return common[at : at + 2]
 
 
-def _search_jobs(system: str, out: Path, common: Sequence[str], logs: Sequence[Path], shares: int) -> Iterator[Job]:
-    known = [str(path) for path in logs]
-    parts = []
-    for share in range(1, shares + 1) if shares > 1 else ():
-        place = out / f"search-{system}-{share}"
-        arguments = ("search", *common, "--only", system, "--out", str(place), "--part", f"{share}/{shares}")
-        yield Job(place.name, (*arguments, "--logs", *known), (RANK,))
-        parts.append(place)
+def _search_jobs(
+    system: str, protocol: Protocol, out: Path, common: Sequence[str], logs: Sequence[Path], shares: int
+) -> Iterator[Job]:
+    """Shares of each rung, `shares` of the first and one a trial of the later ones; then what joins them."""
     earlier = sorted(out.glob(f"search-{system}-*/search.json"))  # of a call with another number of shares, too
-    read = list(dict.fromkeys([*known, *map(str, earlier), *(str(place / "search.json") for place in parts)]))
+    read = list(dict.fromkeys([*map(str, logs), *map(str, earlier)]))
+    needs: tuple[str, ...] = (RANK,)
+    rungs = protocol.search["rungs"] if shares > 1 else ()
+    for number in range(len(rungs)):
+        count = rungs[number - 1]["keep"] if number else shares
+        places = [out / f"search-{system}-{number}-{share}" for share in range(1, count + 1)]
+        for share, place in enumerate(places, start=1):
+            arguments = ("search", *common, "--only", system, "--out", str(place))
+            yield Job(place.name, (*arguments, "--part", f"{number}:{share}/{count}", "--logs", *read), needs)
+        needs = (RANK, *(place.name for place in places))
+        read = list(dict.fromkeys([*read, *(str(place / "search.json") for place in places)]))
     arguments = ("search", *common, "--only", system, "--out", str(out / f"search-{system}"), "--logs", *read)
-    yield Job(f"search-{system}", arguments, (RANK, *(place.name for place in parts)))
+    yield Job(f"search-{system}", arguments, needs)
 
 
 def run_jobs(

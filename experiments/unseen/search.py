@@ -1,6 +1,7 @@
 """Successive halving on the validation tasks: the same number of trials, rungs and examples for every system."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,32 +96,32 @@ class Search:
         return check(RunConfig, merge(run, wanted), f"trial of {system}")
 
     def trial(
-        self, renewing: Renewing, system: str, settings: Mapping[str, Any], rung: Mapping[str, Any]
+        self, renewing: Renewing, system: str, settings: Mapping[str, Any], rung: Mapping[str, Any], seed: int
     ) -> dict[str, Any]:
-        """Scores of one trial, as its line of the log: means over the rung's training seeds."""
-        began, seeds = time.perf_counter(), rung.get("seeds") or [self.protocol.search["seed"]]
-        found: dict[str, Any] = {"settings": dict(settings), **rung, "seeds": seeds}
+        """Scores of one trial with one training seed, as its line of the log."""
+        began = time.perf_counter()
+        found: dict[str, Any] = {"settings": dict(settings), **rung, "seed": seed}
         try:
-            made = [self._trained(renewing, system, settings, rung, seed) for seed in seeds]
+            scores = self._trained(renewing, self.config(system, settings, rung, seed), system)
         except NonFiniteError as error:  # a rate too high is an answer, not an accident
             renewing.close()
             return {**found, "score": None, "why": str(error)[:200], "seconds": round(time.perf_counter() - began, 2)}
-        scores = {task: [s for one in made for s in one[task]] for task in made[0]}
         by_task = {task: float(np.mean([s[CRITERION] for s in each])) for task, each in scores.items()}
         others = {
             name: float(np.mean([np.mean([s[name] for s in each]) for each in scores.values()]))
             for name in ("accuracy", "nll", "nll_scaled", "ece", "nll_over_uniform")
         }
-        by_seed = [float(np.mean([np.mean([s[CRITERION] for s in each]) for each in one.values()])) for one in made]
         seconds = round(time.perf_counter() - began, 2)
-        score = float(np.mean(list(by_task.values())))
-        return {**found, "score": score, "by_seed": by_seed, "tasks": by_task, **others, "seconds": seconds}
+        return {
+            **found,
+            "score": float(np.mean(list(by_task.values()))),
+            "tasks": by_task,
+            **others,
+            "seconds": seconds,
+        }
 
-    def _trained(
-        self, renewing: Renewing, system: str, settings: Mapping[str, Any], rung: Mapping[str, Any], seed: int
-    ) -> dict[str, list[dict[str, Any]]]:
-        """Task -> scores of its draws, after training with one seed."""
-        config = self.config(system, settings, rung, seed)
+    def _trained(self, renewing: Renewing, config: RunConfig, system: str) -> dict[str, list[dict[str, Any]]]:
+        """Task -> scores of its draws."""
         folder = self.work / "trial" / system / "seed-search"
         rows = self.work / "trial" / f"{system}_mean" / folder.name
         for rest in (folder, rows):
@@ -141,18 +142,45 @@ def _scores(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return out
 
 
+@dataclass(frozen=True)
+class Part:
+    """A share of one rung of a search.
+
+    Attributes:
+        rung: counted from 0.
+        share, shares: which of how many, counted from 1.
+
+    >>> Part(0, 2, 3).of([(0, 100), (1, 100), (2, 100), (3, 100)])
+    [(1, 100)]
+    """
+
+    rung: int
+    share: int
+    shares: int
+
+    def of(self, asked: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Its trials and seeds: neighbours, since those can share captured steps."""
+        first, last = (len(asked) * i // self.shares for i in (self.share - 1, self.share))
+        return list(asked[first:last])
+
+
 def join(protocol: Protocol, folders: Sequence[Path], out: Path) -> None:
     """One `search.json` and `chosen.yaml` from those of searches side by side."""
     log = _known(protocol.search, [path for folder in folders if (path := folder / "search.json").exists()])
-    log.sort(key=lambda entry: (entry["system"], entry["rung"], entry["trial"]))
+    log.sort(key=lambda entry: (entry["system"], entry["rung"], entry["trial"], entry["seed"]))
     _write(log, out / "search.json", protocol)
     _choose(protocol, log, out / "chosen.yaml")
 
 
 def best(log: list[dict[str, Any]], system: str, rung: int, keep: int) -> list[int]:
-    """Numbers of the best trials of a rung, best first; those that failed never count."""
-    scored = [e for e in log if (e["system"], e["rung"]) == (system, rung) and e["score"] is not None]
-    return [e["trial"] for e in sorted(scored, key=lambda e: (e["score"], e["trial"]))[:keep]]
+    """Numbers of the best trials of a rung, best first, by their mean over seeds; one that failed never counts."""
+    scores: dict[int, list[float]] = {}
+    for entry in log:
+        if (entry["system"], entry["rung"]) == (system, rung):
+            score = math.inf if entry["score"] is None else entry["score"]
+            scores.setdefault(entry["trial"], []).append(score)
+    means = {trial: mean for trial, each in scores.items() if (mean := float(np.mean(each))) < math.inf}
+    return sorted(means, key=lambda trial: (means[trial], trial))[:keep]
 
 
 def search(
@@ -164,7 +192,7 @@ def search(
     *,
     work: Path,
     systems: list[str] | None = None,
-    part: tuple[int, int] | None = None,
+    part: Part | None = None,
     others: Sequence[Path] = (),
     minutes: float | None = None,
     tell: Callable[[str], None] = print,
@@ -176,13 +204,16 @@ def search(
         log_file, chosen_file: where the trials and what was chosen go.
         work: where trials leave their files.
         systems: None: all that have a space.
-        part: (i, n): only the i-th of n shares of the first rung's trials, for processes side by side.
+        part: only a share of one rung, for processes side by side.
         others: logs of such processes, which are taken over.
         minutes: age of this process at which it stops by itself.
         tell: hears of progress.
 
     Returns:
         Whether all is done, or else time was over.
+
+    Raises:
+        AbmllError: a share of a rung is asked for before those under it are in the logs.
     """
     given = protocol.search
     log = _known(given, [path for path in (log_file, *others) if path.exists()])
@@ -205,6 +236,7 @@ def search(
                     tell,
                     part,
                 )
+                _write(log, log_file, protocol)  # what other logs had, too
                 _choose(protocol, log, chosen_file)
     except Stopped as stopped:
         tell(f"stopped at {since_start():.0f} s: {stopped}")
@@ -227,11 +259,21 @@ def _known(given: Mapping[str, Any], logs: Iterable[Path]) -> list[dict[str, Any
             return False
         rung = given["rungs"][number]
         same = all(entry.get(name) == value for name, value in rung.items() if name not in ("keep", "seeds"))
-        seeded = entry.get("seeds") == (rung.get("seeds") or [given["seed"]])
+        seeded = entry["seed"] in _seeds(given, number)
         return same and seeded and bool(entry["settings"] == tried[system][trial])
 
     found = [entry for path in logs for entry in json.loads(path.read_text(encoding="utf-8"))["trials"]]
-    return list({(e["system"], e["rung"], e["trial"]): e for e in found if fits(e)}.values())
+    return list({(e["system"], e["rung"], e["trial"], e["seed"]): e for e in found if fits(e)}.values())
+
+
+def _seeds(given: Mapping[str, Any], rung: int) -> list[int]:
+    """Training seeds of a rung's trials."""
+    return list(given["rungs"][rung].get("seeds", [given["seed"]]))
+
+
+def _done(log: list[dict[str, Any]], system: str, rung: int) -> set[tuple[int, int]]:
+    """(trial, seed) that a rung has."""
+    return {(e["trial"], e["seed"]) for e in log if (e["system"], e["rung"]) == (system, rung)}
 
 
 def _halve(
@@ -241,23 +283,31 @@ def _halve(
     renewing: Callable[[], Renewing],
     write: Callable[[], None],
     tell: Callable[[str], None],
-    part: tuple[int, int] | None,
+    part: Part | None,
 ) -> None:
     given = search.protocol.search
     tried = trials(system, given["spaces"][system], given["trials"], given["seed"])
-    share, shares = part or (0, 1)
-    going_on = sorted(range(share, len(tried), shares), key=lambda i: _captured(tried[i]))
-    for number, rung in enumerate(given["rungs"][:1] if part else given["rungs"]):
-        rung = dict(rung)
-        keep = rung.pop("keep")
-        done = {e["trial"] for e in log if (e["system"], e["rung"]) == (system, number)}
-        for trial in going_on:
-            if trial not in done:
-                found = search.trial(renewing(), system, tried[trial], rung)
+    going_on = sorted(range(len(tried)), key=lambda i: _captured(tried[i]))
+    for number, rung in enumerate(given["rungs"]):
+        asked = [(trial, seed) for trial in going_on for seed in _seeds(given, number)]
+        todo = asked
+        if part is not None:
+            todo = part.of(asked) if part.rung == number else []
+        settings = {name: value for name, value in rung.items() if name not in ("keep", "seeds")}
+        for trial, seed in todo:
+            if (trial, seed) not in _done(log, system, number):
+                found = search.trial(renewing(), system, tried[trial], settings, seed)
                 log.append({"system": system, "rung": number, "trial": trial, **found})
                 write()
-                tell(f"{system} rung {number} trial {trial}: {found['score']} in {found['seconds']} s")
-        going_on = best(log, system, number, keep)
+                told = f"{found['score']} in {found['seconds']} s"
+                tell(f"{system} rung {number} trial {trial} seed {seed}: {told}")
+        if part is not None and part.rung == number:
+            return
+        if missing := set(asked) - _done(log, system, number):
+            raise AbmllError(
+                f"{system}: rung {number} lacks {sorted(missing)} (trial, seed); give the logs of its shares"
+            )
+        going_on = best(log, system, number, rung["keep"])
 
 
 def _captured(settings: Mapping[str, Any]) -> str:
@@ -268,7 +318,7 @@ def _captured(settings: Mapping[str, Any]) -> str:
 def _finished(given: Mapping[str, Any], log: list[dict[str, Any]], system: str) -> bool:
     going_on = list(range(given["trials"]))
     for number, rung in enumerate(given["rungs"]):
-        if not set(going_on) <= {e["trial"] for e in log if (e["system"], e["rung"]) == (system, number)}:
+        if not {(trial, seed) for trial in going_on for seed in _seeds(given, number)} <= _done(log, system, number):
             return False
         going_on = best(log, system, number, rung["keep"])
     return True
