@@ -91,11 +91,11 @@ def jobs(
     searches = [f"search-{system}" for system in protocol.search["spaces"]]
     folders = tuple(str(out / name) for name in searches)
     yield Job(JOIN, ("join", *folders, *_protocol_of(common), "--out", str(out)), tuple(searches))
-    for question in dict.fromkeys(point.question for point in questions):
-        where = ("--out", str(out / "questions"), "--work", str(out / "work" / question))
+    for point in questions:
+        where = ("--out", str(out / "questions"), "--work", str(out / "work" / point.name))
         chosen = ("--chosen", str(out / "chosen.yaml"))
         yield Job(
-            f"question-{question}", ("questions", *common, *chosen, *where, *ask, "--only", f"{question}-*"), (JOIN,)
+            f"question-{point.name}", ("questions", *common, *chosen, *where, *ask, "--only", point.name), (JOIN,)
         )
 
 

@@ -446,9 +446,7 @@ def test_every_target_is_a_job_after_the_search_that_it_takes_its_settings_from(
     assert by_name["search-lora"].needs == ("rank", *(f"search-lora-1-{i}" for i in (1, 2, 3)))
     assert str(tmp_path / "search-lora-0-2" / "search.json") in by_name["search-lora-1-3"].arguments
     assert set(by_name["join"].needs) == {f"search-{system}" for system in protocol.search["spaces"]}
-    assert {job.name for job in todo if job.needs == ("join",)} == {
-        f"question-{name}" for name in dict.fromkeys(point.question for point in read_points())
-    }
+    assert {job.name for job in todo if job.needs == ("join",)} == {f"question-{point.name}" for point in read_points()}
     names = [job.name for job in todo]
     assert all(names.index(need) < names.index(job.name) for job in todo for need in job.needs)
 
