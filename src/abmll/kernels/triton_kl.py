@@ -2,10 +2,11 @@
 """KL(task | shared) and the Gamma prior on the GPU: all layers of one shape in one launch, nothing O x I in memory.
 
 A tile of the three products it needs (the change of the means, the change of u and the shared u itself) is formed by
-the tensor cores from bfloat16 parts of float32 factors, x = hi + mid + lo, which keep all its 24 bits. A gradient tile
-G is contracted where it stands, both ways, from its first two parts: with the columns' A factors into the program's own
-rows of dB, and with the program's rows of B into its share of dA, which a sum over blocks of rows completes. So a tile
-is visited once, there are no atomics, and the bits are the same every time.
+the tensor cores from float16 parts of float32 factors, x = hi + lo, 22 bits in two products, once powers of two for
+each layer have brought the factors into float16's range. A gradient tile G, which has no such range, is contracted
+where it stands from its own and the factors' two bfloat16 parts, both ways: with the columns' A factors into the
+program's own rows of dB, and with the program's rows of B into its share of dA, which a sum over blocks of rows
+completes. So a tile is visited once, there are no atomics, and the bits are the same every time.
 """
 
 import itertools
@@ -28,12 +29,13 @@ MOST_RANK = 16  # a wider factor needs more registers than a thread has
 _CHUNK_BYTES = 384 << 20  # of operands and shares of dA made for one launch
 _FAST = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1")  # the interpreter has no assembly and no bf16 products
 
-# The planes of an operand, [L, planes, n, K], each two halves side by side. From 0: the shared std factor as pairs of
-# parts, whose product is [hi mid] [hi mid]^T + [hi mid] [mid hi]^T + [hi lo] [lo hi]^T. From 4: hi, mid and lo of the
-# means' and of the stds' differences and what they are multiplied by. From 10: [hi mid] and [lo 0] of
-# phi's mean factor, then of its std factor.
-_PAIRS, _PLANES = 4, 14
-
+# An operand, [L, planes n K]. `halves`, float16, for the products, are three matrices of 2 K columns: the shared std
+# factor, whose u + f may cancel, with all its bits as [lo hi hi mid], and the two halves of the means and of the stds
+# as [lo hi], so that what is large is added last. What multiplies them from the side of B are [hi mid hi mid], [lo hi],
+# [lo hi], then [0 0 lo hi], [hi lo], [hi lo]. `parts`, bfloat16, for the contractions, are [hi mid] of the shared std
+# factor, of phi's mean factor and of its std factor, a matrix of K columns each, and of the means' two halves, 2 K.
+_HALVES, _PARTS = 6, 5
+_PIECES = tl.constexpr(16)  # of a factor's rows, in each of which the largest entry is looked for
 
 # -------------------- device code
 
@@ -65,53 +67,6 @@ def _dot(a, b, out=None):
 
 @triton.jit
 @no_type_check
-def _split_once(x):
-    """The nearest bfloat16 and the rest, by integer arithmetic: a conversion has an eighth of its rate."""
-    bits = (x.to(tl.uint32, bitcast=True) + 0x8000) & 0xFFFF0000
-    return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), x - bits.to(tl.float32, bitcast=True)
-
-
-@triton.jit
-@no_type_check
-def _split(x):
-    hi, rest = _split_once(x)
-    if _FAST:
-        return hi, rest.to(tl.bfloat16)  # two at a time; and what is not a number stays so
-    mid, _ = _split_once(rest)
-    return hi, mid
-
-
-@triton.jit
-@no_type_check
-def _product(a_hi, a_mid, a_lo, b_hi, b_mid, b_lo):
-    out = _dot(a_lo, b_hi)
-    out = _dot(a_hi, b_lo, out)
-    out = _dot(a_mid, b_mid, out)
-    out = _dot(a_mid, b_hi, out)
-    out = _dot(a_hi, b_mid, out)
-    return _dot(a_hi, b_hi, out)
-
-
-@triton.jit
-@no_type_check
-def _contract(g_hi, g_mid, hi, mid, lo):
-    """G X of one tile from their parts; the caller adds tiles up, since tensor cores cut where they should round."""
-    out = _dot(g_mid, mid)
-    out = _dot(g_hi, lo, out)
-    out = _dot(g_mid, hi, out)
-    out = _dot(g_hi, mid, out)
-    return _dot(g_hi, hi, out)
-
-
-@triton.jit
-@no_type_check
-def _contract_pair(g_hi, g_mid, pair, rest):
-    """G [hi mid] + G [lo 0]: the two halves add up to G X."""
-    return _dot(g_hi, pair, _dot(g_hi, rest, _dot(g_mid, pair)))
-
-
-@triton.jit
-@no_type_check
 def _halves(x, N: tl.constexpr, K: tl.constexpr):
     """The first and the last K / 2 columns of [N, K]."""
     return tl.split(tl.permute(tl.reshape(x, (N, 2, K // 2)), (0, 2, 1)))
@@ -119,33 +74,171 @@ def _halves(x, N: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _store_parts(out, plane, x, inside):
-    hi, rest = _split_once(x)
-    mid, lo = _split(rest)
-    tl.store(out, hi, inside)
-    tl.store(out + plane, mid, inside)
-    tl.store(out + 2 * plane, lo, inside)
+def _split(x):
+    """The nearest bfloat16 and that of the rest; in pairs, as a single conversion has an eighth of the rate."""
+    if _FAST:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 bits, more;
+            .reg .f32 rest, other;
+            cvt.rn.bf16x2.f32 $0, $3, $2;
+            shl.b32 bits, $0, 16;
+            and.b32 more, $0, 0xffff0000;
+            mov.b32 rest, bits;
+            mov.b32 other, more;
+            sub.f32 rest, $2, rest;
+            sub.f32 other, $3, other;
+            cvt.rn.bf16x2.f32 $1, other, rest;
+            }""",
+            "=&r,=&r,f,f", [x], (tl.bfloat16, tl.bfloat16), True, 2,
+        )  # fmt: skip
+    bits = (x.to(tl.uint32, bitcast=True) + 0x8000) & 0xFFFF0000
+    rest = (x - bits.to(tl.float32, bitcast=True)).to(tl.uint32, bitcast=True) + 0x8000
+    return _top(bits), _top(rest)
 
 
 @triton.jit
 @no_type_check
-def _store_pair(out, plane, x, is_first, inside):
-    hi, rest = _split_once(x)
-    mid, lo = _split(rest)
-    tl.store(out, tl.where(is_first, hi, mid), inside)
-    tl.store(out + plane, tl.where(is_first, lo, 0.0), inside)
+def _top(bits):
+    return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+@no_type_check
+def _product(pair, flipped, theirs):
+    """All products of the parts, the small ones first."""
+    return _dot(pair, theirs, _dot(flipped, theirs))
+
+
+@triton.jit
+@no_type_check
+def _contract(g_hi, g_mid, parts, K: tl.constexpr):
+    """G X of one tile, from X's parts side by side; where X has K / 2 columns, they are left to add up.
+
+    The caller adds tiles up, since tensor cores cut where they should round.
+    """
+    out = _dot(g_hi, parts, _dot(g_mid, parts))
+    return _added_halves(out, out.shape[0], 2 * K) if parts.shape[1] == 2 * K else out
+
+
+@triton.jit
+@no_type_check
+def _added_halves(x, N: tl.constexpr, K: tl.constexpr):
+    one, other = _halves(x, N, K)
+    return one + other
+
+
+@triton.jit
+@no_type_check
+def _exponent(x):
+    """floor(log2 x) of x >= 0; -127 of 0."""
+    return (x.to(tl.int32, bitcast=True) >> 23) - 127
+
+
+@triton.jit
+@no_type_check
+def _power(exponent):
+    """2^exponent, or the float32 nearest to it."""
+    return ((tl.minimum(tl.maximum(exponent, -126), 127) + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+@no_type_check
+def _find_largest(
+    addresses, out, rows, row_step, rank_step, scale,
+    IS_B: tl.constexpr, R: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The largest of |mean change|, |mean|, |std change| and |std| in a piece of the rows, out [L, 2, 4, _PIECES].
+
+    What stands beside the change in an operand: B0 on the side of B, A on that of A.
+    """
+    piece, layer, k = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.arange(0, K // 2)
+    step = tl.cdiv(rows, _PIECES)
+    for part in tl.static_range(2):
+        mine = tl.load(addresses + 4 * layer + part).to(tl.pointer_type(tl.float32))
+        theirs = tl.load(addresses + 4 * layer + 2 + part).to(tl.pointer_type(tl.float32))
+        change, whole = tl.zeros((BLOCK, K // 2), tl.float32), tl.zeros((BLOCK, K // 2), tl.float32)
+        for start in range(0, step, BLOCK):
+            row = start + tl.arange(0, BLOCK)
+            source = piece * step + row
+            used = ((row < step) & (source < rows))[:, None] & (k < R)[None, :]
+            at = source.to(tl.int64)[:, None] * row_step + k[None, :] * rank_step
+            task, shared = tl.load(mine + at, used, 0.0) * scale, tl.load(theirs + at, used, 0.0) * scale
+            change = tl.maximum(change, tl.abs(task - shared))
+            whole = tl.maximum(whole, tl.abs(shared if IS_B else task))
+        here = out + (layer * 8 + 4 * (not IS_B) + 2 * part) * _PIECES + piece
+        tl.store(here, tl.max(tl.max(change, 1), 0))
+        tl.store(here + _PIECES, tl.max(tl.max(whole, 1), 0))
+
+
+@triton.jit
+@no_type_check
+def _largest_exponents(largest, layer, PART: tl.constexpr):
+    """Of B - B0, B0, A - A0 and A."""
+    at = largest + (layer * 8 + 2 * PART) * _PIECES + tl.arange(0, _PIECES)
+    b_change, b_0 = _exponent(tl.max(tl.load(at), 0)), _exponent(tl.max(tl.load(at + _PIECES), 0))
+    a_change, a = _exponent(tl.max(tl.load(at + 4 * _PIECES), 0)), _exponent(tl.max(tl.load(at + 5 * _PIECES), 0))
+    return b_change, b_0, a_change, a
+
+
+@triton.jit
+@no_type_check
+def _mean_unit(largest, layer):
+    """The exponent by which products of the mean factors are scaled, and those of B - B0's and B0's shares of it.
+
+    The largest product of two entries becomes about 2^28, and each of them 2^14: an entry keeps 22 bits unless it is
+    below 2^-16 of the largest, and then the absolute error that 22 bits leave there.
+    """
+    b_change, b_0, a_change, a = _largest_exponents(largest, layer, 0)
+    unit = tl.minimum(tl.maximum(28 - tl.maximum(b_change + a, b_0 + a_change), -100), 120)
+    return unit, (unit + a - b_change) >> 1, (unit + a_change - b_0) >> 1
+
+
+@triton.jit
+@no_type_check
+def _std_unit(largest, offsets, floors, layer):
+    """As `_mean_unit`, with B0's share where it meets A0 last; f keeps far from float32's ends when it is squared."""
+    b_change, b_0, a_change, a = _largest_exponents(largest, layer, 1)
+    a_0 = tl.maximum(a, a_change) + 1
+    unit = 28 - tl.maximum(tl.maximum(b_change + a, b_0 + a_change), b_0 + a_0)
+    init = tl.maximum(_exponent(tl.load(offsets + layer)), _exponent(tl.load(floors + layer)) >> 1)
+    unit = tl.minimum(tl.maximum(tl.minimum(unit, 40 - init), -60), 90)
+    return unit, (unit + a - b_change) >> 1, (unit + a_change - b_0) >> 1, (unit + a_0 - b_0) >> 1
+
+
+@triton.jit
+@no_type_check
+def _store_halves(here, other, flipped, x, inside, IS_B: tl.constexpr):
+    """The two float16 parts, `other` apart, and `flipped` on the other way round."""
+    hi = x.to(tl.float16)
+    lo = (x - hi.to(tl.float32)).to(tl.float16)
+    tl.store(here, lo, inside)
+    tl.store(here + other, hi, inside)
+    if IS_B:
+        tl.store(here + flipped, hi, inside)
+        tl.store(here + flipped + other, lo, inside)
+
+
+@triton.jit
+@no_type_check
+def _store_parts(here, x, is_first, inside):
+    """[hi mid], where x has its columns twice."""
+    hi, mid = _split(x)
+    tl.store(here, tl.where(is_first, hi, mid), inside)
 
 
 @triton.jit
 @no_type_check
 def _prepare(
-    addresses, out, starts, stride, n, total, row_step, rank_step, scale,
-    PLANES: tl.constexpr, IS_B: tl.constexpr, R: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
+    addresses, halves, parts, largest, offsets, floors, starts, stride, n, total, row_step, rank_step, scale,
+    TASK: tl.constexpr, SHARED: tl.constexpr, CHANGES: tl.constexpr,
+    IS_B: tl.constexpr, R: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The planes of an operand from the factors at `addresses` [L, 4]: mean and std factor of phi, then of theta.
+    """The operand of one side from the factors at `addresses` [L, 4]: mean and std factor of phi, then of theta.
 
     Row j of the operand is row `starts + j stride` of the factors, zeros from `total` on. Differences come before
-    products: B A - B0 A0 = [B - B0, B0] [A ; A - A0], and the B side carries the scale.
+    products: B A - B0 A0 = [B - B0, B0] [A ; A - A0], and the B side carries the scale. Without CHANGES only the shared
+    std factor is there; `parts` are made for the gradients wanted.
     """
     layer = tl.program_id(1).to(tl.int64)
     rows, k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, K)
@@ -154,64 +247,98 @@ def _prepare(
     used = (source < total)[:, None] & (rank < R)[None, :]
     at = source[:, None] * row_step + rank[None, :] * rank_step
     plane = n * K
-    here = out + layer * PLANES * plane + rows[:, None] * K + k[None, :]
+    halves += layer * (12 if IS_B else 6) * plane
+    parts += layer * 5 * plane
+    here, wide = rows[:, None] * K + k[None, :], rows[:, None] * (2 * K) + k[None, :]
     theirs = tl.load(tl.load(addresses + 4 * layer + 3).to(tl.pointer_type(tl.float32)) + at, used, 0.0) * scale
-    hi, rest = _split_once(theirs)
-    mid, lo = _split(rest)
-    tl.store(here, tl.where(is_first, hi, mid), inside)
-    tl.store(here + plane, tl.where(is_first, mid, hi), inside)
-    tl.store(here + 2 * plane, tl.where(is_first, hi, lo), inside)
-    tl.store(here + 3 * plane, tl.where(is_first, lo, hi), inside)
-    if PLANES == 14:
+    unit, first, second, last = _std_unit(largest, offsets, floors, layer)
+    x = theirs * _power(last if IS_B else unit - last)
+    hi = x.to(tl.float16)
+    rest = x - hi.to(tl.float32)
+    mid = rest.to(tl.float16)
+    lo = (rest - mid.to(tl.float32)).to(tl.float16)
+    tl.store(halves + K + wide, tl.where(is_first, hi, mid), inside)
+    if IS_B:
+        tl.store(halves + wide, tl.where(is_first, hi, mid), inside)
+        tl.store(halves + 6 * plane + wide, tl.zeros_like(hi), inside)
+        tl.store(halves + 6 * plane + K + wide, tl.where(is_first, lo, hi), inside)
+    else:
+        tl.store(halves + wide, tl.where(is_first, lo, hi), inside)
+    if SHARED:
+        _store_parts(parts + here, theirs, is_first, inside)
+    if CHANGES:
         mine = tl.load(tl.load(addresses + 4 * layer + 1).to(tl.pointer_type(tl.float32)) + at, used, 0.0) * scale
         mean = tl.load(tl.load(addresses + 4 * layer).to(tl.pointer_type(tl.float32)) + at, used, 0.0) * scale
         mean_0 = tl.load(tl.load(addresses + 4 * layer + 2).to(tl.pointer_type(tl.float32)) + at, used, 0.0) * scale
+        mean_unit, mean_first, mean_second = _mean_unit(largest, layer)
         if IS_B:
-            _store_parts(here + 4 * plane, plane, tl.where(is_first, mean - mean_0, mean_0), inside)
-            _store_parts(here + 7 * plane, plane, tl.where(is_first, mine - theirs, theirs), inside)
+            means = tl.where(is_first, mean - mean_0, mean_0)
+            x = means * tl.where(is_first, _power(mean_first), _power(mean_second))
+            y = tl.where(is_first, (mine - theirs) * _power(first), theirs * _power(second))
         else:
-            _store_parts(here + 4 * plane, plane, tl.where(is_first, mean, mean - mean_0), inside)
-            _store_parts(here + 7 * plane, plane, tl.where(is_first, mine, mine - theirs), inside)
-        _store_pair(here + 10 * plane, plane, mean, is_first, inside)
-        _store_pair(here + 12 * plane, plane, mine, is_first, inside)
+            means = tl.where(is_first, mean, mean - mean_0)
+            x = means * tl.where(is_first, _power(mean_unit - mean_first), _power(mean_unit - mean_second))
+            y = tl.where(is_first, mine * _power(unit - first), (mine - theirs) * _power(unit - second))
+        _store_halves(halves + 2 * plane + wide, K, 6 * plane, x, inside, IS_B)
+        _store_halves(halves + 4 * plane + wide, K, 6 * plane, y, inside, IS_B)
+        if TASK:
+            _store_parts(parts + 2 * plane + here, mine, is_first, inside)
+        if TASK and not SHARED:
+            _store_parts(parts + plane + here, mean, is_first, inside)
+        if SHARED:
+            hi, mid = _split(means)
+            tl.store(parts + 3 * plane + wide, hi, inside)
+            tl.store(parts + 3 * plane + K + wide, mid, inside)
 
 
 @triton.jit
 @no_type_check
-def _twice_half_excess(change, delta, var_task, var_shared, inverse_shared):
-    """delta - log1p(delta), by the series of atanh in z = delta / (2 + delta) where that is not far from 0."""
-    z = change * _inverse(var_task + var_shared)
-    w = z * z
-    near = delta * z - z * w * (2 / 3 + w * (2 / 5 + w * (2 / 7 + w * (2 / 9))))
-    return tl.where(tl.abs(delta) < 0.25, near, delta - _log(var_task * inverse_shared))
+def _twice_half_excess(delta, var_task, inverse_shared):
+    """delta - log1p(delta), by a polynomial to 3e-7 where delta is not far from 0."""
+    near = -0.15581537783145905 + delta * 0.13585349917411804
+    near = -0.19958801567554474 + delta * (0.1663724035024643 + delta * near)
+    near = 0.5 + delta * (-0.33333656191825867 + delta * (0.25000110268592834 + delta * near))
+    return tl.where(tl.abs(delta) < 0.25, delta * (delta * near), delta - _log(var_task * inverse_shared))
 
 
 @triton.jit
 @no_type_check
 def _kl_pass(
-    left, right, by_b, by_a, losses, offsets, floors, starts, stride, n, m, height, weight, scale,
+    left, left_parts, right, right_parts, by_b, by_a, losses, largest, offsets, floors, starts, stride, n, m, height,
+    weight, scale,
     R: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
     TASK: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """One block of rows of one layer against all columns: its loss, its rows of dB, and its share of dA.
 
-    Rows and columns past n and m read as zeros, where KL and its gradients are 0. The means' gradients of theta and phi
-    come from one contraction with [B - B0, B0] and [A ; A - A0], so that what is left of their sum keeps its digits.
+    Rows and columns past n and m read as zeros, where KL and its gradients are 0. Where theta's gradients are wanted,
+    the means' come from one contraction with [B - B0, B0] and [A ; A - A0], so that what is left of their sum keeps its
+    digits. All stds, and differences of means, are in a unit of the layer's own, and so are both gradients.
     """
     layer, block = tl.program_id(1).to(tl.int64), tl.program_id(0)
-    rows, k, q = block * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, K), tl.arange(0, K // 2)
+    rows, q = block * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, K // 2)
+    k, k_2 = tl.arange(0, K), tl.arange(0, 2 * K)
     inside = (rows < n)[:, None]
     plane = n * K
-    mine = left + layer * 14 * plane + rows[:, None] * K + k[None, :]
-    hi_mid, hi_lo = tl.load(mine, inside, 0.0), tl.load(mine + 2 * plane, inside, 0.0)
-    mean_hi, std_hi = tl.load(mine + 4 * plane, inside, 0.0), tl.load(mine + 7 * plane, inside, 0.0)
-    mean_mid, std_mid = tl.load(mine + 5 * plane, inside, 0.0), tl.load(mine + 8 * plane, inside, 0.0)
-    mean_lo, std_lo = tl.load(mine + 6 * plane, inside, 0.0), tl.load(mine + 9 * plane, inside, 0.0)
+    wide = rows[:, None] * (2 * K) + k_2[None, :]
+    mine = left + layer * 12 * plane + wide
+    shared, shared_flipped = tl.load(mine, inside, 0.0), tl.load(mine + 6 * plane, inside, 0.0)
+    means, means_flipped = tl.load(mine + 2 * plane, inside, 0.0), tl.load(mine + 8 * plane, inside, 0.0)
+    stds, stds_flipped = tl.load(mine + 4 * plane, inside, 0.0), tl.load(mine + 10 * plane, inside, 0.0)
+    mine = left_parts + layer * 5 * plane + rows[:, None] * K + k[None, :]
     if TASK:
-        own_mean, own_std = tl.load(mine + 10 * plane, inside, 0.0), tl.load(mine + 12 * plane, inside, 0.0)
-        own_mean_lo, own_std_lo = tl.load(mine + 11 * plane, inside, 0.0), tl.load(mine + 13 * plane, inside, 0.0)
-    offset, floor = tl.load(offsets + layer), tl.load(floors + layer)
+        own_std = tl.load(mine + 2 * plane, inside, 0.0)
+    if SHARED:
+        shared_std = tl.load(mine, inside, 0.0)
+        own_means = tl.load(left_parts + (layer * 5 + 3) * plane + wide, inside, 0.0)
+    elif TASK:
+        own_mean = tl.load(mine + plane, inside, 0.0)
     by_mean = tl.zeros((BLOCK_N, K), tl.float32)
+    unit, _, _, _ = _std_unit(largest, offsets, floors, layer)
+    mean_unit, _, _ = _mean_unit(largest, layer)
+    to_unit, unit = _power(unit - mean_unit), _power(unit)
+    offset, floor = tl.load(offsets + layer) * unit, tl.load(floors + layer) * unit * unit
+    weight *= unit
     by_task_std = tl.zeros((BLOCK_N, K), tl.float32)
     by_shared_std = tl.zeros((BLOCK_N, K), tl.float32)
     total = tl.zeros((BLOCK_N,), tl.float32)
@@ -222,82 +349,83 @@ def _kl_pass(
         columns = start + tl.arange(0, BLOCK_M)
         there = (columns < m)[None, :]
         plane = m * K
-        theirs = right + layer * 14 * plane + columns[None, :] * K + k[:, None]
-        r_hi_mid, r_mid_hi = tl.load(theirs, there, 0.0), tl.load(theirs + plane, there, 0.0)
-        r_lo_hi = tl.load(theirs + 3 * plane, there, 0.0)
-        r_mean_hi, r_std_hi = tl.load(theirs + 4 * plane, there, 0.0), tl.load(theirs + 7 * plane, there, 0.0)
-        r_mean_mid, r_std_mid = tl.load(theirs + 5 * plane, there, 0.0), tl.load(theirs + 8 * plane, there, 0.0)
-        r_mean_lo, r_std_lo = tl.load(theirs + 6 * plane, there, 0.0), tl.load(theirs + 9 * plane, there, 0.0)
+        right_at = columns[None, :] * (2 * K) + k_2[:, None]
+        theirs = right + layer * 6 * plane + right_at
+        r_shared = tl.load(theirs, there, 0.0)
+        r_means, r_stds = tl.load(theirs + 2 * plane, there, 0.0), tl.load(theirs + 4 * plane, there, 0.0)
+        theirs = right_parts + layer * 5 * plane + columns[None, :] * K + k[:, None]
 
-        mean_change = _product(mean_hi, mean_mid, mean_lo, r_mean_hi, r_mean_mid, r_mean_lo)
-        u_change = _product(std_hi, std_mid, std_lo, r_std_hi, r_std_mid, r_std_lo)
-        u = _dot(hi_lo, r_lo_hi)
-        u = _dot(hi_mid, r_mid_hi, u)
-        r_shared = _dot(hi_mid, r_hi_mid, u) + offset
-        r_task = r_shared + u_change
-        var_shared, var_task = r_shared * r_shared + floor, r_task * r_task + floor
-        change = u_change * (r_shared + r_task)
+        mean_change = _product(means, means_flipped, r_means) * to_unit
+        u_change = _product(stds, stds_flipped, r_stds)
+        r = _product(shared, shared_flipped, r_shared) + offset
+        r_task = r + u_change
+        var_shared, var_task = r * r + floor, r_task * r_task + floor
         inverse_shared = _inverse(var_shared)
-        delta, pull = change * inverse_shared, mean_change * inverse_shared
-        excess = _twice_half_excess(change, delta, var_task, var_shared, inverse_shared)
-        total += tl.sum(excess + pull * mean_change, 1)
+        delta, pull = u_change * (r + r_task) * inverse_shared, mean_change * inverse_shared
+        total += tl.sum(_twice_half_excess(delta, var_task, inverse_shared) + pull * mean_change, 1)
 
         put = shares + q[None, :] * m + columns[:, None]
         to = (q < R)[None, :] & (columns < m)[:, None]
         if SHARED:
             g_hi, g_mid = _split(pull)
-            by_mean += _contract(g_hi, g_mid, tl.trans(r_mean_hi), tl.trans(r_mean_mid), tl.trans(r_mean_lo))
-            change_share, shared_share = _halves(
-                _contract(tl.trans(g_hi), tl.trans(g_mid), mean_hi, mean_mid, mean_lo), BLOCK_M, K
-            )
+            r_own = tl.load(right_parts + (layer * 5 + 3) * plane + right_at, there, 0.0)
+            by_mean += _contract(g_hi, g_mid, tl.trans(r_own), K)
+            share = _contract(tl.trans(g_hi), tl.trans(g_mid), own_means, K)
+            change_share, shared_share = _halves(share, BLOCK_M, K)
             if TASK:
                 tl.store(put, weight * (change_share + shared_share), to)
             tl.store(put + 2 * TASK * size, -weight * shared_share, to)
-            g_hi, g_mid = _split(-(delta + pull * mean_change) * (r_shared * inverse_shared))
-            by_shared_std += _contract(g_hi, g_mid, tl.trans(r_std_hi), tl.trans(r_std_mid), tl.trans(r_std_lo))
-            _, shared_share = _halves(_contract(tl.trans(g_hi), tl.trans(g_mid), std_hi, std_mid, std_lo), BLOCK_M, K)
-            tl.store(put + (2 * TASK + 1) * size, weight * shared_share, to)
+            g_hi, g_mid = _split(-(delta + pull * mean_change) * (r * inverse_shared))
+            r_own = tl.load(theirs, there, 0.0)
+            by_shared_std += _contract(g_hi, g_mid, tl.trans(r_own), K)
+            share = _contract(tl.trans(g_hi), tl.trans(g_mid), shared_std, K)
+            tl.store(put + (2 * TASK + 1) * size, weight * _added_halves(share, BLOCK_M, K), to)
         elif TASK:
             g_hi, g_mid = _split(pull)
-            r_own, r_lo = tl.load(theirs + 10 * plane, there, 0.0), tl.load(theirs + 11 * plane, there, 0.0)
-            by_mean += _contract_pair(g_hi, g_mid, tl.trans(r_own), tl.trans(r_lo))
-            one, other = _halves(_contract_pair(tl.trans(g_hi), tl.trans(g_mid), own_mean, own_mean_lo), BLOCK_M, K)
-            tl.store(put, weight * (one + other), to)
+            r_own = tl.load(theirs + plane, there, 0.0)
+            by_mean += _contract(g_hi, g_mid, tl.trans(r_own), K)
+            share = _contract(tl.trans(g_hi), tl.trans(g_mid), own_mean, K)
+            tl.store(put, weight * _added_halves(share, BLOCK_M, K), to)
         if TASK:
             g_hi, g_mid = _split(r_task * delta * _inverse(var_task))
-            r_own, r_lo = tl.load(theirs + 12 * plane, there, 0.0), tl.load(theirs + 13 * plane, there, 0.0)
-            by_task_std += _contract_pair(g_hi, g_mid, tl.trans(r_own), tl.trans(r_lo))
-            one, other = _halves(_contract_pair(tl.trans(g_hi), tl.trans(g_mid), own_std, own_std_lo), BLOCK_M, K)
-            tl.store(put + size, weight * (one + other), to)
-    tl.store(losses + layer * n + rows, 0.5 * weight * total, rows < n)
+            r_own = tl.load(theirs + 2 * plane, there, 0.0)
+            by_task_std += _contract(g_hi, g_mid, tl.trans(r_own), K)
+            share = _contract(tl.trans(g_hi), tl.trans(g_mid), own_std, K)
+            tl.store(put + size, weight * _added_halves(share, BLOCK_M, K), to)
+    tl.store(losses + layer * n + rows, 0.5 * (weight / unit) * total, rows < n)
     source = tl.load(starts + layer) + rows.to(tl.int64) * stride
     to = ((rows < n) & (source < height))[:, None] & (q < R)[None, :]
     size, gain = height * R, weight * scale
     put = by_b + layer * slots * size + source[:, None] * R + q[None, :]
-    first, second = _halves(by_mean, BLOCK_N, K)
-    if TASK:
-        tl.store(put, gain * (first if SHARED else first + second), to)
-        one, other = _halves(by_task_std, BLOCK_N, K)
-        tl.store(put + size, gain * (one + other), to)
     if SHARED:
+        first, second = _halves(by_mean, BLOCK_N, K)
+        if TASK:
+            tl.store(put, gain * first, to)
         tl.store(put + 2 * TASK * size, gain * (second - first), to)  # dB0 = -G A0^T, of G A^T and G (A - A0)^T
-        first, second = _halves(by_shared_std, BLOCK_N, K)
-        tl.store(put + (2 * TASK + 1) * size, gain * (first - second), to)
+        tl.store(put + (2 * TASK + 1) * size, gain * _added_halves(by_shared_std, BLOCK_N, K), to)
+    elif TASK:
+        tl.store(put, gain * _added_halves(by_mean, BLOCK_N, K), to)
+    if TASK:
+        tl.store(put + size, gain * _added_halves(by_task_std, BLOCK_N, K), to)
 
 
 @triton.jit
 @no_type_check
 def _penalty_pass(
-    left, right, by_b, by_a, losses, offsets, floors, n, m, scale, shape, rate,
+    left, left_parts, right, right_parts, by_b, by_a, losses, largest, offsets, floors, n, m, scale, shape, rate,
     R: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """As `_kl_pass`, for (a0 - 1) log var + b0 / var of the shared stds."""
     layer, block = tl.program_id(1).to(tl.int64), tl.program_id(0)
-    rows, k, q = block * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, K), tl.arange(0, K // 2)
+    rows, q = block * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, K // 2)
+    k, k_2 = tl.arange(0, K), tl.arange(0, 2 * K)
     inside = (rows < n)[:, None]
     plane = n * K
-    mine = left + layer * 4 * plane + rows[:, None] * K + k[None, :]
-    hi_mid, hi_lo = tl.load(mine, inside, 0.0), tl.load(mine + 2 * plane, inside, 0.0)
+    mine = left + layer * 12 * plane + rows[:, None] * (2 * K) + k_2[None, :]
+    shared, shared_flipped = tl.load(mine, inside, 0.0), tl.load(mine + 6 * plane, inside, 0.0)
+    shared_std = tl.load(left_parts + layer * 5 * plane + rows[:, None] * K + k[None, :], inside, 0.0)
+    unit, _, _, _ = _std_unit(largest, offsets, floors, layer)
+    to_one = _power(-unit)
     offset, floor = tl.load(offsets + layer), tl.load(floors + layer)
     by_std = tl.zeros((BLOCK_N, K), tl.float32)
     total = tl.zeros((BLOCK_N,), tl.float32)
@@ -305,22 +433,20 @@ def _penalty_pass(
         columns = start + tl.arange(0, BLOCK_M)
         there = (columns < m)[None, :]
         plane = m * K
-        theirs = right + layer * 4 * plane + columns[None, :] * K + k[:, None]
-        r_hi_mid, r_mid_hi = tl.load(theirs, there, 0.0), tl.load(theirs + plane, there, 0.0)
-        u = _dot(hi_lo, tl.load(theirs + 3 * plane, there, 0.0))
-        u = _dot(hi_mid, r_mid_hi, u)
-        r = _dot(hi_mid, r_hi_mid, u) + offset
+        theirs = right + layer * 6 * plane + columns[None, :] * (2 * K) + k_2[:, None]
+        r_shared = tl.load(theirs, there, 0.0)
+        r_own = tl.load(right_parts + layer * 5 * plane + columns[None, :] * K + k[:, None], there, 0.0)
+        r = _product(shared, shared_flipped, r_shared) * to_one + offset
         var = r * r + floor
         inverse = _inverse(var)
         total += tl.sum(tl.where(there, (shape - 1) * _log(var) + rate * inverse, 0.0), 1)
         g_hi, g_mid = _split(((shape - 1) - rate * inverse) * (2 * r * inverse))
-        by_std += _dot(g_hi, tl.trans(r_hi_mid), _dot(g_mid, tl.trans(r_hi_mid)))
-        one, other = _halves(_dot(tl.trans(g_hi), hi_mid, _dot(tl.trans(g_mid), hi_mid)), BLOCK_M, K)
-        share = by_a + ((layer * tl.num_programs(0) + block) * R + q[None, :]) * m + columns[:, None]
-        tl.store(share, one + other, (q < R)[None, :] & (columns < m)[:, None])
-    one, other = _halves(by_std, BLOCK_N, K)
+        by_std += _contract(g_hi, g_mid, tl.trans(r_own), K)
+        share = _contract(tl.trans(g_hi), tl.trans(g_mid), shared_std, K)
+        put = by_a + ((layer * tl.num_programs(0) + block) * R + q[None, :]) * m + columns[:, None]
+        tl.store(put, _added_halves(share, BLOCK_M, K), (q < R)[None, :] & (columns < m)[:, None])
     here = by_b + layer * n * R + rows[:, None] * R + q[None, :]
-    tl.store(here, scale * (one + other), inside & (q < R)[None, :])
+    tl.store(here, scale * _added_halves(by_std, BLOCK_N, K), inside & (q < R)[None, :])
     tl.store(losses + layer * n + rows, total, rows < n)
 
 
@@ -336,10 +462,8 @@ class _Group(NamedTuple):
     floors: Float[Tensor, " L"]
 
 
-def _groups(
-    b: Sequence[Tensor], a: Sequence[Tensor], variances: Sequence[Variance], planes: int, slots: int
-) -> Iterator[_Group]:
-    """Layers by shape and scale, in chunks whose `planes` of operands and shares of `slots` gradients stay small."""
+def _groups(b: Sequence[Tensor], a: Sequence[Tensor], variances: Sequence[Variance], slots: int) -> Iterator[_Group]:
+    """Layers by shape and scale, in chunks whose operands and shares of `slots` gradients stay small."""
 
     def kind(i: int) -> tuple[Any, ...]:
         return (*b[i].shape, a[i].shape[1], variances[i].scale)
@@ -347,8 +471,9 @@ def _groups(
     device = b[0].device
     for key, same in itertools.groupby(sorted(range(len(b)), key=kind), kind):
         layers, (height, rank, columns, scale) = list(same), key
-        shares = triton.cdiv(height, _tile(_width(rank))["BLOCK_N"]) * slots * rank * columns * 4
-        size = max(1, _CHUNK_BYTES // ((height + columns) * _width(rank) * 2 * planes + shares))
+        shares = triton.cdiv(height, _tile(_width(rank), shared=slots > 2)["BLOCK_N"]) * slots * rank * columns * 4
+        operands = (height * (2 * _HALVES + _PARTS) + columns * (_HALVES + _PARTS)) * _width(rank) * 2
+        size = max(1, _CHUNK_BYTES // (operands + shares))
         for start in range(0, len(layers), size):
             chunk = layers[start : start + size]
             offsets = [variances[i].offset for i in chunk]
@@ -384,16 +509,30 @@ class _Side(NamedTuple):
     starts: Int[Tensor, " L"]
     stride: int = 1
 
-    def operand(self, planes: int) -> Tensor:
-        """[L, planes, rows, K] bfloat16."""
-        layers, width, block = len(self.factors), _width(self.rank), 64
-        out = self.starts.new_empty((layers, planes, self.rows, width), dtype=torch.bfloat16)
-        row_step, rank_step = (self.rank, 1) if self.is_b else (1, self.total)
-        _prepare[(triton.cdiv(self.rows, block), layers)](
-            _addresses(self.factors), out, self.starts, self.stride, self.rows, self.total, row_step, rank_step,
-            scale=self.scale, PLANES=planes, IS_B=self.is_b, R=self.rank, K=width, BLOCK=block,
+    @property
+    def steps(self) -> tuple[int, int]:
+        return (self.rank, 1) if self.is_b else (1, self.total)
+
+    def find_largest(self, largest: Float[Tensor, "L 2 4 pieces"]) -> None:
+        _find_largest[(largest.shape[-1], len(self.factors))](
+            _addresses(self.factors), largest, self.total, *self.steps, scale=self.scale,
+            IS_B=self.is_b, R=self.rank, K=_width(self.rank), BLOCK=128,
         )  # fmt: skip
-        return out
+
+    def operand(
+        self, largest: Float[Tensor, "L 2 4 pieces"], group: _Group, wanted: list[bool], *, changes: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Its halves, float16, and its parts, bfloat16, [L, planes * rows * K]."""
+        layers, width, block = len(self.factors), _width(self.rank), 64
+        size = self.rows * width
+        halves = self.starts.new_empty((layers, (1 + self.is_b) * _HALVES * size), dtype=torch.float16)
+        parts = self.starts.new_empty((layers, _PARTS * size), dtype=torch.bfloat16)
+        _prepare[(triton.cdiv(self.rows, block), layers)](
+            _addresses(self.factors), halves, parts, largest, group.offsets, group.floors, self.starts, self.stride,
+            self.rows, self.total, *self.steps, scale=self.scale, TASK=wanted[0], SHARED=wanted[1], CHANGES=changes,
+            IS_B=self.is_b, R=self.rank, K=width, BLOCK=block,
+        )  # fmt: skip
+        return halves, parts
 
 
 _address_tables: dict[tuple[int, ...], Tensor] = {}
@@ -411,9 +550,19 @@ def _addresses(factors: list[list[Tensor]]) -> Int[Tensor, "L 4"]:
     return _address_tables[key]
 
 
-def _tile(width: int) -> dict[str, int]:
-    """Rows and columns of a tile, warps and stages: what kept registers below the limit with few spills."""
-    return {"BLOCK_N": 64, "BLOCK_M": 64 if width == 16 else 32, "num_warps": 4, "num_stages": 2 if width == 16 else 1}
+def _operands(b: _Side, a: _Side, group: _Group, wanted: list[bool], *, changes: bool = True) -> tuple[Tensor, ...]:
+    """Both sides' operands, and the largest entries that their scales come from."""
+    largest = b.starts.new_empty((len(b.factors), 2, 4, int(_PIECES)), dtype=torch.float32)
+    b.find_largest(largest)
+    a.find_largest(largest)
+    left, right = (side.operand(largest, group, wanted, changes=changes) for side in (b, a))
+    return *left, *right, largest
+
+
+def _tile(width: int, *, shared: bool) -> dict[str, int]:
+    """Rows and columns of a tile, warps and stages: the fastest at 16; theta's gradients need more registers."""
+    thin = shared or width > 16
+    return {"BLOCK_N": 64, "BLOCK_M": 32 if thin else 64, "num_warps": 4, "num_stages": 2 if width == 16 else 1}
 
 
 # -------------------- KL(task | shared)
@@ -457,7 +606,7 @@ class _TaskKL(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=flat[0].device)
         gradients: list[Tensor | None] = [None] * len(flat)
         ctx.stacks = []
-        for group in _groups([b[0] for b in sides[0]], [a[0] for a in sides[1]], variances, _PLANES, 2 * sum(wanted)):
+        for group in _groups([b[0] for b in sides[0]], [a[0] for a in sides[1]], variances, 2 * sum(wanted)):
             b, a = _sides(sides, group, stride, key)
             loss, by_b, by_a = _kl_of_group(b, a, group, wanted, float(stride))
             total += loss
@@ -498,15 +647,16 @@ def _kl_of_group(
     b: _Side, a: _Side, group: _Group, wanted: list[bool], weight: float
 ) -> tuple[Tensor, Float[Tensor, "L k O R"], Float[Tensor, "L k R I"]]:
     """The summed KL of a group, and the gradients of phi's and of theta's mean and std factors, where wanted."""
-    tile, slots = _tile(_width(b.rank)), 2 * sum(wanted)
+    tile, slots = _tile(_width(b.rank), shared=wanted[1]), 2 * sum(wanted)
     blocks = triton.cdiv(b.rows, tile["BLOCK_N"])
     losses = b.starts.new_empty((len(b.factors), b.rows), dtype=torch.float32)
     by_b = losses.new_empty((len(b.factors), slots, b.total, b.rank))
     if b.stride > 1:  # rows that are not visited
         by_b.zero_()
     shares = losses.new_empty((len(b.factors), blocks, slots, a.rank, a.total))
+    *operands, largest = _operands(b, a, group, wanted)
     _kl_pass[(blocks, len(b.factors))](
-        b.operand(_PLANES), a.operand(_PLANES), by_b, shares, losses, group.offsets, group.floors, b.starts, b.stride,
+        *operands, by_b, shares, losses, largest, group.offsets, group.floors, b.starts, b.stride,
         b.rows, a.rows, b.total, weight=weight, scale=b.scale, R=b.rank, K=_width(b.rank),
         TASK=wanted[0], SHARED=wanted[1], **tile,
     )  # fmt: skip
@@ -537,7 +687,7 @@ class _Penalty(torch.autograd.Function):
         total = torch.full((), entries * constant, dtype=torch.float64, device=flat[0].device)
         gradients: list[Tensor] = list(flat)
         ctx.stacks = []
-        for group in _groups(flat[:layers], flat[layers:], variances, _PAIRS, 1):
+        for group in _groups(flat[:layers], flat[layers:], variances, 1):
             b, a = _sides(sides, group, 1, None)
             loss, by_b, by_a = _penalty_of_group(b, a, group, shape, rate)
             total += loss
@@ -558,12 +708,13 @@ def _penalty_of_group(
     b: _Side, a: _Side, group: _Group, shape: float, rate: float
 ) -> tuple[Tensor, Float[Tensor, "L O R"], Float[Tensor, "L R I"]]:
     """The summed penalty of a group but its constant, and the gradients of theta's std factors."""
-    tile, count = _tile(_width(b.rank)), len(b.factors)
+    tile, count = _tile(_width(b.rank), shared=False), len(b.factors)
     blocks = triton.cdiv(b.rows, tile["BLOCK_N"])
     losses = b.starts.new_empty((count, b.rows), dtype=torch.float32)
     by_b, shares = losses.new_empty((count, b.rows, b.rank)), losses.new_empty((count, blocks, a.rank, a.rows))
+    *operands, largest = _operands(b, a, group, [False, True], changes=False)
     _penalty_pass[(blocks, count)](
-        b.operand(_PAIRS), a.operand(_PAIRS), by_b, shares, losses, group.offsets, group.floors,
+        *operands, by_b, shares, losses, largest, group.offsets, group.floors,
         b.rows, a.rows, scale=b.scale, shape=shape, rate=rate, R=b.rank, K=_width(b.rank), **tile,
     )  # fmt: skip
     return losses.double().sum(), by_b, shares.sum(1)

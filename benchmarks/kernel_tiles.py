@@ -1,9 +1,8 @@
 """One run that decides between tiles of the KL kernel: compile time, time, and error against float64 of each.
 
-    python -m benchmarks.kernel_variants [NAME ...]
+    python -m benchmarks.kernel_tiles [NAME ...]
 
-`before` is the kernel in use, `abmll.kernels.triton_kl`; all others are tiles of `kernel_kl_next`, which takes its
-place if it is faster on a GPU and as exact. Shapes are all linear layers of `--layers` transformer layers of
+`default` is what `abmll.kernels.triton_kl` uses. Shapes are all linear layers of `--layers` transformer layers of
 Llama-3-8B.
 """
 
@@ -11,50 +10,42 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from abmll.kernels import Factors, eager, triton_kl
-from benchmarks import kernel_kl_next
 from benchmarks.kernel_kl import ALL, VARIANCE, factors, graph_times, moved
 
 Tile = dict[str, int]
 
 
-def tile(rows: int, columns: int, warps: int = 4, stages: int = 2, *, lo: bool = True) -> Tile:
-    return {"BLOCK_N": rows, "BLOCK_M": columns, "num_warps": warps, "num_stages": stages, "LO": lo}
+def tile(rows: int, columns: int, warps: int = 4, stages: int = 2) -> Tile:
+    return {"BLOCK_N": rows, "BLOCK_M": columns, "num_warps": warps, "num_stages": stages}
 
 
 # Of the inner KL (and the prior), and of the outer one.
-VARIANTS: dict[str, tuple[Tile, Tile]] = {
-    "default": (kernel_kl_next._tile(16, shared=False), kernel_kl_next._tile(16, shared=True)),
-    "thin": (tile(64, 32), tile(64, 16)),
-    "deep": (tile(64, 32, stages=3), tile(64, 32, stages=3)),
+TILES: dict[str, tuple[Tile, Tile]] = {
+    "default": (triton_kl._tile(16, shared=False), triton_kl._tile(16, shared=True)),
+    "one_stage": (tile(64, 64, stages=1), tile(64, 32, stages=1)),
+    "three_stages": (tile(64, 64, stages=3), tile(64, 32, stages=3)),
     "tall": (tile(128, 64, 8), tile(128, 32, 8)),
-    "two_warps": (tile(64, 32, 2), tile(64, 16, 2)),
-    "two_parts": (tile(64, 64, lo=False), tile(64, 32, lo=False)),
-    "two_parts_thin": (tile(64, 32, lo=False), tile(64, 16, lo=False)),
-    "two_parts_full": (tile(64, 32, lo=False) | {"maxnreg": 128}, tile(64, 16, lo=False) | {"maxnreg": 128}),
-    "two_parts_two_warps": (tile(64, 32, 2, lo=False), tile(64, 16, 2, lo=False)),
 }
-DEFAULT = ["default", "thin", "two_parts", "two_parts_thin", "two_parts_full", "two_warps", "tall"]
 
 
 def use(inner: Tile, outer: Tile) -> None:
     def of(width: int, *, shared: bool) -> Tile:
         return outer if shared else inner
 
-    kernel_kl_next._tile = of
+    triton_kl._tile = of
 
 
 def leaves(side: list[Factors]) -> list[Factors]:
     return [Factors(*(x.detach().requires_grad_() for x in f)) for f in side]
 
 
-def runs(op: ModuleType, task: list[Factors], shared: list[Factors]) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+def runs(op: Any, task: list[Factors], shared: list[Factors]) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
     """The value and the gradients, by what they are of."""
     variances = [VARIANCE] * len(task)
     mine, theirs = leaves(task), leaves(shared)
@@ -74,16 +65,14 @@ def doubled(side: list[Factors]) -> list[Factors]:
     return [Factors(*(x.double() for x in f)) for f in side]
 
 
-def worst(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> Tensor:
+def worst(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
     """Of the value and of each gradient as a whole."""
-    return torch.stack(
-        [(a.double() - b).norm() / b.norm() for a, b in zip(found, exact, strict=True)]
-    ).max()  # fmt: skip
+    return max(float((a.detach().double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help=f"before, {', '.join(VARIANTS)}", default=["before", *DEFAULT])
+    parser.add_argument("names", nargs="*", help=", ".join(TILES), default=list(TILES))
     parser.add_argument("--layers", type=int, default=4)
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -96,22 +85,20 @@ def main() -> None:
         theirs = [factors((1024, 4096), 8, device)]
         mine = [moved(theirs[0], step)]
         exact = runs(eager, doubled(mine), doubled(theirs))
-        cases[case] = mine, theirs, {kind: run() for kind, run in exact.items()}
+        cases[case] = mine, theirs, {kind: tuple(x.detach() for x in run()) for kind, run in exact.items()}
     for name in arguments.names:
-        op = triton_kl if name == "before" else kernel_kl_next
-        if name != "before":
-            use(*VARIANTS[name])
+        use(*TILES[name])
         try:
             start = time.perf_counter()
             errors = {
-                f"{case} {kind}": f"{float(worst(run(), exact[kind])):.1e}"
+                f"{case} {kind}": f"{worst(run(), exact[kind]):.1e}"
                 for case, (mine, theirs, exact) in cases.items()
-                for kind, run in runs(op, mine, theirs).items()
+                for kind, run in runs(triton_kl, mine, theirs).items()
             }
             compiled = time.perf_counter() - start
             times = {
                 kind: round(statistics.median(graph_times(run, 10)), 3)
-                for kind, run in runs(op, task, shared).items()
+                for kind, run in runs(triton_kl, task, shared).items()
             }  # fmt: skip
         except Exception as problem:  # a tile that does not fit says so, and the others are still measured
             print(f"{name:20} {type(problem).__name__}: {str(problem)[:300]}", flush=True)
