@@ -29,15 +29,15 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout; benchmarks/commit holds it where there is no git (a copy of the tree)."""
+    """The commit of this checkout; in a copy of the tree, benchmarks/commit says it."""
     here = Path(__file__).parent
+    if (here / "commit").exists():
+        return (here / "commit").read_text().strip()
     try:
         done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
     except OSError:
-        done = None
-    if done is not None and done.returncode == 0:
-        return done.stdout.strip()
-    return (here / "commit").read_text().strip() if (here / "commit").exists() else None
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def write_result(path: str | Path, result: dict[str, Any]) -> None:

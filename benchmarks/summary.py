@@ -47,40 +47,53 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
-def rows() -> dict[str, float]:
-    """Measured values by id."""
-    steps, kernels, tasks = read("steps.json"), read("kernel_kl.json"), read("tasks.json")
-    found: dict[str, float] = {}
+def rows() -> dict[str, tuple[float, str]]:
+    """Measured values, and on which device, by id."""
+    steps, kernels, tasks, small, sizes, few, wide, parity = (
+        read(f"{name}.json")
+        for name in (
+            *("steps", "kernel_kl", "tasks", "steps_smollm2", "steps_sizes", "steps_four_layers", "steps_rank64"),
+            "parity",
+        )
+    )
+    found: dict[str, tuple[float, str]] = {}
+
+    def put(name: str, value: float, of: dict[str, Any]) -> None:
+        found[name] = value, of["device"]
+
     for which in ("qv", "all"):
         of = steps[f"{which}_rank8_2x256"]
         ours, peer = of["abmll_captured"], of["peer_eager"]
-        found[f"{which}_overhead_captured"] = ours["ms"] / of["lora_captured"]["ms"]
-        found[f"{which}_step_ratio"] = ours["ms"] / peer["ms"]
-        found[f"{which}_step_ms"] = ours["ms"]
-        found[f"{which}_step_ratio_eighth"] = of["abmll_eighth_captured"]["ms"] / peer["ms"]
-        found[f"{which}_peak_ratio"] = ours["peak"]["allocated_gib"] / peer["peak"]["allocated_gib"]
-        found[f"{which}_lora_captured_ratio"] = of["lora_captured"]["ms"] / of["peer_captured"]["ms"]
+        put(f"{which}_overhead_captured", _overhead(of), steps)
+        put(f"{which}_step_ratio", ours["ms"] / peer["ms"], steps)
+        put(f"{which}_step_ms", ours["ms"], steps)
+        put(f"{which}_step_ratio_eighth", of["abmll_eighth_captured"]["ms"] / peer["ms"], steps)
+        put(f"{which}_peak_ratio", ours["peak"]["allocated_gib"] / peer["peak"]["allocated_gib"], steps)
         for kind in ("inner", "outer"):
-            found[f"kl_{kind}_{which}_ms"] = kernels["times"][f"{which}_rank8_{kind}"]["ms"]
-    found["lora_captured_ratio"] = max(found.pop("qv_lora_captured_ratio"), found.pop("all_lora_captured_ratio"))
-    small = read("steps_smollm2.json")["qv_rank8_2x64"]
-    found["smollm2_step_ratio"] = small["abmll_captured"]["ms"] / small["peer_eager"]["ms"]
+            put(f"kl_{kind}_{which}_ms", kernels["times"][f"{which}_rank8_{kind}"]["ms"], kernels)
+    lora = (steps[f"{which}_rank8_2x256"] for which in ("qv", "all"))
+    put("lora_captured_ratio", max(of["lora_captured"]["ms"] / of["peer_captured"]["ms"] for of in lora), steps)
+    of = small["qv_rank8_2x64"]
+    put("smollm2_step_ratio", of["abmll_captured"]["ms"] / of["peer_eager"]["ms"], small)
     for tokens in (128, 512):
-        of = read("steps_sizes.json")[f"qv_rank8_2x{tokens}"]
-        found[f"qv_{tokens}_overhead_captured"] = of["abmll_captured"]["ms"] / of["lora_captured"]["ms"]
-    few = read("steps_four_layers.json")
+        put(f"qv_{tokens}_overhead_captured", _overhead(sizes[f"qv_rank8_2x{tokens}"]), sizes)
     for setting in ("qv_rank8_2x1024", "qv_rank8_8x256", "all_rank8_2x1024"):
-        of = few[setting]
         name = setting.replace("_rank8_2x", "_").replace("_rank8", "")
-        found[f"{name}_four_layers_overhead_captured"] = of["abmll_captured"]["ms"] / of["lora_captured"]["ms"]
-    of = few["qv_rank8_2x256"]
+        put(f"{name}_four_layers_overhead_captured", _overhead(few[setting]), few)
     for peer in ("peer_compiled", "abmll_dense"):
-        found[f"{peer}_four_layers_ms"] = of[peer]["ms"]
-    found["adapt_predict_ratio"] = tasks["adapt_predict"]["ratio"]
+        put(f"{peer}_four_layers_ms", few["qv_rank8_2x256"][peer]["ms"], few)
+    put("qv_rank64_four_layers_overhead_captured", _overhead(wide["qv_rank64_2x256"]), wide)
+    put("adapt_predict_ratio", tasks["adapt_predict"]["ratio"], tasks)
     for kind in ("tasks", "samples"):
         peaks = list(tasks["memory"][f"{kind}_mib"].values())
-        found[f"memory_{kind}"] = max(peaks) / min(peaks)
+        put(f"memory_{kind}", max(peaks) / min(peaks), tasks)
+    of = parity["abmll"]
+    put("parity_from_eager_over_other_seed", of["captured_from_eager"] / of["other_seed_from_eager"], parity)
     return found
+
+
+def _overhead(of: dict[str, Any]) -> float:
+    return float(of["abmll_captured"]["ms"] / of["lora_captured"]["ms"])
 
 
 def draw(path: Path) -> None:
@@ -107,9 +120,9 @@ def draw(path: Path) -> None:
 
 def main() -> None:
     """Write summary.json and steps.png."""
-    found, steps = rows(), read("steps.json")
+    found = rows()
     names = [*(name for name in TARGETS if name in found), *sorted(found.keys() - TARGETS.keys())]
-    summary = {name: {"value": found[name], "target": TARGETS.get(name), "device": steps["device"]} for name in names}
+    summary = {name: {"value": found[name][0], "target": TARGETS.get(name), "device": found[name][1]} for name in names}
     write_result(HERE / "summary.json", summary)
     draw(HERE / "steps.png")
     for name, row in summary.items():

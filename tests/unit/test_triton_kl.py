@@ -41,6 +41,20 @@ def assert_close(ours: Tensor, factors, theirs: Tensor, wanted, tolerance: float
         assert relative_error(mine, other) < tolerance
 
 
+@pytest.mark.parametrize("stride", [1, 3])
+def test_memory_for_one_layer_at_a_time_changes_nothing(monkeypatch, stride):
+    pairs = [far_pair((70, 30, 4), seed=i).leaves(torch.float32) for i in range(3)]
+    options = {"stride": stride, "key": key_tensor(noise_key("rows", 0), device=CPU)[0]}
+    factors = all_factors(*pairs)
+    together = fused_kl(*pairs, **options)
+    wanted = gradients_of(together, factors)
+    monkeypatch.setattr(triton_kl, "_chunk_bytes", lambda device: 1)
+    apart = fused_kl(*pairs, **options)
+    assert apart.item() == pytest.approx(together.item(), rel=1e-12)
+    for mine, other in zip(gradients_of(apart, factors), wanted, strict=True):
+        assert torch.equal(mine, other)
+
+
 @pytest.mark.parametrize("std", FLOORS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("make", [far_pair, near_pair])

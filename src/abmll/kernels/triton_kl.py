@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, no_type_check
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -26,7 +27,7 @@ from abmll.kernels import eager, fallbacks
 from abmll.kernels.factors import Factors, Variance
 
 MOST_RANK = 16  # a wider factor needs more registers than a thread has
-_CHUNK_BYTES = 384 << 20  # of operands and shares of dA made for one launch
+_CHUNK = 1 / 50  # of a GPU's memory for the operands and shares of dA of one launch: a small launch leaves SMs idle
 _FAST = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1")  # the interpreter has no assembly and no bf16 products
 
 # An operand, [L, planes n K]. `halves`, float16, for the products, are three matrices of 2 K columns: the shared std
@@ -462,8 +463,10 @@ class _Group(NamedTuple):
     floors: Float[Tensor, " L"]
 
 
-def _groups(b: Sequence[Tensor], a: Sequence[Tensor], variances: Sequence[Variance], slots: int) -> Iterator[_Group]:
-    """Layers by shape and scale, in chunks whose operands and shares of `slots` gradients stay small."""
+def _groups(
+    b: Sequence[Tensor], a: Sequence[Tensor], variances: Sequence[Variance], slots: int, stride: int = 1
+) -> Iterator[_Group]:
+    """Layers by shape and scale, in chunks of like size whose operands and shares of `slots` gradients stay small."""
 
     def kind(i: int) -> tuple[Any, ...]:
         return (*b[i].shape, a[i].shape[1], variances[i].scale)
@@ -471,14 +474,19 @@ def _groups(b: Sequence[Tensor], a: Sequence[Tensor], variances: Sequence[Varian
     device = b[0].device
     for key, same in itertools.groupby(sorted(range(len(b)), key=kind), kind):
         layers, (height, rank, columns, scale) = list(same), key
-        shares = triton.cdiv(height, _tile(_width(rank), shared=slots > 2)["BLOCK_N"]) * slots * rank * columns * 4
-        operands = (height * (2 * _HALVES + _PARTS) + columns * (_HALVES + _PARTS)) * _width(rank) * 2
-        size = max(1, _CHUNK_BYTES // (operands + shares))
-        for start in range(0, len(layers), size):
-            chunk = layers[start : start + size]
+        rows = -(-height // stride)
+        shares = triton.cdiv(rows, _tile(_width(rank), shared=slots > 2)["BLOCK_N"]) * slots * rank * columns * 4
+        operands = (rows * (2 * _HALVES + _PARTS) + columns * (_HALVES + _PARTS)) * _width(rank) * 2
+        most = max(1, _chunk_bytes(device) // (operands + shares))
+        for chunk in np.array_split(layers, triton.cdiv(len(layers), most)):
             offsets = [variances[i].offset for i in chunk]
             floors = [variances[i].floor ** 2 for i in chunk]
-            yield _Group(chunk, scale, _constant(offsets, device), _constant(floors, device))
+            yield _Group(chunk.tolist(), scale, _constant(offsets, device), _constant(floors, device))
+
+
+def _chunk_bytes(device: torch.device) -> int:
+    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 16 << 30
+    return int(_CHUNK * total)
 
 
 _constants: dict[tuple[Any, ...], Tensor] = {}
@@ -561,8 +569,8 @@ def _operands(b: _Side, a: _Side, group: _Group, wanted: list[bool], *, changes:
 
 def _tile(width: int, *, shared: bool) -> dict[str, int]:
     """Rows and columns of a tile, warps and stages: the fastest at 16; theta's gradients need more registers."""
-    thin = shared or width > 16
-    return {"BLOCK_N": 64, "BLOCK_M": 32 if thin else 64, "num_warps": 4, "num_stages": 2 if width == 16 else 1}
+    stages = (3 if shared else 2) if width == 16 else 1
+    return {"BLOCK_N": 64, "BLOCK_M": 32 if shared or width > 16 else 64, "num_warps": 4, "num_stages": stages}
 
 
 # -------------------- KL(task | shared)
@@ -606,7 +614,7 @@ class _TaskKL(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=flat[0].device)
         gradients: list[Tensor | None] = [None] * len(flat)
         ctx.stacks = []
-        for group in _groups([b[0] for b in sides[0]], [a[0] for a in sides[1]], variances, 2 * sum(wanted)):
+        for group in _groups([b[0] for b in sides[0]], [a[0] for a in sides[1]], variances, 2 * sum(wanted), stride):
             b, a = _sides(sides, group, stride, key)
             loss, by_b, by_a = _kl_of_group(b, a, group, wanted, float(stride))
             total += loss
