@@ -1,4 +1,7 @@
-"""The fused KL and prior in Triton's CPU interpreter, against dense float64 forms (torch.distributions)."""
+"""The fused KL and prior in Triton's CPU interpreter, against dense float64 forms (torch.distributions).
+
+Above rank 16 torch multiplies, and `triton_entries` is what is between its products.
+"""
 
 import pytest
 import torch
@@ -7,12 +10,13 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from abmll import kernels
-from abmll.kernels import Factors, Variance, eager, triton_kl
+from abmll.kernels import Factors, Variance, eager, triton_entries, triton_kl
 from abmll.kernels.noise import key_tensor, noise_key
 from tests.dense import cast, dense_kl, dense_precision_penalty, gradients_of, relative_error
 from tests.unit.test_kernels import FLOORS, Pair, far_pair, near_pair
 
-SHAPES = [(1, 1, 1), (7, 13, 4), (70, 90, 8), (65, 70, 16)]  # O, I, R
+SHAPES = [(1, 1, 1), (7, 13, 4), (70, 90, 8), (65, 70, 16), (41, 67, 17), (3, 131, 32), (70, 90, 64)]  # O, I, R
+NARROW_AND_WIDE = [8, 33]  # ranks: both ways
 TOLERANCE = 1e-5
 CPU = torch.device("cpu")
 
@@ -71,28 +75,36 @@ def test_layers_of_several_shapes_and_scales_add_up():
         far_pair(shape, seed=i).leaves(torch.float32) for i, shape in enumerate([(9, 20, 4), (70, 30, 4), (9, 20, 4)])
     ]
     pairs.append(Pair(*far_pair((9, 20, 4), seed=7).leaves(torch.float32)[:2], Variance("square", 4e-5, 1e-6, 0.5)))
+    assert_close_to_dense(pairs)
+    assert_close_to_dense([far_pair(shape, seed=3).leaves(torch.float32) for shape in [(9, 20, 33), (70, 30, 33)]])
+
+
+def assert_close_to_dense(pairs: list[Pair]) -> None:
     exact = [doubled(p) for p in pairs]
     assert_close(fused_kl(*pairs), all_factors(*pairs), sum(dense_kl(*p) for p in exact), all_factors(*exact))
 
 
-def test_a_gradient_from_above_scales_every_gradient():
-    rough = far_pair((33, 20, 8)).leaves(torch.float32)
+@pytest.mark.parametrize("rank", NARROW_AND_WIDE)
+def test_a_gradient_from_above_scales_every_gradient(rank):
+    rough = far_pair((33, 20, rank)).leaves(torch.float32)
     exact = doubled(rough)
     assert_close(-2.5e-3 * fused_kl(rough), rough.factors, -2.5e-3 * dense_kl(*exact), exact.factors)
 
 
+@pytest.mark.parametrize("rank", NARROW_AND_WIDE)
 @pytest.mark.parametrize("std", FLOORS)
-def test_kl_and_gradients_are_exactly_zero_at_equal_factors(std):
-    shared = far_pair((40, 70, 8), std=std).shared
+def test_kl_and_gradients_are_exactly_zero_at_equal_factors(std, rank):
+    shared = far_pair((40, 70, rank), std=std).shared
     pair = Pair(shared, shared, Variance("square", std, FLOORS[std], 2.0)).leaves(torch.float32)
     value = fused_kl(pair)
     assert float(value) == 0
     assert all(bool((g == 0).all()) for g in torch.autograd.grad(value, pair.factors))
 
 
-def test_stds_that_cancel_to_the_floor_are_as_exact_as_in_eager():
+@pytest.mark.parametrize("rank", [2, 17])
+def test_stds_that_cancel_to_the_floor_are_as_exact_as_in_eager(rank):
     """r = u + f = 0 in whole rows: the products behind u must keep float32's digits."""
-    pair = far_pair((24, 40, 2), std=4.5e-5)
+    pair = far_pair((24, 40, rank), std=4.5e-5)
     for side in (pair.task, pair.shared):
         side.std_a.fill_(1.0)
         side.std_b.fill_(0.0)
@@ -133,17 +145,19 @@ def test_the_smaller_of_two_halves_keeps_its_share_of_the_digits():
             assert relative_error(mine, other) < TOLERANCE
 
 
+@pytest.mark.parametrize("rank", NARROW_AND_WIDE)
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.parametrize("at", range(8))
-def test_what_is_not_a_number_stays_visible(at, number):
-    rough = far_pair((9, 20, 4)).leaves(torch.float32)
+def test_what_is_not_a_number_stays_visible(at, number, rank):
+    rough = far_pair((9, 20, rank)).leaves(torch.float32)
     with torch.no_grad():
         rough.factors[at][1, 1] = number
     assert not torch.isfinite(fused_kl(rough))
 
 
-def test_a_side_without_gradient_gets_none():
-    pair = far_pair((33, 20, 8)).leaves(torch.float32)
+@pytest.mark.parametrize("rank", NARROW_AND_WIDE)
+def test_a_side_without_gradient_gets_none(rank):
+    pair = far_pair((33, 20, rank)).leaves(torch.float32)
     fixed = Factors(*(f.detach() for f in pair.shared))
     inner = triton_kl.task_kl([pair.task], [fixed], [pair.variance])
     both = torch.autograd.grad(fused_kl(pair), pair.task)
@@ -151,12 +165,31 @@ def test_a_side_without_gradient_gets_none():
         assert relative_error(mine, other) < TOLERANCE
     with torch.no_grad():
         assert float(fused_kl(pair)) == pytest.approx(float(inner.detach()), rel=1e-12)
+    fixed = Factors(*(f.detach() for f in pair.task))
+    outer = triton_kl.task_kl([fixed], [pair.shared], [pair.variance])
+    both = torch.autograd.grad(fused_kl(pair), pair.shared)
+    for mine, other in zip(torch.autograd.grad(outer, pair.shared), both, strict=True):
+        assert relative_error(mine, other) < TOLERANCE
 
 
+def test_wide_tiles_of_a_few_rows_add_up(monkeypatch):
+    """Three rows of a tile; what each stores over its products is read no more."""
+    pair = far_pair((10, 130, 33)).leaves(torch.float32)
+    stds, options = ([pair.shared.std_b], [pair.shared.std_a], [pair.variance]), (1.5, 0.01)
+    runs = (lambda: fused_kl(pair), lambda: triton_kl.precision_penalty(*stds, *options))
+    whole = [(run(), gradients_of(run(), pair.factors)) for run in runs]
+    monkeypatch.setattr(triton_entries, "_TILE_ENTRIES", 3 * 130)
+    for run, (value, gradients) in zip(runs, whole, strict=True):
+        assert float(run().detach()) == pytest.approx(float(value.detach()), rel=1e-6)
+        for mine, other in zip(gradients_of(run(), pair.factors), gradients, strict=True):
+            assert relative_error(mine, other) < TOLERANCE
+
+
+@pytest.mark.parametrize("rank", [4, 33])
 @pytest.mark.parametrize("rows", [32, 37])
 @pytest.mark.parametrize("stride", [2, 5])
-def test_a_subset_of_rows_is_the_one_that_eager_visits(rows, stride):
-    pairs = [far_pair((rows, 20, 4), seed=i).leaves(torch.float32) for i in range(2)]
+def test_a_subset_of_rows_is_the_one_that_eager_visits(rows, stride, rank):
+    pairs = [far_pair((rows, 20, rank), seed=i).leaves(torch.float32) for i in range(2)]
     exact = [doubled(p) for p in pairs]
     for draw in range(3):
         key = key_tensor(noise_key("rows", draw), device=CPU)[0]
@@ -166,8 +199,9 @@ def test_a_subset_of_rows_is_the_one_that_eager_visits(rows, stride):
 
 @pytest.mark.parametrize(("shape", "rate"), [(1.0, 0.01), (2.5, 0.3)])
 @pytest.mark.parametrize("std", FLOORS)
-def test_precision_penalty_equals_the_gamma_density_of_torch_distributions(std, shape, rate):
-    pairs = [far_pair(size, std=std).leaves(torch.float32) for size in ((40, 70, 8), (9, 20, 1))]
+@pytest.mark.parametrize("sizes", [[(40, 70, 8), (9, 20, 1)], [(9, 23, 17), (41, 67, 64)]])
+def test_precision_penalty_equals_the_gamma_density_of_torch_distributions(sizes, std, shape, rate):
+    pairs = [far_pair(size, std=std).leaves(torch.float32) for size in sizes]
     exact = [doubled(p) for p in pairs]
     stds = [[p.shared.std_b for p in pairs], [p.shared.std_a for p in pairs]]
     ours = triton_kl.precision_penalty(*stds, [p.variance for p in pairs], shape, rate)
@@ -181,7 +215,7 @@ def test_precision_penalty_equals_the_gamma_density_of_torch_distributions(std, 
     [
         (far_pair((9, 20, 4), form="log_std").leaves(torch.float32), "log_std"),
         (far_pair((9, 20, 4)).leaves(torch.float64), "float64"),
-        (far_pair((30, 40, 17)).leaves(torch.float32), "rank 17"),
+        (far_pair((9, 20, 17), form="log_std").leaves(torch.float32), "log_std"),
     ],
 )
 def test_what_the_kernel_cannot_do_is_done_by_eager_and_said(pair, reason):

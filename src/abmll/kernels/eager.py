@@ -20,23 +20,53 @@ from abmll.kernels.noise import Key, normal, philox
 
 Product = Callable[[Tensor, Tensor], Tensor]
 """x, W -> x W^T, where W asks for no gradient."""
+KLEntries = Callable[[Tensor, Tensor, Tensor, Variance, tuple[bool, bool]], tuple[Tensor, Tensor, Tensor, Tensor]]
+"""See `kl_entries`. It may write what it gives over what it takes."""
+PenaltyEntries = Callable[[Tensor, Variance, float, float], tuple[Tensor, Tensor]]
+"""See `penalty_entries`. It may write what it gives over what it takes."""
 
 _TILE_ENTRIES = 1 << 16  # 256 KiB of float32 per temporary: a few of them stay in a core's cache
 _TILE_ENTRIES_CUDA = 1 << 22  # a tile is some forty launches there, whatever its size
 
 
-def row_blocks(rows: int, columns: int, device: torch.device | None = None) -> list[slice]:
-    """Cut the rows of an O x I matrix into tiles of about 2^16 entries, or 2^22 on a GPU.
+def row_blocks(rows: int, columns: int, device: torch.device | None = None, entries: int | None = None) -> list[slice]:
+    """Cut the rows of an O x I matrix into tiles of about `entries`; None: 2^16 entries, or 2^22 on a GPU.
 
     >>> len(row_blocks(576, 576)), row_blocks(3, 5)
     (6, [slice(0, 3, None)])
     """
-    entries = _TILE_ENTRIES_CUDA if device is not None and device.type == "cuda" else _TILE_ENTRIES
+    if entries is None:
+        entries = _TILE_ENTRIES_CUDA if device is not None and device.type == "cuda" else _TILE_ENTRIES
     height = max(1, min(rows, entries // columns))
     return [slice(first, min(first + height, rows)) for first in range(0, rows, height)]
 
 
 # -------------------- KL(task | shared)
+
+
+def kl_entries(
+    mean_change: Float[Tensor, "o I"],
+    u_change: Float[Tensor, "o I"],
+    u_shared: Float[Tensor, "o I"],
+    variance: Variance,
+    wanted: tuple[bool, bool],
+) -> tuple[Float[Tensor, ""], Tensor, Tensor, Tensor]:
+    """The summed KL of a tile, float64, then G, H and H0: its gradients are G and H / 2, for theta -G and -H0 / 2.
+
+    What only a side needs that is not `wanted`, of the task's and theta's, may be anything.
+    """
+    u_task = u_shared + u_change
+    var_shared, var_task = variance.of(u_shared), variance.of(u_task)
+    delta = variance.change(u_shared, u_change).div_(var_shared)
+    pull = mean_change / var_shared
+    distance = pull * mean_change
+    total = _excess(delta, var_task, var_shared).add_(distance.sum(dtype=torch.float64)).mul_(0.5)
+    by_u_task = (delta / var_task).mul_(variance.slope(u_task)) if wanted[0] else u_task
+    by_u_shared = delta
+    if wanted[1]:
+        slope = variance.slope(u_shared).div_(var_shared)  # this quotient first: at the floor 1 / var^2 can overflow
+        by_u_shared = delta.add_(distance).mul_(slope)
+    return total, pull, by_u_task, by_u_shared
 
 
 def task_kl(
@@ -45,6 +75,8 @@ def task_kl(
     variances: Sequence[Variance],
     stride: int = 1,
     key: Int[Tensor, ""] | None = None,
+    entries: KLEntries = kl_entries,
+    tile_entries: int | None = None,
 ) -> Float[Tensor, ""]:
     """KL(q(phi | D) || p(phi | theta)) summed over the entries of all layers, float64.
 
@@ -58,6 +90,8 @@ def task_kl(
         variances: how products become variances, the same for both.
         stride: visit every `stride`-th row of each layer, from a start drawn by `key`, and scale up: unbiased.
         key: 64 bits as an int64 tensor; needed if `stride` is not 1.
+        entries: what is done to a tile between its products and its contractions.
+        tile_entries: how large a tile is; None: as `row_blocks` has it.
     """
     total = torch.zeros((), dtype=torch.float64, device=task[0].mean_b.device)
     for layer, (mine, theirs, variance) in enumerate(zip(task, shared, variances, strict=True)):
@@ -65,14 +99,20 @@ def task_kl(
             assert key is not None
             start = first_row(key, torch.full((), layer, device=key.device), stride)
             mine, theirs = (strided_rows(factors, start, stride) for factors in (mine, theirs))
-        total = total + stride * layer_kl(mine, theirs, variance)
+        total = total + stride * layer_kl(mine, theirs, variance, entries, tile_entries)
     return total
 
 
-def layer_kl(task: Factors, shared: Factors, variance: Variance) -> Float[Tensor, ""]:
+def layer_kl(
+    task: Factors,
+    shared: Factors,
+    variance: Variance,
+    entries: KLEntries = kl_entries,
+    tile_entries: int | None = None,
+) -> Float[Tensor, ""]:
     """The KL of one layer."""
-    blocks = row_blocks(task.mean_b.shape[0], task.mean_a.shape[1], task.mean_b.device)
-    return _TaskKL.apply(variance, blocks, *task, *shared)
+    blocks = row_blocks(task.mean_b.shape[0], task.mean_a.shape[1], task.mean_b.device, tile_entries)
+    return _TaskKL.apply(variance, entries, blocks, *task, *shared)
 
 
 def strided_rows(factors: Factors, start: Int[Tensor, ""], stride: int) -> Factors:
@@ -95,20 +135,20 @@ def first_row(key: Int[Tensor, ""], layer: Int[Tensor, "*layers"], stride: int) 
 
 class _TaskKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, variance: Variance, blocks: Sequence[slice], *factors: Tensor) -> Tensor:
+    def forward(ctx: Any, variance: Variance, entries: KLEntries, blocks: Sequence[slice], *factors: Tensor) -> Tensor:
         task, shared = Factors(*factors[:4]), Factors(*factors[4:])
-        with_gradient = [any(ctx.needs_input_grad[2:6]), any(ctx.needs_input_grad[6:])]
+        with_gradient = [any(ctx.needs_input_grad[3:7]), any(ctx.needs_input_grad[7:])]
         gradients = [torch.zeros_like(f) if with_gradient[i // 4] else None for i, f in enumerate(factors)]
         total = torch.zeros((), dtype=torch.float64, device=factors[0].device)
         for rows in blocks:
-            total += _kl_tile(task, shared, variance, rows, gradients)
+            total += _kl_tile(task, shared, variance, entries, rows, gradients)
         ctx.save_for_backward(*gradients)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, *(None if g is None else g * upstream.to(g.dtype) for g in ctx.saved_tensors))
+        return (None, None, None, *(None if g is None else g * upstream.to(g.dtype) for g in ctx.saved_tensors))
 
 
 def difference_of_products(
@@ -119,27 +159,25 @@ def difference_of_products(
 
 
 def _kl_tile(
-    task: Factors, shared: Factors, variance: Variance, rows: slice, gradients: list[Tensor | None]
+    task: Factors,
+    shared: Factors,
+    variance: Variance,
+    entries: KLEntries,
+    rows: slice,
+    gradients: list[Tensor | None],
 ) -> Float[Tensor, ""]:
     """The KL of a block of rows, float64; adds the block's share of each wanted gradient in place."""
-    s = variance.scale
+    s, wanted = variance.scale, (gradients[0] is not None, gradients[4] is not None)
     mean_change = difference_of_products(task.mean_b[rows], task.mean_a, shared.mean_b[rows], shared.mean_a, s)
     u_change = difference_of_products(task.std_b[rows], task.std_a, shared.std_b[rows], shared.std_a, s)
     u_shared = shared.std_b[rows] @ (s * shared.std_a)
-    u_task = u_shared + u_change
-    var_shared, var_task = variance.of(u_shared), variance.of(u_task)
-    delta = variance.change(u_shared, u_change).div_(var_shared)
-    pull = mean_change / var_shared
-    distance = pull * mean_change
-    total = _excess(delta, var_task, var_shared).add_(distance.sum(dtype=torch.float64)).mul_(0.5)
-    if gradients[0] is not None:
-        by_u = (delta / var_task).mul_(variance.slope(u_task))
-        _contract(gradients[:2], pull, task.mean_b, task.mean_a, rows, s)
-        _contract(gradients[2:4], by_u, task.std_b, task.std_a, rows, 0.5 * s)
-    if gradients[4] is not None:
-        slope = variance.slope(u_shared).div_(var_shared)  # this quotient first: at the floor 1 / var^2 can overflow
-        _contract(gradients[4:6], pull, shared.mean_b, shared.mean_a, rows, -s)
-        _contract(gradients[6:], delta.add_(distance).mul_(slope), shared.std_b, shared.std_a, rows, -0.5 * s)
+    total, by_mean, by_u_task, by_u_shared = entries(mean_change, u_change, u_shared, variance, wanted)
+    if wanted[0]:
+        _contract(gradients[:2], by_mean, task.mean_b, task.mean_a, rows, s)
+        _contract(gradients[2:4], by_u_task, task.std_b, task.std_a, rows, 0.5 * s)
+    if wanted[1]:
+        _contract(gradients[4:6], by_mean, shared.mean_b, shared.mean_a, rows, -s)
+        _contract(gradients[6:], by_u_shared, shared.std_b, shared.std_a, rows, -0.5 * s)
     return total
 
 
@@ -178,37 +216,68 @@ def _contract(
 # -------------------- -log p(theta), Gamma part
 
 
+def penalty_entries(
+    u: Float[Tensor, "o I"], variance: Variance, shape: float, rate: float
+) -> tuple[Float[Tensor, ""], Float[Tensor, "o I"]]:
+    """The summed penalty of a tile, float64, and its gradient by u."""
+    var = variance.of(u)
+    total = (gamma_constant(shape, rate) + (shape - 1) * var.log() + rate / var).sum(dtype=torch.float64)
+    return total, ((shape - 1) - rate / var) * (variance.slope(u) / var)  # in this order, as above
+
+
+def gamma_constant(shape: float, rate: float) -> float:
+    """What the penalty of every entry has in common: lgamma(a0) - a0 log b0."""
+    return math.lgamma(shape) - shape * math.log(rate)
+
+
 def precision_penalty(
-    std_b: Sequence[Tensor], std_a: Sequence[Tensor], variances: Sequence[Variance], shape: float, rate: float
+    std_b: Sequence[Tensor],
+    std_a: Sequence[Tensor],
+    variances: Sequence[Variance],
+    shape: float,
+    rate: float,
+    entries: PenaltyEntries = penalty_entries,
+    tile_entries: int | None = None,
 ) -> Float[Tensor, ""]:
     """-log Gamma(1 / var_theta; shape, rate) summed over the entries of all layers, float64.
 
     Per entry: -a0 log b0 + lgamma(a0) + (a0 - 1) log var + b0 / var, the density in 1 / var as written, with no
-    Jacobian (method.md section 2).
+    Jacobian (method.md section 2). `entries` and `tile_entries` as in `task_kl`.
     """
-    layers = zip(variances, std_b, std_a, strict=True)
-    return torch.stack([layer_precision_penalty(b, a, variance, shape, rate) for variance, b, a in layers]).sum()
+    layers = zip(std_b, std_a, variances, strict=True)
+    of_layers = [layer_precision_penalty(*layer, shape, rate, entries, tile_entries) for layer in layers]
+    return torch.stack(of_layers).sum()
 
 
 def layer_precision_penalty(
-    std_b: Float[Tensor, "O R"], std_a: Float[Tensor, "R I"], variance: Variance, shape: float, rate: float
+    std_b: Float[Tensor, "O R"],
+    std_a: Float[Tensor, "R I"],
+    variance: Variance,
+    shape: float,
+    rate: float,
+    entries: PenaltyEntries = penalty_entries,
+    tile_entries: int | None = None,
 ) -> Float[Tensor, ""]:
     """The penalty of one layer."""
-    return _PrecisionPenalty.apply(variance, shape, rate, std_b, std_a)
+    blocks = row_blocks(std_b.shape[0], std_a.shape[1], std_b.device, tile_entries)
+    return _PrecisionPenalty.apply((variance, shape, rate, entries), blocks, std_b, std_a)
 
 
 class _PrecisionPenalty(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, variance: Variance, shape: float, rate: float, std_b: Tensor, std_a: Tensor) -> Tensor:
-        a0 = torch.tensor(shape, dtype=torch.float64)
-        constant = float(torch.lgamma(a0) - a0 * torch.log(torch.tensor(rate, dtype=torch.float64)))
+    def forward(
+        ctx: Any,
+        how: tuple[Variance, float, float, PenaltyEntries],
+        blocks: Sequence[slice],
+        std_b: Tensor,
+        std_a: Tensor,
+    ) -> Tensor:
+        variance, shape, rate, entries = how
         gradients: list[Tensor | None] = [torch.zeros_like(std_b), torch.zeros_like(std_a)]
         total = torch.zeros((), dtype=torch.float64, device=std_b.device)
-        for rows in row_blocks(std_b.shape[0], std_a.shape[1], std_b.device):
-            u = variance.scale * (std_b[rows] @ std_a)
-            var = variance.of(u)
-            total += (constant + (shape - 1) * var.log() + rate / var).sum(dtype=torch.float64)
-            by_u = ((shape - 1) - rate / var) * (variance.slope(u) / var)  # in this order, as above
+        for rows in blocks:
+            loss, by_u = entries(variance.scale * (std_b[rows] @ std_a), variance, shape, rate)
+            total += loss
             _contract(gradients, by_u, std_b, std_a, rows, variance.scale)
         ctx.save_for_backward(*gradients)
         return total
@@ -216,7 +285,7 @@ class _PrecisionPenalty(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, None, *(g * upstream.to(g.dtype) for g in ctx.saved_tensors))
+        return (None, None, *(g * upstream.to(g.dtype) for g in ctx.saved_tensors))
 
 
 def squared_norm(b: Float[Tensor, "O R"], a: Float[Tensor, "R I"]) -> Float[Tensor, ""]:

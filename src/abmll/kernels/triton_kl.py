@@ -10,8 +10,6 @@ completes. So a tile is visited once, there are no atomics, and the bits are the
 """
 
 import itertools
-import math
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, no_type_check
 
@@ -23,12 +21,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from abmll.kernels import eager, fallbacks
+from abmll.kernels import eager, fallbacks, triton_entries
 from abmll.kernels.factors import Factors, Variance
+from abmll.kernels.triton_entries import FAST, log, reciprocal, twice_half_excess
 
-MOST_RANK = 16  # a wider factor needs more registers than a thread has
+MOST_RANK = 16  # a wider factor needs more registers than a thread has: `triton_entries` takes it
 _CHUNK = 1 / 50  # of a GPU's memory for the operands and shares of dA of one launch: a small launch leaves SMs idle
-_FAST = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1")  # the interpreter has no assembly and no bf16 products
 
 # An operand, [L, planes n K]. `halves`, float16, for the products, are three matrices of 2 K columns: the shared std
 # factor, whose u + f may cancel, with all its bits as [lo hi hi mid], and the two halves of the means and of the stds
@@ -43,25 +41,8 @@ _PIECES = tl.constexpr(16)  # of a factor's rows, in each of which the largest e
 
 @triton.jit
 @no_type_check
-def _inverse(x):
-    if _FAST:
-        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
-    return 1.0 / x
-
-
-@triton.jit
-@no_type_check
-def _log(x):
-    if _FAST:
-        x = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
-        return x * 0.6931471805599453
-    return tl.log(x)
-
-
-@triton.jit
-@no_type_check
 def _dot(a, b, out=None):
-    if _FAST:
+    if FAST:
         return tl.dot(a, b, out)
     return tl.dot(a.to(tl.float32), b.to(tl.float32), out)
 
@@ -77,7 +58,7 @@ def _halves(x, N: tl.constexpr, K: tl.constexpr):
 @no_type_check
 def _split(x):
     """The nearest bfloat16 and that of the rest; in pairs, as a single conversion has an eighth of the rate."""
-    if _FAST:
+    if FAST:
         return tl.inline_asm_elementwise(
             """{
             .reg .b32 bits, more;
@@ -294,16 +275,6 @@ def _prepare(
 
 @triton.jit
 @no_type_check
-def _twice_half_excess(delta, var_task, inverse_shared):
-    """delta - log1p(delta), by a polynomial to 3e-7 where delta is not far from 0."""
-    near = -0.15581537783145905 + delta * 0.13585349917411804
-    near = -0.19958801567554474 + delta * (0.1663724035024643 + delta * near)
-    near = 0.5 + delta * (-0.33333656191825867 + delta * (0.25000110268592834 + delta * near))
-    return tl.where(tl.abs(delta) < 0.25, delta * (delta * near), delta - _log(var_task * inverse_shared))
-
-
-@triton.jit
-@no_type_check
 def _kl_pass(
     left, left_parts, right, right_parts, by_b, by_a, losses, largest, offsets, floors, starts, stride, n, m, height,
     weight, scale,
@@ -361,9 +332,9 @@ def _kl_pass(
         r = _product(shared, shared_flipped, r_shared) + offset
         r_task = r + u_change
         var_shared, var_task = r * r + floor, r_task * r_task + floor
-        inverse_shared = _inverse(var_shared)
+        inverse_shared = reciprocal(var_shared)
         delta, pull = u_change * (r + r_task) * inverse_shared, mean_change * inverse_shared
-        total += tl.sum(_twice_half_excess(delta, var_task, inverse_shared) + pull * mean_change, 1)
+        total += tl.sum(twice_half_excess(delta, var_task, inverse_shared) + pull * mean_change, 1)
 
         put = shares + q[None, :] * m + columns[:, None]
         to = (q < R)[None, :] & (columns < m)[:, None]
@@ -388,7 +359,7 @@ def _kl_pass(
             share = _contract(tl.trans(g_hi), tl.trans(g_mid), own_mean, K)
             tl.store(put, weight * _added_halves(share, BLOCK_M, K), to)
         if TASK:
-            g_hi, g_mid = _split(r_task * delta * _inverse(var_task))
+            g_hi, g_mid = _split(r_task * delta * reciprocal(var_task))
             r_own = tl.load(theirs + 2 * plane, there, 0.0)
             by_task_std += _contract(g_hi, g_mid, tl.trans(r_own), K)
             share = _contract(tl.trans(g_hi), tl.trans(g_mid), own_std, K)
@@ -439,8 +410,8 @@ def _penalty_pass(
         r_own = tl.load(right_parts + layer * 5 * plane + columns[None, :] * K + k[:, None], there, 0.0)
         r = _product(shared, shared_flipped, r_shared) * to_one + offset
         var = r * r + floor
-        inverse = _inverse(var)
-        total += tl.sum(tl.where(there, (shape - 1) * _log(var) + rate * inverse, 0.0), 1)
+        inverse = reciprocal(var)
+        total += tl.sum(tl.where(there, (shape - 1) * log(var) + rate * inverse, 0.0), 1)
         g_hi, g_mid = _split(((shape - 1) - rate * inverse) * (2 * r * inverse))
         by_std += _contract(g_hi, g_mid, tl.trans(r_own), K)
         share = _contract(tl.trans(g_hi), tl.trans(g_mid), shared_std, K)
@@ -588,6 +559,8 @@ def task_kl(
     if reason:
         fallbacks["task_kl"] = reason
         return eager.task_kl(task, shared, variances, stride, key)
+    if task[0].mean_b.shape[1] > MOST_RANK:
+        return triton_entries.task_kl(task, shared, variances, stride, key)
     flat = [factor for factors in (*task, *shared) for factor in factors]
     return _TaskKL.apply(list(variances), stride, key, *flat)
 
@@ -597,7 +570,7 @@ def _unsupported(factor: Tensor, variances: Sequence[Variance]) -> str:
         return "std_form=log_std has no Triton kernel"
     if factor.dtype != torch.float32:
         return f"factors are {factor.dtype}, the kernel is for float32"
-    return f"rank {factor.shape[1]} is above {MOST_RANK}" if factor.shape[1] > MOST_RANK else ""
+    return ""
 
 
 class _TaskKL(torch.autograd.Function):
@@ -682,6 +655,8 @@ def precision_penalty(
     if reason:
         fallbacks["precision_penalty"] = reason
         return eager.precision_penalty(std_b, std_a, variances, shape, rate)
+    if std_b[0].shape[1] > MOST_RANK:
+        return triton_entries.precision_penalty(std_b, std_a, variances, shape, rate)
     return _Penalty.apply(list(variances), shape, rate, *std_b, *std_a)
 
 
@@ -691,7 +666,7 @@ class _Penalty(torch.autograd.Function):
         layers = len(variances)
         sides = [[[x.detach().contiguous()] * 4 for x in half] for half in (flat[:layers], flat[layers:])]
         entries = sum(b.shape[0] * a.shape[1] for b, a in zip(flat[:layers], flat[layers:], strict=True))
-        constant = math.lgamma(shape) - shape * math.log(rate)
+        constant = eager.gamma_constant(shape, rate)
         total = torch.full((), entries * constant, dtype=torch.float64, device=flat[0].device)
         gradients: list[Tensor] = list(flat)
         ctx.stacks = []

@@ -28,8 +28,8 @@ EXTRAS = {
     **{name: f"tracking.tracker={name}: pip install {name}" for name in ("wandb", "mlflow", "trackio")},
 }
 LIMITS = {  # what the fused kernels leave to eager, whatever the device: see `kernels.fallbacks` for what happened
-    "task_kl": "eager above rank 16, and for std_form=log_std",
-    "precision_penalty": "eager above rank 16, and for std_form=log_std",
+    "task_kl": "eager for std_form=log_std",
+    "precision_penalty": "eager for std_form=log_std",
     "mean_output": "eager above rank 64",
     "activation_output": "eager above rank 16",
     "weight_output": "eager above rank 64",
