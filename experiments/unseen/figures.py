@@ -36,6 +36,7 @@ def controls(summary: Mapping[str, Any], reference: str = "abmll") -> bytes:
                 ecolor=colour(FAINT),
             )
             axes.axvline(0, color=colour(MUTED), linewidth=1)
+            axes.locator_params(axis="x", nbins=5)
             axes.set_yticks(range(len(names)), [f"{n} ({tests[n][metric]['seeds']})" for n in names])
             axes.set_xlabel(f"{label}: system minus {reference} (seeds)")
         return to_png(figure)

@@ -16,6 +16,8 @@ from experiments.unseen.figures import controls, reliability_after_scaling, seed
 from experiments.unseen.results import BEFORE, Results, comparison, read_results
 
 REFERENCE = "abmll"
+PLAIN = "pretrained"
+"""Adapted as all others are, and never meta-trained."""
 OURS = "abmll"
 """Names that begin so are ABMLL; the best of the others is the one to beat."""
 FEWEST_SEEDS = 3
@@ -26,20 +28,22 @@ def summary_of(results: Results, signal: Sequence[str]) -> dict[str, Any]:
     """Everything that `summary.json` says. Differences are system minus abmll; p is Holm's."""
     values = Values(results.final, results.tasks, results.draws)
     systems = {name: entry(values, name, results.before.get(name, {})) for name in results.final}
-    tests = against(values, REFERENCE, results.tasks, [t for t in results.tasks if t in signal])
+    told = results.tasks, [t for t in results.tasks if t in signal]
+    tests = against(values, REFERENCE, *told)
     others = {n: s["nll_scaled"] for n, s in systems.items() if not n.startswith(OURS) and s["nll_scaled"] is not None}
     tested = {n for n in others if systems[n]["n_seeds"] >= min(FEWEST_SEEDS, len(results.seeds))}
     best = min(tested, key=lambda name: others[name])
     return {
         "systems": systems,
         "against_abmll": tests,
+        "against_pretrained": against(values, PLAIN, *told) if PLAIN in results.final else {},
         "primary": {
             "outcome": "nll_scaled: mean over tasks, at a temperature fitted on held-out folds of the 20 examples",
             "best_other": best,
             "lowest_with_fewer_seeds": sorted((n for n in others if others[n] < others[best]), key=lambda n: others[n]),
             "tests": {metric: tests[best].get(metric) for metric in ("nll_scaled", "accuracy")},
         },
-        "difference": "system minus abmll; p by Holm over the systems, p_unadjusted without",
+        "difference": "system minus abmll, or pretrained; p by Holm over the systems, p_unadjusted without",
         "tasks": {task: {name: per_task(values, name)[task] for name in results.final} for task in results.tasks},
         "tasks_with_signal": [t for t in results.tasks if t in signal],
         "seeds": list(results.seeds),
@@ -68,7 +72,7 @@ def report(packed: Path, out: Path, *, ranking: Path | None = None, kind: str = 
     told = {
         **summary,
         "systems": {n: s for n, s in summary["systems"].items() if n in shown},
-        "against_abmll": {n: t for n, t in summary["against_abmll"].items() if n in shown},
+        **{k: {n: t for n, t in summary[k].items() if n in shown} for k in ("against_abmll", "against_pretrained")},
     }
     write_text(out / "tables.md", tables(told))
     results = replace(results, final={n: cells for n, cells in results.final.items() if n in shown})
@@ -76,10 +80,10 @@ def report(packed: Path, out: Path, *, ranking: Path | None = None, kind: str = 
     write_bytes(out / "figures" / "controls.png", controls(told))
     write_bytes(out / "figures" / "seeds.png", seed_by_seed(told))
     write_bytes(out / "figures" / "reliability_scaled.png", reliability_after_scaling(values, list(results.final)))
-    trained = {place for one in results.packed for files in one.found.values() for place, _, _ in files} - {BEFORE}
+    places = [{place for place, _, _ in files} - {BEFORE} for one in results.packed for files in one.found.values()]
     for picture in pictures(summarise(comparison(results))):
-        if picture.name == "learning_curve" and len(trained) == 1:
-            continue  # a curve of one point
+        if picture.name == "learning_curve" and max(map(len, places)) == 1:
+            continue  # curves of one point
         write_bytes(out / "figures" / f"{picture.name}.png", picture.png())
     return summary
 
@@ -93,7 +97,8 @@ def tables(summary: dict[str, Any]) -> str:
         "answers of the same confidences show. ECE counts: whether the NLL is below a guess's at p < .05, unscaled / "
         "scaled. p, tasks drawn: tasks are resampled as well.",
     ]
-    for table in (score_table(summary), seed_table(summary), difference_table(summary), task_table(summary)):
+    differences = [difference_table(summary, name) for name in (REFERENCE, PLAIN) if summary[f"against_{name}"]]
+    for table in (score_table(summary), seed_table(summary), *differences, task_table(summary)):
         parts += [f"## {table.title}", markdown(table)]
     return "\n\n".join(parts) + "\n"
 
@@ -135,7 +140,7 @@ def score_table(summary: dict[str, Any]) -> Table:
 
 def seed_table(summary: dict[str, Any]) -> Table:
     """Scaled NLL and accuracy of each training seed: a mean hides a run that fell apart."""
-    seeds = [str(seed) for seed in summary["seeds"]]
+    seeds = sorted({seed for e in summary["systems"].values() for seed in e["by_seed"]}, key=int)
     rows = []
     for name, e in sorted(summary["systems"].items()):
         found = e["by_seed"]
@@ -148,10 +153,10 @@ def seed_table(summary: dict[str, Any]) -> Table:
     return Table("NLL scaled / accuracy % of each training seed, and what ranks errors", header, tuple(rows))
 
 
-def difference_table(summary: dict[str, Any]) -> Table:
-    """Each system against ABMLL; where few seeds are shared the difference stands without its p, which says nothing."""
+def difference_table(summary: dict[str, Any], reference: str) -> Table:
+    """Each system against another; where few seeds are shared the difference has no p, which would say nothing."""
     header = (
-        "System minus abmll",
+        f"System minus {reference}",
         "NLL scaled",
         "p",
         "p, tasks drawn",
@@ -162,7 +167,7 @@ def difference_table(summary: dict[str, Any]) -> Table:
         "Draws",
     )
     rows = []
-    for name, tests in sorted(summary["against_abmll"].items()):
+    for name, tests in sorted(summary[f"against_{reference}"].items()):
         cells: list[str] = [name]
         for metric, form in (("nll_scaled", signed), ("accuracy", signed)):
             test = tests.get(metric)
@@ -171,7 +176,8 @@ def difference_table(summary: dict[str, Any]) -> Table:
             cells += [number(test["p"]), number(test["tasks_resampled"]["p"])] if settles else ["-", "-"]
         first = tests.get("nll_scaled") or {"seeds": 0, "draws": 0}
         rows.append((*cells, str(first["seeds"]), str(first["draws"])))
-    return Table("Paired differences, on the seeds that both have (p after Holm's correction)", header, tuple(rows))
+    title = f"Paired differences to {reference}, on the seeds that both have (p after Holm's correction)"
+    return Table(title, header, tuple(rows))
 
 
 def task_table(summary: dict[str, Any]) -> Table:

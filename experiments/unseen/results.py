@@ -48,7 +48,7 @@ def read_results(paths: Iterable[Path], reference: str = "abmll", unseeded: Sequ
     Args:
         paths: of one likelihood.
         reference: the system whose seeds, draws and tasks are reported.
-        unseeded: systems that no seed changes: repeated to every seed of the reference.
+        unseeded: systems that no seed changes: repeated to every seed that another has.
 
     Raises:
         AbmllError: there is no file of the reference, or a file is damaged.
@@ -66,19 +66,22 @@ def read_results(paths: Iterable[Path], reference: str = "abmll", unseeded: Sequ
         raise AbmllError(f"no packed file of {reference!r}: nothing to compare with; run it first")
     seeds = tuple(sorted(final[reference]))
     tasks = tuple(dict.fromkeys(task for _, task in final[reference][seeds[0]]))
+    everywhere = sorted({seed for by_seed in final.values() for seed in by_seed})
     for name in unseeded:
         for table in (final, before):
             if name in table:
                 (only,) = list(table[name].values())[:1]
-                table[name] = {s: {c: replace(f, seed=s) for c, f in only.items()} for s in seeds}
+                table[name] = {s: {c: replace(f, seed=s) for c, f in only.items()} for s in everywhere}
     draws = min(len({d for d, _ in cells}) for cells in final[reference].values())
-    final |= _made(final, reference, tasks, draws)
+    final |= _made(final)
     return Results(packed, final, before, seeds, draws, tasks)
 
 
-def _made(final: Table, reference: str, tasks: Sequence[str], draws: int) -> Table:
+def _made(final: Table) -> Table:
     """Rows that are transforms of others: baselines, and ensembles of four seeds (all but one, if there are five)."""
-    source = final[reference]
+    source: dict[int, dict[Cell, Predictions]] = {}  # of every seed, the file with the most draws and tasks
+    for seed, cells in (pair for by_seed in final.values() for pair in by_seed.items()):
+        source[seed] = max(source.get(seed, {}), cells, key=len)
     made: Table = {UNIFORM: {s: {c: uniform(f) for c, f in cells.items()} for s, cells in source.items()}}
     # a task without fixed labels has nothing to count: uniform there, so that the mean is over the same tasks
     made[LABEL_FREQUENCY] = {
