@@ -29,6 +29,7 @@ def tile(rows: int, columns: int, warps: int = 4, stages: int = 2) -> Tile:
 TILES: dict[str, tuple[Tile, Tile]] = {
     "default": (triton_kl._tile(16, shared=False), triton_kl._tile(16, shared=True)),
     "one_stage": (tile(64, 64, stages=1), tile(64, 32, stages=1)),
+    "two_stages": (tile(64, 64, stages=2), tile(64, 32, stages=2)),
     "three_stages": (tile(64, 64, stages=3), tile(64, 32, stages=3)),
     "tall": (tile(128, 64, 8), tile(128, 32, 8)),
 }

@@ -29,7 +29,7 @@ class Results:
     Attributes:
         packed: the files.
         final, before: predictions after and without adaptation.
-        seeds: the reported training seeds.
+        seeds: training seeds of the reference; other systems may have more.
         draws: adaptation draws that every system has.
         tasks: names, in the order of the protocol.
     """

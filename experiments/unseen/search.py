@@ -286,6 +286,8 @@ def _halve(
     part: Part | None,
 ) -> None:
     given = search.protocol.search
+    if part is not None and part.rung >= len(given["rungs"]):
+        raise AbmllError(f"--part: there is no rung {part.rung}; the search has {len(given['rungs'])}, the first is 0")
     tried = trials(system, given["spaces"][system], given["trials"], given["seed"])
     going_on = sorted(range(len(tried)), key=lambda i: _captured(tried[i]))
     for number, rung in enumerate(given["rungs"]):
@@ -308,6 +310,10 @@ def _halve(
                 f"{system}: rung {number} lacks {sorted(missing)} (trial, seed); give the logs of its shares"
             )
         going_on = best(log, system, number, rung["keep"])
+        if not going_on:
+            raise AbmllError(
+                f"{system}: every trial of rung {number} failed; see `why` in the log, and lower its rates"
+            )
 
 
 def _captured(settings: Mapping[str, Any]) -> str:

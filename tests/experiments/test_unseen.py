@@ -28,7 +28,7 @@ from experiments.unseen.questions import read_points
 from experiments.unseen.rank import gains
 from experiments.unseen.results import ENSEMBLE, read_results
 from experiments.unseen.run import failures, told_seconds
-from experiments.unseen.search import best, join, trials
+from experiments.unseen.search import best, join, search, trials
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
 NOTHING = Path("nowhere.yaml")
@@ -263,6 +263,7 @@ def test_shares_of_a_search_join_to_the_whole(place: Path, tmp_path: Path) -> No
         return {(e["rung"], e["trial"], e["seed"]): e["score"] for e in log["trials"]}
 
     searched("too-early", "--part", "1:1/2", code=1)
+    searched("no-such-rung", "--part", "2:1/2", code=1)
     shares = [f"share-{i}" for i in (1, 2)]
     first = [searched(name, "--part", f"0:{i}/2") for i, name in enumerate(shares, start=1)]
     assert [len(log["trials"]) for log in first] == [1, 2]
@@ -294,6 +295,21 @@ def test_failed_trials_never_win() -> None:
     assert best(log, "a", 0, 3) == [2, 1]
     again = [{**log[2], "score": None}, {**log[1], "score": 0.5}]
     assert best([*log, *again], "a", 0, 3) == [1]
+
+
+def test_a_search_in_which_every_trial_fails_chooses_nothing_and_says_so(tmp_path: Path) -> None:
+    protocol = load_protocol()
+    spaces, given = protocol.search["spaces"]["lora"], protocol.search
+    about = {k: v for k, v in given["rungs"][0].items() if k != "keep"}
+    about |= {"system": "lora", "rung": 0, "seed": given["seed"], "score": None, "seconds": 1}
+    tried = trials("lora", spaces, given["trials"], given["seed"])
+    lost = [{"trial": number, "settings": settings, **about} for number, settings in enumerate(tried)]
+    (tmp_path / "log.json").write_text(json.dumps({"trials": lost}))
+    files = tmp_path / "search.json", tmp_path / "chosen.yaml"
+    options = {"work": tmp_path, "systems": ["lora"], "others": [tmp_path / "log.json"]}
+    with pytest.raises(AbmllError, match="every trial of rung 0 failed"):
+        search(protocol, None, lambda: pytest.fail("nothing is left to train"), *files, **options)
+    assert not files[1].exists()
 
 
 def test_trials_are_judged_by_their_mean_over_seeds() -> None:

@@ -26,7 +26,8 @@ from abmll.kernels.factors import Factors, Variance
 from abmll.kernels.triton_entries import FAST, log, reciprocal, twice_half_excess
 
 MOST_RANK = 16  # a wider factor needs more registers than a thread has: `triton_entries` takes it
-_CHUNK = 1 / 50  # of a GPU's memory for the operands and shares of dA of one launch: a small launch leaves SMs idle
+# Of a GPU's memory, for operands and shares of dA of one launch, and the most of it: a small launch leaves SMs idle.
+_CHUNK, _MOST_BYTES = 1 / 50, 3 << 29
 
 # An operand, [L, planes n K]. `halves`, float16, for the products, are three matrices of 2 K columns: the shared std
 # factor, whose u + f may cancel, with all its bits as [lo hi hi mid], and the two halves of the means and of the stds
@@ -457,7 +458,7 @@ def _groups(
 
 def _chunk_bytes(device: torch.device) -> int:
     total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 16 << 30
-    return int(_CHUNK * total)
+    return min(int(_CHUNK * total), _MOST_BYTES)
 
 
 _constants: dict[tuple[Any, ...], Tensor] = {}
@@ -515,6 +516,7 @@ class _Side(NamedTuple):
 
 
 _address_tables: dict[tuple[int, ...], Tensor] = {}
+_captured_tables: dict[tuple[int, ...], Tensor] = {}  # kept: a replay reads them
 _MOST_TABLES = 256
 
 
@@ -526,6 +528,8 @@ def _addresses(factors: list[list[Tensor]]) -> Int[Tensor, "L 4"]:
             _address_tables.clear()
         table = torch.tensor(key, dtype=torch.int64).reshape(len(factors), 4)
         _address_tables[key] = table.to(factors[0][0].device)
+    if _address_tables[key].is_cuda and torch.cuda.is_current_stream_capturing():
+        _captured_tables[key] = _address_tables[key]
     return _address_tables[key]
 
 
@@ -559,7 +563,7 @@ def task_kl(
     if reason:
         fallbacks["task_kl"] = reason
         return eager.task_kl(task, shared, variances, stride, key)
-    if task[0].mean_b.shape[1] > MOST_RANK:
+    if max(f.mean_b.shape[1] for f in task) > MOST_RANK:
         return triton_entries.task_kl(task, shared, variances, stride, key)
     flat = [factor for factors in (*task, *shared) for factor in factors]
     return _TaskKL.apply(list(variances), stride, key, *flat)
@@ -655,7 +659,7 @@ def precision_penalty(
     if reason:
         fallbacks["precision_penalty"] = reason
         return eager.precision_penalty(std_b, std_a, variances, shape, rate)
-    if std_b[0].shape[1] > MOST_RANK:
+    if max(b.shape[1] for b in std_b) > MOST_RANK:
         return triton_entries.precision_penalty(std_b, std_a, variances, shape, rate)
     return _Penalty.apply(list(variances), shape, rate, *std_b, *std_a)
 
