@@ -65,8 +65,8 @@ def test_memory_for_one_layer_at_a_time_changes_nothing(monkeypatch, stride):
 def test_kl_and_its_eight_gradients_equal_torch_distributions(make, shape, std):
     rough = make(shape, std=std).leaves(torch.float32)
     exact = doubled(rough)
-    # theta's gradient is what is left of two products of 16 bits each, and one entry has no others to average with
-    tolerance = TOLERANCE if shape[0] > 1 else 2 * TOLERANCE
+    # a gradient is a sum of products of parts of 16 bits each, 2^-16 in all; one entry has no others to average with
+    tolerance = TOLERANCE if shape != (1, 1, 1) else 2 * TOLERANCE
     assert_close(fused_kl(rough), rough.factors, dense_kl(*exact), exact.factors, tolerance)
 
 
@@ -162,14 +162,14 @@ def test_a_side_without_gradient_gets_none(rank):
     inner = triton_kl.task_kl([pair.task], [fixed], [pair.variance])
     both = torch.autograd.grad(fused_kl(pair), pair.task)
     for mine, other in zip(torch.autograd.grad(inner, pair.task), both, strict=True):
-        assert relative_error(mine, other) < TOLERANCE
+        assert relative_error(mine, other) < TOLERANCE / 2
     with torch.no_grad():
         assert float(fused_kl(pair)) == pytest.approx(float(inner.detach()), rel=1e-12)
     fixed = Factors(*(f.detach() for f in pair.task))
     outer = triton_kl.task_kl([fixed], [pair.shared], [pair.variance])
     both = torch.autograd.grad(fused_kl(pair), pair.shared)
     for mine, other in zip(torch.autograd.grad(outer, pair.shared), both, strict=True):
-        assert relative_error(mine, other) < TOLERANCE
+        assert relative_error(mine, other) < TOLERANCE / 2
 
 
 def test_wide_tiles_of_a_few_rows_add_up(monkeypatch):
