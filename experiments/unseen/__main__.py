@@ -82,7 +82,7 @@ def _add_verbs_of_the_protocol(add: Add) -> None:
         "--part", type=_part, metavar="RUNG:I/N", help="only share I of N of a rung (0 is the first)"
     )
     made["run"].add_argument("--only", default="*", help="patterns of system.seed-N, separated by commas")
-    made["questions"].add_argument("--only", default="*", help="patterns of question-value, separated by commas")
+    made["questions"].add_argument("--only", default="*", help="patterns of question-value.system, with commas")
     made["all"].add_argument("--gpus", default="", help="their numbers, separated by commas; default: as CUDA has it")
     made["all"].add_argument("--processes", type=int, default=1, help="at a time on each GPU")
 
@@ -212,7 +212,9 @@ def _all(given: argparse.Namespace) -> int:
             common,
             given.logs,
             shares=min(4, max(1, len(gpus) * given.processes // 3)),
-            run=["--packed", str(given.packed), *(["--keep"] if given.keep else []), *commit],
+            packed=given.packed,
+            tasks=given.tasks,
+            run=[*(["--keep"] if given.keep else []), *commit],
             ask=["--questions", str(given.questions), *commit],
         )
     )

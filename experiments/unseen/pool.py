@@ -63,6 +63,8 @@ def jobs(
     logs: Sequence[Path],
     *,
     shares: int,
+    packed: Path,
+    tasks: Path | None = None,
     run: Sequence[str] = (),
     ask: Sequence[str] = (),
 ) -> Iterator[Job]:
@@ -76,18 +78,14 @@ def jobs(
         logs: trials that are known already.
         shares: processes among which the first rung of each search is divided.
         run, ask: further arguments of runs, and of questions.
+        packed: of the runs; `further` ones have theirs beside it.
+        tasks: stands for `{tasks}` in what is laid on the base.
     """
     yield Job(RANK, ("rank", *common, "--ranking", str(out / "ranking.json")))
     for system in protocol.search["spaces"]:
         yield from _search_jobs(system, protocol, out, common, logs, shares)
-    parents = {name: parent for name, parent in protocol.like.items() if parent in protocol.search["spaces"]}
     for system, seed in protocol.order:
-        name = f"{system}.seed-{seed}"
-        parent = parents.get(system, system)
-        searched = parent in protocol.search["spaces"]
-        chosen = ("--chosen", str(out / f"search-{parent}" / "chosen.yaml")) if searched else ()
-        arguments = ("run", *common, *chosen, "--only", name, "--out", str(out / f"run-{name}"), *run)
-        yield Job(f"run-{name}", arguments, (f"search-{parent}",) if searched else (RANK,))
+        yield _run_job("run", system, seed, protocol, out, common, (*run, "--packed", str(packed)))
     searches = [f"search-{system}" for system in protocol.search["spaces"]]
     folders = tuple(str(out / name) for name in searches)
     yield Job(JOIN, ("join", *folders, *_protocol_of(common), "--out", str(out)), tuple(searches))
@@ -97,6 +95,23 @@ def jobs(
         yield Job(
             f"question-{point.name}", ("questions", *common, *chosen, *where, *ask, "--only", point.name), (JOIN,)
         )
+    for name, asked in protocol.further.items():
+        laid = [part for text in asked["set"] for part in ("--set", text.format(tasks=tasks))]
+        more = (*run, *laid, "--packed", str(packed.parent / name / "packed"))
+        for system, seed in protocol.selected(asked["targets"]):
+            yield _run_job(name, system, seed, protocol, out, common, more)
+
+
+def _run_job(
+    kind: str, system: str, seed: int, protocol: Protocol, out: Path, common: Sequence[str], more: Sequence[str]
+) -> Job:
+    """One target, after the search that it takes its settings from."""
+    parent = protocol.like.get(system, system)
+    searched = parent in protocol.search["spaces"]
+    chosen = ("--chosen", str(out / f"search-{parent}" / "chosen.yaml")) if searched else ()
+    target = f"{system}.seed-{seed}"
+    arguments = ("run", *common, *chosen, "--only", target, "--out", str(out / f"{kind}-{target}"), *more)
+    return Job(f"{kind}-{target}", arguments, (f"search-{parent}",) if searched else (RANK,))
 
 
 def _protocol_of(common: Sequence[str]) -> Sequence[str]:

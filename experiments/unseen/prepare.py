@@ -1,7 +1,7 @@
 """The tasks as they are measured on: no leaks, capped, in a folder small enough to be carried. Never committed."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,21 @@ from abmll.config import CompareConfig
 from abmll.files import write_json, write_text
 from abmll.running.build import check_tasks
 from abmll.running.roles import RunTasks, find_leaks, load_run_tasks, without_leaks
+from abmll.tasks.leaks import overlaps, rows_of
 from abmll.tasks.question import Question, Task
 
 TRAIN_ROWS = 500
 """Rows of a training task: 300 meta-iterations use 12 rows each, so about 106 of a task's."""
+IN_DOMAIN = "in_domain"
+IN_DOMAIN_ROWS = 200, 100
+"""Rows of a training task to adapt on, all of which were trained on, and of its `.test`, none of which was."""
 
 
 def prepare(config: CompareConfig, out: Path, train_rows: int = TRAIN_ROWS) -> dict[str, Any]:
     """Write `train`, `validation`, `unseen` below `out`, capped first and then without rows that leak.
 
-    Test rows are kept up to `adaptation.test_questions`, in the file's order; of a training task no test rows.
+    Test rows are kept up to `adaptation.test_questions`, in the file's order; of a training task no test rows. These
+    are in a folder of their own, `in_domain`, where none is nearly the same as a row that is trained on.
 
     Returns:
         Counts and what was dropped, also in `prepared.json`.
@@ -37,9 +42,25 @@ def prepare(config: CompareConfig, out: Path, train_rows: int = TRAIN_ROWS) -> d
     for role in ("train", "validation", "unseen"):
         for task in getattr(clean, role):
             _write(task, out / role)
+    for task in _in_domain(tasks.train, clean.train):
+        _write(task, out / IN_DOMAIN)
     told = {"rows": _counts(clean), "rows_before": _counts(capped), "leaks": [str(leak) for leak in leaks]}
     write_json(out / "prepared.json", told)
     return told
+
+
+def _in_domain(raw: tuple[Task, ...], clean: tuple[Task, ...]) -> Iterator[Task]:
+    """The training tasks as tasks to report on."""
+    learn, ask = IN_DOMAIN_ROWS
+    trained = tuple(row for task in clean for row in rows_of(task.name, task.train))
+    tests = {task.name: task.test[: 2 * ask] for task in raw}
+    seen = {
+        id(pair.second.question)
+        for pair in overlaps(trained, tuple(r for n, t in tests.items() for r in rows_of(n, t)))
+    }
+    for task in clean:
+        kept = tuple(row for row in tests[task.name] if id(row) not in seen)
+        yield replace(task, train=task.train[:learn], test=kept[:ask])
 
 
 def _counts(tasks: RunTasks) -> dict[str, dict[str, list[int]]]:

@@ -26,6 +26,7 @@ class Protocol:
         search: the section of that name.
         chosen: system -> settings of its method that the search found; empty before it.
         like: control -> the system whose settings it takes.
+        further: name -> {set: laid on the base, targets: patterns of system.seed-N}: results of their own.
     """
 
     config: CompareConfig
@@ -33,6 +34,7 @@ class Protocol:
     search: dict[str, Any]
     chosen: dict[str, dict[str, Any]]
     like: dict[str, str]
+    further: dict[str, dict[str, Any]]
 
     def run(self, system: str, seed: int) -> RunConfig:
         """The configuration of one target."""
@@ -60,7 +62,7 @@ def load_protocol(path: Path = PROTOCOL, chosen: Path = CHOSEN, overrides: Seque
     }
     config = check(CompareConfig, base, str(path))
     order = tuple(dict.fromkeys((s, n) for wave in values["order"] for s in wave["systems"] for n in wave["seeds"]))
-    return Protocol(config, order, values["search"], found, values["like"])
+    return Protocol(config, order, values["search"], found, values["like"], values.get("further", {}))
 
 
 def _settled(own: dict[str, Any], searched: dict[str, Any]) -> dict[str, Any]:

@@ -28,26 +28,26 @@ TOLD = ("nll_scaled", "accuracy", "nll", "brier")
 
 @dataclass(frozen=True)
 class Point:
-    """One value of one setting.
+    """One system at one value of one setting.
 
     Attributes:
         question: the setting's name.
         value: what the axis of a figure shows.
         overrides: laid on the protocol.
-        systems: measured there.
+        system: measured there.
         seed: of training.
     """
 
     question: str
     value: float
     overrides: tuple[str, ...]
-    systems: tuple[str, ...]
+    system: str
     seed: int
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.question}-{self.value:g}"
+        return f"{self.question}-{self.value:g}.{self.system}"
 
 
 def points(given: Mapping[str, Any]) -> Iterator[Point]:
@@ -56,7 +56,8 @@ def points(given: Mapping[str, Any]) -> Iterator[Point]:
         for value in asked["values"]:
             parts = value if isinstance(value, list) else [value]
             overrides = (*given["set"], *(text.format(*parts) for text in asked["set"]))
-            yield Point(question, float(parts[0]), overrides, tuple(asked["systems"]), given["seed"])
+            for system in asked["systems"]:
+                yield Point(question, float(parts[0]), overrides, system, given["seed"])
 
 
 def read_points(path: Path = QUESTIONS) -> tuple[Point, ...]:
@@ -87,8 +88,8 @@ def ask(
         if not any(fnmatchcase(point.name, pattern) for pattern in only.split(",")):
             continue
         laid, folder = protocol(point.overrides), out / point.name
-        targets = ",".join(f"{system}.seed-{point.seed}" for system in point.systems)
-        options: dict[str, Any] = {"only": targets, "minutes": minutes, "commit": commit}
+        target = f"{point.system}.seed-{point.seed}"
+        options: dict[str, Any] = {"only": target, "minutes": minutes, "commit": commit}
         options |= {"packed": folder / "packed", "work": work / point.name}
         if minutes is not None and since_start() > 60 * minutes:
             return False
@@ -101,17 +102,18 @@ def answers(chosen: tuple[Point, ...], out: Path) -> dict[str, Any]:
     """Scores of the points whose bundles are there: question -> system -> [{value, nll_scaled, accuracy, ...}]."""
     found: dict[str, Any] = {}
     for point in chosen:
-        bundles = Bundles(out / point.name)
-        for target in failures(out / point.name / LOG):  # a setting that breaks training is an answer
-            entry = {"value": point.value, "failed": True}
-            found.setdefault(point.question, {}).setdefault(target.split(".")[0], []).append(entry)
+        told, folder = found.setdefault(point.question, {}), out / point.name
+        if failures(folder / LOG):  # a setting that breaks training is an answer
+            told.setdefault(point.system, []).append({"value": point.value, "failed": True})
+        bundles = Bundles(folder)
         if not bundles.paths():
             continue
-        unpack(bundles.paths(), out / point.name / "packed")
-        files = sorted((out / point.name / "packed").glob("*.parquet"))
-        results = read_results(files, reference=files[0].name.split(".")[0])
+        unpack(bundles.paths(), folder / "packed")
+        results = read_results((folder / "packed").glob("*.parquet"), reference=point.system)
         values = Values(results.final, results.tasks, results.draws)
         for name in results.final:
+            if any(one["value"] == point.value for one in told.get(name, ())):
+                continue  # a baseline, which stands beside each system
             scores = [
                 [values.scores(name, seed, (draw, task)) for task in results.tasks for draw in range(results.draws)]
                 for seed in results.final[name]
@@ -120,8 +122,8 @@ def answers(chosen: tuple[Point, ...], out: Path) -> dict[str, Any]:
                 metric: float(np.mean([[one[SOURCE.get(metric, metric)] for one in each] for each in scores]))
                 for metric in TOLD
             }
-            found.setdefault(point.question, {}).setdefault(name, []).append({"value": point.value, **means})
-    return found
+            told.setdefault(name, []).append({"value": point.value, **means})
+    return {question: told for question, told in found.items() if told}
 
 
 def write_answers(chosen: tuple[Point, ...], out: Path, place: Path = HERE) -> dict[str, Any]:

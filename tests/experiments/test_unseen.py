@@ -31,6 +31,7 @@ from experiments.unseen.run import failures, told_seconds
 from experiments.unseen.search import best, join, search, trials
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
+HARNESS = Path(__file__).parents[2] / "experiments/unseen"
 NOTHING = Path("nowhere.yaml")
 SMALL = (
     *("training.iterations=1", "adaptation.steps=1", "adaptation.test_questions=4", "adaptation.samples=2"),
@@ -57,7 +58,7 @@ def call(place: Path, verb: str, *more: str, tasks: str = "raw") -> int:
 
 @pytest.mark.parametrize("name", ["protocol.yaml", "second.yaml"])
 def test_the_real_protocols_are_valid(name: str) -> None:
-    protocol = load_protocol(Path(__file__).parents[2] / "experiments/unseen" / name)
+    protocol = load_protocol(HARNESS / name)
     for system, seed in protocol.order:
         config = protocol.run(system, seed)
         assert method_settings(config).model_dump()
@@ -117,6 +118,12 @@ def test_prepare_caps_and_drops_leaks(place: Path, tmp_path: Path) -> None:
     kept = (tmp_path / "out" / "train" / "train.train.jsonl").read_text()
     assert '"leak"' not in kept
     assert len((tmp_path / "out" / "unseen" / "unseen.test.jsonl").read_text().splitlines()) <= 5
+    learned, asked = (
+        {json.loads(line)["question"] for line in (tmp_path / f"out/in_domain/train.{split}.jsonl").open()}
+        for split in ("train", "test")
+    )
+    assert asked, "the training tasks' own tests"
+    assert not learned & asked
 
 
 @pytest.fixture(scope="module")
@@ -367,13 +374,14 @@ def test_questions_are_points_of_the_same_harness(place: Path, tmp_path: Path) -
     found = json.loads((tmp_path / "questions.json").read_text())
     assert [e["value"] for e in found["steps"]["structured"]] == [0, 2]
     assert {"abmll", "abmll_mean", "structured", "uniform"} <= set(found["steps"])
+    assert [e["value"] for e in found["steps"]["uniform"]] == [0, 2], "once, though it stands beside each system"
     assert found["std_init"]["abmll"] == [{"value": 1e9, "failed": True}]
-    bundle = (tmp_path / "out/steps-2/results-1.tar").read_bytes()
+    bundle = (tmp_path / "out/steps-2.structured/results-1.tar").read_bytes()
     assert call(place, "questions", *arguments, "--only", "steps-*") == 0
-    assert (tmp_path / "out/steps-2/results-1.tar").read_bytes() == bundle
-    log = (tmp_path / "out/std_init-1e+09/log.jsonl").read_text()
+    assert (tmp_path / "out/steps-2.structured/results-1.tar").read_bytes() == bundle
+    log = (tmp_path / "out/std_init-1e+09.abmll/log.jsonl").read_text()
     assert call(place, "questions", *arguments, "--only", "std_init-*") == 0
-    assert (tmp_path / "out/std_init-1e+09/log.jsonl").read_text() == log, "what failed is not run again"
+    assert (tmp_path / "out/std_init-1e+09.abmll/log.jsonl").read_text() == log, "what failed is not run again"
     assert main(["answers", "--questions", str(file), "--out", str(tmp_path / "empty"), "--place", str(tmp_path)]) == 1
     assert (tmp_path / "figures/questions.png").stat().st_size > 1000
 
@@ -449,7 +457,9 @@ def test_no_job_begins_when_time_is_over() -> None:
 def test_every_target_is_a_job_after_the_search_that_it_takes_its_settings_from(tmp_path: Path) -> None:
     protocol = load_protocol()
     common = ["--protocol", "p.yaml"]
-    todo = list(jobs(protocol, read_points(), tmp_path, common, [Path("known.json")], shares=2, run=["--packed", "p"]))
+    todo = list(
+        jobs(protocol, read_points(), tmp_path, common, [Path("known.json")], shares=2, packed=Path("r/packed"))
+    )
     by_name = {job.name: job for job in todo}
     assert {name.removeprefix("run-") for name in by_name if name.startswith("run-")} == {
         f"{system}.seed-{seed}" for system, seed in protocol.order
@@ -463,8 +473,24 @@ def test_every_target_is_a_job_after_the_search_that_it_takes_its_settings_from(
     assert str(tmp_path / "search-lora-0-2" / "search.json") in by_name["search-lora-1-3"].arguments
     assert set(by_name["join"].needs) == {f"search-{system}" for system in protocol.search["spaces"]}
     assert {job.name for job in todo if job.needs == ("join",)} == {f"question-{point.name}" for point in read_points()}
+    assert by_name["run-lora.seed-0"].arguments[-2:] == ("--packed", "r/packed")
     names = [job.name for job in todo]
     assert all(names.index(need) < names.index(job.name) for job in todo for need in job.needs)
+
+
+def test_further_results_have_settings_and_a_folder_of_their_own(tmp_path: Path) -> None:
+    protocol = load_protocol(HARNESS / "second.yaml")
+    common, known = ["--protocol", "p.yaml"], [Path("known.json")]
+    todo = jobs(protocol, (), tmp_path, common, known, shares=2, packed=Path("r/packed"), tasks=Path("clean"))
+    by_name = {job.name: job for job in todo}
+    letters = {name for name in by_name if name.startswith("letter-")}
+    assert letters == {f"letter-{system}.seed-0" for system in dict(protocol.order)}
+    job = by_name["in_domain-abmll_frozen.seed-0"]
+    assert job.needs == ("search-abmll",)
+    assert {"tasks.unseen.source=clean/in_domain", "r/in_domain/packed"} <= set(job.arguments)
+    for asked in protocol.further.values():
+        laid = load_protocol(HARNESS / "second.yaml", overrides=[text.format(tasks="clean") for text in asked["set"]])
+        assert [laid.run(*target) for target in laid.selected(asked["targets"])]
 
 
 def test_a_log_counts_only_for_the_settings_and_rungs_that_it_was_made_with(tmp_path: Path) -> None:
