@@ -61,8 +61,9 @@ def _add_verbs_of_the_protocol(add: Add) -> None:
         one.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="laid on the base")
         one.add_argument("--out", type=Path, required=name != "rank")
         one.add_argument("--minutes", type=float, help="stop by itself when the process is so old")
+        known = {"help": "what a search chose: none is made then"} if name == "all" else {"default": CHOSEN}
+        one.add_argument("--chosen", type=Path, **known)
         if name != "all":
-            one.add_argument("--chosen", type=Path, default=CHOSEN, help="what the search chose; need not exist")
             one.add_argument("--work", type=Path, help="run directories; default OUT/work")
         if name in ("search", "all"):
             one.add_argument(
@@ -124,7 +125,7 @@ def _protocol(given: argparse.Namespace, overrides: tuple[str, ...] = ()) -> Pro
         if given.tasks is None
         else [f"tasks.{r}.source={given.tasks / r}" for r in ("train", "validation", "unseen")]
     )
-    return load_protocol(given.protocol, getattr(given, "chosen", CHOSEN), [*folders, *given.set, *overrides])
+    return load_protocol(given.protocol, given.chosen or CHOSEN, [*folders, *given.set, *overrides])
 
 
 def _prepare(given: argparse.Namespace) -> int:
@@ -214,6 +215,7 @@ def _all(given: argparse.Namespace) -> int:
             shares=min(4, max(1, len(gpus) * given.processes // 3)),
             packed=given.packed,
             tasks=given.tasks,
+            chosen=given.chosen,
             run=[*(["--keep"] if given.keep else []), *commit],
             ask=["--questions", str(given.questions), *commit],
         )

@@ -65,6 +65,7 @@ def jobs(
     shares: int,
     packed: Path,
     tasks: Path | None = None,
+    chosen: Path | None = None,
     run: Sequence[str] = (),
     ask: Sequence[str] = (),
 ) -> Iterator[Job]:
@@ -80,38 +81,36 @@ def jobs(
         run, ask: further arguments of runs, and of questions.
         packed: of the runs; `further` ones have theirs beside it.
         tasks: stands for `{tasks}` in what is laid on the base.
+        chosen: what an earlier search chose; there is none then.
     """
     yield Job(RANK, ("rank", *common, "--ranking", str(out / "ranking.json")))
-    for system in protocol.search["spaces"]:
+    for system in protocol.search["spaces"] if chosen is None else ():
         yield from _search_jobs(system, protocol, out, common, logs, shares)
+
+    def target(kind: str, system: str, seed: int, *more: str) -> Job:
+        """One target, after the search that it takes its settings from."""
+        parent, name = protocol.like.get(system, system), f"{system}.seed-{seed}"
+        searched = chosen is None and parent in protocol.search["spaces"]
+        found = out / f"search-{parent}" / "chosen.yaml" if searched else chosen
+        settings = ("--chosen", str(found)) if found else ()
+        arguments = ("run", *common, *settings, "--only", name, "--out", str(out / f"{kind}-{name}"), *run, *more)
+        return Job(f"{kind}-{name}", arguments, (f"search-{parent}",) if searched else (RANK,))
+
     for system, seed in protocol.order:
-        yield _run_job("run", system, seed, protocol, out, common, (*run, "--packed", str(packed)))
-    searches = [f"search-{system}" for system in protocol.search["spaces"]]
-    folders = tuple(str(out / name) for name in searches)
-    yield Job(JOIN, ("join", *folders, *_protocol_of(common), "--out", str(out)), tuple(searches))
+        yield target("run", system, seed, "--packed", str(packed))
+    if chosen is None:
+        searches = [f"search-{system}" for system in protocol.search["spaces"]]
+        folders = tuple(str(out / name) for name in searches)
+        yield Job(JOIN, ("join", *folders, *_protocol_of(common), "--out", str(out)), tuple(searches))
     for point in questions:
         where = ("--out", str(out / "questions"), "--work", str(out / "work" / point.name))
-        chosen = ("--chosen", str(out / "chosen.yaml"))
-        yield Job(
-            f"question-{point.name}", ("questions", *common, *chosen, *where, *ask, "--only", point.name), (JOIN,)
-        )
+        settings = ("--chosen", str(chosen or out / "chosen.yaml"))
+        arguments = ("questions", *common, *settings, *where, *ask, "--only", point.name)
+        yield Job(f"question-{point.name}", arguments, (JOIN if chosen is None else RANK,))
     for name, asked in protocol.further.items():
         laid = [part for text in asked["set"] for part in ("--set", text.format(tasks=tasks))]
-        more = (*run, *laid, "--packed", str(packed.parent / name / "packed"))
         for system, seed in protocol.selected(asked["targets"]):
-            yield _run_job(name, system, seed, protocol, out, common, more)
-
-
-def _run_job(
-    kind: str, system: str, seed: int, protocol: Protocol, out: Path, common: Sequence[str], more: Sequence[str]
-) -> Job:
-    """One target, after the search that it takes its settings from."""
-    parent = protocol.like.get(system, system)
-    searched = parent in protocol.search["spaces"]
-    chosen = ("--chosen", str(out / f"search-{parent}" / "chosen.yaml")) if searched else ()
-    target = f"{system}.seed-{seed}"
-    arguments = ("run", *common, *chosen, "--only", target, "--out", str(out / f"{kind}-{target}"), *more)
-    return Job(f"{kind}-{target}", arguments, (f"search-{parent}",) if searched else (RANK,))
+            yield target(name, system, seed, *laid, "--packed", str(packed.parent / name / "packed"))
 
 
 def _protocol_of(common: Sequence[str]) -> Sequence[str]:

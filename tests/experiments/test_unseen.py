@@ -474,6 +474,10 @@ def test_every_target_is_a_job_after_the_search_that_it_takes_its_settings_from(
     assert set(by_name["join"].needs) == {f"search-{system}" for system in protocol.search["spaces"]}
     assert {job.name for job in todo if job.needs == ("join",)} == {f"question-{point.name}" for point in read_points()}
     assert by_name["run-lora.seed-0"].arguments[-2:] == ("--packed", "r/packed")
+    options = {"shares": 2, "packed": Path("r/packed"), "chosen": Path("found.yaml")}
+    after = list(jobs(protocol, read_points(), tmp_path, common, [], **options))
+    assert {job.name for job in after} == {n for n in by_name if not n.startswith("search-") and n != "join"}
+    assert all(job.needs == ("rank",) and "found.yaml" in job.arguments for job in after[1:]), "there is no search"
     names = [job.name for job in todo]
     assert all(names.index(need) < names.index(job.name) for job in todo for need in job.needs)
 
