@@ -25,10 +25,11 @@ def tile(rows: int, columns: int, warps: int = 4, stages: int = 2) -> Tile:
     return {"BLOCK_N": rows, "BLOCK_M": columns, "num_warps": warps, "num_stages": stages}
 
 
-# Of the inner KL (and the prior), and of the outer one.
+# Of the inner KL (and the prior), and of the outer one. One stage with 64 x 64 is left out: Triton 3.6.0 made a kernel
+# of wrong values and wild addresses of it.
 TILES: dict[str, tuple[Tile, Tile]] = {
     "default": (triton_kl._tile(16, shared=False), triton_kl._tile(16, shared=True)),
-    "one_stage": (tile(64, 64, stages=1), tile(64, 32, stages=1)),
+    "one_stage": (tile(64, 32, stages=1), tile(64, 32, stages=1)),
     "two_stages": (tile(64, 64, stages=2), tile(64, 32, stages=2)),
     "three_stages": (tile(64, 64, stages=3), tile(64, 32, stages=3)),
     "tall": (tile(128, 64, 8), tile(128, 32, 8)),
