@@ -104,6 +104,7 @@ def _add_verbs_of_files(add: Add) -> None:
     one.add_argument("--questions", type=Path, default=QUESTIONS)
     one.add_argument("--out", type=Path, required=True, help="where the bundles of `questions` are")
     one.add_argument("--place", type=Path, default=HERE)
+    one.add_argument("--packed", type=Path, help="files at the chosen settings, to compare with; default: PLACE/packed")
     one = add("report", _report)
     one.add_argument("--packed", type=Path, default=HERE / "packed")
     one.add_argument("--ranking", type=Path, default=HERE / "ranking.json")
@@ -250,7 +251,7 @@ def _join(given: argparse.Namespace) -> int:
 
 
 def _answers(given: argparse.Namespace) -> int:
-    found = write_answers(read_points(given.questions), given.out, given.place)
+    found = write_answers(read_points(given.questions), given.out, given.place, given.packed)
     print(f"{len(found)} questions answered in {given.place}/questions.json")
     return 0
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM
 from abmll.metrics.calibration import reliability_bins
@@ -80,24 +81,49 @@ def reliability_after_scaling(values: Values, names: list[str]) -> bytes:
         return to_png(figure)
 
 
-def sensitivity(found: Mapping[str, Any]) -> bytes:
-    """Scaled NLL and accuracy at each value of each setting, one line per system, a grey one for a uniform guess."""
-    metrics = (("nll_scaled", "NLL (scaled), nats"), ("accuracy", "accuracy"))
+def sensitivity(found: Mapping[str, Any], columns: int = 3) -> bytes:
+    """Scaled NLL and accuracy at each value of each setting, a line per system, a cross where training was not finite.
+
+    The grey line is a uniform guess. NLL is cut a tenth above it.
+    """
+    baselines = (LABEL_FREQUENCY, UNIFORM)
+    names = sorted({n for told in found.values() for n in told if n not in baselines and not n.endswith("_mean")})
+    colours = {name: colour(f"series{number}") for number, name in enumerate(names)}
+    blocks = -(-len(found) // columns)
     with settings():
-        figure = Figure(figsize=(2.6 * max(2, len(found)), 4.6), layout="constrained")
-        grid = figure.subplots(2, len(found), squeeze=False, sharey="row")
-        for column, (question, systems) in enumerate(found.items()):
+        figure = Figure(figsize=(3.1 * columns, 3.4 * blocks), layout="constrained")
+        grid = figure.subplots(2 * blocks, columns, squeeze=False)
+        for place, (question, systems) in enumerate(found.items()):
+            block, column = divmod(place, columns)
             values = sorted({one["value"] for told in systems.values() for one in told})
-            shown = [name for name in systems if name not in (LABEL_FREQUENCY, UNIFORM) and not name.endswith("_mean")]
-            for axes, (metric, label) in zip(grid[:, column], metrics, strict=True):
-                for number, name in enumerate(sorted(shown)):
-                    line = sorted((one["value"], one[metric]) for one in systems[name] if one.get(metric) is not None)
+            for row, (metric, label) in enumerate((("nll_scaled", "NLL (scaled), nats"), ("accuracy", "accuracy"))):
+                axes = grid[2 * block + row, column]
+                for name in (n for n in names if n in systems):
+                    line = sorted((one["value"], one[metric]) for one in systems[name] if "failed" not in one)
                     x, y = [values.index(value) for value, _ in line], [score for _, score in line]
-                    axes.plot(x, y, "o-", markersize=3, color=colour(f"series{number}"), label=name)
+                    axes.plot(x, y, "o-", markersize=3, color=colours[name], label=name)
+                    lost = [values.index(one["value"]) for one in systems[name] if "failed" in one]
+                    axes.plot(lost, [0.96] * len(lost), "x", color=colours[name], transform=axes.get_xaxis_transform())
                 for one in systems.get(UNIFORM, ())[:1]:
                     axes.axhline(one[metric], color=colour(MUTED), linewidth=1)
+                axes.set_xlim(-0.3, len(values) - 0.7)
                 axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
                 axes.set_ylabel(label if column == 0 else "")
-            grid[1, column].set_xlabel(question)
-            grid[0, column].legend(fontsize=6)
+            axes.set_xlabel(question)
+        for axes in [axes for row in grid for axes in row if not axes.has_data()]:
+            axes.set_visible(False)
+        for row, metric in ((0, "nll_scaled"), (1, "accuracy")):  # one scale for each metric
+            shown = [
+                one[metric]
+                for told in found.values()
+                for n in (*names, UNIFORM)
+                for one in told.get(n, ())
+                if metric in one
+            ]
+            guess = [one[metric] for told in found.values() for one in told.get(UNIFORM, ())]
+            high = max(guess) + 0.1 if guess and row == 0 else max(shown) + 0.01
+            for axes in grid[row::2].flat:
+                axes.set_ylim(min(shown) - 0.01, high)
+        handles = [Line2D([], [], marker="o", markersize=3, color=colours[name], label=name) for name in names]
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(names))
         return to_png(figure)

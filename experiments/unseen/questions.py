@@ -11,19 +11,27 @@ import numpy as np
 import yaml
 
 from abmll.errors import AbmllError
-from abmll.files import write_bytes, write_json
+from abmll.files import write_bytes, write_json, write_text
+from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM
 from abmll.models import LanguageModel
+from abmll.report.tables import Table, markdown, number, percent, signed
 from abmll.running.roles import load_run_tasks
 from experiments.unseen.bundles import Bundles, unpack
 from experiments.unseen.clock import since_start
-from experiments.unseen.evidence import SOURCE, Values
+from experiments.unseen.evidence import SOURCE, Values, paired
 from experiments.unseen.figures import sensitivity
 from experiments.unseen.protocol import HERE, Protocol
-from experiments.unseen.results import read_results
+from experiments.unseen.results import Results, read_results
 from experiments.unseen.run import LOG, failures, run
 
 QUESTIONS = HERE / "questions.yaml"
 TOLD = ("nll_scaled", "accuracy", "nll", "brier")
+HEAD = """# Questions: one setting at a time
+
+Written by `python -m experiments.unseen answers`. One training seed, two adaptation draws. Minus chosen: the point less
+the same system and seed at the settings that the search chose, on the same questions and draws; p by paired bootstrap
+over draws and questions, not adjusted. A point that equals the chosen settings is that seed trained again: on a GPU
+not to the bit."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +106,13 @@ def ask(
     return True
 
 
-def answers(chosen: tuple[Point, ...], out: Path) -> dict[str, Any]:
-    """Scores of the points whose bundles are there: question -> system -> [{value, nll_scaled, accuracy, ...}]."""
+def answers(chosen: tuple[Point, ...], out: Path, base: Path) -> dict[str, Any]:
+    """Scores of the points whose bundles are there, and their differences to the same seed at the chosen settings.
+
+    Returns:
+        question -> system -> [{value, nll_scaled, accuracy, nll, brier, minus_chosen}]; `minus_chosen` is a metric's
+        {difference, interval, p} over draws and questions, p unadjusted, where `base` has that system's packed file.
+    """
     found: dict[str, Any] = {}
     for point in chosen:
         told, folder = found.setdefault(point.question, {}), out / point.name
@@ -111,30 +124,87 @@ def answers(chosen: tuple[Point, ...], out: Path) -> dict[str, Any]:
         unpack(bundles.paths(), folder / "packed")
         results = read_results((folder / "packed").glob("*.parquet"), reference=point.system)
         values = Values(results.final, results.tasks, results.draws)
+        tests = _minus_chosen(point, results, base)
         for name in results.final:
             if any(one["value"] == point.value for one in told.get(name, ())):
                 continue  # a baseline, which stands beside each system
-            scores = [
-                [values.scores(name, seed, (draw, task)) for task in results.tasks for draw in range(results.draws)]
-                for seed in results.final[name]
-            ]
-            means = {
-                metric: float(np.mean([[one[SOURCE.get(metric, metric)] for one in each] for each in scores]))
-                for metric in TOLD
-            }
-            told.setdefault(name, []).append({"value": point.value, **means})
+            entry = {"value": point.value, **_means(values, name)}
+            told.setdefault(name, []).append({**entry, "minus_chosen": tests} if name == point.system else entry)
     return {question: told for question, told in found.items() if told}
 
 
-def write_answers(chosen: tuple[Point, ...], out: Path, place: Path = HERE) -> dict[str, Any]:
-    """Write `questions.json` and its figure from bundles.
+def _means(values: Values, name: str) -> dict[str, float]:
+    cells = [(draw, task) for task in values.tasks for draw in range(values.draws)]
+    scores = [values.scores(name, seed, cell) for seed in values.final[name] for cell in cells]
+    return {metric: float(np.mean([one[SOURCE.get(metric, metric)] for one in scores])) for metric in TOLD}
+
+
+def _minus_chosen(point: Point, results: Results, base: Path) -> dict[str, Any]:
+    files = sorted(base.glob(f"{point.system}.*.seed-{point.seed}.parquet"))
+    if not files:
+        return {}
+    chosen = read_results(files, reference=point.system)
+    table = {"point": results.final[point.system], "chosen": chosen.final[point.system]}
+    values = Values(table, results.tasks, min(results.draws, chosen.draws))
+    told = {}
+    for metric in ("nll_scaled", "accuracy"):
+        if (test := paired(values, "point", "chosen", metric, results.tasks)) is not None:
+            told[metric] = {"difference": test.difference, "interval": [test.low, test.high], "p": test.p_value}
+    return told
+
+
+def answer_table(found: Mapping[str, Any]) -> str:
+    """The answers as Markdown, baselines and mean weights left out."""
+    header = (
+        "Question",
+        "System",
+        "Value",
+        "NLL scaled",
+        "minus chosen",
+        "p",
+        "Accuracy %",
+        "minus chosen",
+        "p",
+        "NLL",
+    )
+    rows = []
+    for question, systems in found.items():
+        for name, points in systems.items():
+            if name in (UNIFORM, LABEL_FREQUENCY) or name.endswith("_mean"):
+                continue
+            for one in sorted(points, key=lambda e: float(e["value"])):
+                start = (question, name, f"{one['value']:g}")
+                if "failed" in one:
+                    rows.append((*start, "not finite", *["-"] * 6))
+                    continue
+                nll, accuracy = (one["minus_chosen"].get(metric) for metric in ("nll_scaled", "accuracy"))
+                rows.append(
+                    (
+                        *start,
+                        number(one["nll_scaled"]),
+                        *_test(nll),
+                        percent(one["accuracy"]),
+                        *_test(accuracy),
+                        number(one["nll"]),
+                    )
+                )
+    return markdown(Table("", header, tuple(rows)))
+
+
+def _test(test: Mapping[str, Any] | None) -> tuple[str, str]:
+    return (signed(test["difference"]), number(test["p"])) if test else ("-", "-")
+
+
+def write_answers(chosen: tuple[Point, ...], out: Path, place: Path = HERE, base: Path | None = None) -> dict[str, Any]:
+    """Write `questions.json`, `questions.md` and the figure from bundles; `base` has the packed files to compare with.
 
     Raises:
         AbmllError: there are none.
     """
-    found = answers(chosen, out)
+    found = answers(chosen, out, base or place / "packed")
     if not found:
         raise AbmllError(f"{out}: nothing of any question is there; run `questions` with --out {out} first")
     write_json(place / "questions.json", found)
+    write_text(place / "questions.md", f"{HEAD}\n\n{answer_table(found)}\n")
     write_bytes(place / "figures" / "questions.png", sensitivity(found))
     return found
