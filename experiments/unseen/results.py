@@ -29,6 +29,7 @@ class Results:
     Attributes:
         packed: the files.
         final, before: predictions after and without adaptation.
+        curve: system -> training seed -> earlier points of training -> (draw, task) -> predictions.
         seeds: training seeds of the reference; other systems may have more.
         draws: adaptation draws that every system has.
         tasks: names, in the order of the protocol.
@@ -37,6 +38,7 @@ class Results:
     packed: tuple[Packed, ...]
     final: Table
     before: Table
+    curve: dict[str, dict[int, list[dict[Cell, Predictions]]]]
     seeds: tuple[int, ...]
     draws: int
     tasks: tuple[str, ...]
@@ -56,11 +58,14 @@ def read_results(paths: Iterable[Path], reference: str = "abmll", unseeded: Sequ
     packed = tuple(read_packed(path) for path in sorted(paths))
     final: Table = {}
     before: Table = {}
+    curve: dict[str, dict[int, list[dict[Cell, Predictions]]]] = {}
     for one in packed:
         seed = int(one.about["seed"])
         for row, files in one.found.items():
-            last = max(place for place, _, _ in files if place != BEFORE)
-            final.setdefault(row, {})[seed] = {(d, t): f for (p, d, t), f in files.items() if p == last}
+            places = sorted({place for place, _, _ in files} - {BEFORE})
+            points = [{(d, t): f for (p, d, t), f in files.items() if p == place} for place in places]
+            final.setdefault(row, {})[seed] = points.pop()
+            curve.setdefault(row, {})[seed] = points
             before.setdefault(row, {})[seed] = {(d, t): f for (p, d, t), f in files.items() if p == BEFORE}
     if reference not in final:
         raise AbmllError(f"no packed file of {reference!r}: nothing to compare with; run it first")
@@ -74,7 +79,7 @@ def read_results(paths: Iterable[Path], reference: str = "abmll", unseeded: Sequ
                 table[name] = {s: {c: replace(f, seed=s) for c, f in only.items()} for s in everywhere}
     draws = min(len({d for d, _ in cells}) for cells in final[reference].values())
     final |= _made(final)
-    return Results(packed, final, before, seeds, draws, tasks)
+    return Results(packed, final, before, curve, seeds, draws, tasks)
 
 
 def _made(final: Table) -> Table:
@@ -118,7 +123,10 @@ def comparison(results: Results, reference: str = "abmll", note: str = "") -> Co
         whole = {s: f for s, f in by_seed.items() if all(c in f for c in cells)}
         missing += [f"{name} seed {s}: not run" for s in results.seeds if s not in by_seed]
         missing += [f"{name} seed {s}: fewer draws, not counted here" for s in by_seed if s not in whole]
-        made = tuple(_run(name, s, whole[s], results.before, about.get((name, s))) for s in sorted(whole))
+        earlier = results.curve.get(name, {})
+        made = tuple(
+            _run(name, s, [*earlier.get(s, ()), whole[s]], results.before, about.get((name, s))) for s in sorted(whole)
+        )
         runs |= {name: made} if made else {}
     return Comparison(
         name="unseen",
@@ -134,11 +142,18 @@ def comparison(results: Results, reference: str = "abmll", note: str = "") -> Co
 
 
 def _run(
-    name: str, seed: int, cells: Mapping[Cell, Predictions], before: Table, about: Mapping[str, Any] | None
+    name: str,
+    seed: int,
+    points: Sequence[Mapping[Cell, Predictions]],
+    before: Table,
+    about: Mapping[str, Any] | None,
 ) -> Run:
-    scores = {cell: score(found) for cell, found in cells.items()}
+    """One seed of a system; the last of its points is what is reported."""
+    curve = {
+        next(iter(cells.values())).examples_consumed: {cell: score(found) for cell, found in cells.items()}
+        for cells in points
+    }
     zero = {cell: score(found) for cell, found in before.get(name, {}).get(seed, {}).items()}
-    examples = next(iter(cells.values())).examples_consumed
     cost = None if about is None else about["cost"]
     environment = None if about is None else about["environment"]
-    return Run(name, seed, {examples: scores}, dict(cells), zero, cost, environment, True)
+    return Run(name, seed, curve, dict(points[-1]), zero, cost, environment, True)
