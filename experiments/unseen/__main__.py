@@ -9,7 +9,7 @@ from pathlib import Path
 
 from abmll.config import ModelConfig
 from abmll.errors import AbmllError
-from abmll.files import write_json
+from abmll.files import write_bytes, write_json
 from abmll.models import LanguageModel
 from abmll.running.build import load_base
 from abmll.running.roles import RunTasks, load_run_tasks
@@ -24,6 +24,7 @@ from experiments.unseen.rank import rank, without_test
 from experiments.unseen.report import report
 from experiments.unseen.run import run
 from experiments.unseen.search import Part, join, search
+from experiments.unseen.stds import stds_by_layer, stds_of
 
 Add = Callable[[str, Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
 
@@ -93,6 +94,9 @@ def _add_verbs_of_files(add: Add) -> None:
     one.add_argument("adapters", nargs="+", metavar="NAME=FOLDER", help="adapter folders of runs that were kept")
     one.add_argument("--source", default="smollm2-135m-instruct", help="the base model")
     one.add_argument("--out", type=Path, default=HERE / "forgetting.json")
+    one = add("stds", _stds)
+    one.add_argument("adapters", nargs="+", metavar="NAME=FOLDER", help="adapter folders of runs that were kept")
+    one.add_argument("--place", type=Path, default=HERE)
     one = add("join", _join)
     one.add_argument("folders", type=Path, nargs="+", help="those with a search.json each")
     one.add_argument("--protocol", type=Path, default=PROTOCOL)
@@ -237,12 +241,23 @@ def _all(given: argparse.Namespace) -> int:
 
 def _forgetting(given: argparse.Namespace) -> int:
     base = load_base(ModelConfig(source=given.source, dtype="float32"))
-    adapters = {name: Path(folder) for name, folder in (text.split("=", 1) for text in given.adapters)}
-    told = forgetting(base, adapters, chunks_of(base, general_text()))
+    told = forgetting(base, _named(given.adapters), chunks_of(base, general_text()))
     write_json(given.out, told)
     for name, one in told["adapters"].items():
         print(f"{name}: {one['more']:+.4f} nats a token")
     return 0
+
+
+def _stds(given: argparse.Namespace) -> int:
+    told = stds_of(_named(given.adapters))
+    write_json(given.place / "stds.json", told)
+    write_bytes(given.place / "figures" / "stds.png", stds_by_layer(told))
+    print(f"rank correlation of stds with the size of means: {told['with_mean']}; between adapters: {told['between']}")
+    return 0
+
+
+def _named(texts: Sequence[str]) -> dict[str, Path]:
+    return {name: Path(folder) for name, folder in (text.split("=", 1) for text in texts)}
 
 
 def _join(given: argparse.Namespace) -> int:

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
-from scipy.stats import ttest_1samp
+from scipy.stats import spearmanr, ttest_1samp
 
+from abmll.adapters.facts import AdapterFacts, BaseFacts, LayerFacts, StoredAdapter
+from abmll.adapters.folder import write_adapter
+from abmll.adapters.gaussian import LowRankGaussian
 from abmll.config import ModelConfig
 from abmll.errors import AbmllError
+from abmll.kernels import Variance
 from abmll.methods import resolve_settings
 from abmll.metrics.ensemble import ensemble
 from abmll.metrics.predictions import Prediction, Predictions
@@ -209,6 +214,36 @@ def test_forgetting_is_the_next_token_loss_of_transformers(place: Path, tmp_path
     assert told["adapters"]["pretrained"]["more"] == pytest.approx(0, abs=1e-6)
     assert abs(told["adapters"]["structured"]["more"]) > 1e-3
     assert float(base.model(input_ids=chunks, labels=chunks).loss.detach()) == pytest.approx(told["base"], rel=1e-5)
+
+
+def test_stds_are_those_of_the_dense_form_and_seeds_that_agree_correlate(tmp_path: Path) -> None:
+    layer = LowRankGaussian(40, 30, 2, Variance("square", 0.1, 1e-6, 2.0), with_std=True)
+    torch.nn.init.normal_(layer.std_b, std=0.01)
+    torch.nn.init.normal_(layer.mean_b, std=0.01)
+    tensors = {f"layer.{name}": p.detach() for name, p in layer.named_parameters()}
+    facts = AdapterFacts(
+        rank=2,
+        alpha=4.0,
+        std_form="square",
+        std_floor=1e-6,
+        layers={"layer": LayerFacts(out_features=40, in_features=30, std_init=0.1)},
+        base=BaseFacts(name="none"),
+    )
+    for name, change in (("a", 0.0), ("b", 0.0), ("c", 1.0)):
+        other = {**tensors, "layer.std_a": tensors["layer.std_a"] + change * torch.randn(2, 30)}
+        write_adapter(StoredAdapter(facts, other, torch.zeros(8, 256)), tmp_path / name)
+    adapters = [f"{name}={tmp_path / name}" for name in "abc"]
+    assert main(["stds", *adapters, "--place", str(tmp_path)]) == 0
+    told = json.loads((tmp_path / "stds.json").read_text())
+    dense = layer.dense_std().detach() / 0.1
+    exact = [float(q) for q in dense.flatten().quantile(torch.tensor([0.05, 0.5, 0.95]))]
+    assert told["layers"]["layer"]["a"] == pytest.approx(exact, rel=1e-5)
+    assert told["with_mean"]["a"] == pytest.approx(
+        spearmanr(dense.flatten().numpy(), layer.dense_mean().abs().detach().flatten().numpy()).statistic, abs=1e-4
+    )
+    assert told["between"]["a, b"]["stds"] == pytest.approx(1)
+    assert told["between"]["a, c"]["stds"] < 0.9
+    assert (tmp_path / "figures/stds.png").stat().st_size > 1000
 
 
 def test_a_run_stops_by_itself_and_goes_on(place: Path, tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""What the learned stds of theta look like, layer by layer, and whether two training seeds agree on them."""
+
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from abmll.adapters.facts import StoredAdapter
+from abmll.adapters.folder import read_adapter
+from abmll.errors import AbmllError
+from abmll.kernels import Variance
+from abmll.report.theme import MUTED, colour, settings, to_png
+
+ENTRIES = 4000
+"""Of a layer, evenly spaced: enough for a rank correlation to .02."""
+
+Sample = tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]
+
+
+def layer_samples(stored: StoredAdapter) -> dict[str, Sample]:
+    """Layer -> its std as a multiple of f, which it began with, and its mean, at the same entries of every adapter."""
+    found = {}
+    scale = stored.facts.alpha / stored.facts.rank
+    for path, layer in stored.facts.layers.items():
+        if stored.facts.std_form is None or stored.facts.std_floor is None or layer.std_init is None:
+            raise AbmllError("an adapter without stds has none to describe")
+        variance = Variance(stored.facts.std_form, layer.std_init, stored.facts.std_floor, scale)
+        std = variance.of(scale * _product(stored, path, "std")).sqrt() / layer.std_init
+        at = np.linspace(0, std.numel() - 1, min(ENTRIES, std.numel())).astype(int)
+        mean = scale * _product(stored, path, "mean")
+        found[path] = std.flatten().numpy()[at], mean.flatten().numpy()[at]
+    return found
+
+
+def _product(stored: StoredAdapter, path: str, part: str) -> Float[Tensor, "O I"]:
+    return stored.tensors[f"{path}.{part}_b"] @ stored.tensors[f"{path}.{part}_a"]
+
+
+def stds_of(adapters: Mapping[str, Path]) -> dict[str, Any]:
+    """Quantiles of std / f of every layer, and rank correlations.
+
+    Returns:
+        layers: layer -> adapter -> [5 %, median, 95 %]; with_mean: adapter -> rank correlation of a weight's std with
+        the size of its mean, mean over layers; between: pair -> that of the stds, and of the sizes of the means, of
+        two adapters.
+
+    Raises:
+        AbmllError: a folder is no adapter, or has no stds.
+    """
+    samples = {name: layer_samples(read_adapter(folder)) for name, folder in adapters.items()}
+    paths = list(next(iter(samples.values())))
+    quantiles = {
+        path: {name: [float(q) for q in np.quantile(of[path][0], (0.05, 0.5, 0.95))] for name, of in samples.items()}
+        for path in paths
+    }
+    with_mean = {n: _correlation([(of[p][0], np.abs(of[p][1])) for p in paths]) for n, of in samples.items()}
+    between = {
+        f"{a}, {b}": {
+            "stds": _correlation([(samples[a][p][0], samples[b][p][0]) for p in paths]),
+            "means": _correlation([(np.abs(samples[a][p][1]), np.abs(samples[b][p][1])) for p in paths]),
+        }
+        for a, b in combinations(samples, 2)
+    }
+    return {"layers": quantiles, "with_mean": with_mean, "between": between}
+
+
+def _correlation(pairs: list[Sample]) -> float:
+    return float(np.mean([spearmanr(a, b).statistic for a, b in pairs]))
+
+
+def stds_by_layer(told: Mapping[str, Any]) -> bytes:
+    """The median std of each layer as a multiple of the one it began with, a line per adapter, 5 to 95 % shaded."""
+    kinds = sorted({path.rsplit(".", 1)[-1] for path in told["layers"]})
+    with settings():
+        figure = Figure(figsize=(4.5 * len(kinds), 3.2), layout="constrained")
+        for axes, kind in zip(figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds, strict=True):
+            layers = [of for path, of in told["layers"].items() if path.endswith(kind)]
+            for number, name in enumerate(told["with_mean"]):
+                low, middle, high = np.array([of[name] for of in layers]).T
+                axes.plot(middle, color=colour(f"series{number % 6}"), linewidth=1.2, label=name)
+                axes.fill_between(range(len(layers)), low, high, color=colour(f"series{number % 6}"), alpha=0.08)
+            axes.axhline(1, color=colour(MUTED), linewidth=1)
+            axes.set_title(kind)
+            axes.set_xlabel("layer")
+        figure.axes[0].set_ylabel("std / the std it began with")
+        figure.axes[0].legend(fontsize=7)
+        return to_png(figure)
