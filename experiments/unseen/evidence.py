@@ -240,12 +240,16 @@ def _beats_uniform(values: Values, name: str) -> dict[str, Any]:
 
 def auroc_of_spread(found: Predictions) -> float | None:
     """How well the posterior's spread of the predicted choice ranks wrong answers above right ones; None without."""
-    if any(row.spread is None for row in found.rows):
+    if (spread := spread_of_chosen(found)) is None:
         return None
-    table = found.probabilities()
-    chosen = table.argmax(axis=1)
-    spread = np.array([row.spread[k] for row, k in zip(found.rows, chosen, strict=True) if row.spread is not None])
-    return auroc_of_confidence(1 - spread, chosen == found.answers())
+    return auroc_of_confidence(1 - spread, found.probabilities().argmax(axis=1) == found.answers())
+
+
+def spread_of_chosen(found: Predictions) -> Float[np.ndarray, " N"] | None:
+    """Std over posterior draws of the predicted choice's probability; None without draws."""
+    chosen = found.probabilities().argmax(axis=1)
+    spread = [row.spread[k] for row, k in zip(found.rows, chosen, strict=True) if row.spread is not None]
+    return np.array(spread) if spread and len(spread) == len(found.rows) else None
 
 
 def _noise_range(files: Sequence[Predictions]) -> list[float]:
@@ -269,6 +273,9 @@ def per_task(values: Values, name: str) -> dict[str, dict[str, float | None]]:
             "nll_scaled_over_uniform": _minus(chance, mean["nll_scaled_cv"]),
             "ece_choices": mean["ece"],
             "ece_noise_floor": mean["ece_noise_floor"],
+            "spread": _mean(
+                [_mean(spread_of_chosen(values.final[name][s][d, task])) for s in seeds for d in range(draws)]
+            ),
         }
     return out
 
@@ -283,8 +290,8 @@ def reliability_scaled(values: Values, name: str) -> tuple[np.ndarray, np.ndarra
     return np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])
 
 
-def _mean(values: Sequence[Any]) -> float | None:
-    return None if not values or any(v is None for v in values) else float(np.mean(values))
+def _mean(values: Sequence[Any] | np.ndarray | None) -> float | None:
+    return None if values is None or not len(values) or any(v is None for v in values) else float(np.mean(values))
 
 
 def _error(values: Sequence[Any]) -> float | None:

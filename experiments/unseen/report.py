@@ -13,7 +13,7 @@ from abmll.report.figures import pictures
 from abmll.report.tables import Table, markdown, number, percent, signed
 from experiments.unseen.evidence import REPEATS, Values, against, entry, per_task
 from experiments.unseen.figures import controls, reliability_after_scaling, seed_by_seed
-from experiments.unseen.results import BEFORE, Results, comparison, read_results
+from experiments.unseen.results import BEFORE, UNSEEDED, Results, comparison, read_results
 
 REFERENCE = "abmll"
 PLAIN = "pretrained"
@@ -122,7 +122,7 @@ def score_table(summary: dict[str, Any]) -> Table:
     rows = [
         (
             name,
-            str(e["n_seeds"]),
+            "none" if name in UNSEEDED else str(e["n_seeds"]),
             number(e["nll_scaled"]),
             signed(e["nll_scaled_over_uniform"]),
             percent(e["accuracy"]),

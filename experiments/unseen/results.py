@@ -17,6 +17,8 @@ BEFORE = "before-adaptation"
 MEMBERS = 4
 ENSEMBLE_OF = "reptile"
 ENSEMBLE = "reptile_ensemble"
+UNSEEDED = ("in_context",)
+"""Systems that no training seed changes: repeated to every seed that another has."""
 
 Table = dict[str, dict[int, dict[Cell, Predictions]]]
 """System -> training seed -> (draw, task) -> its last predictions."""
@@ -44,13 +46,12 @@ class Results:
     tasks: tuple[str, ...]
 
 
-def read_results(paths: Iterable[Path], reference: str = "abmll", unseeded: Sequence[str] = ("in_context",)) -> Results:
+def read_results(paths: Iterable[Path], reference: str = "abmll") -> Results:
     """Read packed files, repeat systems without training seeds, and make the baselines and the ensemble.
 
     Args:
         paths: of one likelihood.
         reference: the system whose seeds, draws and tasks are reported.
-        unseeded: systems that no seed changes: repeated to every seed that another has.
 
     Raises:
         AbmllError: there is no file of the reference, or a file is damaged.
@@ -72,7 +73,7 @@ def read_results(paths: Iterable[Path], reference: str = "abmll", unseeded: Sequ
     seeds = tuple(sorted(final[reference]))
     tasks = tuple(dict.fromkeys(task for _, task in final[reference][seeds[0]]))
     everywhere = sorted({seed for by_seed in final.values() for seed in by_seed})
-    for name in unseeded:
+    for name in UNSEEDED:
         for table in (final, before):
             if name in table:
                 (only,) = list(table[name].values())[:1]
