@@ -82,7 +82,7 @@ def test_every_op_is_told_with_what_runs_it_and_why() -> None:
         assert str(onednn.why_not()) in told["frozen_linear"]
     kernels.use("triton")
     try:
-        assert "log_std" in diagnose().kernels["cpu"]["task_kl"]
+        assert "log_std" in diagnose(check=False).kernels["cpu"]["task_kl"]
     finally:
         kernels.use("auto")
 

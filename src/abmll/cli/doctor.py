@@ -21,8 +21,12 @@ def doctor(
         Path | None,
         typer.Option(help="Replay the batch.json (or its folder) of a loss that was not finite.", show_default=False),
     ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Run the kernels and compare them with float64; on CUDA, compiling them takes a while.")
+    ] = True,
 ) -> None:
-    """Tell versions, devices, which kernels run and why, free memory, the hub's answer, and what to do.
+    """Tell versions, devices, which kernels run and why and whether they are right, free memory, the hub's answer, and
+    what to do.
 
     With --batch, replay a batch whose loss or gradient was not finite, and name the first term, layer and factor that
     is not. Example: `abmll doctor --batch runs/mine/non-finite/step-000012-position-0/batch.json`
@@ -30,7 +34,7 @@ def doctor(
     if batch is not None:
         show_batch(batch)
         return
-    found, console = diagnose(), Console()
+    found, console = diagnose(check=check), Console()
     if as_json:
         console.print(json.dumps(found.to_dict(), indent=1), highlight=False, markup=False, soft_wrap=True)
         return
@@ -44,6 +48,7 @@ def lines(found: Diagnosis) -> list[str]:
     for name, facts in found.devices.items():
         told += _section(f"Device {name}", {key: _shown(key, value) for key, value in facts.items()})
         told += _section(f"Kernels on {name}", {**found.kernels[name], "captured steps": found.capture[name]})
+        told += _section(f"Check of the kernels on {name}", checks) if (checks := found.checks.get(name)) else []
     told += _section("Free", {key.removesuffix("_bytes"): _shown("free", value) for key, value in found.free.items()})
     told += _section("Hub", found.hub)
     told += _section("Optional", found.extras)

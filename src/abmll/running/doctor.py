@@ -1,4 +1,4 @@
-"""What `abmll doctor` tells: versions, devices, which kernels run where and why, memory, the hub."""
+"""What `abmll doctor` tells: versions, devices, which kernels run where, why, and whether right, memory, the hub."""
 
 import importlib.metadata
 import importlib.util
@@ -16,6 +16,7 @@ from huggingface_hub import constants, get_token
 
 from abmll import kernels
 from abmll.kernels import onednn
+from abmll.kernels.check import check_kernels, is_bad
 from abmll.running.environment import environment
 
 PACKAGES = ("numpy", "scikit-learn", "safetensors", "gguf", "huggingface-hub", "pydantic")
@@ -45,6 +46,7 @@ class Diagnosis:
         versions: of Python, abmll (and its commit) and what it stands on; None where a package is missing.
         devices: name -> what is known of it; memory in bytes.
         kernels: device -> op -> what runs, and why not something faster.
+        checks: device -> op -> how a kernel compares with eager in float64; empty if not checked.
         capture: device -> whether steps are captured as CUDA graphs, or why not.
         free: bytes of free memory and, of the folder of work and the cache, free disk.
         hub: whether the model hub answers; whether a token is set, never which.
@@ -55,6 +57,7 @@ class Diagnosis:
     versions: dict[str, str | None]
     devices: dict[str, dict[str, Any]]
     kernels: dict[str, dict[str, str]]
+    checks: dict[str, dict[str, str]]
     capture: dict[str, str]
     free: dict[str, int]
     hub: dict[str, str]
@@ -66,12 +69,13 @@ class Diagnosis:
         return asdict(self)
 
 
-def diagnose(hub: str | None = None, seconds: float = HUB_SECONDS) -> Diagnosis:
+def diagnose(hub: str | None = None, seconds: float = HUB_SECONDS, check: bool = True) -> Diagnosis:
     """Look at this machine and installation. Nothing is changed, and nothing but the hub's front page is asked for.
 
     Args:
         hub: address of the model hub; None: the one that huggingface_hub uses.
         seconds: how long to wait for it.
+        check: run the kernels of each device and compare; on CUDA they are compiled for it, once.
     """
     devices = _devices()
     reached = _hub(constants.ENDPOINT if hub is None else hub, seconds)
@@ -79,15 +83,17 @@ def diagnose(hub: str | None = None, seconds: float = HUB_SECONDS) -> Diagnosis:
         "memory_bytes": psutil.virtual_memory().available,
         "disk_bytes": shutil.disk_usage(Path.cwd()).free,
     }
+    checks = {name: check_kernels(torch.device(name)) for name in devices} if check else {}
     return Diagnosis(
         versions=_versions(),
         devices=devices,
         kernels={name: _ops(torch.device(name)) for name in devices},
+        checks=checks,
         capture={name: _capture(name) for name in devices},
         free=free,
         hub=reached,
         extras={name: _version(name) or f"missing: {use}" for name, use in EXTRAS.items()},
-        advice=tuple(_advice(devices, free, reached)),
+        advice=(*_advice_on_kernels(checks), *_advice(devices, free, reached)),
     )
 
 
@@ -128,7 +134,10 @@ def _ops(device: torch.device) -> dict[str, str]:
 
 
 def _what_runs(name: str, device: torch.device) -> str:
-    runs = kernels.op(name, device).__module__.rsplit(".", 1)[-1].split("_", 1)[0]
+    try:
+        runs = kernels.op(name, device).__module__.rsplit(".", 1)[-1].split("_", 1)[0]
+    except Exception as error:  # a version of Triton that the kernels do not even load in: the check says what to do
+        return f"nothing: {kernels.backend_for(device)} cannot be loaded ({type(error).__name__})"
     if runs == "triton":
         return f"triton ({LIMITS[name]})" if name in LIMITS else "triton"
     if runs == "onednn":
@@ -158,6 +167,11 @@ def _hub(address: str, seconds: float) -> dict[str, str]:
         return {**found, "reached": f"yes (it answers {error.code})"}
     except OSError as error:
         return {**found, "reached": f"no ({getattr(error, 'reason', error)})"}
+
+
+def _advice_on_kernels(checks: dict[str, dict[str, str]]) -> list[str]:
+    verdicts = [(device, op, verdict) for device, told in checks.items() for op, verdict in told.items()]
+    return [f"Kernel {op} on {device}: {verdict}" for device, op, verdict in verdicts if is_bad(verdict)]
 
 
 def _advice(devices: dict[str, dict[str, Any]], free: dict[str, int], hub: dict[str, str]) -> list[str]:
