@@ -3,8 +3,8 @@
     python benchmarks/tasks.py --out benchmarks/results/tasks.json
 
 `adapt_predict`: 10 steps of batch 2 and 256 questions of 128 tokens (letter); the peer, stock transformers + peft +
-AdamW, predicts in batches of 16. Both predict with mean weights, in turn, each on a model of its own; medians over the
-tasks after the first, which includes captures. Ours with S = 10 `weight` draws stands beside it.
+AdamW, predicts in batches of 16. Both predict with mean weights, in turn, each on a model of its own; the first task
+includes captures, and `summary` takes medians over the others. Ours with S = 10 `weight` draws stands beside it.
 `memory_tasks`: peak memory of 20 meta-iterations at the SmolLM2-135M shape with 10, 100 and 1,000 training tasks.
 `memory_samples`: peak memory of predicting with S = 1, 10 and 100 draws, same shape.
 """
@@ -70,8 +70,8 @@ class Peer:
         self.base = base
         self.config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
-    def seconds(self, prompts: list[tuple[int, ...]]) -> float:
-        """Of a task whose first 20 prompts are to learn from."""
+    def adapt_and_predict(self, prompts: list[tuple[int, ...]]) -> float:
+        """Seconds of a task whose first 20 prompts are to learn from."""
         model = get_peft_model(self.base.model, self.config)
         parameters = [p for p in model.parameters() if p.requires_grad]
 
@@ -112,9 +112,10 @@ def adapt_predict(tokens: int = 128, rounds: int = 20) -> dict[str, Any]:
     for t in tasks:
         prompts = [system.batcher.encoder(q).prefix for q in (*t.train, *t.test)]
         result["ours_mean_s"].append(ours(mean, t))
-        result["peer_s"].append(peer.seconds(prompts))
+        result["peer_s"].append(peer.adapt_and_predict(prompts))
     result["ours_10_draws_s"] = [ours(drawn, t) for t in tasks[:3]]
     result["graphs"] = system.graphs.report()
+    system.close()
     return result
 
 

@@ -62,8 +62,9 @@ def _add_verbs_of_the_protocol(add: Add) -> None:
         one.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="laid on the base")
         one.add_argument("--out", type=Path, required=name != "rank")
         one.add_argument("--minutes", type=float, help="stop by itself when the process is so old")
-        known = {"help": "what a search chose: none is made then"} if name == "all" else {"default": CHOSEN}
-        one.add_argument("--chosen", type=Path, **known)
+        without = "no search is made then" if name == "all" else "need not exist"
+        default = None if name == "all" else CHOSEN
+        one.add_argument("--chosen", type=Path, default=default, help=f"what a search chose; {without}")
         if name != "all":
             one.add_argument("--work", type=Path, help="run directories; default OUT/work")
         if name in ("search", "all"):

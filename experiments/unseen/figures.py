@@ -84,11 +84,15 @@ def reliability_after_scaling(values: Values, names: list[str]) -> bytes:
 def sensitivity(found: Mapping[str, Any], columns: int = 3) -> bytes:
     """Scaled NLL and accuracy at each value of each setting, a line per system, a cross where training was not finite.
 
-    The grey line is a uniform guess. NLL is cut a tenth above it.
+    The grey line is a uniform guess. NLL is cut a tenth above it, which an arrow says.
     """
     baselines = (LABEL_FREQUENCY, UNIFORM)
     names = sorted({n for told in found.values() for n in told if n not in baselines and not n.endswith("_mean")})
     colours = {name: colour(f"series{number}") for number, name in enumerate(names)}
+    scales = {metric: _scale(found, metric) for metric in ("nll_scaled", "accuracy")}
+    low, high = scales["nll_scaled"]
+    guesses = [one["nll_scaled"] for told in found.values() for one in told.get(UNIFORM, ())]
+    scales["nll_scaled"] = low, min(high, max(guesses, default=high) + 0.1)
     blocks = -(-len(found) // columns)
     with settings():
         figure = Figure(figsize=(3.1 * columns, 3.4 * blocks), layout="constrained")
@@ -102,6 +106,10 @@ def sensitivity(found: Mapping[str, Any], columns: int = 3) -> bytes:
                     line = sorted((one["value"], one[metric]) for one in systems[name] if "failed" not in one)
                     x, y = [values.index(value) for value, _ in line], [score for _, score in line]
                     axes.plot(x, y, "o-", markersize=3, color=colours[name], label=name)
+                    above = [at for at, score in zip(x, y, strict=True) if score > scales[metric][1]]
+                    axes.plot(
+                        above, [0.97] * len(above), "^", color=colours[name], transform=axes.get_xaxis_transform()
+                    )
                     lost = [values.index(one["value"]) for one in systems[name] if "failed" in one]
                     axes.plot(lost, [0.96] * len(lost), "x", color=colours[name], transform=axes.get_xaxis_transform())
                 for one in systems.get(UNIFORM, ())[:1]:
@@ -112,18 +120,14 @@ def sensitivity(found: Mapping[str, Any], columns: int = 3) -> bytes:
             axes.set_xlabel(question)
         for axes in [axes for row in grid for axes in row if not axes.has_data()]:
             axes.set_visible(False)
-        for row, metric in ((0, "nll_scaled"), (1, "accuracy")):  # one scale for each metric
-            shown = [
-                one[metric]
-                for told in found.values()
-                for n in (*names, UNIFORM)
-                for one in told.get(n, ())
-                if metric in one
-            ]
-            guess = [one[metric] for told in found.values() for one in told.get(UNIFORM, ())]
-            high = max(guess) + 0.1 if guess and row == 0 else max(shown) + 0.01
+        for row, metric in enumerate(("nll_scaled", "accuracy")):  # one scale for each metric
             for axes in grid[row::2].flat:
-                axes.set_ylim(min(shown) - 0.01, high)
+                axes.set_ylim(*scales[metric])
         handles = [Line2D([], [], marker="o", markersize=3, color=colours[name], label=name) for name in names]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(names))
         return to_png(figure)
+
+
+def _scale(found: Mapping[str, Any], metric: str) -> tuple[float, float]:
+    shown = [one[metric] for told in found.values() for points in told.values() for one in points if metric in one]
+    return min(shown) - 0.01, max(shown) + 0.01

@@ -81,7 +81,7 @@ def jobs(
         run, ask: further arguments of runs, and of questions.
         packed: of the runs; `further` ones have theirs beside it.
         tasks: stands for `{tasks}` in what is laid on the base.
-        chosen: what an earlier search chose; there is none then.
+        chosen: what an earlier search chose; no search is made then.
     """
     yield Job(RANK, ("rank", *common, "--ranking", str(out / "ranking.json")))
     for system in protocol.search["spaces"] if chosen is None else ():

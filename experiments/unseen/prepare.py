@@ -17,7 +17,7 @@ TRAIN_ROWS = 500
 """Rows of a training task: 300 meta-iterations use 12 rows each, so about 106 of a task's."""
 IN_DOMAIN = "in_domain"
 IN_DOMAIN_ROWS = 200, 100
-"""Rows of a training task to adapt on, all of which were trained on, and of its `.test`, none of which was."""
+"""Rows of a training task to adapt on, out of those that training draws from, and of its `.test`, which it does not."""
 
 
 def prepare(config: CompareConfig, out: Path, train_rows: int = TRAIN_ROWS) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def answer_table(found: Mapping[str, Any]) -> str:
                 if "failed" in one:
                     rows.append((*start, "not finite", *["-"] * 6))
                     continue
-                nll, accuracy = (one["minus_chosen"].get(metric) for metric in ("nll_scaled", "accuracy"))
+                nll, accuracy = (one.get("minus_chosen", {}).get(metric) for metric in ("nll_scaled", "accuracy"))
                 rows.append(
                     (
                         *start,

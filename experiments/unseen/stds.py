@@ -18,7 +18,7 @@ from abmll.kernels import Variance
 from abmll.report.theme import MUTED, colour, settings, to_png
 
 ENTRIES = 4000
-"""Of a layer, evenly spaced: enough for a rank correlation to .02."""
+"""Of a layer, evenly spaced."""
 
 Sample = tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]
 

@@ -27,18 +27,30 @@ def _silent(event: dict[str, object]) -> None:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides that put a tiny model and tiny tasks into any recipe."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, and tiny tasks for each role."""
     folder = tmp_path_factory.mktemp("tiny")
-    model = save_tiny(folder / "model")
-    train = write_tasks(folder / "train", tiny_tasks(3))
-    unseen = write_tasks(folder / "unseen", tuple(_renamed(tiny_tasks(2, seed=9))))
-    sources = [f"model.source={model}", f"tasks.train.source={train}", f"tasks.unseen.source={unseen}"]
-    return [*SMALL, *sources, "tasks.leak_check=off"]  # tiny tasks are of one pattern, and some rows repeat
+    save_tiny(folder / "model")
+    write_tasks(folder / "train", tiny_tasks(3))
+    write_tasks(folder / "validation", tuple(_renamed(tiny_tasks(1, seed=5), "validation")))
+    write_tasks(folder / "unseen", tuple(_renamed(tiny_tasks(2, seed=9), "unseen")))
+    return folder
 
 
-def _renamed(tasks):
-    return (type(task)(f"unseen{i}", task.train, task.test) for i, task in enumerate(tasks))
+def _small(path: Path, folder: Path) -> list[str]:
+    """Overrides that put the tiny model and tiny tasks into a recipe."""
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    roles = [role for role in ("train", "unseen", "validation") if role in ("train", "unseen", *given["tasks"])]
+    found = [*SMALL, f"model.source={folder / 'model'}", *(f"tasks.{role}.source={folder / role}" for role in roles)]
+    found += ["tasks.leak_check=off"]  # tiny tasks are of one pattern, and some rows repeat
+    found += ["seeds=[0]"] if "systems" in given else []
+    if "validation" in roles:
+        found += ["training.validate_every=1", "adaptation.draws=1", "adaptation.folds=2"]
+    return found
+
+
+def _renamed(tasks, name: str):
+    return (type(task)(f"{name}{i}", task.train, task.test) for i, task in enumerate(tasks))
 
 
 def test_there_are_recipes() -> None:
@@ -58,9 +70,8 @@ def test_the_real_values_are_valid(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_it_runs_two_steps(path: Path, small: list[str], tmp_path: Path) -> None:
-    kind = _kind(path)
-    config = load_config(kind, path, [*small, "seeds=[0]"] if kind is CompareConfig else small)
+def test_it_runs_two_steps(path: Path, folder: Path, tmp_path: Path) -> None:
+    config = load_config(_kind(path), path, _small(path, folder))
     if isinstance(config, CompareConfig):
         run_comparison(config, tmp_path, lambda: load_base(config.model))
         assert len(list(tmp_path.glob("*/seed-0/cost.json"))) == len(config.systems)

@@ -102,6 +102,9 @@ def test_prepare_caps_and_drops_leaks(place: Path, tmp_path: Path) -> None:
     lines = (raw / "unseen" / "unseen.test.jsonl").read_text().splitlines()
     with (raw / "train" / "train.train.jsonl").open("a") as file:
         file.write(json.dumps({**json.loads(lines[0]), "id": "leak"}) + "\n")
+        tests = (raw / "train" / "train.test.jsonl").read_text().splitlines()
+        row = json.loads(tests[0])  # in other letters, which the reader lets pass
+        file.write(json.dumps({**row, "question": row["question"].upper(), "id": "trained on"}) + "\n")
     assert (
         main(
             [
@@ -127,7 +130,7 @@ def test_prepare_caps_and_drops_leaks(place: Path, tmp_path: Path) -> None:
         {json.loads(line)["question"] for line in (tmp_path / f"out/in_domain/train.{split}.jsonl").open()}
         for split in ("train", "test")
     )
-    assert asked, "the training tasks' own tests"
+    assert asked == {json.loads(line)["question"] for line in tests[1:]}, "its own tests, but for what is trained on"
     assert not learned & asked
 
 
@@ -404,6 +407,9 @@ def test_questions_are_points_of_the_same_harness(place: Path, tmp_path: Path) -
     file.write_text(yaml.safe_dump(asked))
     arguments = ("--questions", str(file), "--out", str(tmp_path / "out"))
     assert call(place, "questions", *arguments) == 0
+    chosen = ("--out", str(tmp_path / "chosen"), "--packed", str(tmp_path / "nothing"), "--only", "structured.seed-0")
+    assert call(place, "run", *chosen, "--set", "adaptation.steps=2") == 0
+    unpack(Bundles(tmp_path / "chosen").paths(), tmp_path / "packed")
     answered = ["answers", *arguments, "--place", str(tmp_path)]
     assert main(answered) == 0
     found = json.loads((tmp_path / "questions.json").read_text())
@@ -411,6 +417,17 @@ def test_questions_are_points_of_the_same_harness(place: Path, tmp_path: Path) -
     assert {"abmll", "abmll_mean", "structured", "uniform"} <= set(found["steps"])
     assert [e["value"] for e in found["steps"]["uniform"]] == [0, 2], "once, though it stands beside each system"
     assert found["std_init"]["abmll"] == [{"value": 1e9, "failed": True}]
+    none, same = (one["minus_chosen"] for one in found["steps"]["structured"])
+    assert (same["nll_scaled"]["difference"], same["accuracy"]["difference"]) == (0, 0), (
+        "the chosen settings themselves"
+    )
+    read = read_results((tmp_path / "packed").glob("*.parquet"), reference="structured").final["structured"][0]
+    cells = [cell for cell in read if cell[0] == 0]  # the question has one draw
+    exact = np.mean([Values({"a": {0: read}}, (), 1).of("a", 0, cell)["nll_scaled_cv"].mean() for cell in cells])
+    assert found["steps"]["structured"][0]["nll_scaled"] - exact == pytest.approx(none["nll_scaled"]["difference"])
+    table = (tmp_path / "questions.md").read_text()
+    assert "not finite" in table
+    assert "uniform" not in table
     bundle = (tmp_path / "out/steps-2.structured/results-1.tar").read_bytes()
     assert call(place, "questions", *arguments, "--only", "steps-*") == 0
     assert (tmp_path / "out/steps-2.structured/results-1.tar").read_bytes() == bundle

@@ -22,7 +22,7 @@ COMMANDS = {
     "report": "Make the tables, figures and page of a comparison again, from its files; no model is needed.",
     "export": "Export a run's adapter: the mean as a LoRA, a merged model, one posterior draw, or a calibrated mean.",
     "tasks": "List tasks, show their rows, check them for leaks and imbalance, pin those of the hub.",
-    "doctor": "Tell versions, devices, which kernels run and why, free memory, the hub's answer, and what to do.",
+    "doctor": "Tell versions, devices, which kernels run, why and whether right, free memory, the hub, and what to do.",
 }
 app = typer.Typer(
     name="abmll",

@@ -25,8 +25,7 @@ def doctor(
         bool, typer.Option(help="Run the kernels and compare them with float64; on CUDA, compiling them takes a while.")
     ] = True,
 ) -> None:
-    """Tell versions, devices, which kernels run and why and whether they are right, free memory, the hub's answer, and
-    what to do.
+    """Tell versions, devices, which kernels run, why and whether right, free memory, the hub, and what to do.
 
     With --batch, replay a batch whose loss or gradient was not finite, and name the first term, layer and factor that
     is not. Example: `abmll doctor --batch runs/mine/non-finite/step-000012-position-0/batch.json`
