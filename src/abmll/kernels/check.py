@@ -38,6 +38,7 @@ _CASES = (  # up to rank 8 and above it the products of the KL kernel have two w
     _Case(203, 190, 3, 57, torch.float32),
     _Case(208, 192, 8, 64, torch.bfloat16),
     _Case(208, 192, 12, 64, torch.float32),
+    _Case(112, 96, 17, 240, torch.float32),  # above 16 the KL has another kernel
 )
 
 
@@ -66,7 +67,7 @@ class _Trial(NamedTuple):
 
 
 def check_kernels(device: torch.device) -> dict[str, str]:
-    """Run every op that is not eager's on a device, on layers of some 200 x 200 at ranks 3, 8 and 12, and judge it.
+    """Run every op that is not eager's on a device, on layers of some 200 x 200 at ranks 3, 8, 12 and 17, and judge it.
 
     Values and gradients are compared with those of `eager` in float64: of the KL for phi, for theta, for both, and on
     every third row; of the samplers with the same keys, so that both draw the same noise. On CUDA the kernels are
