@@ -73,9 +73,10 @@ def assert_close(ours: dict[str, Tensor | None], theirs: dict[str, Tensor], tole
 
 
 def test_reptile_with_whole_steps_equals_structured(tmp_path: Path) -> None:
-    structured, _ = train(run_config("structured"), tmp_path / "structured")
-    reptile, _ = train(run_config("reptile", outer_lr=1.0, outer_schedule="constant"), tmp_path / "reptile")
-    halved, _ = train(run_config("reptile", outer_lr=0.5, outer_schedule="constant"), tmp_path / "halved")
+    same_rates = {"inner_lr": 1e-3, "outer_schedule": "constant"}
+    structured, _ = train(run_config("structured", **same_rates), tmp_path / "structured")
+    reptile, _ = train(run_config("reptile", outer_lr=1.0, **same_rates), tmp_path / "reptile")
+    halved, _ = train(run_config("reptile", outer_lr=0.5, **same_rates), tmp_path / "halved")
     assert same(values(structured, "shared"), values(reptile, "shared"))
     assert not same(values(structured, "shared"), values(halved, "shared"))
 

@@ -102,9 +102,7 @@ class Settings(BaseModel):
     episodes: Literal["by_task", "mixed"] = "by_task"
     inner_optimizer_state: Literal["fresh", "persistent"] = "fresh"
     inner_optimizer: OptimizerName = "adamw"
-    # LoRA's on SmolLM2. What learns in ten steps did better there at 8e-4 to 1.6e-3, and fell apart in training at
-    # 2.5e-3 (docs/evidence.md): a default has to be safe before it is best.
-    inner_lr: float = Field(3e-4, gt=0)
+    inner_lr: float = Field(3e-4, gt=0)  # what goes on learning, as LoRA does; what has ten steps wants more, see there
     inner_steps: int = Field(5, ge=0)
     batch_size: int = Field(2, ge=1)
     outer_optimizer: OptimizerName = "sgd"
