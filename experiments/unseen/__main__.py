@@ -16,7 +16,7 @@ from abmll.running.roles import RunTasks, load_run_tasks
 from experiments.unseen.bundles import unpack
 from experiments.unseen.clock import since_start
 from experiments.unseen.forgetting import chunks_of, forgetting, general_text
-from experiments.unseen.pool import DONE, OVER, exit_code, jobs, run_jobs, starter, told
+from experiments.unseen.pool import DONE, OVER, TASKS, exit_code, jobs, run_jobs, starter, told
 from experiments.unseen.prepare import TRAIN_ROWS, prepare
 from experiments.unseen.protocol import CHOSEN, HERE, PROTOCOL, Protocol, load_protocol
 from experiments.unseen.questions import QUESTIONS, ask, read_points, write_answers
@@ -220,7 +220,7 @@ def _all(given: argparse.Namespace) -> int:
             given.logs,
             shares=min(4, max(1, len(gpus) * given.processes // 3)),
             packed=given.packed,
-            tasks=given.tasks,
+            tasks=given.tasks or TASKS,
             chosen=given.chosen,
             run=[*(["--keep"] if given.keep else []), *commit],
             ask=["--questions", str(given.questions), *commit],

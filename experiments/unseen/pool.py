@@ -22,6 +22,8 @@ from experiments.unseen.questions import Point
 RANK = "rank"
 JOIN = "join"
 WAITING, RUNNING, DONE, SKIPPED = "waiting", "running", "done", "skipped"
+TASKS = Path("tasks")
+"""Where the protocol has its tasks if nothing else is said."""
 OVER = 75
 """Exit code of what stopped because time was over."""
 
@@ -64,7 +66,7 @@ def jobs(
     *,
     shares: int,
     packed: Path,
-    tasks: Path | None = None,
+    tasks: Path = TASKS,
     chosen: Path | None = None,
     run: Sequence[str] = (),
     ask: Sequence[str] = (),

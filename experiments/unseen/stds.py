@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
-from torch import Tensor
 
 from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import read_adapter
+from abmll.adapters.gaussian import LowRankGaussian
 from abmll.errors import AbmllError
 from abmll.kernels import Variance
 from abmll.report.theme import MUTED, colour, settings, to_png
@@ -25,21 +25,17 @@ Sample = tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]
 
 def layer_samples(stored: StoredAdapter) -> dict[str, Sample]:
     """Layer -> its std as a multiple of f, which it began with, and its mean, at the same entries of every adapter."""
-    found = {}
-    scale = stored.facts.alpha / stored.facts.rank
-    for path, layer in stored.facts.layers.items():
-        if stored.facts.std_form is None or stored.facts.std_floor is None or layer.std_init is None:
+    facts, found = stored.facts, {}
+    for path, layer in facts.layers.items():
+        if facts.std_form is None or facts.std_floor is None or layer.std_init is None:
             raise AbmllError("an adapter without stds has none to describe")
-        variance = Variance(stored.facts.std_form, layer.std_init, stored.facts.std_floor, scale)
-        std = variance.of(scale * _product(stored, path, "std")).sqrt() / layer.std_init
-        at = np.linspace(0, std.numel() - 1, min(ENTRIES, std.numel())).astype(int)
-        mean = scale * _product(stored, path, "mean")
-        found[path] = std.flatten().numpy()[at], mean.flatten().numpy()[at]
+        variance = Variance(facts.std_form, layer.std_init, facts.std_floor, facts.alpha / facts.rank)
+        gaussian = LowRankGaussian(layer.out_features, layer.in_features, facts.rank, variance, with_std=True)
+        gaussian.load_state_dict({name: stored.tensors[f"{path}.{name}"] for name in gaussian.state_dict()})
+        at = np.linspace(0, gaussian.entries - 1, min(ENTRIES, gaussian.entries)).astype(int)
+        std, mean = (dense.detach().flatten().numpy()[at] for dense in (gaussian.dense_std(), gaussian.dense_mean()))
+        found[path] = std / layer.std_init, mean
     return found
-
-
-def _product(stored: StoredAdapter, path: str, part: str) -> Float[Tensor, "O I"]:
-    return stored.tensors[f"{path}.{part}_b"] @ stored.tensors[f"{path}.{part}_a"]
 
 
 def stds_of(adapters: Mapping[str, Path]) -> dict[str, Any]:
