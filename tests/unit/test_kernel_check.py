@@ -75,6 +75,21 @@ def test_kernels_that_are_right_agree() -> None:
     assert "bfloat16" in told["weight_output"]
 
 
+def test_what_eager_did_is_no_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "OPS", ("activation_output",))
+    above = check._Case(20, 24, 17, 3, torch.float32)
+    kernels.fallbacks["weight_output"] = "of an earlier call"
+    monkeypatch.setattr(check, "_CASES", (above,))
+    assert check_kernels(CPU) == {
+        "activation_output": "not checked: it hands over to eager (rank 17 is above 16)",
+    }
+    monkeypatch.setattr(check, "_CASES", (above, SMALL[0]))
+    verdict = check_kernels(CPU)["activation_output"]
+    assert AGREES.fullmatch(verdict.removesuffix("; hands over to eager where rank 17 is above 16"))
+    assert not AGREES.fullmatch(verdict)
+    assert kernels.fallbacks == {"weight_output": "of an earlier call"}
+
+
 def test_onednn_is_checked_by_products_that_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     if onednn.onednn_error() is not None:
         pytest.skip(onednn.onednn_error())
