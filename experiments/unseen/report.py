@@ -37,6 +37,7 @@ def summary_of(results: Results, signal: Sequence[str]) -> dict[str, Any]:
         "systems": systems,
         "against_abmll": tests,
         "against_pretrained": against(values, PLAIN, *told) if PLAIN in results.final else {},
+        "before_adaptation_against_pretrained": _against_before(results, *told),
         "primary": {
             "outcome": "nll_scaled: mean over tasks, at a temperature fitted on held-out folds of the 20 examples",
             "best_other": best,
@@ -52,6 +53,17 @@ def summary_of(results: Results, signal: Sequence[str]) -> dict[str, Any]:
         "devices": sorted({str(one.about["environment"]["device"]) for one in results.packed}),
         "commits": sorted({str(one.about["commit"] or one.about["environment"]["commit"]) for one in results.packed}),
     }
+
+
+def _against_before(results: Results, tasks: Sequence[str], signal: Sequence[str]) -> dict[str, Any]:
+    """Systems of `FEWEST_SEEDS` or more (or the most there are) against the base model, none of them adapted."""
+    enough = min(FEWEST_SEEDS, max((len(cells) for cells in results.before.values()), default=0))
+    found = {
+        name: cells
+        for name, cells in results.before.items()
+        if name == PLAIN or (len(cells) >= enough and not name.endswith("_mean"))
+    }
+    return against(Values(found, results.tasks, 1), PLAIN, tasks, signal) if PLAIN in found else {}
 
 
 def report(packed: Path, out: Path, *, ranking: Path | None = None, kind: str = "cloze") -> dict[str, Any]:
@@ -98,7 +110,8 @@ def tables(summary: dict[str, Any]) -> str:
         "scaled. p, tasks drawn: tasks are resampled as well.",
     ]
     differences = [difference_table(summary, name) for name in (REFERENCE, PLAIN) if summary[f"against_{name}"]]
-    for table in (score_table(summary), seed_table(summary), *differences, task_table(summary)):
+    before = [before_table(summary)] if summary["before_adaptation_against_pretrained"] else []
+    for table in (score_table(summary), seed_table(summary), *differences, *before, task_table(summary)):
         parts += [f"## {table.title}", markdown(table)]
     return "\n\n".join(parts) + "\n"
 
@@ -166,18 +179,48 @@ def difference_table(summary: dict[str, Any], reference: str) -> Table:
         "Seeds",
         "Draws",
     )
-    rows = []
-    for name, tests in sorted(summary[f"against_{reference}"].items()):
-        cells: list[str] = [name]
-        for metric, form in (("nll_scaled", signed), ("accuracy", signed)):
-            test = tests.get(metric)
-            settles = test is not None and min(test["seeds"], summary["systems"][name]["n_seeds"]) >= FEWEST_SEEDS
-            cells.append(form(test["difference"]) if test else "-")
-            cells += [number(test["p"]), number(test["tasks_resampled"]["p"])] if settles else ["-", "-"]
-        first = tests.get("nll_scaled") or {"seeds": 0, "draws": 0}
-        rows.append((*cells, str(first["seeds"]), str(first["draws"])))
+    rows = [
+        (name, *_differences(tests, ("nll_scaled", "accuracy"), summary["systems"][name]["n_seeds"]), *_shared(tests))
+        for name, tests in sorted(summary[f"against_{reference}"].items())
+    ]
     title = f"Paired differences to {reference}, on the seeds that both have (p after Holm's correction)"
     return Table(title, header, tuple(rows))
+
+
+def _differences(tests: dict[str, Any], metrics: Sequence[str], seeds: int) -> list[str]:
+    cells: list[str] = []
+    for metric in metrics:
+        test = tests.get(metric)
+        settles = test is not None and min(test["seeds"], seeds) >= FEWEST_SEEDS
+        cells.append("-" if test is None else signed(test["difference"]))
+        cells += [number(test["p"]), number(test["tasks_resampled"]["p"])] if test and settles else ["-", "-"]
+    return cells
+
+
+def _shared(tests: dict[str, Any]) -> tuple[str, str]:
+    first = tests.get("nll_scaled") or {"seeds": 0, "draws": 0}
+    return str(first["seeds"]), str(first["draws"])
+
+
+def before_table(summary: dict[str, Any]) -> Table:
+    """What meta-training is worth to who has no examples: each system as trained, against the base model."""
+    header = (
+        "System",
+        "NLL",
+        "Less the base's",
+        "p",
+        "p, tasks drawn",
+        "Accuracy %",
+        "Less the base's",
+        "p",
+        "p, tasks drawn",
+    )
+    rows = []
+    for name, tests in sorted(summary["before_adaptation_against_pretrained"].items()):
+        entry = summary["systems"][name]
+        scores, cells = entry["before_adaptation"], _differences(tests, ("nll", "accuracy"), entry["n_seeds"])
+        rows.append((name, number(scores["nll"]), *cells[:3], percent(scores["accuracy"]), *cells[3:]))
+    return Table("Before adapting, without any example (unscaled; p after Holm's correction)", header, tuple(rows))
 
 
 def task_table(summary: dict[str, Any]) -> Table:

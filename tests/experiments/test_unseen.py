@@ -61,14 +61,17 @@ def call(place: Path, verb: str, *more: str, tasks: str = "raw") -> int:
     return main([verb, "--tasks", str(place / tasks), *overrides, *more])
 
 
-@pytest.mark.parametrize("name", ["protocol.yaml", "second.yaml"])
+@pytest.mark.parametrize("name", ["protocol.yaml", "second.yaml", "defaults.yaml"])
 def test_the_real_protocols_are_valid(name: str) -> None:
     protocol = load_protocol(HARNESS / name)
     for system, seed in protocol.order:
         config = protocol.run(system, seed)
         assert method_settings(config).model_dump()
     left_out = set(protocol.config.systems) - {s for s, _ in protocol.order}
-    assert all(n.startswith("abmll_") for n in left_out) if name == "second.yaml" else not left_out
+    if name == "protocol.yaml":
+        assert not left_out
+    if name == "second.yaml":
+        assert all(n.startswith("abmll_") for n in left_out)
     search = protocol.search
     assert set(search["spaces"]) <= set(protocol.config.systems)
     for system, spaces in search["spaces"].items():
@@ -138,7 +141,9 @@ def test_prepare_caps_and_drops_leaks(place: Path, tmp_path: Path) -> None:
 def measured(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few targets, run in one process."""
     out = tmp_path_factory.mktemp("out")
-    only = "abmll.seed-[01],structured.seed-[01],reptile.seed-?,in_context.seed-0,reptile_dropout.seed-0"
+    only = (
+        "abmll.seed-[01],structured.seed-[01],reptile.seed-?,in_context.seed-0,reptile_dropout.seed-0,pretrained.seed-0"
+    )
     assert call(place, "run", "--out", str(out), "--packed", str(out / "none"), "--only", only, "--commit", "abc") == 0
     return out
 
@@ -149,7 +154,7 @@ def test_run_packs_every_target_once(place: Path, measured: Path, capsys) -> Non
     names = {path.name for path in packed.glob("*")}
     assert {"abmll.cloze.seed-0.parquet", "reptile.cloze.seed-4.parquet", "in_context.cloze.seed-0.parquet"} <= names
     assert not list((measured / "work").glob("*/seed-*"))
-    assert len(told_seconds(measured / "log.jsonl")) == len(names) == 11
+    assert len(told_seconds(measured / "log.jsonl")) == len(names) == 12
     out = measured / "again"
     assert call(place, "run", "--out", str(out), "--packed", str(packed), "--only", "abmll.seed-[01]") == 0
     assert "0 targets to run, 2 done" in capsys.readouterr().out
@@ -389,7 +394,14 @@ def test_report_of_what_was_measured(place: Path, measured: Path, tmp_path: Path
         assert found["nll_scaled"]["p"] >= found["nll_scaled"]["p_unadjusted"]
         assert found["nll_scaled"]["with_signal"] is not None
     assert summary["primary"]["best_other"] in systems
-    assert "Nats over uniform" in (tmp_path / "tables.md").read_text()
+    before = summary["before_adaptation_against_pretrained"]
+    assert set(before) == {"in_context", "reptile"}, "abmll and structured have two seeds, where reptile has five"
+    prompted, base = (systems[name]["before_adaptation"] for name in ("in_context", "pretrained"))
+    assert before["in_context"]["nll"]["difference"] == pytest.approx(prompted["nll"] - base["nll"])
+    assert before["reptile"]["nll"]["draws"] == 1
+    tables = (tmp_path / "tables.md").read_text()
+    assert "Before adapting" in tables
+    assert "Nats over uniform" in tables
     names = {path.name for path in (tmp_path / "figures").glob("*.png")}
     assert {"controls.png", "reliability.png", "reliability_scaled.png", "risk_coverage.png"} <= names
 

@@ -130,7 +130,7 @@ def test_dry_run_shows_configuration_steps_and_memory_and_makes_nothing(
     assert stopped.value.code == 0
     assert "name: builtin-abmll" in shown
     assert "1,800 on 3,600 examples" in shown
-    assert "inner_lr=0.0008, inner_steps=5" in shown, "settings that nobody gave are part of what is resolved"
+    assert "inner_lr=0.0003, inner_steps=5" in shown, "settings that nobody gave are part of what is resolved"
     assert "GiB" in shown
     assert not (place / "dry").exists()
 

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from abmll.errors import AbmllError
+from abmll.tasks import prompts
 from abmll.tasks.prompts import LETTERS, EncodedQuestion, Encoder, split_at_seam
 from abmll.tasks.question import Question
 from tests.tiny import tiny_tasks, tiny_tokenizer
@@ -84,7 +85,7 @@ def test_trust_16_ids_are_those_of_the_whole_text_cut_where_the_prompt_ends(
 def test_trust_16_no_token_is_torn_at_the_seam(
     tokenizer: PreTrainedTokenizerFast, prompt: str, separator: str, answers: tuple[str, ...]
 ) -> None:
-    prefix, continuations = split_at_seam(lambda text: list(ids_of(tokenizer, text)), prompt, answers, separator)
+    prefix, continuations = split_at_seam(lambda text: list(ids_of(tokenizer, text)), prompt, separator, answers)
     rows = [ids_of(tokenizer, prompt + separator + answer) for answer in answers]
     alone = ids_of(tokenizer, prompt)
     assert [prefix + continuation for continuation in continuations] == rows
@@ -94,7 +95,7 @@ def test_trust_16_no_token_is_torn_at_the_seam(
 
 def test_trust_16_a_space_at_the_end_of_a_prompt_moves_into_the_answer_s_token() -> None:
     bpe = TOKENIZERS["bpe"]
-    prefix, continuations = split_at_seam(lambda text: list(ids_of(bpe, text)), "Answer: ", ("yes", "A"), "")
+    prefix, continuations = split_at_seam(lambda text: list(ids_of(bpe, text)), "Answer: ", "", ("yes", "A"))
     assert prefix == ids_of(bpe, "Answer:")
     assert [bpe.convert_ids_to_tokens(c) for c in continuations] == [["Ġyes"], ["ĠA"]]
 
@@ -280,6 +281,21 @@ def test_trust_15_the_longest_end_of_the_context_that_fits_is_kept(
     assert (got.prefix, got.continuations) == (expected.prefix, expected.continuations)
     assert got.truncated
     assert "river59" in tokenizer.decode(got.prefix), "the end of the context stays"
+
+
+def test_a_long_context_is_cut_in_few_trials() -> None:
+    context = " ".join("w" * (i % 7 + 1) for i in range(5000))
+    trials: list[str] = []
+
+    def size(text: str) -> int:
+        trials.append(text)
+        return 40 + sum(len(word) for word in text.split())
+
+    kept = prompts._longest_fitting_end(context, size, 500)
+    assert size(kept) <= 500
+    assert size(context[: -len(kept)].split()[-1] + " " + kept) > 500
+    assert len(trials) <= 10
+    assert sum(map(len, trials)) < 3 * len(context)  # halving reads it nearly twice, and needs 14
 
 
 words = st.lists(st.text("aeinrst\u00e9河 ", min_size=1, max_size=9), max_size=30)

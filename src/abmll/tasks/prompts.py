@@ -6,10 +6,12 @@ forward pass. Models whose attention takes no such mask get one row per choice i
 """
 
 import hashlib
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from jinja2 import StrictUndefined
@@ -167,14 +169,23 @@ class Encoder:
             )
         answers = LETTERS[: len(question.choices)] if self.kind == "letter" else question.choices
 
-        def split(context: str) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+        def texts(context: str) -> tuple[str, str]:
             prompt = self.prompt(question, context)
-            return split_at_seam(self._ids, prompt, answers, "" if self.chat or prompt[-1:].isspace() else " ")
+            return prompt, "" if self.chat or prompt[-1:].isspace() else " "
 
-        context = _longest_fitting_end(question.context, lambda text: _length(split(text)) <= self.max_tokens)
+        def size(asked: Sequence[str], context: str) -> int:
+            before = "".join(texts(context))
+            return max(len(self._ids(before + answer)) for answer in asked)
+
+        context = question.context
+        prefix, continuations = split_at_seam(self._ids, *texts(context), answers)
+        if _length(prefix, continuations) > self.max_tokens:
+            longest = answers[max(range(len(answers)), key=lambda i: len(continuations[i]))]
+            for asked in ((longest,), answers):  # with another context another answer may be the longest
+                context = _longest_fitting_end(context, partial(size, asked), self.max_tokens)
+            prefix, continuations = split_at_seam(self._ids, *texts(context), answers)
         if context != question.context:
             self.truncated.add(question)
-        prefix, continuations = split(context)
         self._check(question, prefix, continuations)
         return EncodedQuestion(
             prefix,
@@ -207,7 +218,7 @@ class Encoder:
                 f"likelihood 'letter': this tokenizer does not write each answer letter as one token after the prompt "
                 f"(question {question.id!r}); use `likelihood.kind=cloze`"
             )
-        longest = _length((prefix, continuations))
+        longest = _length(prefix, continuations)
         if self.limit is not None and longest > self.limit:
             raise AbmllError(
                 f"question {question.id!r} needs {longest} tokens for its stem and choices, the model has "
@@ -216,7 +227,7 @@ class Encoder:
 
 
 def split_at_seam(
-    ids: Callable[[str], list[int]], prompt: str, answers: Sequence[str], separator: str
+    ids: Callable[[str], list[int]], prompt: str, separator: str, answers: Sequence[str]
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
     """Tokenise prompt + separator + answer as one text each, and cut where the answers begin.
 
@@ -239,20 +250,27 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
     return min(len(first), len(second))
 
 
-def _length(split: tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]) -> int:
-    prefix, continuations = split
+def _length(prefix: Sequence[int], continuations: Sequence[Sequence[int]]) -> int:
     return len(prefix) + max(len(c) for c in continuations)
 
 
-def _longest_fitting_end(text: str, fits: Callable[[str], bool]) -> str:
-    """The longest end of `text` that fits, by bisection on its start, which is one of `CUTS`; "" if none does."""
-    if fits(text):
+def _longest_fitting_end(text: str, size: Callable[[str], int], most: int) -> str:
+    """The longest end of `text` of which `size` is at most `most`; it starts at one of `CUTS`, and is "" if none fits.
+
+    Its start is guessed by the sizes at both sides, and every third time halfway: sizes take long, and grow evenly.
+    """
+    if (large := size(text)) <= most:
         return text
+    small = size("")
     starts = [match.start() for match in CUTS.finditer(text)] + [len(text)]
-    low, high = -1, len(starts) - 1  # text[starts[low]:] does not fit, text[starts[high]:] does or is ""
+    low, high = -1, len(starts) - 1  # what starts at low is large and does not fit, what starts at high does or is ""
+    turn = 0
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(text[starts[middle] :]) else (middle, high)
+        turn += 1
+        share = 0.5 if turn % 3 == 0 or large <= small else (large - most) / (large - small)
+        middle = min(low + max(1, math.ceil(share * (high - low))), high - 1)
+        found = size(text[starts[middle] :])
+        low, large, high, small = (low, large, middle, found) if found <= most else (middle, found, high, small)
     return text[starts[high] :]
 
 
