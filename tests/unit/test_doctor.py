@@ -105,3 +105,13 @@ def test_trust_47_doctor_tells_whether_there_is_a_token_and_not_which(monkeypatc
         assert "planted" not in done.output
         assert "set" in done.output
     assert json.loads(done.output)["hub"]["token"] == "set"
+
+
+def test_on_a_gpu_the_wait_for_compiling_is_announced_beside_the_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = diagnose(check=False)
+    monkeypatch.setattr("abmll.cli.doctor.diagnose", lambda check: found)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    told = CliRunner().invoke(app, ["doctor", "--json"])
+    assert "--no-check leaves it out" in told.stderr
+    assert json.loads(told.stdout)["versions"] == found.versions
+    assert CliRunner().invoke(app, ["doctor", "--json", "--no-check"]).stderr == ""

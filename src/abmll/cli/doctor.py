@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 
@@ -22,7 +23,8 @@ def doctor(
         typer.Option(help="Replay the batch.json (or its folder) of a loss that was not finite.", show_default=False),
     ] = None,
     check: Annotated[
-        bool, typer.Option(help="Run the kernels and compare them with float64; on CUDA, compiling them takes a while.")
+        bool,
+        typer.Option(help="Run the kernels and compare them with float64; on CUDA a minute or two the first time."),
     ] = True,
 ) -> None:
     """Tell versions, devices, which kernels run, why and whether right, free memory, the hub, and what to do.
@@ -33,6 +35,9 @@ def doctor(
     if batch is not None:
         show_batch(batch)
         return
+    if check and torch.cuda.is_available():
+        slow = "checking the kernels: the first time they are compiled, a minute or two; --no-check leaves it out"
+        Console(stderr=True).print(slow, highlight=False, soft_wrap=True)
     found, console = diagnose(check=check), Console()
     if as_json:
         console.print(json.dumps(found.to_dict(), indent=1), highlight=False, markup=False, soft_wrap=True)
