@@ -24,7 +24,7 @@ def doctor(
     ] = None,
     check: Annotated[
         bool,
-        typer.Option(help="Run the kernels and compare them with float64; on CUDA a minute or two the first time."),
+        typer.Option(help="Run the kernels and compare them with float64; on CUDA a minute or two, once."),
     ] = True,
 ) -> None:
     """Tell versions, devices, which kernels run, why and whether right, free memory, the hub, and what to do.
