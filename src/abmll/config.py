@@ -31,7 +31,10 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """Which base model: a hub id, a folder, a GGUF file or a packaged name in `source`; or a random `shape`."""
+    """Which base model: a hub id, a folder, a GGUF file or a packaged name in `source`; or a random `shape`.
+
+    With `attention: eager` a seed trained twice on a GPU ended at the same bits, with `sdpa` not (docs/evidence.md).
+    """
 
     source: Place | None = None
     shape: str | None = None
