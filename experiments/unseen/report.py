@@ -20,6 +20,7 @@ PLAIN = "pretrained"
 """Adapted as all others are, and never meta-trained."""
 OURS = "abmll"
 """Names that begin so are ABMLL; the best of the others is the one to beat."""
+BEFORE_TESTS = f"before_adaptation_against_{PLAIN}"
 FEWEST_SEEDS = 3
 """Of a system that can be called the best other one: fewer than that settle nothing."""
 
@@ -37,7 +38,7 @@ def summary_of(results: Results, signal: Sequence[str]) -> dict[str, Any]:
         "systems": systems,
         "against_abmll": tests,
         "against_pretrained": against(values, PLAIN, *told) if PLAIN in results.final else {},
-        "before_adaptation_against_pretrained": _against_before(results, *told),
+        BEFORE_TESTS: _against_before(results, *told),
         "primary": {
             "outcome": "nll_scaled: mean over tasks, at a temperature fitted on held-out folds of the 20 examples",
             "best_other": best,
@@ -61,7 +62,7 @@ def _against_before(results: Results, tasks: Sequence[str], signal: Sequence[str
     found = {
         name: cells
         for name, cells in results.before.items()
-        if name == PLAIN or (len(cells) >= enough and not name.endswith("_mean"))
+        if name == PLAIN or (len(cells) >= enough and name not in UNSEEDED and not name.endswith("_mean"))
     }
     return against(Values(found, results.tasks, 1), PLAIN, tasks, signal) if PLAIN in found else {}
 
@@ -109,9 +110,7 @@ def tables(summary: dict[str, Any]) -> str:
         "answers of the same confidences show. ECE counts: whether the NLL is below a guess's at p < .05, unscaled / "
         "scaled. p, tasks drawn: tasks are resampled as well.",
     ]
-    differences = [difference_table(summary, name) for name in (REFERENCE, PLAIN) if summary[f"against_{name}"]]
-    before = [before_table(summary)] if summary["before_adaptation_against_pretrained"] else []
-    for table in (score_table(summary), seed_table(summary), *differences, *before, task_table(summary)):
+    for table in (score_table(summary), seed_table(summary), *difference_tables(summary), task_table(summary)):
         parts += [f"## {table.title}", markdown(table)]
     return "\n\n".join(parts) + "\n"
 
@@ -166,61 +165,39 @@ def seed_table(summary: dict[str, Any]) -> Table:
     return Table("NLL scaled / accuracy % of each training seed, and what ranks errors", header, tuple(rows))
 
 
-def difference_table(summary: dict[str, Any], reference: str) -> Table:
-    """Each system against another; where few seeds are shared the difference has no p, which would say nothing."""
-    header = (
-        f"System minus {reference}",
-        "NLL scaled",
-        "p",
-        "p, tasks drawn",
-        "Accuracy",
-        "p",
-        "p, tasks drawn",
-        "Seeds",
-        "Draws",
-    )
-    rows = [
-        (name, *_differences(tests, ("nll_scaled", "accuracy"), summary["systems"][name]["n_seeds"]), *_shared(tests))
-        for name, tests in sorted(summary[f"against_{reference}"].items())
+def difference_tables(summary: dict[str, Any]) -> list[Table]:
+    """Each system against the reference, the plain model, and the plain model before any of them adapts."""
+    shared = "on the seeds that both have (p after Holm's correction)"
+    usual, before = ("nll_scaled", "accuracy"), ("nll_scaled", "nll", "accuracy")
+    asked = {
+        f"against_{REFERENCE}": (f"Paired differences to {REFERENCE}, {shared}", REFERENCE, usual),
+        f"against_{PLAIN}": (f"Paired differences to {PLAIN}, {shared}", PLAIN, usual),
+        BEFORE_TESTS: (f"Before adapting, without any example: differences to {PLAIN}, {shared}", PLAIN, before),
+    }
+    return [
+        _difference_table(title, reference, metrics, summary[key], summary["systems"])
+        for key, (title, reference, metrics) in asked.items()
+        if summary[key]
     ]
-    title = f"Paired differences to {reference}, on the seeds that both have (p after Holm's correction)"
-    return Table(title, header, tuple(rows))
 
 
-def _differences(tests: dict[str, Any], metrics: Sequence[str], seeds: int) -> list[str]:
-    cells: list[str] = []
-    for metric in metrics:
-        test = tests.get(metric)
-        settles = test is not None and min(test["seeds"], seeds) >= FEWEST_SEEDS
-        cells.append("-" if test is None else signed(test["difference"]))
-        cells += [number(test["p"]), number(test["tasks_resampled"]["p"])] if test and settles else ["-", "-"]
-    return cells
-
-
-def _shared(tests: dict[str, Any]) -> tuple[str, str]:
-    first = tests.get("nll_scaled") or {"seeds": 0, "draws": 0}
-    return str(first["seeds"]), str(first["draws"])
-
-
-def before_table(summary: dict[str, Any]) -> Table:
-    """What meta-training is worth to who has no examples: each system as trained, against the base model."""
-    header = (
-        "System",
-        "NLL",
-        "Less the base's",
-        "p",
-        "p, tasks drawn",
-        "Accuracy %",
-        "Less the base's",
-        "p",
-        "p, tasks drawn",
-    )
+def _difference_table(
+    title: str, reference: str, metrics: Sequence[str], found: dict[str, Any], systems: dict[str, Any]
+) -> Table:
+    """Where few seeds are shared a difference has no p, which would say nothing."""
+    names = {"nll_scaled": "NLL scaled", "nll": "NLL", "accuracy": "Accuracy"}
+    parts = (part for metric in metrics for part in (names[metric], "p", "p, tasks drawn"))
     rows = []
-    for name, tests in sorted(summary["before_adaptation_against_pretrained"].items()):
-        entry = summary["systems"][name]
-        scores, cells = entry["before_adaptation"], _differences(tests, ("nll", "accuracy"), entry["n_seeds"])
-        rows.append((name, number(scores["nll"]), *cells[:3], percent(scores["accuracy"]), *cells[3:]))
-    return Table("Before adapting, without any example (unscaled; p after Holm's correction)", header, tuple(rows))
+    for name, tests in sorted(found.items()):
+        cells: list[str] = [name]
+        for metric in metrics:
+            test = tests.get(metric)
+            settles = test is not None and min(test["seeds"], systems[name]["n_seeds"]) >= FEWEST_SEEDS
+            cells.append("-" if test is None else signed(test["difference"]))
+            cells += [number(test["p"]), number(test["tasks_resampled"]["p"])] if test and settles else ["-", "-"]
+        first = tests.get("nll_scaled") or {"seeds": 0, "draws": 0}
+        rows.append((*cells, str(first["seeds"]), str(first["draws"])))
+    return Table(title, (f"System minus {reference}", *parts, "Seeds", "Draws"), tuple(rows))
 
 
 def task_table(summary: dict[str, Any]) -> Table:

@@ -395,12 +395,20 @@ def test_report_of_what_was_measured(place: Path, measured: Path, tmp_path: Path
         assert found["nll_scaled"]["with_signal"] is not None
     assert summary["primary"]["best_other"] in systems
     before = summary["before_adaptation_against_pretrained"]
-    assert set(before) == {"in_context", "reptile"}, "abmll and structured have two seeds, where reptile has five"
-    prompted, base = (systems[name]["before_adaptation"] for name in ("in_context", "pretrained"))
-    assert before["in_context"]["nll"]["difference"] == pytest.approx(prompted["nll"] - base["nll"])
-    assert before["reptile"]["nll"]["draws"] == 1
+    assert set(before) == {"reptile"}, "abmll has two seeds of five; a prompt has examples"
+    found = read_results(tmp_path.glob("packed/*.cloze.seed-*.parquet")).before
+    ours, base = (
+        np.mean([[-np.log(row.probabilities[row.answer]) for row in cell.rows] for cell in found[name][0].values()])
+        for name in ("reptile", "pretrained")
+    )
+    assert before["reptile"]["nll"]["difference"] == pytest.approx(ours - base, abs=1e-6)
+    assert (before["reptile"]["nll"]["seeds"], before["reptile"]["nll"]["draws"]) == (1, 1)
     tables = (tmp_path / "tables.md").read_text()
-    assert "Before adapting" in tables
+    rows = tables.split("## Before adapting")[1].splitlines()
+    header = [cell.strip() for cell in rows[2].split("|")]
+    assert (header[2], header[5], header[8]) == ("NLL scaled", "NLL", "Accuracy")
+    cells = [cell.strip() for cell in next(row for row in rows if "| reptile" in row).split("|")]
+    assert cells[5:8] == [f"{ours - base:+.3f}", "-", "-"], "one shared seed has no p"
     assert "Nats over uniform" in tables
     names = {path.name for path in (tmp_path / "figures").glob("*.png")}
     assert {"controls.png", "reliability.png", "reliability_scaled.png", "risk_coverage.png"} <= names

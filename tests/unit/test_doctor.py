@@ -111,7 +111,14 @@ def test_on_a_gpu_the_wait_for_compiling_is_announced_beside_the_json(monkeypatc
     found = diagnose(check=False)
     monkeypatch.setattr("abmll.cli.doctor.diagnose", lambda check: found)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(kernels, "triton_error", lambda: None)
     told = CliRunner().invoke(app, ["doctor", "--json"])
     assert "--no-check leaves it out" in told.stderr
     assert json.loads(told.stdout)["versions"] == found.versions
     assert CliRunner().invoke(app, ["doctor", "--json", "--no-check"]).stderr == ""
+    monkeypatch.setattr(kernels, "triton_error", lambda: "no Triton")
+    assert CliRunner().invoke(app, ["doctor", "--json"]).stderr == "", "nothing is compiled"
+    monkeypatch.undo()
+    if not torch.cuda.is_available():
+        monkeypatch.setattr("abmll.cli.doctor.diagnose", lambda check: found)
+        assert CliRunner().invoke(app, ["doctor", "--json"]).stderr == ""

@@ -78,7 +78,7 @@ def test_kernels_that_are_right_agree() -> None:
 def test_what_eager_did_is_no_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "OPS", ("activation_output",))
     above = check._Case(20, 24, 17, 3, torch.float32)
-    kernels.fallbacks["weight_output"] = "of an earlier call"
+    monkeypatch.setitem(kernels.fallbacks, "weight_output", "of an earlier call")
     monkeypatch.setattr(check, "_CASES", (above,))
     assert check_kernels(CPU) == {
         "activation_output": "not checked: it hands over to eager (rank 17 is above 16)",
@@ -87,6 +87,10 @@ def test_what_eager_did_is_no_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     verdict = check_kernels(CPU)["activation_output"]
     assert AGREES.fullmatch(verdict.removesuffix("; hands over to eager where rank 17 is above 16"))
     assert not AGREES.fullmatch(verdict)
+    monkeypatch.setattr(check, "_CASES", (above, SMALL[1]))
+    assert check_kernels(CPU)["activation_output"].startswith("agrees with float64 in bfloat16 to ")
+    monkeypatch.setattr(check, "_trials", raising(RuntimeError("lost")))
+    assert is_bad(check_kernels(CPU)["activation_output"])
     assert kernels.fallbacks == {"weight_output": "of an earlier call"}
 
 

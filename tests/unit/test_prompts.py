@@ -291,11 +291,27 @@ def test_a_long_context_is_cut_in_few_trials() -> None:
         trials.append(text)
         return 40 + sum(len(word) for word in text.split())
 
-    kept = prompts._longest_fitting_end(context, size, 500)
+    whole = size(context)
+    trials.clear()
+    kept = prompts._longest_fitting_end(context, whole, size, 500)
+    assert len(trials) <= 6  # halving takes 13,
+    assert sum(map(len, trials)) < len(context) / 4  # and reads as much as the context
     assert size(kept) <= 500
     assert size(context[: -len(kept)].split()[-1] + " " + kept) > 500
-    assert len(trials) <= 10
-    assert sum(map(len, trials)) < 3 * len(context)  # halving reads it nearly twice, and needs 14
+
+
+def test_another_answer_may_be_the_longest_once_the_context_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ids(encoder: Encoder, text: str) -> list[int]:  # a token a letter; uncut, "no" is three tokens shorter
+        return [ord(letter) for letter in (text[3:] if text.startswith("S") and text.endswith("no") else text)]
+
+    monkeypatch.setattr(Encoder, "_ids", ids)
+    question = Question("run", "?", ("no", "y"), 0, context="S" + "x" * 100)
+    encoder = Encoder(TOKENIZERS["bpe"], max_tokens=80)
+    got = encoder(question)
+    kept = "".join(map(chr, got.prefix)).split("\n")[0]
+    prompt = encoder.prompt(replace(question, context=kept))
+    assert len(ids(encoder, prompt + " no")) == 80, "of a run without spaces the longest end is kept"
+    assert longest(got) == 80
 
 
 words = st.lists(st.text("aeinrst\u00e9河 ", min_size=1, max_size=9), max_size=30)

@@ -8,6 +8,7 @@ import torch
 import typer
 from rich.console import Console
 
+from abmll import kernels
 from abmll.cli.doctor_batch import show_batch
 from abmll.cli.lazy import command_app
 from abmll.running.doctor import Diagnosis, diagnose
@@ -35,7 +36,7 @@ def doctor(
     if batch is not None:
         show_batch(batch)
         return
-    if check and torch.cuda.is_available():
+    if check and torch.cuda.is_available() and kernels.triton_error() is None:
         slow = "checking the kernels: the first time they are compiled, a minute or two; --no-check leaves it out"
         Console(stderr=True).print(slow, highlight=False, soft_wrap=True)
     found, console = diagnose(check=check), Console()

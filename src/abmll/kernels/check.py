@@ -122,9 +122,9 @@ def _verdict(name: str, op: _Op, twin: _Op, device: torch.device) -> str:
     if wrong:
         return f"WRONG: off by {float(torch.tensor(wrong).max()):.2g} from float64; {INSTEAD}"
     worst = {allowed: max(error for error, other in errors if other == allowed) for _, allowed in errors}
-    rounded = worst.get(ROUNDED[torch.bfloat16])
-    said = f"agrees with float64 to {worst[TOLERANCE]:.1e}" + (f", in bfloat16 to {rounded:.1e}" if rounded else "")
-    return said + (f"; hands over to eager where {handed_over}" if handed_over else "")
+    names = {TOLERANCE: "", ROUNDED[torch.bfloat16]: "in bfloat16 "}
+    said = ", ".join(f"{name}to {worst[allowed]:.1e}" for allowed, name in names.items() if allowed in worst)
+    return f"agrees with float64 {said}" + (f"; hands over to eager where {handed_over}" if handed_over else "")
 
 
 def _is_lost(device: torch.device) -> bool:

@@ -122,8 +122,8 @@ def _kept(*tensors: Tensor) -> int:
 def _meta(rank: int, kept: int, *, noise: bool) -> dict[str, int]:
     """Sizes that the low-rank kernels are compiled for: a pure function of the rank and of the types.
 
-    Blocks of pairs are 64 wide even where there are fewer pairs (ranks up to 6): of blocks of 16 and of 32 Triton 3.6.0
-    makes NaN, or outputs off by 6 to 15 %, on an H200. Interpreted they are right.
+    Blocks of pairs are 64 wide even where 16 or 32 would hold them all (ranks up to 6): of these Triton 3.6.0 makes
+    NaN, outputs off by 6 to 15 %, or an illegal access, on an H200. Interpreted they are right.
     """
     pairs = (rank + 1) * (rank + 2) // 2
     return {

@@ -86,9 +86,9 @@ _DEFAULT: dict[str, Any] = {
     "std_init": 3e-3,
 }
 """What was measured to do better than the paper's first-order step; docs/evidence.md says where and by how much. The
-inner rate stays LoRA's: on the validation tasks of experiments/unseen 8e-4, with `std_init` 7.5e-3, was no better, and
-forgot four times as much; at 2.7e-3 two of five runs fell apart. With stds of 1e-4 and a strong KL nothing is learned,
-with 1 training is not finite."""
+inner rate stays LoRA's: on the validation tasks of experiments/unseen 8e-4, with `std_init` 7.5e-3, was not shown to be
+better, and forgot about four times as much; at 2.7e-3 two of five runs fell apart. With stds of 1e-4 and a strong KL
+nothing is learned, with 1 training is not finite."""
 _PAPER: dict[str, Any] = {
     "reduction": "sum",
     "task_kl_weight": 5e-10,

@@ -102,7 +102,7 @@ class Settings(BaseModel):
     episodes: Literal["by_task", "mixed"] = "by_task"
     inner_optimizer_state: Literal["fresh", "persistent"] = "fresh"
     inner_optimizer: OptimizerName = "adamw"
-    inner_lr: float = Field(3e-4, gt=0)  # what goes on learning, as LoRA does; what has ten steps wants more, see there
+    inner_lr: float = Field(3e-4, gt=0)  # LoRA's; Reptile, FOMAML and `pretrained` want more, see there
     inner_steps: int = Field(5, ge=0)
     batch_size: int = Field(2, ge=1)
     outer_optimizer: OptimizerName = "sgd"

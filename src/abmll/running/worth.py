@@ -38,7 +38,7 @@ def check_worth(
 
     phi is used up by it. Rivals: `uniform`; `label frequency` (plain classification; add-one shares of the fold's other
     rows); the pretrained model; the same with a temperature fitted to the fold's other rows; and a LoRA of the run's
-    rank and layers that starts at zero and takes the same steps on the same rows.
+    rank and layers that starts at zero and takes as many steps on the same rows, at the rate of `pretrained`.
 
     Args:
         session: a run.

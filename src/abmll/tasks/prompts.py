@@ -179,10 +179,12 @@ class Encoder:
 
         context = question.context
         prefix, continuations = split_at_seam(self._ids, *texts(context), answers)
-        if _length(prefix, continuations) > self.max_tokens:
+        if context and (whole := _length(prefix, continuations)) > self.max_tokens:
             longest = answers[max(range(len(answers)), key=lambda i: len(continuations[i]))]
-            for asked in ((longest,), answers):  # with another context another answer may be the longest
-                context = _longest_fitting_end(context, partial(size, asked), self.max_tokens)
+            for asked in ((longest,), answers):
+                context = _longest_fitting_end(question.context, whole, partial(size, asked), self.max_tokens)
+                if not context or size(answers, context) <= self.max_tokens:
+                    break  # else, with another context, another answer is the longest
             prefix, continuations = split_at_seam(self._ids, *texts(context), answers)
         if context != question.context:
             self.truncated.add(question)
@@ -254,13 +256,12 @@ def _length(prefix: Sequence[int], continuations: Sequence[Sequence[int]]) -> in
     return len(prefix) + max(len(c) for c in continuations)
 
 
-def _longest_fitting_end(text: str, size: Callable[[str], int], most: int) -> str:
-    """The longest end of `text` of which `size` is at most `most`; it starts at one of `CUTS`, and is "" if none fits.
+def _longest_fitting_end(text: str, large: int, size: Callable[[str], int], most: int) -> str:
+    """The longest end of `text`, whose own size is `large`, of which `size` is at most `most`; "" if none is.
 
-    Its start is guessed by the sizes at both sides, and every third time halfway: sizes take long, and grow evenly.
+    It starts at one of `CUTS`, and is guessed by the sizes at both sides, every third time halfway: sizes take long to
+    find, and grow evenly.
     """
-    if (large := size(text)) <= most:
-        return text
     small = size("")
     starts = [match.start() for match in CUTS.finditer(text)] + [len(text)]
     low, high = -1, len(starts) - 1  # what starts at low is large and does not fit, what starts at high does or is ""
