@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from abmll.errors import AbmllError
     from abmll.exporting import export_calibrated, export_mean, export_merged
     from abmll.likelihood import ChoiceLikelihood
-    from abmll.methods import METHODS, Method, resolve_settings
+    from abmll.methods import METHODS, Method, register_method, resolve_settings
     from abmll.metrics.predictions import Prediction, Predictions, read_predictions
+    from abmll.metrics.registered import register_metric
     from abmll.metrics.scores import Scores, score
     from abmll.models import LanguageModel, load_model
     from abmll.report import write_report
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from abmll.running.saved_tasks import SavedTask, list_tasks, load_task, save_task
     from abmll.running.train import meta_train
     from abmll.tasks.question import Question, Task
+    from abmll.tasks.registered import RawTask, register_source
     from abmll.tasks.sources import load_tasks
 
 _MODULES = {
@@ -48,6 +50,7 @@ _MODULES = {
     "Prediction": "abmll.metrics.predictions",
     "Predictions": "abmll.metrics.predictions",
     "Question": "abmll.tasks.question",
+    "RawTask": "abmll.tasks.registered",
     "RunConfig": "abmll.config",
     "SavedTask": "abmll.running.saved_tasks",
     "Scores": "abmll.metrics.scores",
@@ -69,6 +72,9 @@ _MODULES = {
     "predict": "abmll.running.adapt",
     "read_adapter": "abmll.adapters.folder",
     "read_predictions": "abmll.metrics.predictions",
+    "register_method": "abmll.methods",
+    "register_metric": "abmll.metrics.registered",
+    "register_source": "abmll.tasks.registered",
     "resolve_settings": "abmll.methods",
     "run_comparison": "abmll.running.compare",
     "save_task": "abmll.running.saved_tasks",
@@ -92,6 +98,7 @@ __all__ = [
     "Prediction",
     "Predictions",
     "Question",
+    "RawTask",
     "RunConfig",
     "SavedTask",
     "Scores",
@@ -113,6 +120,9 @@ __all__ = [
     "predict",
     "read_adapter",
     "read_predictions",
+    "register_method",
+    "register_metric",
+    "register_source",
     "resolve_settings",
     "run_comparison",
     "save_task",

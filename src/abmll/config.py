@@ -252,12 +252,14 @@ class CompareConfig(RunConfig):
         seeds: training seeds.
         reference: the system that the paired tests compare against.
         curve: points of the learning curve, evenly spaced over training, start and end included.
+        metrics: names of registered metrics (docs/add-a-metric.md) that the tables show beside the library's own.
     """
 
     systems: dict[str, dict[str, Any]] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     reference: str = "structured"
     curve: int = Field(2, ge=1)
+    metrics: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "CompareConfig":
@@ -273,7 +275,7 @@ class CompareConfig(RunConfig):
 
     def run(self, system: str, seed: int) -> RunConfig:
         """The configuration of one system and seed."""
-        base = self.model_dump(mode="json", exclude={"systems", "seeds", "reference", "curve"})
+        base = self.model_dump(mode="json", exclude={"systems", "seeds", "reference", "curve", "metrics"})
         merged = merge(merge(base, self.systems[system]), {"name": system, "training": {"seed": seed}})
         return check(RunConfig, merged, f"systems.{system}")
 

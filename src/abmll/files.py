@@ -145,9 +145,16 @@ def _canonical(value: dict[str, Any]) -> str:
 def without_home(path: str) -> str:
     """A path below the home folder as `~/...`, anything else as it is: results are shared, user names are not.
 
+    The path may stand after the name of a source of tasks and a colon.
+
     >>> without_home(str(Path.home() / "models" / "mine")), without_home("org/name")
     ('~/models/mine', 'org/name')
+    >>> without_home(f"sqlite:{Path.home() / 'quiz.db'}")
+    'sqlite:~/quiz.db'
     """
+    name, colon, rest = path.partition(":")
+    if colon and name.isidentifier() and len(name) > 1:  # one letter is a drive
+        return f"{name}:{without_home(rest)}"
     try:
         home = Path.home()
         below = Path(path).relative_to(home)

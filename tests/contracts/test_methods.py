@@ -2,21 +2,17 @@
 
 import itertools
 import json
-from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from abmll.errors import AbmllError
 from abmll.methods import METHODS, method_class, resolve_settings
-from abmll.methods.base import Method
 from abmll.running.build import System
-from abmll.running.inner import inner_steps
-from abmll.running.optimizers import GroupOptimizer
-from tests.systems import gradients, key_of, questions, run_config, same, scramble, system_of, train, values
+from abmll.testing import check_begin_task, check_class, check_inner_steps, check_outer_gradient, check_training
+from tests.systems import TASKS, run_config, same, scramble, system_of, train, values
 from tests.tiny import tiny_tasks
 
 LEARNED = {"likelihood": {"learn_temperature": True}}
@@ -57,18 +53,6 @@ def build(variant: str) -> System:
     return system_of(name, preset, **{"inner_steps": 2, **settings})
 
 
-def run_inner(system: System) -> None:
-    """Begin a task and take two inner steps on it."""
-    system.method.begin_task(first=True)
-    optimizer = GroupOptimizer(system.method.task())
-    inner_steps(system.method, optimizer, system.batcher, [questions(2), questions(2, start=2)], (0, 0, 0))
-
-
-def query_of(system: System) -> list[Any]:
-    """A query batch for a method that uses one."""
-    return system.batcher(questions(2, start=4)) if system.method.uses_query else []
-
-
 @every_variant
 def test_settings_round_trip(variant: str) -> None:
     settings = build(variant).method.settings
@@ -78,30 +62,17 @@ def test_settings_round_trip(variant: str) -> None:
 
 @every_variant
 def test_inner_loop_leaves_theta_alone(variant: str) -> None:
-    system = build(variant)
-    scramble(system, size=1e-3)
-    theta = values(system, "shared")
-    run_inner(system)
-    assert same(values(system, "shared"), theta)
-    assert all(gradient is None for gradient in gradients(system, "shared").values())
-    assert not same(values(system, "task"), theta), "phi did not move"
+    check_inner_steps(build(variant), TASKS[0])
 
 
 @every_variant
 def test_outer_gradient_moves_nothing_and_lands_on_theta(variant: str) -> None:
-    system = build(variant)
-    run_inner(system)
-    method = system.method
-    theta, phi = values(system, "shared"), values(system, "task")
-    method.outer_gradient(query_of(system), key_of(0, 0, 0, 2))
-    assert same(values(system, "shared"), theta)
-    assert same(values(system, "task"), phi)
-    assert all(gradient is None for gradient in gradients(system, "task").values())
-    owed = {id(p) for group in method.shared() for p in group.parameters}
-    everything = [*method.adapters.parameters("shared"), *method.temperature]
-    assert {id(p) for p in everything if p.grad is not None} == owed
-    assert all(bool(p.grad.isfinite().all()) for p in everything if p.grad is not None)
-    assert all(p.grad is None for p in system.language_model.model.parameters() if not p.requires_grad)
+    check_outer_gradient(build(variant), TASKS[0])
+
+
+@every_variant
+def test_what_phi_was_before_a_task_does_not_count(variant: str) -> None:
+    check_begin_task(build(variant))
 
 
 @every_variant
@@ -127,40 +98,14 @@ def test_only_a_persistent_phi_goes_on_to_the_next_task(variant: str) -> None:
 
 
 @every_variant
-def test_three_iterations_move_exactly_what_is_trained(variant: str, tmp_path: Path) -> None:
-    name, preset, settings = VARIANTS[variant]
-    system = build(variant)
-    theta = values(system, "shared")
-    temperature = float(system.likelihood.log_temperature.detach())
-    train(run_config(name, preset, **{"inner_steps": 2, **settings}), tmp_path, system=system)
-    moved = {n for n, tensor in values(system, "shared").items() if not torch.equal(tensor, theta[n])}
-    in_groups = {id(p) for group in system.method.shared() for p in group.parameters}
-    parameters = zip(theta, system.method.adapters.parameters("shared"), strict=True)
-    trained = {n for n, parameter in parameters if id(parameter) in in_groups}
-    assert moved == trained
-    assert bool(trained) == system.method.moves_weights
-    learned = system.likelihood.log_temperature.requires_grad
-    assert (float(system.likelihood.log_temperature.detach()) != temperature) == learned
-    assert all(bool(t.isfinite().all()) for t in values(system, "shared").values())
+def test_training_moves_exactly_what_is_trained_and_goes_on(variant: str) -> None:
+    check_training(lambda: build(variant), TASKS)
 
 
 @every_method
-def test_every_setting_is_in_its_docstring(name: str) -> None:
-    classes = [c for c in METHODS[name].settings_class.__mro__ if "abmll" in c.__module__]
-    described = "\n".join(c.__doc__ or "" for c in classes)
-    missing = [field for field in METHODS[name].settings_class.model_fields if f"\n        {field}: " not in described]
-    missing = [field for field in missing if f"\n    {field}: " not in described]
-    assert not missing
-
-
-@every_method
-def test_a_method_is_final_and_overrides_nothing_concrete(name: str) -> None:
-    cls = method_class(name)
-    assert issubclass(cls, Method)
-    assert getattr(cls, "__final__", False)
-    concrete = {n for n, v in vars(Method).items() if isfunction(v) and not getattr(v, "__isabstractmethod__", False)}
-    assert concrete
-    assert not concrete & {n for c in cls.__mro__ if c not in Method.__mro__ for n in vars(c)}
+def test_a_class_is_final_and_its_settings_are_described(name: str) -> None:
+    for preset in METHODS[name].presets:
+        check_class(name, preset, {})
 
 
 @every_method

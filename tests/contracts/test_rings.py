@@ -7,17 +7,17 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "abmll"
 RINGS = (
-    {"errors", "files", "tensors", "config", "kernels", "tasks", "metrics"},
+    {"errors", "files", "registry", "tensors", "config", "kernels", "tasks", "metrics"},
     {"adapters"},
     {"likelihood", "methods", "models"},
     {"running"},
-    {"report", "exporting", "classifier", "lm_eval"},
+    {"report", "exporting", "classifier", "lm_eval", "testing"},
     {"cli", "__init__"},
     {"__main__"},
 )
 RING_OF = {room: number for number, rooms in enumerate(RINGS) for room in rooms}
-FOR_ALL = {"errors", "files"}
-READS_CONFIG = {"config", "running", "cli", "__init__"}
+FOR_ALL = {"errors", "files", "registry"}
+READS_CONFIG = {"config", "running", "testing", "cli", "__init__"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

@@ -15,6 +15,7 @@ app = command_app()
 @app.command()
 def score(
     predictions: Annotated[list[Path], typer.Argument(help="Predictions files, or folders of them.")],
+    metric: Annotated[list[str] | None, typer.Option(help="A registered metric to show as well.")] = None,
 ) -> None:
     """Score predictions files; no model is needed.
 
@@ -23,4 +24,4 @@ def score(
     files = [file for path in predictions for file in (sorted(path.rglob("*.jsonl")) if path.is_dir() else [path])]
     if not files:
         raise AbmllError(f"no predictions (*.jsonl) in {', '.join(map(str, predictions))}")
-    print_scores(files)
+    print_scores(files, metric or [])

@@ -6,31 +6,75 @@ from pydantic import ValidationError
 
 from abmll.errors import AbmllError, unknown_name
 from abmll.methods.abmll import ABMLL
-from abmll.methods.base import Method, Settings
+from abmll.methods.base import Group, Method, Settings, Terms
 from abmll.methods.first_order import FOMAML
 from abmll.methods.lora import LoRA, Pretrained, Reptile, StructuredLoRA
+from abmll.registry import Registry
 
-__all__ = ["METHODS", "Method", "Settings", "method_class", "resolve_settings"]
+__all__ = [
+    "METHODS",
+    "Group",
+    "Method",
+    "Settings",
+    "Terms",
+    "method_class",
+    "register_method",
+    "resolve_settings",
+]
 
-METHODS: dict[str, type[Method]] = {
-    "pretrained": Pretrained,
-    "lora": LoRA,
-    "structured": StructuredLoRA,
-    "reptile": Reptile,
-    "fomaml": FOMAML,
-    "abmll": ABMLL,
-}
+
+def _check_method(name: str, method: object) -> None:
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise AbmllError(f"method {name!r}: {method!r} is no subclass of abmll.Method")
+    if missing := sorted(getattr(method, "__abstractmethods__", ())):
+        raise AbmllError(f"method {name!r}: {method.__name__} does not define {', '.join(missing)}")
+    if "default" not in method.presets:
+        raise AbmllError(f"method {name!r}: {method.__name__}.presets has no 'default'")
+
+
+METHODS: Registry[type[Method]] = Registry(
+    "method",
+    "abmll.methods",
+    {
+        "pretrained": Pretrained,
+        "lora": LoRA,
+        "structured": StructuredLoRA,
+        "reptile": Reptile,
+        "fomaml": FOMAML,
+        "abmll": ABMLL,
+    },
+    check=_check_method,
+    guide="docs/add-a-method.md",
+)
+"""Every method that a recipe can name in `method.name`."""
+
+
+def register_method(name: str, method: type[Method]) -> None:
+    """Let recipes name a method that is not the library's own, in this process.
+
+    An installed package does without: it declares the class as an entry point of the group `abmll.methods`.
+
+    Args:
+        name: what `method.name` is then.
+        method: a final subclass of `Method`; `abmll.testing.check_method(name)` tests it.
+
+    Raises:
+        AbmllError: the name is taken, or the class is no complete method.
+
+    >>> register_method("reptile", METHODS["lora"])
+    Traceback (most recent call last):
+    abmll.errors.AbmllError: method 'reptile' is abmll's own; choose another name
+    """
+    METHODS.register(name, method)
 
 
 def method_class(name: str) -> type[Method]:
     """The class of a method.
 
     Raises:
-        AbmllError: no such method; names the nearest.
+        AbmllError: no such method; names the nearest. Or it is that of a package that cannot be used.
     """
-    if name not in METHODS:
-        raise unknown_name("method", name, METHODS)
-    return METHODS[name]
+    return METHODS.lookup(name)
 
 
 def resolve_settings(name: str, preset: str = "default", given: dict[str, Any] | None = None) -> Settings:

@@ -4,7 +4,8 @@
 question that has fewer than K. `answers` is the index of the right choice of each, int64.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -90,6 +91,7 @@ class Scores:
         nll_scaled_cv: `nll` of the test questions at that temperature.
         ece_scaled_cv: `ece` at that temperature.
         brier_scaled_cv: `brier` at that temperature.
+        more: the values of registered metrics, by name (`abmll.metrics.registered`).
     """
 
     n: int
@@ -111,10 +113,13 @@ class Scores:
     nll_scaled_cv: float | None = None
     ece_scaled_cv: float | None = None
     brier_scaled_cv: float | None = None
+    more: Mapping[str, float | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, int | float | None]:
-        """Field names and values, ready for JSON."""
-        return asdict(self)
+        """Names and values, those of registered metrics last; ready for JSON."""
+        values = asdict(self)
+        more = values.pop("more")
+        return {**values, **more}
 
 
 def score(predictions: Predictions) -> Scores:

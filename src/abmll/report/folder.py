@@ -7,7 +7,7 @@ The layout is `OUT/comparison.json` and, for every system and training seed, `OU
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 from abmll.errors import AbmllError
 from abmll.files import read_sealed_json
 from abmll.metrics.predictions import Predictions, read_predictions
-from abmll.metrics.scores import Scores, score
+from abmll.metrics.registered import METRICS, score_with
+from abmll.metrics.scores import Scores
 from abmll.tensors import strict_json
 
 Cell = tuple[int, str]
@@ -73,6 +74,7 @@ class Comparison:
         tasks: names of the unseen tasks.
         runs: system -> its counted runs: those with every task and draw, at the system's last checkpoint.
         missing: one sentence for everything that is not there.
+        metrics: names of registered metrics that the tables show.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Comparison:
     tasks: tuple[str, ...]
     runs: Mapping[str, tuple[Run, ...]]
     missing: tuple[str, ...]
+    metrics: tuple[str, ...] = ()
 
     def cells(self) -> list[Cell]:
         """Every draw of every task, in the order of the tables."""
@@ -103,7 +106,7 @@ def collect(folder: Path) -> Comparison:
     missing: list[str] = []
     counted: dict[str, tuple[Run, ...]] = {}
     for system in wanted["systems"]:
-        runs = [_read_run(folder / system / f"seed-{seed}", system, seed, wanted["tasks"]) for seed in wanted["seeds"]]
+        runs = [_read_run(folder / system / f"seed-{seed}", system, seed, wanted) for seed in wanted["seeds"]]
         furthest = max((run.examples for run in runs), default=-1)
         reasons = [_shortfall(run, furthest, wanted) for run in runs]
         for run, reason in zip(runs, reasons, strict=True):
@@ -119,9 +122,10 @@ def _read_settings(path: Path) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, kind in {"name": str, "note": str, "systems": list, "seeds": list, "draws": int}.items():
         out[key] = _checked(path, value, key, kind)
-    for key, kind in {"reference": str, "tasks": list}.items():
+    value.setdefault("metrics", [])  # comparisons of before there were registered ones
+    for key, kind in {"reference": str, "tasks": list, "metrics": list}.items():
         out[key] = _checked(path, value, key, kind)
-    for key, kind in {"systems": str, "seeds": int, "tasks": str}.items():
+    for key, kind in {"systems": str, "seeds": int, "tasks": str, "metrics": str}.items():
         if not all(isinstance(item, kind) for item in out[key]):
             raise AbmllError(f"{path}: {key!r} is {out[key]!r}, expected a list of {kind.__name__}")
         out[key] = tuple(dict.fromkeys(out[key]))
@@ -130,6 +134,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
     for name in out["systems"]:
         if name in (".", "..") or not _FOLDER.fullmatch(name):
             raise AbmllError(f"{path}: {name!r} cannot name a system: it is no name of a folder")
+    for name in out["metrics"]:
+        METRICS.lookup(name)
     if out["reference"] not in out["systems"]:
         raise AbmllError(f"{path}: the reference {out['reference']!r} is not among {', '.join(out['systems'])}")
     return out
@@ -151,13 +157,14 @@ def _read_object(path: Path) -> dict[str, Any]:
     return read_sealed_json(path)
 
 
-def _read_run(folder: Path, system: str, seed: int, tasks: tuple[str, ...]) -> Run:
+def _read_run(folder: Path, system: str, seed: int, wanted: Mapping[str, Any]) -> Run:
+    tasks, metrics = wanted["tasks"], wanted["metrics"]
     checkpoints: dict[int, dict[Cell, Scores]] = {}
     final: dict[Cell, Predictions] = {}
     for examples, path in sorted(_checkpoint_folders(folder)):
         # rows are kept of the last checkpoint only: a long curve over many tasks would fill the memory
         final = _read_cells(path, system, seed, tasks, examples)
-        checkpoints[examples] = {cell: _score(path, predictions) for cell, predictions in final.items()}
+        checkpoints[examples] = {cell: _score(path, predictions, metrics) for cell, predictions in final.items()}
     path = folder / "predictions" / "before-adaptation"
     before = _read_cells(path, system, seed, tasks, None)
     return Run(
@@ -165,7 +172,7 @@ def _read_run(folder: Path, system: str, seed: int, tasks: tuple[str, ...]) -> R
         seed=seed,
         checkpoints=checkpoints,
         final=final,
-        before={cell: _score(path, predictions) for cell, predictions in before.items()},
+        before={cell: _score(path, predictions, metrics) for cell, predictions in before.items()},
         cost=_read_cost(folder / "cost.json"),
         environment=_read_if_there(folder / "environment.json"),
         ended=_journal_ended(folder / "journal.jsonl"),
@@ -203,9 +210,9 @@ def _read_cells(
     return out
 
 
-def _score(folder: Path, predictions: Predictions) -> Scores:
+def _score(folder: Path, predictions: Predictions, metrics: Sequence[str]) -> Scores:
     try:
-        return score(predictions)
+        return score_with(predictions, metrics)
     except AbmllError as error:
         raise AbmllError(f"{folder}, draw {predictions.draw}, task {predictions.task!r}: {error}") from error
 

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,15 @@ from abmll.errors import AbmllError
 from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM, label_frequency, uniform
 from abmll.metrics.calibration import BINS, reliability_bins
 from abmll.metrics.predictions import Predictions
-from abmll.metrics.scores import Scores, confidence_and_correct, risk_coverage, score
+from abmll.metrics.registered import definition, score_with
+from abmll.metrics.scores import Scores, confidence_and_correct, risk_coverage
 from abmll.metrics.statistics import standard_error
 from abmll.report.evidence import INTERVAL_METRICS, Evidence, paired_tests
 from abmll.report.folder import Cell, Comparison, Run, collect
 
-__all__ = ["METRICS", "Comparison", "collect", "summarise"]
+__all__ = ["Comparison", "collect", "summarise"]
 
 FORMAT = 1
-METRICS = tuple(field.name for field in fields(Scores) if field.name != "n")
 COVERAGES = np.linspace(0.05, 1.0, 39)  # below 5 % of a small task the risk is that of a handful of questions
 
 Summary = dict[str, Any]
@@ -34,7 +33,8 @@ def summarise(comparison: Comparison) -> Summary:
     Returns:
         {"systems": {NAME: {kind, n, n_tasks, n_seeds, n_draws, examples_consumed, METRIC, METRIC_interval,
         METRIC_standard_error, against_reference, before_adaptation, cost}}, "tasks": {TASK: {NAME: scores}},
-        "curve", "reliability", "risk_coverage", "environment", "missing", and the comparison's own fields}.
+        "curve", "reliability", "risk_coverage", "environment", "missing", "metrics" (of registered metrics, the
+        definitions), and the comparison's own fields}.
 
     Raises:
         AbmllError: no system has predictions for every task and draw.
@@ -63,6 +63,7 @@ def summarise(comparison: Comparison) -> Summary:
         "draws": comparison.draws,
         "confidence": "choices",
         "bins": BINS,
+        "metrics": {name: definition(name) for name in comparison.metrics},
         "systems": systems,
         "tasks": {task: _task(runs, tasks, task, comparison.draws) for task in comparison.tasks},
         "curve": {system: _curve(found, comparison.cells()) for system, found in comparison.runs.items()},
@@ -80,7 +81,7 @@ def _with_baselines(comparison: Comparison) -> tuple[dict[str, Sequence[Run]], d
     source = runs.get(comparison.reference) or next(iter(runs.values()))
     answers = {run.seed: {cell: run.final[cell] for cell in comparison.cells()} for run in source}
     runs[UNIFORM] = [
-        _baseline(UNIFORM, seed, {cell: uniform(found) for cell, found in cells.items()})
+        _baseline(UNIFORM, seed, {cell: uniform(found) for cell, found in cells.items()}, comparison.metrics)
         for seed, cells in answers.items()
     ]
     tasks[UNIFORM] = list(comparison.tasks)
@@ -92,13 +93,14 @@ def _with_baselines(comparison: Comparison) -> tuple[dict[str, Sequence[Run]], d
         t for t in comparison.tasks if all((d, t) in c for c in fixed.values() for d in range(comparison.draws))
     ]
     if labelled:
-        runs[LABEL_FREQUENCY] = [_baseline(LABEL_FREQUENCY, seed, cells) for seed, cells in fixed.items()]
+        metrics = comparison.metrics
+        runs[LABEL_FREQUENCY] = [_baseline(LABEL_FREQUENCY, seed, cells, metrics) for seed, cells in fixed.items()]
         tasks[LABEL_FREQUENCY] = labelled
     return runs, tasks
 
 
-def _baseline(system: str, seed: int, final: dict[Cell, Predictions]) -> Run:
-    scores = {cell: score(predictions) for cell, predictions in final.items()}
+def _baseline(system: str, seed: int, final: dict[Cell, Predictions], metrics: Sequence[str]) -> Run:
+    scores = {cell: score_with(predictions, metrics) for cell, predictions in final.items()}
     return Run(system, seed, {0: scores}, final, before={}, cost=None, environment=None, ended=None)
 
 
@@ -136,7 +138,7 @@ def _entry(runs: Sequence[Run], tasks: Sequence[str], evidence: Evidence) -> Sum
 
 def _mean_rows(rows: Sequence[Mapping[str, int | float | None]]) -> dict[str, float | None]:
     out: dict[str, float | None] = {}
-    for metric in METRICS:
+    for metric in (name for name in rows[0] if name != "n"):
         values = [value for row in rows if (value := row[metric]) is not None]
         out[metric] = float(np.mean(values)) if len(values) == len(rows) else None
     return out

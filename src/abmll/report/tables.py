@@ -75,6 +75,10 @@ def _range(ends: list[float] | None, form: Callable[[float | None], str]) -> str
     return _NONE if ends is None else f"[{form(ends[0])}, {form(ends[1])}]"
 
 
+def _number_of(metric: str) -> Callable[[Entry], str]:
+    return lambda entry: number(entry[metric])
+
+
 COLUMNS = (
     Column("Accuracy %", "answers", _with_error("accuracy", percent)),
     Column("95 %", "answers", _interval("accuracy", percent)),
@@ -91,7 +95,8 @@ COLUMNS = (
 
 def score_table(summary: Summary, half: str | None = None) -> Table:
     """The main table, or one half of it (`answers`, `calibration`), a row a system, baselines last."""
-    columns = [column for column in COLUMNS if half in (None, column.half)]
+    every = (*COLUMNS, *(Column(name, "calibration", _number_of(name)) for name in summary.get("metrics", ())))
+    columns = [column for column in every if half in (None, column.half)]
     entries = summary["systems"]
     rows = [(_row_name(summary, name), *(c.cell(entry) for c in columns)) for name, entry in entries.items()]
     faint = [i for i, entry in enumerate(entries.values()) if entry["kind"] == "baseline"]
@@ -211,7 +216,8 @@ class TerminalReport:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """Chosen when printed, as only then is the width known."""
-        halves = (None,) if options.max_width >= WIDE else ("answers", "calibration")
+        wide = WIDE + sum(len(name) + 2 for name in self.summary.get("metrics", ()))
+        halves = (None,) if options.max_width >= wide else ("answers", "calibration")
         tables = [score_table(self.summary, half) for half in halves]
         tests = difference_table(self.summary, ("accuracy", "nll"))
         for table in tables:

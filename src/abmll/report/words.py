@@ -56,6 +56,7 @@ def footnotes(summary: Summary) -> list[str]:
         "Scaled: after temperature scaling on the adaptation examples. A system that has learned those by heart comes "
         "out too sure of itself (adaptation.folds fits on examples held out: nll_scaled_cv in results.json).",
         f"{UNIFORM}: every choice equally probable, the first one predicted.",
+        *(f"{name}: {definition}" for name, definition in summary.get("metrics", {}).items()),
     ]
     if LABEL_FREQUENCY in entries:
         tasks = entries[LABEL_FREQUENCY]["n_tasks"]
@@ -93,6 +94,7 @@ def definitions(summary: Summary) -> list[tuple[str, str]]:
         ),
         ("Floor", "mean ECE of simulated answers that are right exactly as often as stated, same questions."),
         ("Scaled", "the same score after one temperature, fitted on the adaptation examples of the task."),
+        *summary.get("metrics", {}).items(),
         ("±", "standard error over training seeds (sd / sqrt(seeds))."),
         ("[ ]", "95 % bootstrap interval: questions resampled within each task, seeds and draws held fixed."),
         ("p", difference_note(summary)),

@@ -9,6 +9,7 @@ from typing import Any
 from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, write_sealed_json, write_text
+from abmll.metrics.registered import METRICS
 from abmll.models import LanguageModel
 from abmll.running.build import build_episodes, check_tasks, method_settings
 from abmll.running.faults import together
@@ -104,6 +105,8 @@ def comparison_tasks(config: CompareConfig) -> RunTasks:
     if not tasks.unseen:
         raise AbmllError("tasks.unseen names no task to compare on")
     runs = [config.run(name, config.seeds[0]) for name in config.systems]
+    for name in config.metrics:
+        METRICS.lookup(name)
     for run in runs:
         method_settings(run)
         check_trackers(run)
@@ -166,6 +169,7 @@ def _keep_configuration(
         "draws": config.adaptation.draws,
         "reference": config.reference,
         "tasks": [task.name for task in tasks.unseen],
+        "metrics": list(config.metrics),
         "data": data,
     }
     write_text(out / "config.yaml", config.to_sealed_yaml())

@@ -1,4 +1,4 @@
-"""Where tasks come from: built-in families, the hub's sets, a folder of tables, one table."""
+"""Where tasks come from: built-in families, the hub's sets, registered sources, a folder of tables, one table."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -11,6 +11,7 @@ from abmll.tasks.catalogue.entries import catalogue_names
 from abmll.tasks.catalogue.load import load_hub_task
 from abmll.tasks.question import Question, Task
 from abmll.tasks.reading import OnBadRow, Rows, collect, reject_repeats, settle
+from abmll.tasks.registered import SOURCES, load_registered, nearest_source
 from abmll.tasks.rows import printable, shown
 from abmll.tasks.tables import EXTENSIONS, read_rows
 
@@ -30,6 +31,7 @@ def load_tasks(
     Args:
         spec: "builtin" (all families for meta-training), "builtin:held-out" (the three others),
             "builtin:NAME"; "hub:NAME" (a set of the catalogue, from the Hugging Face hub) or "hub" with `names`;
+            "NAME:REST" of a source that somebody registered (docs/add-a-source.md);
             or a folder with NAME.train.jsonl and NAME.test.jsonl (or .csv, .parquet); or the path of one such task
             without ".train.jsonl"; or one file, all `train` if its name has no split.
         names: only these tasks, in this order; None for all.
@@ -49,6 +51,11 @@ def load_tasks(
         return _load_builtin(which, wanted)
     if isinstance(spec, str) and kind == "hub":
         return _load_hub(which, wanted, merge_choices, on_bad_row)
+    if isinstance(spec, str) and kind in SOURCES.names():
+        tasks = load_registered(spec, wanted, merge_choices, on_bad_row)
+        for task in tasks:
+            _task_name(task.name, Path(spec))
+        return tasks
     files = _select(_find(_expanded(Path(spec))), wanted)
     read = {
         name: {split: _read(path, True, merge_choices) for split, path in splits.items()}
@@ -170,7 +177,7 @@ def _find(path: Path) -> dict[str, dict[str, Path]]:
         raise AbmllError(f"{path!r} is not a path ({error})") from None
     raise AbmllError(
         f"{printable(path)}: no such folder or file. Tasks are 'builtin', 'hub:NAME', a folder of NAME.train.jsonl and "
-        "NAME.test.jsonl (or .csv, .parquet), or one such file"
+        f"NAME.test.jsonl (or .csv, .parquet), or one such file{nearest_source(str(path))}"
     )
 
 
