@@ -1,6 +1,6 @@
 """The method's densities as dense float64 matrices and `torch.distributions`: what the tiled kernels are held to.
 
-Nothing here calls the kernels; the formulas are written out again from section 1 of the method.
+Nothing here calls the kernels; the formulas are written out again from docs/method.md, section 1.
 """
 
 import torch

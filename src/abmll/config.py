@@ -67,7 +67,7 @@ class AdapterConfig(_Section):
 
 
 class LikelihoodConfig(_Section):
-    """How choices are read from the model (method.md section 5)."""
+    """How choices are read from the model (docs/method.md, section 5)."""
 
     kind: Literal["cloze", "letter"] = "cloze"
     normalisation: Literal["sum", "token", "byte"] = "token"

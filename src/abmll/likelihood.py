@@ -34,7 +34,7 @@ class ChoiceLikelihood(nn.Module):
     `cloze`:  score_k = (sum of the choice's token log-probabilities) / length_k, softmax of scores / T over choices.
     `letter`: softmax of logits / T over the vocabulary at "Answer:", renormalised over the options' letters.
 
-    The temperature T is `exp(log_temperature)`, fixed unless `learn_temperature` (method.md section 5).
+    The temperature T is `exp(log_temperature)`, fixed unless `learn_temperature` (docs/method.md, section 5).
 
     Nothing here waits for the device or looks at a tensor's values, so a pass can be captured as a CUDA graph.
 

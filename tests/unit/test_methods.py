@@ -220,7 +220,7 @@ def test_identity_adds_the_gradients_at_phi_to_those_of_kl_and_prior_at_theta(re
 
 
 def test_identity_without_nll_leaves_the_means_only_the_mismatch_of_factors() -> None:
-    """method.md section 2: with G = dKL / dmean_phi, theta's B takes s G (A_phi - A_theta)^T, A takes s dB^T G."""
+    """docs/method.md, section 2: with G = dKL / dmean_phi, theta's B takes s G (A_phi - A_theta)^T, and A s dB^T G."""
     weights = {"mean_prior_weight": 0.0, "precision_prior_weight": 0.0}
     system = friendly(**weights, reduction="sum", task_kl_weight=1.0)
     nll = system.method.nll

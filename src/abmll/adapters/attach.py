@@ -34,10 +34,10 @@ def attach(
         rank: R of every factor.
         alpha: scale s = alpha / rank.
         with_std: hold std factors too (Bayesian methods).
-        std_form: "square" or "log_std" (method.md section 2).
-        std_init: f, the std that training starts from.
-        std_relative: if given, f is this times the standard deviation of each layer's own weight instead.
-        std_floor: eps.
+        std_form: "square" or "log_std" (docs/method.md, section 2).
+        std_init: the std that training starts from.
+        std_relative: if given, it is this times the standard deviation of each layer's own weight instead.
+        std_floor: the std that none goes below.
         seed: seed of the initial A factors; B factors start at 0.
 
     Raises:

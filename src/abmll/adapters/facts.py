@@ -25,7 +25,7 @@ class _Facts(BaseModel):
 
 
 class LayerFacts(_Facts):
-    """One adapted layer: O, I, and f, the std that u = 0 gives (None where no stds are held)."""
+    """One adapted layer: its sizes, and the std that u = 0 gives (None where no stds are held)."""
 
     out_features: Width
     in_features: Width
@@ -61,10 +61,10 @@ class AdapterFacts(_Facts):
         slot: `shared` (theta, of a run) or `task` (phi, adapted to a task).
         rank, alpha: R and alpha; the scale s is alpha / rank.
         std_form: `square` or `log_std`; None: the method holds no stds.
-        std_floor: eps.
+        std_floor: the std that none goes below.
         transposed: GPT-2's layers.
-        layers: module path -> its sizes and f, in the model's order, which numbers the noise.
-        method, settings: the system that made it; beta, gamma, c, a0 and b0 are among the settings.
+        layers: module path -> its facts, in the model's order, which numbers the noise.
+        method, settings: the system that made it, every setting included.
         likelihood: how it reads choices.
         base: the model it belongs to.
     """

@@ -81,7 +81,7 @@ def task_kl(
     """KL(q(phi | D) || p(phi | theta)) summed over the entries of all layers, float64.
 
     Per entry, with D = mean_phi - mean_theta and delta = (var_phi - var_theta) / var_theta:
-    KL = 1/2 (delta - log1p(delta)) + 1/2 D^2 / var_theta  (method.md section 3). Differentiable once in all eight
+    KL = 1/2 (delta - log1p(delta)) + 1/2 D^2 / var_theta  (docs/method.md, section 3). Differentiable once in all eight
     factors; a side (task or shared) that needs no gradient costs none.
 
     Args:
@@ -242,7 +242,7 @@ def precision_penalty(
     """-log Gamma(1 / var_theta; shape, rate) summed over the entries of all layers, float64.
 
     Per entry: -a0 log b0 + lgamma(a0) + (a0 - 1) log var + b0 / var, the density in 1 / var as written, with no
-    Jacobian (method.md section 2). `entries` and `tile_entries` as in `task_kl`.
+    Jacobian (docs/method.md, section 2). `entries` and `tile_entries` as in `task_kl`.
     """
     layers = zip(std_b, std_a, variances, strict=True)
     of_layers = [layer_precision_penalty(*layer, shape, rate, entries, tile_entries) for layer in layers]
@@ -447,7 +447,7 @@ def activation_variance(
     std_a: Float[Tensor, "R I"],
     variance: Variance,
 ) -> Float[Tensor, "*tokens O"]:
-    """V = sum_i var_oi x_i^2 of each token and output, by two thin products (method.md section 3).
+    """V = sum_i var_oi x_i^2 of each token and output, by two thin products (docs/method.md, section 3).
 
     With r = s B' A' + f the sum splits into pairs of factor rows, so the inner size is R (R + 1) / 2 + R + 1 and no
     O x I matrix appears. V is clamped at eps^2 sum x^2, where float32 cancellation could make it negative; the
@@ -480,12 +480,12 @@ def activation_noise(
     questions: Int[Tensor, " B"],
     tokens: Int[Tensor, "B T"],
 ) -> Float[Tensor, "B T O"]:
-    """sqrt(V) * e with e standard normal per (question, token, output): local reparameterisation.
+    """sqrt(V) * z with z standard normal per (question, token, output): local reparameterisation.
 
     The rows of the batch are S equal consecutive groups; group s takes its noise from keys[s].
 
     Same mean and variance as `weight_noise` for one layer and token, but not jointly over tokens: through a whole
-    network the distributions differ. Pass equal `tokens` to share e over a sequence.
+    network the distributions differ. Pass equal `tokens` to share z over a sequence.
     """
     spread = activation_variance(x, std_b, std_a, variance)
     of_rows = rows_per_key(x.shape[0], keys)

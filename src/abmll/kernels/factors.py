@@ -22,15 +22,15 @@ StdForm = Literal["square", "log_std"]
 
 @dataclass(frozen=True, slots=True)
 class Variance:
-    """The variance of a weight as a function of the low-rank product u = s B' A' (method.md section 2).
+    """The variance of a weight as a function of the low-rank product u = s B' A' (docs/method.md, sections 1 and 2).
 
-    `square`:  r = u + f,  var = r^2 + eps^2. Only r^2 matters, so r may change sign.
-    `log_std`: var = f^2 exp(2 u) + eps^2.
+    `square`:  r = u + offset,  var = r^2 + floor^2. Only r^2 matters, so r may change sign.
+    `log_std`: var = offset^2 exp(2 u) + floor^2.
 
     Attributes:
         form: "square" or "log_std".
-        offset: f, the std that u = 0 gives (up to eps).
-        floor: eps, a bound no std goes below.
+        offset: the std that u = 0 gives, up to the floor.
+        floor: a bound that no std goes below.
         scale: s = alpha / rank.
     """
 

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-"""Triton kernels of the low-rank forward pass: means, and the activation sampler's noise (method.md section 3).
+"""Triton kernels of the low-rank forward pass: means, and the activation sampler's noise (docs/method.md, section 3).
 
 With Bext = [s B', f] and Aext = [A' ; 1], r = Bext Aext, and the variance of an output is a sum over pairs k <= l of
 rank R + 1, with no O x I matrix:
@@ -261,7 +261,7 @@ def _noise(
     first, t, t_ok, keys, group, questions, places, place_stride, row_tokens, layer,
     P: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """e of BT tokens and BO outputs: keyed by (question, place of the token) as in `eager.activation_noise`."""
+    """z of BT tokens and BO outputs: keyed by (question, place of the token) as in `eager.activation_noise`."""
     low, high = key_words(tl.load(keys + group))
     row = t // row_tokens
     question = tl.load(questions + row, mask=t_ok, other=0).to(tl.uint32)
@@ -277,7 +277,7 @@ def output(
     RANK: tl.constexpr, RP: tl.constexpr, EP: tl.constexpr, JP: tl.constexpr, BLOCKS: tl.constexpr,
     P: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """y = y0 + s h B^T + sqrt(V) e, cast once, for BT tokens of one group and BO outputs."""
+    """y = y0 + s h B^T + sqrt(V) z, cast once, for BT tokens of one group and BO outputs."""
     group, inside = tl.program_id(2), tl.program_id(1) * BT + tl.arange(0, BT)
     t, t_ok, r = group * group_tokens + inside, inside < group_tokens, tl.arange(0, RP)
     o = tl.program_id(0) * BO + tl.arange(0, BO)

@@ -50,9 +50,9 @@ def activation_output(
     questions: Int[Tensor, " B"],
     tokens: Int[Tensor, "B T"],
 ) -> Float[Tensor, "B T O"]:
-    """y0 + s (x A^T) B^T + sqrt(V) e, the local reparameterisation of `eager.activation_output`.
+    """y0 + s (x A^T) B^T + sqrt(V) z, the local reparameterisation of `eager.activation_output`.
 
-    V = sum_kl outer[o, kl] F[t, kl] over the pairs of rank R + 1, see `triton_lowrank`; e is made in the kernels.
+    V = sum_kl outer[o, kl] F[t, kl] over the pairs of rank R + 1, see `triton_lowrank`; z is made in the kernels.
 
     Raises:
         AbmllError: the form is `log_std`, whose variance is not low-rank; or the rows do not divide into S groups.

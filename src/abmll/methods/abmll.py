@@ -22,20 +22,20 @@ class ABMLLSettings(Settings):
 
     Attributes:
         task_kl_weight: beta, weight of KL(q(phi | D) || p(phi | theta)).
-        mean_prior_weight: gamma of the Gaussian part of -log p(theta).
-        precision_prior_weight: gamma of its Gamma part.
+        mean_prior_weight: gamma_m, weight of the Gaussian part of -log p(theta).
+        precision_prior_weight: gamma_p, weight of its Gamma part.
         mean_prior_variance: c, prior variance of theta's means.
-        precision_prior_shape: a0.
-        precision_prior_rate: b0.
+        precision_prior_shape: a0, shape of the Gamma prior of theta's precisions.
+        precision_prior_rate: b0, its rate.
         reduction: KL and prior as means over the N adapted weights, or as sums.
         outer_step: what moves theta: `identity`, `detach` or `displacement` (which makes sgd and 0.5 the defaults of
             `outer_optimizer` and `outer_lr`).
         phi: made from theta for each task (`reset`), or never reset (`persistent`).
-        std_start: stds of phi at the start of a task: theta's (`copy`), or f again (`init`).
-        std_form: `square`: var = r^2 + eps^2, or `log_std`.
+        std_start: stds of phi at the start of a task: theta's (`copy`), or `std_init` again (`init`).
+        std_form: how low-rank products become variances: `square`, or `log_std`.
         std_init: f, the std that training starts from.
-        std_relative: if given, f is this times each layer's own weight std instead.
-        std_floor: eps.
+        std_relative: if given, the std to start from is this times each layer's own weight std instead.
+        std_floor: eps, below which no std goes.
         std_lr: inner rate of the std factors.
         outer_std_lr: outer AdamW rate of the std factors.
         std_state: dtype of the std factors' optimizer state.
@@ -152,7 +152,7 @@ class ABMLL(Method):
         return Terms((nll, weighted), nll, kl)
 
     def outer_gradient(self, query: Sequence[ChoiceBatch], key: Int[Tensor, ""]) -> Terms:
-        """By `outer_step` (method.md section 2): the gradient that theta takes at the end of a task."""
+        """By `outer_step` (docs/method.md, section 2): the gradient that theta takes at the end of a task."""
         terms = self._query_gradient(query, key) if self.settings.outer_step == "identity" else self._kl_gradient(key)
         self._add_prior_gradient()
         if self.settings.outer_step == "displacement":

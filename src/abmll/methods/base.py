@@ -80,7 +80,7 @@ class Group(NamedTuple):
 
 
 class Settings(BaseModel):
-    """What a user can set of every method (method.md sections 2 and 4); each method has defaults of its own.
+    """What a user can set of every method (docs/method.md, sections 2 and 4); each method has defaults of its own.
 
     Attributes:
         episodes: all batches of a meta-iteration come from one task, or each row from any task.
@@ -89,8 +89,8 @@ class Settings(BaseModel):
         inner_lr: its rate for the means.
         inner_steps: gradient steps before the outer one; a method without a query batch takes one more.
         batch_size: questions in each batch.
-        outer_optimizer: rule of the outer step for the means. With `sgd` on theta - phi the rate is Reptile's e.
-        outer_lr: its rate.
+        outer_optimizer: rule of the outer step for the means.
+        outer_lr: e, its rate; with `sgd` on theta - phi the part of the way to phi that theta goes, as in Reptile.
         outer_schedule: how outer rates change over training, after warm-up.
         inner_schedule: the same for inner rates; adaptation uses the unscheduled rate.
         warmup: meta-iterations over which scheduled rates rise linearly.
@@ -114,7 +114,7 @@ class Settings(BaseModel):
 
 
 class Method(abc.ABC):
-    """A system of method.md section 4. Subclasses are final, and override nothing concrete.
+    """A system of docs/method.md, section 4. Subclasses are final, and override nothing concrete.
 
     Args:
         adapters: the adapted layers, with theta and phi.

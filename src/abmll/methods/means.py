@@ -10,7 +10,7 @@ from abmll.methods.base import Group, Method, Settings, Terms
 from abmll.tasks.batches import ChoiceBatch
 
 PAPER_CONSTANT = 2.06e-9
-"""c = e^-20 of the paper."""
+"""e^-20: the paper's prior variance of the means, and what it adds to the products that stds are made from."""
 
 
 class MeansSettings(Settings):
@@ -19,7 +19,7 @@ class MeansSettings(Settings):
     Attributes:
         mean_prior_weight: weight of -log N(mean_phi; 0, mean_prior_variance), averaged over the adapted weights, in
             every inner step: L2 on the product s B A.
-        mean_prior_variance: c.
+        mean_prior_variance: variance of that Gaussian.
         dropout: share of each adapted layer's inputs that its means do not see, in training and, for as many masks as
             there are samples, in predictions (MC dropout, Gal & Ghahramani 2016).
     """
