@@ -6,6 +6,7 @@ question that has fewer than K. `answers` is the index of the right choice of ea
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -314,7 +315,7 @@ def scaled_probabilities(predictions: Predictions, fitted: tuple[Prediction, ...
 
 def _scaled(
     predictions: Predictions, fitted: tuple[Prediction, ...], correct: Bool[np.ndarray, "N"], end: str
-) -> dict[str, float]:
+) -> dict[str, Any]:
     if not fitted:
         return {}
     scaled, answers = scaled_probabilities(predictions, fitted), predictions.answers()
