@@ -19,21 +19,21 @@ PAGE = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
 SYMBOL = r"^\| \$[^|]+\$ \| `(\w+)` \| [^|]+ \| `method\.(\w+)` \| (\S+) \| `(abmll[\w.]+)` \|$"
 SYMBOLS = re.findall(SYMBOL, PAGE, re.M)
 LETTERS = [letter for letter, *_ in SYMBOLS]
-PLACES = re.findall(r"^\| (.+) \| `(abmll\.[\w.]+)` \|$", PAGE.partition("computed in one place")[2], re.M)
-NAMES = sorted({name for _, name in PLACES} | {name for *_, name in SYMBOLS})
+COMPUTED = re.findall(r"^\| (.+) \| `(abmll\.[\w.]+)` \|$", PAGE.partition("computed in one place")[2], re.M)
+NAMES = sorted({name for _, name in COMPUTED} | {name for *_, name in SYMBOLS})
 FACTS = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", PAGE)
 
 
 def test_the_tables_were_read() -> None:
     assert LETTERS == ["beta", "gamma_m", "gamma_p", "c", "a0", "b0", "f", "eps", "e"]
-    assert len(PLACES) >= 20
+    assert len(COMPUTED) >= 20
     assert len(FACTS) >= 25
 
 
 def test_nothing_is_in_two_places() -> None:
-    for column in (list(dict(PLACES)), [name for _, name in PLACES], [name for *_, name in SYMBOLS]):
+    for column in (list(dict(COMPUTED)), [name for _, name in COMPUTED], [name for *_, name in SYMBOLS]):
         assert len(set(column)) == len(column)
-    assert len(dict(PLACES)) == len(PLACES)
+    assert len(dict(COMPUTED)) == len(COMPUTED)
 
 
 # -------------------- symbols

@@ -99,8 +99,8 @@ def _read(spec: str) -> list[RawTask]:
     name, _, rest = spec.partition(":")
     source = SOURCES.lookup(name)
     try:
-        found = source(str(Path(rest).expanduser()) if rest.startswith("~/") else rest)
-        tasks = [RawTask(task.name, list(task.train), list(task.test), task.licence) for task in found]
+        given = source(str(Path(rest).expanduser()) if rest.startswith("~/") else rest)
+        tasks = [RawTask(task.name, list(task.train), list(task.test), task.licence) for task in given]
     except AbmllError:
         raise
     except Exception as error:  # whatever a stranger's function raises
