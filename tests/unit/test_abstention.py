@@ -105,3 +105,14 @@ def test_the_test_of_one_threshold_hands_its_share_on() -> None:
 def test_a_risk_that_is_none_is_refused(risk: float) -> None:
     with pytest.raises(AbmllError, match="between 0 and 1"):
         rows_needed(risk)
+
+
+def test_rows_at_a_threshold_are_answered_and_tested_with_those_above() -> None:
+    """Confidences repeat in practice; what is answered (`confidence < threshold` is not) is what was tested."""
+    confidence = np.concatenate([np.full(10, 0.9), np.full(30, 0.6), np.full(20, 0.3)])
+    correct = np.ones(60, dtype=bool)
+    correct[[12, 45]] = False
+    tests = certify(confidence, correct, (0.6, -math.inf), RISK)
+    assert [(found.answered, found.errors) for found in tests] == [(40, 1), (60, 2)]
+    assert tests[0].coverage == pytest.approx(40 / 60)
+    assert tests[0].p_value == pytest.approx(binomtest(1, 40, RISK, alternative="less").pvalue)

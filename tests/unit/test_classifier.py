@@ -20,6 +20,7 @@ from abmll.adapters.folder import read_adapter
 from abmll.classifier import Classifier
 from abmll.errors import AbmllError
 from abmll.running import engines
+from abmll.tasks.question import Question
 from tests.everyday import asked, place_run, texts
 
 TEXTS, NAMES = zip(*texts(16), strict=True)
@@ -269,3 +270,27 @@ def test_rows_of_another_kind_are_refused(new: Any) -> None:
 def test_no_such_run_names_those_that_come_along(tmp_path: Path) -> None:
     with pytest.raises(AbmllError, match="nowhere: no run directory"):
         Classifier(tmp_path / "nowhere").fit(list(TEXTS), list(NAMES))
+
+
+def test_the_model_reads_the_name_of_each_texts_own_label(new: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learning would hide a swap: twenty examples teach either name. So what is asked is looked at."""
+    asked_of: list[tuple[Question, ...]] = []
+    fit, answer = engines.Engine.fit, engines.Engine.answer
+
+    def fitting(engine: Any, name: str, questions: Any, tuning: Any) -> Any:
+        asked_of.append(tuple(questions))
+        return fit(engine, name, questions, tuning)
+
+    def answering(engine: Any, posterior: Any, questions: Any, tuned: Any) -> Any:
+        asked_of.append(tuple(questions))
+        return answer(engine, posterior, questions, tuned)
+
+    monkeypatch.setattr(engines.Engine, "fit", fitting)
+    monkeypatch.setattr(engines.Engine, "answer", answering)
+    found = new(steps=1).fit(list(TEXTS), list(NAMES))
+    table = found.predict_proba(list(TEXTS))
+    examples, rows = asked_of
+    assert [q.choices[q.answer] for q in examples] == list(NAMES)
+    assert [q.context for q in examples] == [q.context for q in rows] == list(TEXTS)
+    assert {q.choices for q in (*examples, *rows)} == {tuple(found.classes_)}
+    assert table.tolist() == [list(a.probabilities) for a in found.answers(list(TEXTS))]

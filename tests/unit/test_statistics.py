@@ -265,3 +265,29 @@ def test_holm_at_its_ends():
     assert holm({"a": 0.6, "b": 0.7}) == {"a": 1, "b": 1}
     with pytest.raises(AbmllError, match="'a'"):
         holm({"a": float("nan")})
+
+
+def test_paired_ece_interval_is_that_of_resampled_files_moved_to_the_observed_difference():
+    """The same from a plain loop that scores both files anew. Noise raises the ECE of the calibrated one more."""
+    (sure, right), (bold, wrong) = _answers(150, 15), _answers(150, 16, over=0.4)
+    rng = np.random.default_rng(17)
+    loop = []
+    for _ in range(4000):
+        taken = rng.integers(0, 150, 150)
+        ours, theirs = (expected_calibration_error(c[taken], k[taken]) for c, k in ((sure, right), (bold, wrong)))
+        loop.append(ours - theirs)
+    observed = expected_calibration_error(sure, right) - expected_calibration_error(bold, wrong)
+    bias = np.mean(loop) - observed
+    runs = [{"t": (c[None, None], k[None, None])} for c, k in ((sure, right), (bold, wrong))]
+    found = paired_hierarchical_bootstrap_ece(*runs, repeats=4000)
+    assert found.difference == pytest.approx(observed)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(loop, [0.025, 0.975]) - bias), abs=0.006)
+    assert bias > 0.015, "an interval that is not moved would pass"
+
+
+def test_stratified_ece_interval_lies_around_the_observed_value():
+    file = _answers(150, 18)
+    other = _answers(90, 19)
+    observed = np.mean([expected_calibration_error(*one) for one in (file, other)])
+    low, high = stratified_ece_bootstrap_interval({"a": file, "b": other}, level=0.02)
+    assert (low, high) == pytest.approx((observed, observed), abs=0.004)
