@@ -31,7 +31,7 @@ def main(words: Sequence[str]) -> int:
     chosen = [group for group in groups if not asked.groups or group.name in asked.groups.split(",")]
     rows = _earlier(asked.name, asked.seed)
     for group in chosen:
-        rows[group.name] = _run_group(group, values["beside"], asked)
+        rows[group.name] = _run_group(group, values, asked)
         print(_line_of(group, rows[group.name]), flush=True)
         _write(asked.name, asked.seed, groups, rows)
     short = [g.name for g in chosen if not g.reported and rows[g.name]["score"] < values["least"]]
@@ -47,8 +47,8 @@ def _earlier(name: str, seed: int) -> dict[str, dict[str, Any]]:
     return values["groups"] if values.get("seed") == seed else {}
 
 
-def _run_group(group: Group, beside: list[str], asked: argparse.Namespace) -> dict[str, Any]:
-    folder = lay_out(group, beside)
+def _run_group(group: Group, values: dict[str, Any], asked: argparse.Namespace) -> dict[str, Any]:
+    folder = lay_out(group, values["beside"], values["without"])
     everything = names_in(folder, group)
     names = draw(group, everything, asked.each, asked.seed)
     memory = folder / f"verdicts-{asked.seed}.json"

@@ -32,7 +32,7 @@ source_paths = ["src"]
 only_mutate = {modules}
 also_copy = {beside}
 pytest_add_cli_args_test_selection = {tests}
-pytest_add_cli_args = ["--disable-warnings"]
+pytest_add_cli_args = ["--disable-warnings", "-k", {without}]
 timeout_constant = 10.0
 timeout_multiplier = 6.0
 use_git_change_detection = false
@@ -58,7 +58,7 @@ class Mutant:
     now: str
 
 
-def lay_out(group: Group, beside: list[str]) -> Path:
+def lay_out(group: Group, beside: list[str], without: str) -> Path:
     """The group's folder with the present sources and tests, and mutmut's settings."""
     folder = ROOT / "build" / "mutation" / group.name
     shutil.rmtree(folder / "mutants" / "tests", ignore_errors=True)  # mutmut leaves there what is no more
@@ -73,6 +73,7 @@ def lay_out(group: Group, beside: list[str]) -> Path:
         modules=json.dumps([str(path) for path in group.module_files()]),
         tests=json.dumps([str(path) for path in group.test_files()]),
         beside=json.dumps(beside),
+        without=json.dumps(f"not ({without})"),
     )
     (folder / "pyproject.toml").write_text(own, encoding="utf-8")
     return folder

@@ -188,7 +188,7 @@ def test_what_is_not_ours_and_what_was_edited_are_told_apart(plain_reader, tmp_p
     with pytest.raises(AbmllError, match=r":1: the header counts other rows than the \[3, 0\] that are there; .* cut$"):
         plain_reader(path)
     path.write_text("[]\n")
-    with pytest.raises(AbmllError, match=":1: not a predictions file of `abmll adapt` or `abmll compare`$"):
+    with pytest.raises(AbmllError, match=r":1: not a predictions file of `abmll adapt` or `abmll compare`$"):
         plain_reader(path)
 
 

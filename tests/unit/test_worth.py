@@ -234,8 +234,8 @@ def test_a_verdict_is_said_with_its_numbers() -> None:
     close, behind = _weigh(ours, theirs, ANSWERS[:4]), _weigh(theirs, ours, ANSWERS[:4])
     same = "Against a fresh LoRA fitted to the same rows there is no difference that these rows can tell."
     assert close.text == (
-        f"No evidence that adapting helps: its NLL, {gap:.3f} nats below pretrained, the best without it, is too little "
-        "to tell from chance by 4 rows. More rows may tell.",
+        f"No evidence that adapting helps: its NLL, {gap:.3f} nats below pretrained, the best without it, is too "
+        "little to tell from chance by 4 rows. More rows may tell.",
         same,
     )
     assert behind.text == (
@@ -257,7 +257,7 @@ def test_better_in_one_measure_and_worse_in_the_other_is_no_evidence() -> None:
 
 
 def test_half_of_one_in_twenty_is_what_a_difference_has_to_reach() -> None:
-    """Two of 2^n sign flips are as far out as n wins of n: .031 for 6, .016 for 7, and the bar of one measure is .025."""
+    """Two of 2^n sign flips are as far out as n wins of n: .031 for 6, .016 for 7; a measure has .025."""
     for rows, verdict in ((6, "no evidence"), (7, "helps")):
         answers = ANSWERS[:rows]
         found = _weigh(_says(0.8, ALL[:rows], answers), _says(0.7, ALL[:rows], answers), answers)
@@ -284,7 +284,7 @@ def test_the_table_as_json_values() -> None:
 def test_what_is_missing_is_said(named: dict[str, np.ndarray]) -> None:
     with pytest.raises(AbmllError, match=f"nothing to weigh: 1 rows of {', '.join(named) or 'no system'}$"):
         weigh(named, np.zeros(1, dtype=np.int64), 1)
-    with pytest.raises(AbmllError, match="nothing to weigh: 0 rows of pretrained, this run$"):
+    with pytest.raises(AbmllError, match=r"nothing to weigh: 0 rows of pretrained, this run$"):
         weigh({PRETRAINED: np.ones((0, 2)), RUN: np.ones((0, 2))}, np.zeros(0, dtype=np.int64), 1)
 
 
