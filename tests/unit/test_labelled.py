@@ -220,9 +220,7 @@ def test_used_rows_are_refused_by_their_places() -> None:
     refuse_used([], used)
     with pytest.raises(AbmllError) as caught:
         refuse_used(rows, used[1:3])
-    assert str(caught.value) == (
-        "2 of the rows held back were adapted to, so they promise nothing: f.csv:3, f.csv:4"
-    )
+    assert str(caught.value) == ("2 of the rows held back were adapted to, so they promise nothing: f.csv:3, f.csv:4")
     with pytest.raises(AbmllError) as caught:
         refuse_used(rows, used)
     assert str(caught.value).endswith("f.csv:10, f.csv:11, ...")
