@@ -207,7 +207,7 @@ def test_rows_that_ask_the_same_are_one_row_and_on_one_side() -> None:
     assert len(held) == 1
     assert len(fitted) == 6
     assert held[0] in rows[:3], "the first of those that ask the same"
-    with pytest.raises(AbmllError, match="--hold-back 2 of 3 different rows leaves fewer than two to adapt to$"):
+    with pytest.raises(AbmllError, match=r"--hold-back 2 of 3 different rows leaves fewer than two to adapt to$"):
         hold_back(rows, 2, seed=0)
     assert hold_back(rows, 0, seed=0) == (rows, ())
     assert hold_back(rows[:1], 0, seed=0) == (rows[:1], ())
@@ -225,5 +225,5 @@ def test_used_rows_are_refused_by_their_places() -> None:
         refuse_used(rows, used)
     assert str(caught.value).endswith("f.csv:10, f.csv:11, ...")
     nowhere = Question("the id", "Red?", ("yes", "no"), 0)
-    with pytest.raises(AbmllError, match="nothing: the id$"):
+    with pytest.raises(AbmllError, match=r"nothing: the id$"):
         refuse_used([nowhere], [identity(nowhere)])
