@@ -1,6 +1,7 @@
 """Classifier with scikit-learn's manners: clone, parameters, cross-validation, pipelines, DataFrames, no pickles."""
 
 import copy
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -294,3 +295,17 @@ def test_the_model_reads_the_name_of_each_texts_own_label(new: Any, monkeypatch:
     assert [q.context for q in examples] == [q.context for q in rows] == list(TEXTS)
     assert {q.choices for q in (*examples, *rows)} == {tuple(found.classes_)}
     assert table.tolist() == [list(a.probabilities) for a in found.answers(list(TEXTS))]
+
+
+def test_a_folder_of_a_newer_version_is_said_to_be_one(new: Any, tmp_path: Path) -> None:
+    new(steps=1).fit(list(TEXTS), list(NAMES)).save(tmp_path / "kept")
+    file = tmp_path / "kept" / "classifier.json"
+    values = json.loads(file.read_text())
+    for change, words in (
+        ({"abmll_classifier": 2}, "format 2 is not known here: upgrade abmll"),
+        ({"layout": {}}, "the columns that a task was adapted with are not what was saved"),
+    ):
+        file.write_text(json.dumps({**values, **change}))
+        with pytest.raises(AbmllError) as caught:
+            Classifier.load(tmp_path / "kept")
+        assert str(caught.value) == f"{file}: {words}"

@@ -28,9 +28,12 @@ FULL = Predictions(
 )
 
 
-@pytest.fixture(scope="module")
-def plain_reader():
-    """`read_predictions` as users have it: annotations not enforced, as they are elsewhere under pytest."""
+@pytest.fixture(scope="module", params=["annotations not enforced", "enforced"])
+def plain_reader(request):
+    """`read_predictions` as users have it: annotations not enforced; and as it is elsewhere under pytest."""
+    if request.param == "enforced":
+        yield read_predictions
+        return
     spec = importlib.util.spec_from_file_location("plain_predictions", predictions_module.__file__)
     assert spec is not None
     assert spec.loader is not None
@@ -240,3 +243,15 @@ def test_numbers_are_taken_up_to_rounding(plain_reader, tmp_path, changes, taken
     else:
         with pytest.raises(AbmllError, match=r"toy\.jsonl:2: "):
             plain_reader(path)
+
+
+def test_half_of_a_character_that_is_written_as_an_escape_is_damage(plain_reader, tmp_path):
+    path, lines = _written(tmp_path)
+    head = {name: value for name, value in json.loads(lines[0]).items() if name != predictions_module.SEAL}
+    path.write_text("\n".join([json.dumps(head), _with(lines[1], id="half \ud83d"), *lines[2:]]) + "\n")
+    with pytest.raises(
+        AbmllError, match=r"toy\.jsonl:2: not JSON \('utf-8' codec can't encode .*\); the file is damaged"
+    ):
+        plain_reader(path)
+    path.write_text("\n".join([json.dumps(head), _with(lines[1], id="whole \U0001f986"), *lines[2:]]) + "\n")
+    assert plain_reader(path).rows[0].id == "whole \U0001f986"

@@ -293,3 +293,16 @@ def test_many_sign_flips_are_drawn_and_still_near_the_binomial_test() -> None:
     assert sign_flip_p(values) == pytest.approx(binomtest(20, 28).pvalue, abs=0.006)
     assert sign_flip_p(values) == sign_flip_p(values), "the same flips each time"
     assert sign_flip_p(np.array([3.0, 0.0])) == 1.0, "one difference tells nothing"
+
+
+def test_a_difference_of_two_in_a_hundred_is_told_and_one_of_four_is_not() -> None:
+    """By the binomial test of wins among 10 and 12 rows: .021 and .039, where each measure has .025."""
+    for wins, losses, verdict in ((9, 1, "helps"), (10, 2, "no evidence")):
+        rows = wins + losses
+        won = np.arange(rows) < wins
+        found = weigh(
+            {PRETRAINED: _says(0.8, ~won, ANSWERS[:rows]), RUN: _says(0.8, won, ANSWERS[:rows])}, ANSWERS[:rows], 5
+        )
+        assert found.verdict == verdict
+        assert (binomtest(wins, rows).pvalue < 0.025) == (verdict == "helps")
+        assert 0.0167 < binomtest(wins, rows).pvalue < 0.05
