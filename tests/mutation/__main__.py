@@ -25,6 +25,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--each", type=int, default=60, help="mutants of each group")
     parser.add_argument("--groups", help="names, separated by commas; all if it is not given")
     parser.add_argument("--name", default="score", help="of the files of results")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants that run at once")
     parser.add_argument("--again", action="store_true", help="run those alone that lived before: tests were added")
     asked = parser.parse_args(words)
     values, groups = read_groups()
@@ -55,7 +56,7 @@ def _run_group(group: Group, values: dict[str, Any], asked: argparse.Namespace) 
     known = json.loads(memory.read_text(encoding="utf-8")) if asked.again and memory.exists() else {}
     found = {name: known[name] for name in names if known.get(name) in DETECTED}
     if rest := [name for name in names if name not in found]:
-        run(folder, rest)
+        run(folder, rest, asked.jobs)
         found |= verdicts(folder, group, rest)
     memory.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
     left = [name for name in names if found[name] not in DETECTED]

@@ -95,8 +95,8 @@ def draw(group: Group, names: list[str], count: int, seed: int) -> list[str]:
     return sorted(random.Random(f"{group.name}/{seed}").sample(names, min(count, len(names))))
 
 
-def run(folder: Path, names: list[str]) -> None:
-    """Run the mutants of these names, one process at a time; what mutmut says goes to `mutmut.log`.
+def run(folder: Path, names: list[str], jobs: int = 1) -> None:
+    """Run the mutants of these names, `jobs` at once; what mutmut says goes to `mutmut.log`.
 
     Raises:
         RuntimeError: mutmut did not get to its end.
@@ -107,7 +107,7 @@ def run(folder: Path, names: list[str]) -> None:
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1", *names]
+    command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(jobs), *names]
     with (folder / "mutmut.log").open("w", encoding="utf-8") as log:
         done = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log, check=False)
     if done.returncode:
