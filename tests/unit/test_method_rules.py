@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from abmll.errors import AbmllError
 from abmll.methods import METHODS, resolve_settings
-from abmll.methods.base import Group, Terms, add_gradients
+from abmll.methods.base import Group, Terms, add_gradients, backward_by_share
 from tests.oracle import draw_key, leaves, slow_kl, slow_nll
 from tests.systems import gradients, key_of, questions, scramble, system_of, values
 
@@ -174,6 +174,24 @@ def test_terms_descend_the_whole_sum_unless_a_share_is_given() -> None:
     Terms((x * x, 3 * x), x.detach()).backward()
     assert x.grad is not None
     assert float(x.grad) == 4 + 3
+
+
+@pytest.mark.parametrize("name", ["lora", "abmll"])
+def test_terms_of_micro_batches_are_weighted_by_their_questions(name: str) -> None:
+    """Three questions and one: each loss by three quarters and one quarter, by hand; the KL is the same in both."""
+    system = friendly() if name == "abmll" else system_of("lora")
+    three, one = (system.batcher.batch(questions(count, start=start)) for count, start in ((3, 0), (1, 3)))
+    losses = [system.method.inner_loss(batch, KEY) for batch in (three, one)]
+    found = backward_by_share([three, one], lambda batch: system.method.inner_loss(batch, KEY))
+    nll = 0.75 * float(losses[0].nll.detach()) + 0.25 * float(losses[1].nll.detach())
+    total = 0.75 * float(losses[0].total.detach()) + 0.25 * float(losses[1].total.detach())
+    assert float(found.nll) == pytest.approx(nll, rel=1e-6)
+    assert float(found.total) == pytest.approx(total, rel=1e-6)
+    if name == "lora":
+        assert found.task_kl is None
+    else:
+        assert float(found.task_kl) == pytest.approx(float(losses[0].task_kl.detach()), rel=1e-6)
+    assert not any(part.requires_grad for part in (*found.losses, found.nll))
 
 
 # -------------------- settings

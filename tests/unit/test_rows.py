@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from abmll.errors import AbmllError
@@ -310,3 +312,21 @@ def test_only_parquet_has_a_schema(tmp_path: Path) -> None:
 )
 def test_a_value_as_the_text_of_a_cell(value: Any, text: str) -> None:
     assert as_text(value) == text
+
+
+def test_a_label_that_is_none_of_them_is_said_with_all_of_them() -> None:
+    with pytest.raises(BadRow, match="^label is '3', none of the labels '1', '2'$"):
+        Layout(("1", "2")).question({"text": "t", "label": "3"}, 1)
+
+
+@pytest.mark.parametrize("ask", ["", "  "])
+def test_a_question_that_is_empty_is_refused(ask: str) -> None:
+    with pytest.raises(AbmllError, match=r"^--ask is empty: give a question, or leave it out$"):
+        Layout(("1", "2"), ask=ask)
+
+
+def test_parquet_with_one_column_twice_is_refused_by_name(tmp_path: Path) -> None:
+    columns = [pyarrow.array(["a"]), pyarrow.array(["b"])]
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["text", "text"]), tmp_path / "a.parquet")
+    ((line, reason),) = Table(tmp_path / "a.parquet").rows()
+    assert (line, str(reason)) == (1, "a column is given twice")
