@@ -315,7 +315,7 @@ def test_a_value_as_the_text_of_a_cell(value: Any, text: str) -> None:
 
 
 def test_a_label_that_is_none_of_them_is_said_with_all_of_them() -> None:
-    with pytest.raises(BadRow, match="^label is '3', none of the labels '1', '2'$"):
+    with pytest.raises(BadRow, match=r"^label is '3', none of the labels '1', '2'$"):
         Layout(("1", "2")).question({"text": "t", "label": "3"}, 1)
 
 
