@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from abmll.errors import AbmllError
+from abmll.kernels.noise import noise_key
 from abmll.methods import METHODS, resolve_settings
 from abmll.methods.base import Group, Terms, add_gradients, backward_by_share
 from tests.oracle import draw_key, leaves, slow_kl, slow_nll
@@ -128,6 +129,25 @@ def test_sequence_noise_is_one_position_for_all_tokens(one_draw: bool) -> None:
     assert sampler == "activation"
     assert torch.equal(rows, batch.row_keys)
     assert torch.equal(tokens, torch.zeros_like(batch.token_index) if one_draw else batch.token_index)
+
+
+@pytest.mark.parametrize(("share", "stride"), [(1.0, 1), (0.5, 2), (0.26, 4)])
+def test_the_rows_that_a_kl_visits_are_named_by_the_steps_key(share: float, stride: int) -> None:
+    """As every noise: by the key of the place, apart from the draws' own; a run goes on by the same rows."""
+    system = friendly(kl_entries=share)
+    kl, asked = system.method.adapters.kl, []
+
+    def watch(**options: Any) -> Tensor:
+        asked.append(options)
+        return kl(**options)
+
+    system.method.adapters.kl = watch
+    system.method.inner_loss(system.batcher(questions(2))[0], KEY)
+    system.method._kl_gradient(KEY)
+    expected = noise_key(*PLACE) ^ noise_key("rows")
+    for options, detached in zip(asked, ("shared", "task"), strict=True):
+        assert (options["detach"], options["stride"]) == (detached, stride)
+        assert int(options["key"]) % 2**64 == expected
 
 
 @pytest.mark.parametrize("name", METHODS)
