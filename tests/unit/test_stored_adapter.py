@@ -452,8 +452,7 @@ def test_layers_that_are_not_there_are_named_where_no_hash_tells() -> None:
 )
 def test_trust_31_adapters_that_it_does_not_fit_are_named(options: dict[str, Any], message: str) -> None:
     stored, _ = made()
-    targets = options.pop("targets", ("q_proj", "v_proj"))
-    adapters = attach(tiny_model(), targets, **{"rank": 3, "alpha": 6.0, **options})
+    adapters = attach(tiny_model(), **{"targets": ("q_proj", "v_proj"), "rank": 3, "alpha": 6.0, **options})
     with pytest.raises(AbmllError, match=message):
         install(stored, adapters)
 
