@@ -357,3 +357,21 @@ def test_a_standard_error_is_that_of_scipy():
     assert standard_error(values) == pytest.approx(stats.sem(values))
     assert standard_error(values[:2]) == pytest.approx(stats.sem(values[:2]))
     assert standard_error(values[:1]) is None
+
+
+def test_a_test_says_what_it_was_made_of_and_takes_2000_resamples():
+    (sure, right), (bold, wrong) = _answers(40, 21), _answers(40, 22)
+    one, other = {"t": right[None, None] * 1.0}, {"t": wrong[None, None] * 1.0}
+    plain = paired_hierarchical_bootstrap(one, other)
+    files = {"t": (sure[None, None], right[None, None])}, {"t": (bold[None, None], wrong[None, None])}
+    ece = paired_hierarchical_bootstrap_ece(*files)
+    for found in (plain, ece):
+        assert (found.repeats, found.tasks, found.seeds, found.draws, found.questions) == (2000, 1, 1, 1, 40)
+        assert found.levels == ("questions",)
+    said = {"repeats": 2000, "seed": 0, "resample_tasks": False, "level": 0.95}
+    assert paired_hierarchical_bootstrap(one, other, **said) == plain
+    assert paired_hierarchical_bootstrap_ece(*files, bins=15, **said) == ece
+    for asked in ({"seed": 1}, {"level": 0.5}, {"repeats": 999}):
+        assert paired_hierarchical_bootstrap(one, other, **asked) != plain
+        assert paired_hierarchical_bootstrap_ece(*files, **asked) != ece
+    assert paired_hierarchical_bootstrap_ece(*files, bins=4) != ece
