@@ -247,3 +247,88 @@ def test_what_is_given_goes_before_a_preset_and_a_preset_before_the_defaults() -
     assert (paper.inner_lr, paper.reduction) == (1e-5, "sum")
     mixed = resolve_settings("abmll", "paper", {"inner_lr": 0.5})
     assert (mixed.inner_lr, mixed.reduction) == (0.5, "sum")
+
+
+# What is trained with where nothing is said: method.md, sections 1, 2 and 4, and where an experiment chose otherwise,
+# docs/evidence.md. Class attributes, which no mutation tool reaches; a change here needs a measurement to go with it.
+EVERY: dict[str, Any] = {
+    "episodes": "by_task",
+    "inner_optimizer": "adamw",
+    "inner_lr": 3e-4,
+    "inner_steps": 5,
+    "batch_size": 2,
+    "outer_optimizer": "sgd",
+    "outer_lr": 1.0,
+    "outer_schedule": "constant",
+    "inner_schedule": "constant",
+    "warmup": 0,
+    "temperature_lr": 1e-2,
+}
+MEANS: dict[str, Any] = {**EVERY, "mean_prior_weight": 0.0, "mean_prior_variance": 2.06e-9, "dropout": 0.0}
+BAYES: dict[str, Any] = {
+    **EVERY,
+    "task_kl_weight": 0.34,
+    "mean_prior_weight": 0.0,
+    "precision_prior_weight": 0.0,
+    "mean_prior_variance": 2.06e-9,
+    "precision_prior_shape": 1.0,
+    "precision_prior_rate": 0.01,
+    "phi": "reset",
+    "std_form": "square",
+    "std_relative": None,
+    "std_floor": 1e-6,
+    "std_lr": 3e-4,
+    "outer_std_lr": 3e-4,
+    "std_state": "float32",
+    "train_stds": True,
+    "training_sampler": "activation",
+    "training_samples": 1,
+    "sequence_noise": False,
+    "kl_entries": 1.0,
+    "reduction": "mean",
+}
+PAPER: dict[str, Any] = {
+    **BAYES,
+    **{rate: 1e-5 for rate in ("inner_lr", "outer_lr", "std_lr", "outer_std_lr")},
+    "outer_optimizer": "adamw",
+    "outer_step": "identity",
+    "std_start": "copy",
+    "reduction": "sum",
+    "task_kl_weight": 5e-10,
+    "mean_prior_weight": 1e-6,
+    "precision_prior_weight": 1e-6,
+    "std_state": "float64",
+}
+DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
+    ("pretrained", "default"): {**MEANS, "inner_lr": 1.6e-3},
+    ("lora", "default"): {**MEANS, "episodes": "mixed", "inner_optimizer_state": "persistent"},
+    ("structured", "default"): MEANS,
+    ("reptile", "default"): {**MEANS, "inner_lr": 1.4e-3, "outer_lr": 0.22, "outer_schedule": "linear"},
+    ("fomaml", "default"): {**MEANS, "inner_lr": 1.2e-3, "outer_optimizer": "adamw", "outer_lr": 3.7e-5},
+    ("abmll", "default"): {
+        **BAYES,
+        "outer_step": "displacement",
+        "outer_lr": 0.5,
+        "std_start": "init",
+        "std_init": 3e-3,
+    },
+    ("abmll", "paper"): {**PAPER, "std_init": 2.06e-9, "std_floor": 1e-10},
+    ("abmll", "paper-variance"): {**PAPER, "std_init": 2.06e-9**0.5, "std_floor": 1e-6},
+}
+
+
+@pytest.mark.parametrize(("name", "preset"), [(n, p) for n, method in METHODS.items() for p in method.presets])
+def test_what_is_trained_with_where_nothing_is_said(name: str, preset: str) -> None:
+    found = resolve_settings(name, preset).model_dump()
+    state = found.pop("inner_optimizer_state")
+    expected = dict(DEFAULTS[name, preset])
+    assert state == expected.pop("inner_optimizer_state", "fresh") or name == "structured"
+    assert found == expected
+
+
+def test_a_displacement_brings_reptiles_rule_and_another_step_the_papers() -> None:
+    first_order = resolve_settings("abmll", given={"outer_step": "identity"})
+    assert (first_order.outer_optimizer, first_order.outer_lr) == ("adamw", 3e-4)
+    given = resolve_settings("abmll", given={"outer_lr": 0.1})
+    assert (given.outer_optimizer, given.outer_lr) == ("sgd", 0.1)
+    assert METHODS["abmll"].settings_class().std_init == 2.06e-9**0.5
