@@ -289,7 +289,7 @@ BAYES: dict[str, Any] = {
 }
 PAPER: dict[str, Any] = {
     **BAYES,
-    **{rate: 1e-5 for rate in ("inner_lr", "outer_lr", "std_lr", "outer_std_lr")},
+    **dict.fromkeys(("inner_lr", "outer_lr", "std_lr", "outer_std_lr"), 1e-05),
     "outer_optimizer": "adamw",
     "outer_step": "identity",
     "std_start": "copy",
