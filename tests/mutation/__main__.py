@@ -30,22 +30,22 @@ def main(words: Sequence[str]) -> int:
     asked = parser.parse_args(words)
     values, groups = read_groups()
     chosen = [group for group in groups if not asked.groups or group.name in asked.groups.split(",")]
-    rows = _earlier(asked.name, asked.seed)
+    rows = _earlier(asked.name)
     for group in chosen:
         rows[group.name] = _run_group(group, values, asked)
         print(_line_of(group, rows[group.name]), flush=True)
-        _write(asked.name, asked.seed, groups, rows)
+        _write(asked.name, groups, rows)
     short = [g.name for g in chosen if not g.reported and rows[g.name]["score"] < values["least"]]
     silent = [s["at"] for group in chosen for s in rows[group.name]["survivors"] if not s["reason"]]
     print(f"fewer than {values['least']:.0%}: {', '.join(short) or 'none'}; survivors without a reason: {len(silent)}")
     return int(bool(short or silent))
 
 
-def _earlier(name: str, seed: int) -> dict[str, dict[str, Any]]:
-    """Groups that the file of results has already, if its draw was the same."""
+def _earlier(name: str) -> dict[str, dict[str, Any]]:
+    """Groups that the file of results has already; each says by which seed it was drawn."""
     path = RESULTS / f"{name}.json"
     values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return values["groups"] if values.get("seed") == seed else {}
+    return {group: {"seed": values.get("seed"), **row} for group, row in values.get("groups", {}).items()}
 
 
 def _run_group(group: Group, values: dict[str, Any], asked: argparse.Namespace) -> dict[str, Any]:
@@ -60,13 +60,16 @@ def _run_group(group: Group, values: dict[str, Any], asked: argparse.Namespace) 
         found |= verdicts(folder, group, rest)
     memory.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
     left = [name for name in names if found[name] not in DETECTED]
-    return _row(len(everything), found, [_survivor(m, found[m.name]) for m in describe(folder, group, left)])
+    return _row(
+        asked.seed, len(everything), found, [_survivor(m, found[m.name]) for m in describe(folder, group, left)]
+    )
 
 
-def _row(population: int, found: dict[str, str], survivors: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(seed: int, population: int, found: dict[str, str], survivors: list[dict[str, Any]]) -> dict[str, Any]:
     equivalent = sum(survivor["equivalent"] for survivor in survivors)
     killed = sum(status in DETECTED for status in found.values())
     return {
+        "seed": seed,
         "population": population,
         "drawn": len(found),
         "killed": killed,
@@ -97,25 +100,25 @@ def _same(reason: dict[str, Any], mutant: Mutant) -> bool:
 
 def _line_of(group: Group, row: dict[str, Any]) -> str:
     return (
-        f"| {group.title} | {row['population']} | {row['drawn']} | {row['killed']} | {row['timeouts']} | "
-        f"{row['equivalent']} | {row['survived']} | {100 * row['score']:.1f} |"
+        f"| {group.title} | {row['seed']} | {row['population']} | {row['drawn']} | {row['killed']} | "
+        f"{row['timeouts']} | {row['equivalent']} | {row['survived']} | {100 * row['score']:.1f} |"
     )
 
 
-def _write(name: str, seed: int, groups: Sequence[Group], rows: dict[str, dict[str, Any]]) -> None:
+def _write(name: str, groups: Sequence[Group], rows: dict[str, dict[str, Any]]) -> None:
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"seed": seed, "groups": rows}, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps({"groups": rows}, indent=1, ensure_ascii=False) + "\n"
     (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
     lines = [
-        f"Mutants drawn with seed {seed}; written by `python -m tests.mutation --seed {seed} --name {name}`.",
+        f"Written by `python -m tests.mutation --name {name}` with the seeds of the table.",
         "",
-        "| group | mutants | drawn | killed | of them timeouts | equivalent | survived | score % |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| group | seed | mutants | drawn | killed | of them timeouts | equivalent | survived | score % |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         *(_line_of(group, rows[group.name]) for group in groups if group.name in rows),
     ]
     for group in groups:
         if group.name in rows and rows[group.name]["survivors"]:
-            lines += ["", f"## {group.title}", ""] + [_told(survivor) for survivor in rows[group.name]["survivors"]]
+            lines += ["", f"## {group.title}", "", *map(_told, rows[group.name]["survivors"])]
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -227,3 +227,9 @@ def test_used_rows_are_refused_by_their_places() -> None:
     nowhere = Question("the id", "Red?", ("yes", "no"), 0)
     with pytest.raises(AbmllError, match=r"nothing: the id$"):
         refuse_used([nowhere], [identity(nowhere)])
+
+
+def test_a_question_with_half_of_a_character_has_an_identity_too() -> None:
+    """Classifier and Python take any text; a file's rows cannot have one."""
+    half, whole = (Question("1", text, ("yes", "no"), 0) for text in ("a \ud83d b", "a b"))
+    assert identity(half) == identity(whole), "what is no letter and no digit does not count"

@@ -13,7 +13,9 @@ from abmll.tasks.layouts import Layout, parse_labels
 from abmll.tasks.question import Question
 from abmll.tasks.reading import Rows, collect, reject_repeats, settle
 from abmll.tasks.rows import BadRow, question_from_row, report, shown
+from abmll.tasks.sources import read_questions
 from abmll.tasks.streams import Table, as_text, extension_of
+from abmll.tasks.tables import parquet_rows
 
 GOOD: dict[str, Any] = {"question": "Which is a metal?", "choices": ["oxygen", "iron"], "answer": 1}
 TWO = "a question needs two or more"
@@ -330,3 +332,85 @@ def test_parquet_with_one_column_twice_is_refused_by_name(tmp_path: Path) -> Non
     pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["text", "text"]), tmp_path / "a.parquet")
     ((line, reason),) = Table(tmp_path / "a.parquet").rows()
     assert (line, str(reason)) == (1, "a column is given twice")
+
+
+def parquet(path: Path, **columns: Any) -> Path:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def test_chosen_columns_of_parquet_come_alone_and_missing_ones_are_named(tmp_path: Path) -> None:
+    data = parquet(tmp_path / "a.parquet", a=[1, 2], b=["x", None], c=[0.5, 1.5]).read_bytes()
+    assert list(parquet_rows(data, ["c", "a"])) == [(1, {"a": 1, "c": 0.5}), (2, {"a": 2, "c": 1.5})]
+    ((line, reason),) = parquet_rows(data, ["a", "z", "y"])
+    assert (line, str(reason)) == (1, "no column 'y', 'z'; the file has 'a', 'b', 'c'")
+
+
+def test_many_rows_of_parquet_are_numbered_over_batches(tmp_path: Path) -> None:
+    """2,500 rows are three batches of a stream."""
+    table = Table(parquet(tmp_path / "a.parquet", n=list(range(2500))))
+    assert [(line, row["n"]) for line, row in table.rows()] == [(n + 1, n) for n in range(2500)]
+    assert table.schema().names == ["n"]
+
+
+def test_what_is_no_parquet_is_said_by_its_first_line(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 not really PAR1")
+    ((line, reason),) = Table(tmp_path / "a.parquet").rows()
+    assert line == 1
+    assert str(reason).startswith(("not Parquet: '", 'not Parquet: "')), "a text, and not an exception's name"
+    with pytest.raises(AbmllError) as caught:
+        Table(tmp_path / "a.parquet").schema()
+    assert str(caught.value) == f"{tmp_path / 'a.parquet'}:1: {reason}"
+
+
+def test_a_file_of_another_kind_or_none_is_said_by_its_path(tmp_path: Path) -> None:
+    for act in (read_questions, lambda path: list(Table(path).rows())):
+        with pytest.raises(AbmllError) as caught:
+            act(tmp_path / "a.txt")
+        assert str(caught.value).startswith(f"{tmp_path / 'a.txt'}: t")
+        assert ".jsonl, .csv" in str(caught.value)
+        with pytest.raises(AbmllError) as caught:
+            act(tmp_path / "no.csv")
+        assert str(caught.value) == f"{tmp_path / 'no.csv'}: cannot be read (No such file or directory)"
+
+
+def rows_of(path: Path, data: bytes) -> list[tuple[int, Any]]:
+    path.write_bytes(data)
+    return [(line, str(row) if isinstance(row, BadRow) else row) for line, row in Table(path).rows()]
+
+
+def test_bytes_that_are_no_text_are_told_before_what_they_break(tmp_path: Path) -> None:
+    """The quote is open only because reading ended at the line that is not UTF-8."""
+    found = rows_of(tmp_path / "a.csv", b'a,b\n1,2\n3,"x\n\xff\n4,5\n')
+    assert found[0] == (2, {"a": "1", "b": "2"})
+    assert any(str(row).startswith("not UTF-8 (byte 0xff at 0 of the line") for _, row in found[1:])
+    assert rows_of(tmp_path / "b.jsonl", b'{"a": 1}\n\n{"b": "\xe9"}\n{"c": 2}\n') == [
+        (1, {"a": 1}),
+        (3, "not UTF-8 (byte 0xe9 at 7 of the line)"),
+        (4, {"c": 2}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "not JSON: Expecting property name enclosed in double quotes (column 2)"),
+        ("[1]", "not a JSON object but [1]"),
+        ('{"a": NaN}', "NaN is not JSON"),
+        ('{"a": -Infinity}', "-Infinity is not JSON"),
+        ('{"a": 1, "b": 2, "b": 3}', "field 'b' is given twice"),
+        ("[" * 100_000, "not JSON of a question: nested too deep"),
+        ('{"a": ' + "9" * 5000 + "}", "not JSON of a question: a number has too many digits"),
+    ],
+)
+def test_a_line_that_is_no_object_says_why(text: str, reason: str, tmp_path: Path) -> None:
+    ((line, said),) = rows_of(tmp_path / "a.jsonl", text.encode())
+    assert line == 1
+    assert said.startswith(reason)
+
+
+def test_a_row_of_nothing_is_missing_everything() -> None:
+    assert why({}) == "question is missing (found: nothing)"
+    assert why({"a": 1, "b": 2}) == "question is missing (found: 'a', 'b')"
+    assert why({"question": "q"}) == "choices is missing (found: 'question')"
+    assert why({"question": "q", "choices": ["x", "y"]}) == "answer is missing (found: 'question', 'choices')"
