@@ -189,6 +189,14 @@ def test_terms_give_the_gradient_of_a_share_of_their_sum(listed: bool) -> None:
     assert z.grad is None
 
 
+def test_one_loss_alone_takes_its_gradient_whatever_is_listed() -> None:
+    x, y = (nn.Parameter(torch.tensor(v)) for v in (2.0, 5.0))
+    Terms((3 * x * x,), x.detach()).backward(0.5, [x, y])
+    assert x.grad is not None
+    assert float(x.grad) == 0.5 * 6 * 2
+    assert y.grad is None
+
+
 def test_terms_descend_the_whole_sum_unless_a_share_is_given() -> None:
     x = nn.Parameter(torch.tensor(2.0))
     Terms((x * x, 3 * x), x.detach()).backward()
