@@ -610,7 +610,7 @@ def test_a_folder_that_is_no_adapter_is_said_to_be_what_it_is(copy: Path) -> Non
     with_facts_of(extras, '{"format": 0}')
     assert said(lambda: read_adapter(copy)) == f"{extras}: its facts name no format"
     with_facts_of(extras, "{")
-    assert said(lambda: read_adapter(copy)).startswith(f"{extras}: its facts are not JSON (")
+    assert said(lambda: read_adapter(copy)).startswith(f"{extras}: its facts are not JSON (Expecting property name")
     with_facts_of(extras, '{"format": 1, "rank": 0}')
     assert said(lambda: read_adapter(copy)).startswith(f"{extras}: rank: Input should be greater than or equal to 1")
     save_file(load_file(extras), extras)
