@@ -17,6 +17,7 @@ from transformers import (
     Cohere2Config,
     FalconConfig,
     Gemma2Config,
+    Gemma3Config,
     GraniteConfig,
     MistralConfig,
     MptConfig,
@@ -593,3 +594,24 @@ def test_a_window_as_long_as_the_rows_masks_nothing_more() -> None:
     for window in (length, length + 5):
         torch.testing.assert_close(found[window], expected, atol=1e-6, rtol=1e-6)
     assert float((found[4] - expected).nan_to_num().abs().max()) > 1e-3
+
+
+def test_a_model_of_texts_and_pictures_has_the_windows_of_its_text_part() -> None:
+    text = {"sliding_window": 16, "layer_types": BOTH_KINDS, "num_hidden_layers": 2}
+    model = nn.Linear(2, 2)
+    model.config = Gemma3Config(text_config=text)
+    likelihood = ChoiceLikelihood(model)
+    assert (likelihood._window, likelihood._mixed) == (16, True)
+
+
+@torch.no_grad()
+def test_a_pass_keeps_no_cache_and_masks_in_the_models_own_dtype() -> None:
+    model, caches = tiny_model().bfloat16(), []
+    model.register_forward_hook(lambda module, inputs, output: caches.append(output.past_key_values))
+    likelihood = ChoiceLikelihood(model)
+    likelihood.scores(batch_of(QUESTIONS))
+    assert caches == [None]
+    mask = likelihood._mask(batch_of(QUESTIONS))
+    assert isinstance(mask, Tensor)
+    assert mask.dtype == torch.bfloat16
+    assert mask.unique().tolist() == [torch.finfo(torch.bfloat16).min, 0.0]
