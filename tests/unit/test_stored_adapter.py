@@ -665,3 +665,15 @@ def test_only_a_commit_is_a_revision_for_peft(revision: str | None, kept: str | 
     write_adapter(stored, tmp_path / "a")
     assert json.loads((tmp_path / "a" / FILES[0]).read_text())["revision"] == kept
     assert read_adapter(tmp_path / "a").facts.base.revision == revision
+
+
+def test_layers_that_cannot_be_read_here_take_no_part_in_the_distance() -> None:
+    """A row of zeros stands for weights that nobody could read, on either side."""
+    stored, _ = made()
+    adapters = attach(tiny_model(), rank=3, alpha=6.0)
+    with torch.no_grad():
+        next(iter(adapters.layers.values())).base.weight.zero_()
+    mine = sample_base(adapters)
+    assert not mine[0].any()
+    assert base_distance(stored, adapters) == 0.0
+    assert base_distance(replace(stored, base_sample=torch.zeros(8, 256)), adapters) is None
