@@ -23,7 +23,7 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation")
     parser.add_argument("--seed", type=int, default=1, help="of the draw")
     parser.add_argument("--each", type=int, default=60, help="mutants of each group")
-    parser.add_argument("--groups", help="names, separated by commas; all if it is not given")
+    parser.add_argument("--groups", help="names, separated by commas, or none; all if it is not given")
     parser.add_argument("--name", default="score", help="of the files of results")
     parser.add_argument("--jobs", type=int, default=1, help="mutants that run at once")
     parser.add_argument("--again", action="store_true", help="run those alone that lived before: tests were added")
@@ -35,6 +35,7 @@ def main(words: Sequence[str]) -> int:
         rows[group.name] = _run_group(group, values, asked)
         print(_line_of(group, rows[group.name]), flush=True)
         _write(asked.name, groups, rows)
+    _write(asked.name, groups, rows)  # without a group: what reasons.toml says now
     short = [g.name for g in chosen if not g.reported and rows[g.name]["score"] < values["least"]]
     silent = [s["at"] for group in chosen for s in rows[group.name]["survivors"] if not s["reason"]]
     print(f"fewer than {values['least']:.0%}: {', '.join(short) or 'none'}; survivors without a reason: {len(silent)}")
@@ -45,7 +46,7 @@ def _earlier(name: str) -> dict[str, dict[str, Any]]:
     """Groups that the file of results has already; each says by which seed it was drawn."""
     path = RESULTS / f"{name}.json"
     values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {group: {"seed": values.get("seed"), **row} for group, row in values.get("groups", {}).items()}
+    return {group: _with_reasons(row) for group, row in values.get("groups", {}).items()}
 
 
 def _run_group(group: Group, values: dict[str, Any], asked: argparse.Namespace) -> dict[str, Any]:
@@ -66,36 +67,38 @@ def _run_group(group: Group, values: dict[str, Any], asked: argparse.Namespace) 
 
 
 def _row(seed: int, population: int, found: dict[str, str], survivors: list[dict[str, Any]]) -> dict[str, Any]:
-    equivalent = sum(survivor["equivalent"] for survivor in survivors)
     killed = sum(status in DETECTED for status in found.values())
-    return {
-        "seed": seed,
-        "population": population,
-        "drawn": len(found),
-        "killed": killed,
-        "timeouts": sum(status == "timeout" for status in found.values()),
-        "equivalent": equivalent,
-        "survived": len(survivors) - equivalent,
-        "score": round((killed + equivalent) / len(found), 4),
-        "survivors": survivors,
-    }
+    timeouts = sum(status == "timeout" for status in found.values())
+    counts = {"seed": seed, "population": population, "drawn": len(found), "killed": killed, "timeouts": timeouts}
+    return _with_reasons({**counts, "survivors": survivors})
+
+
+def _with_reasons(row: dict[str, Any]) -> dict[str, Any]:
+    """A group's row with the reasons that are known now, and the counts and the score that follow."""
+    survivors = []
+    for survivor in row["survivors"]:
+        known = next((r for r in read_reasons() if _same(r, survivor)), {})
+        reason = known.get("equivalent", known.get("left", ""))
+        survivors.append({**survivor, "equivalent": "equivalent" in known, "reason": reason})
+    equivalent = sum(survivor["equivalent"] for survivor in survivors)
+    score = round((row["killed"] + equivalent) / row["drawn"], 4)
+    counts = {"equivalent": equivalent, "survived": len(survivors) - equivalent, "score": score}
+    return {**row, **counts, "survivors": survivors}
 
 
 def _survivor(mutant: Mutant, status: str) -> dict[str, Any]:
-    known = next((r for r in read_reasons() if _same(r, mutant)), {})
     return {
         "at": f"{mutant.file}:{mutant.line}",
         "function": mutant.function,
         "was": mutant.was,
         "now": mutant.now,
         "status": status,
-        "equivalent": "equivalent" in known,
-        "reason": known.get("equivalent", known.get("left", "")),
     }
 
 
-def _same(reason: dict[str, Any], mutant: Mutant) -> bool:
-    return (reason["file"], reason["was"], reason["now"]) == (mutant.file, mutant.was, mutant.now)
+def _same(reason: dict[str, Any], survivor: dict[str, Any]) -> bool:
+    file = survivor["at"].partition(":")[0]
+    return (reason["file"], reason["was"], reason["now"]) == (file, survivor["was"], survivor["now"])
 
 
 def _line_of(group: Group, row: dict[str, Any]) -> str:

@@ -233,3 +233,10 @@ def test_a_question_with_half_of_a_character_has_an_identity_too() -> None:
     """Classifier and Python take any text; a file's rows cannot have one."""
     half, whole = (Question("1", text, ("yes", "no"), 0) for text in ("a \ud83d b", "a b"))
     assert identity(half) == identity(whole), "what is no letter and no digit does not count"
+
+
+def test_labels_that_are_missing_are_named_by_line_where_none_were_given(tmp_path: Path) -> None:
+    with pytest.raises(AbmllError) as caught:
+        read_labelled(written(tmp_path / "a.csv", "text,label\na,x\nb,\nc,y\n"), Layout())
+    assert str(caught.value).startswith("1 bad row; ")
+    assert f"{tmp_path / 'a.csv'}:3: label is missing" in str(caught.value)

@@ -413,3 +413,23 @@ def test_a_row_of_nothing_is_missing_everything() -> None:
     assert why({"a": 1, "b": 2}) == "question is missing (found: 'a', 'b')"
     assert why({"question": "q"}) == "choices is missing (found: 'question')"
     assert why({"question": "q", "choices": ["x", "y"]}) == "answer is missing (found: 'question', 'choices')"
+
+
+def test_rows_are_labelled_typed_and_unmerged_unless_told_otherwise() -> None:
+    rows = [
+        (1, {**GOOD, "answer": "1"}),
+        (2, {**GOOD, "choices": ["a", "a", "b"]}),
+        (3, {k: v for k, v in GOOD.items() if k != "answer"}),
+    ]
+    found = collect("a", rows)
+    assert found.questions == []
+    first, second, third = found.problems
+    assert first == "a:1: answer '1' is not one of the choices; give its text, or its index from 0"
+    assert second == "a:2: choices 0 and 1 are the same: 'a'"
+    assert third.startswith("a:3: answer is missing")
+
+
+def test_a_row_of_plain_classification_has_its_line_as_id() -> None:
+    made = Layout(("bad", "good")).question({"text": "t", "label": "good"}, 12, place="f:12")
+    assert made == Question("12", "Which fits the text: bad or good?", ("bad", "good"), 1, "t")
+    assert made.place == "f:12"
