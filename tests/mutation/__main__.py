@@ -127,7 +127,7 @@ def _write(name: str, groups: Sequence[Group], rows: dict[str, dict[str, Any]]) 
 
 def _told(survivor: dict[str, Any]) -> str:
     kind = "equivalent" if survivor["equivalent"] else survivor["status"]
-    reason = survivor["reason"] or "no reason yet"
+    reason = survivor["reason"] or "a gap"
     return f"- {survivor['at']} ({kind}) `{survivor['was']}` -> `{survivor['now']}`: {reason}"
 
 
