@@ -309,3 +309,15 @@ def test_a_folder_of_a_newer_version_is_said_to_be_one(new: Any, tmp_path: Path)
         with pytest.raises(AbmllError) as caught:
             Classifier.load(tmp_path / "kept")
         assert str(caught.value) == f"{file}: {words}"
+
+
+def test_no_rows_have_no_predictions(new: Any) -> None:
+    found = new(steps=1).fit(list(TEXTS), list(NAMES))
+    assert found.predict([]).tolist() == []
+    assert found.predict_proba([]).shape == (0, 2)
+
+
+def test_a_label_that_is_not_a_number_is_no_label(new: Any) -> None:
+    """What a table of floats has where nothing was written."""
+    with pytest.raises(AbmllError, match=r"row 2 \(from 0\) has no label"):
+        new().fit(list(TEXTS[:4]), [1.0, 2.0, float("nan"), 1.0])
