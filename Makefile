@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTHON ?= python3
 
-.PHONY: quickstart test setup lint types unit soak lm-eval fuzz audit shipped synthetic clean help
+.PHONY: quickstart test setup lint types unit soak mutants lm-eval fuzz audit shipped synthetic clean help
 
 quickstart: setup  ## set up and run the main job: meta-train and compare on a small real model
 	$(BIN)/abmll compare recipes/quickstart.yaml
@@ -39,6 +39,10 @@ shipped: setup  ## make again the adapter that comes with abmll (recipes/shipped
 synthetic: setup  ## ABMLL where the truth is known, what is missing of it; writes experiments/synthetic/results
 	OMP_NUM_THREADS=1 PYTHONPATH=.:src $(BIN)/python -m experiments.synthetic run
 	OMP_NUM_THREADS=1 PYTHONPATH=.:src $(BIN)/python -m experiments.synthetic report
+
+mutants: setup  ## the mutation score: mutants drawn in each group, run by the tests that can kill them; about an hour
+	$(BIN)/pip install --quiet --constraint constraints.txt mutmut==3.8.1
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. nice $(BIN)/python -m tests.mutation --jobs $(JOBS) $(MUTANTS)
 
 lm-eval: setup  ## install lm-evaluation-harness (160 MB) and run the tests of abmll.lm_eval, which skip without it
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lm-eval]'

@@ -290,10 +290,12 @@ def _read(file: Path) -> tuple[dict[str, Any], Layout, list[Any]]:
     try:
         values = strict_json(file.read_bytes())
         if values["abmll_classifier"] != FORMAT:
-            raise AbmllError(f"{file}: format {values['abmll_classifier']} is not known here: upgrade abmll")
+            raise AbmllError(f"format {values['abmll_classifier']} is not known here: upgrade abmll")
         params, classes = dict(values["params"]), list(values["classes"])
         Classifier(**params)
         return params, Layout.from_dict(values["layout"]), classes
+    except AbmllError as error:
+        raise AbmllError(f"{file}: {error}") from error
     except OSError as error:
         raise AbmllError(f"{file}: cannot be read ({error.strerror}); no folder of Classifier.save") from error
     except (ValueError, KeyError, TypeError, json.JSONDecodeError) as error:

@@ -105,3 +105,62 @@ def test_the_test_of_one_threshold_hands_its_share_on() -> None:
 def test_a_risk_that_is_none_is_refused(risk: float) -> None:
     with pytest.raises(AbmllError, match="between 0 and 1"):
         rows_needed(risk)
+
+
+def test_rows_at_a_threshold_are_answered_and_tested_with_those_above() -> None:
+    """Confidences repeat in practice; what is answered (`confidence < threshold` is not) is what was tested."""
+    confidence = np.concatenate([np.full(10, 0.9), np.full(30, 0.6), np.full(20, 0.3)])
+    correct = np.ones(60, dtype=bool)
+    correct[[12, 45]] = False
+    tests = certify(confidence, correct, (0.6, -math.inf), RISK)
+    assert [(found.answered, found.errors) for found in tests] == [(40, 1), (60, 2)]
+    assert tests[0].coverage == pytest.approx(40 / 60)
+    assert tests[0].p_value == pytest.approx(binomtest(1, 40, RISK, alternative="less").pvalue)
+
+
+def test_thresholds_answer_from_a_smallest_share_up_to_all_in_even_steps() -> None:
+    """Eight tests: seven quantiles of the confidences, and all. The smallest share leaves one test enough rows."""
+    confidence = np.linspace(0, 1, 1001)
+    found = thresholds(confidence, 400, RISK)
+    first = rows_needed(RISK, 0.95)  # half of 1 - level is the first test's
+    smallest = (first + 2 * math.sqrt(first)) / 400
+    assert found == pytest.approx([*(1 - np.linspace(smallest, 1, 8)[:7]), -math.inf])
+    assert thresholds(confidence, 79, RISK) == (-math.inf,), "more than half would be needed for one test"
+    assert len(thresholds(confidence, 80, RISK)) == 8
+    assert thresholds(confidence, 0, RISK) == (-math.inf,)
+
+
+def test_what_is_asked_of_the_tests_is_checked() -> None:
+    sure = np.full(30, 0.9), np.ones(30, dtype=bool)
+    for tested in ((), (0.5, 0.9), (-math.inf, 0.5)):
+        with pytest.raises(AbmllError, match=r"^thresholds to test: at least one, the highest first$"):
+            certify(*sure, tested, RISK)
+    with pytest.raises(AbmllError, match=r"^level 1.0: expected a number between 0 and 1, such as 0.1$"):
+        certify(*sure, (-math.inf,), RISK, level=1.0)
+    with pytest.raises(AbmllError, match=r"^risk 0.0: expected a number between 0 and 1, such as 0.1$"):
+        certify(*sure, (-math.inf,), 0.0)
+    with pytest.raises(AbmllError, match=r"^level 0.0: "):
+        rows_needed(RISK, 0.0)
+
+
+def test_thresholds_that_answer_nothing_and_no_rows_at_all_promise_nothing() -> None:
+    nothing, everything = certify(np.full(60, 0.5), np.ones(60, dtype=bool), (0.9, -math.inf), RISK)
+    assert (nothing.answered, nothing.coverage, nothing.p_value, nothing.promised) == (0, 0.0, 1.0, False)
+    assert (nothing.low, nothing.high, nothing.error_rate) == (0.0, 1.0, None)
+    assert everything.promised
+    assert (everything.coverage, everything.error_rate, everything.threshold) == (1.0, 0.0, -math.inf)
+    assert best((nothing, everything)) is everything
+    (empty,) = certify(np.zeros(0), np.zeros(0, dtype=bool), (-math.inf,), RISK)
+    assert (empty.answered, empty.coverage, empty.p_value, empty.promised) == (0, 0.0, 1.0, False)
+    assert best((empty,)) is None
+
+
+def test_the_last_promised_threshold_is_the_one_to_answer_by() -> None:
+    confidence = np.concatenate([np.full(60, 0.9), np.full(60, 0.6), np.full(60, 0.3)])
+    correct = np.ones(180, dtype=bool)
+    correct[120:150] = False
+    tests = certify(confidence, correct, (0.9, 0.6, -math.inf), RISK)
+    assert [found.promised for found in tests] == [True, True, False]
+    found = best(tests)
+    assert found is tests[1]
+    assert (found.low, found.high) == pytest.approx(tuple(binomtest(0, 120).proportion_ci(0.9, method="exact")))

@@ -14,6 +14,7 @@ from abmll.metrics.predictions import Prediction
 from abmll.running import adapt as adapting
 from abmll.running.adapt import ADAPTATION, AdaptationPlan, PredictionPlan, adapt, mean_nll, predict
 from abmll.running.build import System
+from abmll.running.optimizers import GroupOptimizer
 from tests.systems import TASKS, key_of, questions, same, scramble, system_of, values
 from tests.tiny import tiny_tasks
 
@@ -261,3 +262,35 @@ def test_predicting_leaves_no_trace() -> None:
     assert all(same(values(system, slot), before[slot]) for slot in before)
     assert system.method.adapters.noise.sampler == "mean"
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", ["structured", "abmll"])
+def test_moments_of_an_earlier_adaptation_do_not_move_the_next(name: str) -> None:
+    """An optimizer that is used again (captured steps need that) starts as a new one does."""
+    plan, system = AdaptationPlan(examples=4, steps=2), system_of(name)
+    optimizer = GroupOptimizer(system.method.task())
+    adapt(system.method, system.batcher, TASKS[0], plan, 0, optimizer)
+    adapt(system.method, system.batcher, UNSEEN, plan, 0, optimizer)
+    again = values(system, "task")
+    adapt(system.method, system.batcher, UNSEEN, plan, 0, GroupOptimizer(system.method.task()))
+    assert same(values(system, "task"), again)
+
+
+def test_the_noise_of_a_draw_is_named_by_its_number() -> None:
+    """Sample s of a prediction is one forward pass under the key of s, so ten samples are ten draws, not one."""
+    system = wide_system()
+    drawn = probabilities(predict_with(system, samples=3))
+    alone = [direct(system, noise_key("predict", *PLACE, sample)) for sample in range(3)]
+    assert drawn == pytest.approx(np.mean(alone, axis=0), abs=1e-6)
+    assert np.abs(alone[0] - alone[1]).max() > 1e-4
+    assert np.abs(alone[1] - alone[2]).max() > 1e-4
+
+
+def direct(system: System, key: int) -> np.ndarray:
+    """Probabilities of the first six test questions, one by one, under the weights of one key."""
+    found = []
+    for question in UNSEEN.test[:6]:
+        batch = system.batcher.batch([question])
+        with torch.no_grad(), system.method.adapters.drawing("weight", key_tensor(key)):
+            found.append(system.likelihood.scores(batch).log_probabilities[0, : len(question.choices)].exp())
+    return torch.cat(found).numpy()

@@ -1,16 +1,23 @@
 """All adapted layers together: what crosses between task and shared, the KL of a part of the entries, the state."""
 
+import hashlib
+import re
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from abmll.adapters.attach import attach
+from abmll.adapters.base_weights import dense_weight, is_quantised, sample_base
+from abmll.adapters.facts import digest
+from abmll.adapters.gaussian import LowRankGaussian
 from abmll.adapters.layer import AdaptedLinear, AdapterSet
 from abmll.kernels.eager import layer_precision_penalty
-from abmll.kernels.noise import key_tensor, noise_key
+from abmll.kernels.noise import kept, key_tensor, noise_key
 from tests.adapters import SLOTS, move
 from tests.dense import dense_kl, dense_mean, relative_error
-from tests.tiny import tiny_model
+from tests.tiny import tiny_gpt2, tiny_model
 
 # -------------------- between task and shared
 
@@ -273,3 +280,115 @@ def test_state_goes_from_one_set_to_another():
     assert all(torch.equal(a, b) for a, b in zip(one.parameters("shared"), other.parameters("shared"), strict=True))
     assert all(now is before for now, before in zip(other.parameters("shared"), objects, strict=True))
     assert not slots_equal(other)
+
+
+def test_a_state_that_does_not_fit_is_said():
+    adapters = attach(tiny_model())
+    state = dict(adapters.state_dict("shared"))
+    first = next(iter(state))
+    with pytest.raises(KeyError, match=rf"adapter tensors differ: \['{re.escape(first)}'\] \.\.\."):
+        adapters.load_state_dict("shared", {name: t for name, t in state.items() if name != first})
+    with pytest.raises(ValueError, match=rf"^{re.escape(first)}: shape \(1, 2\), expected \(32, 8\)$"):
+        adapters.load_state_dict("shared", state | {first: torch.zeros(1, 2)})
+    many = state | {f"x{n}": torch.zeros(1) for n in range(7)}
+    with pytest.raises(KeyError, match=r"\['x0', 'x1', 'x2', 'x3', 'x4'\] \.\.\."):
+        adapters.load_state_dict("shared", many)
+
+
+def test_every_layer_starts_by_a_seed_of_its_own_and_again_when_reset():
+    adapters, other = attach(tiny_model(), seed=3), attach(tiny_model(), seed=8)
+    move(other, "shared")
+    move(other, "task", seed=1)
+    other.reset(3)
+    assert other.seed == 3
+    for index, (layer, again) in enumerate(zip(adapters.layers.values(), other.layers.values(), strict=True)):
+        shape = layer.shared.out_features, layer.shared.in_features, 8, layer.shared.variance
+        alone = LowRankGaussian(*shape, with_std=True, seed=3 * 1_000_003 + index)
+        for slot in (layer.shared, layer.task, again.shared, again.task):
+            pairs = zip(slot.parameters(), alone.parameters(), strict=True)
+            assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+    move(other, "task")
+    other.begin_task("init")
+    for layer, again in zip(adapters.layers.values(), other.layers.values(), strict=True):
+        assert torch.equal(again.task.std_a, layer.task.std_a), "by the seed of the reset"
+
+
+def test_the_median_and_the_share_at_the_floor_are_those_of_layers():
+    adapters = moved_set()
+    for slot, found in adapters.std_statistics().items():
+        parts = [getattr(layer, slot).std_summary() for layer in adapters.layers.values()]
+        assert found["median"] == pytest.approx(float(np.median([part.median for part in parts])))
+        assert found["share_at_floor"] == pytest.approx(float(np.mean([part.share_at_floor for part in parts])))
+        assert set(found) == {"min", "median", "max", "share_at_floor", "mean_variance"}
+
+
+def test_penalties_of_a_slot_are_those_of_that_slot():
+    adapters = moved_set()
+    move(adapters, "task", 0.5, seed=2)
+    normal = torch.distributions.Normal(0.0, torch.tensor(0.5).double().sqrt())
+    for slot in SLOTS:
+        means = [dense_mean(getattr(x, slot).factors(), x.task.variance) for x in adapters.layers.values()]
+        expected = -sum(float(normal.log_prob(mean).sum().detach()) for mean in means)
+        assert float(adapters.mean_penalty(0.5, slot).detach()) == pytest.approx(expected, rel=1e-5)
+    shared = float(adapters.mean_penalty(0.5, "shared").detach())
+    assert float(adapters.mean_penalty(0.5).detach()) == shared != float(adapters.mean_penalty(0.5, "task").detach())
+
+
+KEYS = key_tensor(noise_key("a"), noise_key("b"), noise_key("c"))
+
+
+def test_dropout_leaves_out_inputs_of_the_means_by_draw_and_layer():
+    """y = base(x) + s B A (x * m / (1 - p)), the masks m of each draw's rows; the base sees all of x."""
+    model = nn.ModuleDict({"q_proj": nn.Linear(12, 5), "v_proj": nn.Linear(7, 4)}).requires_grad_(False)
+    adapters = attach(model, rank=2, alpha=4.0, with_std=False)
+    move(adapters, size=0.5)
+    masks = kept(KEYS, 2, 12, 0.4)
+    with torch.no_grad(), adapters.dropping(0.4, KEYS):
+        assert torch.equal(adapters.noise.kept, masks)
+        for index, (path, layer) in enumerate(adapters.layers.items()):
+            x = torch.randn(6, 3, layer.base.in_features, generator=torch.Generator().manual_seed(index))
+            y = layer(x)
+            for row in range(6):
+                mask = masks[row // 2, index, : x.shape[-1]]
+                expected = layer.base(x[row]) + (x[row] * mask) @ layer.task.dense_mean().T
+                torch.testing.assert_close(y[row], expected, rtol=1e-5, atol=1e-6)
+            assert path in ("q_proj", "v_proj")
+    assert adapters.noise.kept is None
+    with adapters.dropping(0.0, KEYS):
+        assert adapters.noise.kept is None
+    with pytest.raises(RuntimeError, match="inside"), adapters.dropping(0.4, KEYS):
+        raise RuntimeError("inside")
+    assert adapters.noise.kept is None
+
+
+def test_a_draw_is_what_it_was_told_and_over_after_the_block():
+    adapters = attach(tiny_model())
+    rows, tokens = torch.tensor([1, 2]), torch.zeros(2, 3, dtype=torch.long)
+    nothing = ("mean", None, None, None)
+    for given in (("activation", KEYS, rows, tokens), ("weight", KEYS, None, None), nothing):
+        with adapters.drawing(*given):
+            noise = adapters.noise
+            assert (noise.sampler, noise.keys, noise.questions, noise.tokens) == given
+        assert (noise.sampler, noise.keys, noise.questions, noise.tokens) == nothing
+
+
+def test_weights_that_are_packed_are_known_as_such_and_read_where_somebody_can():
+    plain = nn.Linear(3, 2)
+    assert not is_quantised(plain)
+    assert dense_weight(plain) is plain.weight
+    transposed = next(iter(attach(tiny_gpt2(), ("c_attn",)).layers.values())).base
+    assert not is_quantised(transposed)
+    for weight in (torch.zeros(3, 1), torch.zeros(2, 3, dtype=torch.int8), torch.zeros(6)):
+        packed = nn.Linear(3, 2)
+        packed.weight = nn.Parameter(weight, requires_grad=False)
+        assert is_quantised(packed)
+        assert weight.shape == (3, 1) or dense_weight(packed) is None
+    adapters = attach(nn.Sequential(packed), ("0",), rank=1)
+    assert sample_base(adapters).tolist() == [[0.0] * 256] * 8
+
+
+def test_a_digest_is_the_sha256_of_facts_names_shapes_and_bytes():
+    a, b = torch.arange(6.0).reshape(2, 3), torch.ones(1)
+    text = b"{}" + b"\na (2, 3) " + a.numpy().tobytes() + b"\nb (1,) " + b.numpy().tobytes()
+    assert digest("{}", {"b": b, "a": a}) == hashlib.sha256(text).hexdigest()
+    assert digest("{}", {"b": b, "a": a.T.contiguous().T}) == hashlib.sha256(text).hexdigest()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from abmll.adapters.attach import attach, detach, features
 from abmll.adapters.layer import AdapterSet
 from abmll.errors import AbmllError
+from abmll.kernels import Variance
 from abmll.kernels.noise import key_tensor
 from tests.adapters import SLOTS, move
 from tests.dense import relative_error
@@ -286,3 +287,63 @@ def test_trust_24_sdpa_and_eager_attention_agree_under_a_draw():
         move(adapters)
         results.append(drawn_logits(model, adapters, "weight"))
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5 * float(results[0].detach().abs().max()))
+
+
+# -------------------- what is taken where nothing is said, and what is said where something is wrong
+
+
+def test_adapters_are_by_default_those_of_the_paper():
+    """Rank 8, alpha 16, q and v; f = sqrt(c) of method.md, section 2; LoRA's scale is alpha / rank."""
+    adapters = attach(tiny_model())
+    assert [path.rpartition(".")[2] for path in adapters.layers] == ["q_proj", "v_proj"] * 2
+    for layer in adapters.layers.values():
+        for slot in (layer.shared, layer.task):
+            assert slot.rank == slot.mean_b.shape[1] == slot.mean_a.shape[0] == 8
+            assert slot.variance == Variance("square", 2.06e-9**0.5, 1e-6, 16 / 8)
+            assert slot.has_std
+    other = attach(tiny_model(), seed=0)
+    pairs = zip(adapters.parameters("shared"), other.parameters("shared"), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs)
+    assert adapters.seed == 0
+    given = attach(tiny_model(), rank=4, alpha=6.0, std_form="log_std", std_init=0.5, std_floor=0.25, seed=3)
+    assert next(iter(given.layers.values())).task.variance == Variance("log_std", 0.5, 0.25, 1.5)
+    assert given.seed == 3
+
+
+def message_of(**options) -> str:
+    model = options.pop("model", None) or tiny_model()
+    with pytest.raises(AbmllError) as caught:
+        attach(model, **options)
+    return str(caught.value)
+
+
+def test_what_is_there_is_said_with_an_example():
+    names = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+    there = f"Linear layers of this model are called: {names} (for example model.layers.0.self_attn.q_proj)"
+    assert message_of(targets=("q_proj", "query")) == f"adapter.targets: 'query' matches no linear layer. {there}"
+    assert message_of(targets="query") == f"adapter.targets: 'query' matches no linear layer. {there}"
+    assert message_of(model=nn.Sequential(nn.ReLU()), targets="all-linear") == (
+        "adapter.targets: 'all-linear' matches no linear layer. Linear layers of this model are called: none "
+        "(for example none)"
+    )
+    assert message_of(targets="(").startswith("adapter.targets: '(' is not a regular expression (missing ), ")
+    assert message_of(model=tiny_model(tie=True), targets=("q_proj", "lm_head")) == (
+        "adapter.targets: lm_head shares its weights with the embeddings; leave it out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rank", 0), ("alpha", 0.0), ("std_init", -1.0), ("std_floor", float("inf")), ("std_relative", float("nan"))],
+)
+def test_a_number_that_makes_no_gaussian_is_said(name, value):
+    assert message_of(**{name: value}) == f"adapter.{name} is {value!r}; it must be a positive number"
+
+
+def test_std_relative_of_packed_weights_says_what_to_give_instead():
+    model = nn.Sequential(nn.Linear(3, 2))
+    model[0].weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.int8), requires_grad=False)
+    assert message_of(model=model, targets=("0",), std_relative=0.1) == (
+        "adapter.std_relative needs floating-point weights, 0 is quantised; give adapter.std_init"
+    )
+    assert attach(model, ("0",)).layers["0"].task.rank == 8

@@ -14,6 +14,7 @@ from abmll.metrics.calibration import (
     bin_index,
     calibration_noise_floor,
     calibration_noise_range,
+    check_confidence,
     expected_calibration_error,
     fit_temperature,
     reliability_bins,
@@ -186,3 +187,87 @@ def test_extreme_probabilities_do_not_overflow():
         scaled = apply_temperature(probabilities, temperature)
         assert np.isfinite(scaled).all()
         assert scaled.sum(axis=1) == pytest.approx([1, 1])
+
+
+MEASURES = (expected_calibration_error, adaptive_calibration_error)
+
+
+def test_fifteen_bins_a_thousand_repeats_and_seed_0_are_what_is_taken_where_nothing_is_said():
+    confidence, correct = _calibrated(70, seed=12)
+    for measure in MEASURES:
+        assert measure(confidence, correct) == measure(confidence, correct, 15) != measure(confidence, correct, 14)
+    found, said = reliability_bins(confidence, correct), reliability_bins(confidence, correct, 15)
+    assert found.count.tolist() == said.count.tolist()
+    assert bin_index(confidence).tolist() == bin_index(confidence, 15).tolist()
+    plain = simulate_calibrated_ece(confidence)
+    assert plain.tolist() == simulate_calibrated_ece(confidence, 15, 1000, 0).tolist()
+    assert calibration_noise_floor(confidence) == plain.mean()
+    assert calibration_noise_range(confidence) == pytest.approx(tuple(np.quantile(plain, [0.025, 0.975])), abs=1e-15)
+    asked = {"bins": 4, "repeats": 80, "seed": 3}
+    simulated = simulate_calibrated_ece(confidence, **asked)
+    assert calibration_noise_floor(confidence, **asked) == simulated.mean()
+    assert calibration_noise_range(confidence, **asked, level=0.5) == pytest.approx(
+        tuple(np.quantile(simulated, [0.25, 0.75])), abs=1e-15
+    )
+
+
+def test_simulated_files_are_scored_as_real_ones_are():
+    """The same random numbers, each file built and scored by itself."""
+    confidence, _ = _calibrated(40, seed=13)
+    ordered, rng = np.sort(confidence), np.random.default_rng(7)
+    loop = [expected_calibration_error(ordered, rng.random(40) < ordered, 6) for _ in range(30)]
+    assert simulate_calibrated_ece(confidence, 6, 30, 7) == pytest.approx(loop, abs=1e-12)
+    assert simulate_calibrated_ece(confidence[::-1].copy(), 6, 30, 7) == pytest.approx(loop, abs=1e-12)
+
+
+def test_bins_of_equal_mass_by_hand_with_a_tie_across_an_edge():
+    """Bins of two: (.1, .2), (.2, .9), (.9, 1.0); at .2 one of two is right, at .9 both."""
+    confidence = np.array([0.1, 0.2, 0.2, 0.9, 0.9, 1.0])
+    correct = np.array([True, True, False, True, True, False])
+    gaps = [(1 - 0.1) + (0.5 - 0.2), (0.5 - 0.2) + (1 - 0.9), (1 - 0.9) + (0 - 1.0)]
+    assert adaptive_calibration_error(confidence, correct, 3) == pytest.approx(np.abs(gaps).sum() / 6)
+    order = [5, 2, 3, 0, 1, 4]
+    assert adaptive_calibration_error(confidence[order], correct[order], 3) == pytest.approx(np.abs(gaps).sum() / 6)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "message"),
+    [
+        ([], "no questions to score: the predictions hold no test rows"),
+        ([0.5, 1.2, -3.0], "confidence 1.2 of row 1 (from 0) is not in [0, 1]"),
+        ([-0.1], "confidence -0.1 of row 0 (from 0) is not in [0, 1]"),
+        ([0.5, np.nan], "confidence nan of row 1 (from 0) is not in [0, 1]"),
+        ([1.0002], "confidence 1.0002 of row 0 (from 0) is not in [0, 1]"),
+    ],
+)
+def test_confidences_that_are_none_are_said(confidence, message):
+    given = np.array(confidence, dtype=np.float64)
+    for act in (
+        lambda: expected_calibration_error(given, np.zeros(len(given), dtype=bool)),
+        lambda: simulate_calibrated_ece(given),
+        lambda: check_confidence(given),
+    ):
+        with pytest.raises(AbmllError) as caught:
+            act()
+        assert str(caught.value) == message
+    check_confidence(np.array([0.0, 1.0, 1.00005]))  # rows sum to 1 within 1e-4
+
+
+def test_temperatures_that_are_none_are_said():
+    for value in (0.0, float("inf"), float("nan")):
+        with pytest.raises(AbmllError, match=rf"^temperature {value}: expected a finite number above zero$"):
+            apply_temperature(np.array([[0.5, 0.5]]), value)
+    with pytest.raises(AbmllError, match=r"^no questions to fit a temperature to; score without temperature scaling$"):
+        fit_temperature(np.zeros((0, 2)), np.zeros(0, dtype=int))
+    nothing = np.zeros((0, 3))
+    scaled = apply_temperature(nothing, 2.0)
+    assert scaled.shape == (0, 3)
+    assert scaled is not nothing
+
+
+def test_questions_whose_answer_is_impossible_do_not_move_the_temperature():
+    sure = np.array([[0.9, 0.1]] * 4)
+    answers = np.array([0, 0, 0, 1])
+    with_lost = np.concatenate([sure, [[1.0, 0.0]] * 3])
+    assert fit_temperature(with_lost, np.array([*answers, 1, 1, 1])) == pytest.approx(2.0, rel=1e-5)
+    assert fit_temperature(sure, answers) == pytest.approx(2.0, rel=1e-5)

@@ -1,6 +1,7 @@
 """Classifier with scikit-learn's manners: clone, parameters, cross-validation, pipelines, DataFrames, no pickles."""
 
 import copy
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from abmll.adapters.folder import read_adapter
 from abmll.classifier import Classifier
 from abmll.errors import AbmllError
 from abmll.running import engines
+from abmll.tasks.question import Question
 from tests.everyday import asked, place_run, texts
 
 TEXTS, NAMES = zip(*texts(16), strict=True)
@@ -269,3 +271,53 @@ def test_rows_of_another_kind_are_refused(new: Any) -> None:
 def test_no_such_run_names_those_that_come_along(tmp_path: Path) -> None:
     with pytest.raises(AbmllError, match="nowhere: no run directory"):
         Classifier(tmp_path / "nowhere").fit(list(TEXTS), list(NAMES))
+
+
+def test_the_model_reads_the_name_of_each_texts_own_label(new: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learning would hide a swap: twenty examples teach either name. So what is asked is looked at."""
+    asked_of: list[tuple[Question, ...]] = []
+    fit, answer = engines.Engine.fit, engines.Engine.answer
+
+    def fitting(engine: Any, name: str, questions: Any, tuning: Any) -> Any:
+        asked_of.append(tuple(questions))
+        return fit(engine, name, questions, tuning)
+
+    def answering(engine: Any, posterior: Any, questions: Any, tuned: Any) -> Any:
+        asked_of.append(tuple(questions))
+        return answer(engine, posterior, questions, tuned)
+
+    monkeypatch.setattr(engines.Engine, "fit", fitting)
+    monkeypatch.setattr(engines.Engine, "answer", answering)
+    found = new(steps=1).fit(list(TEXTS), list(NAMES))
+    table = found.predict_proba(list(TEXTS))
+    examples, rows = asked_of
+    assert [q.choices[q.answer] for q in examples] == list(NAMES)
+    assert [q.context for q in examples] == [q.context for q in rows] == list(TEXTS)
+    assert {q.choices for q in (*examples, *rows)} == {tuple(found.classes_)}
+    assert table.tolist() == [list(a.probabilities) for a in found.answers(list(TEXTS))]
+
+
+def test_a_folder_of_a_newer_version_is_said_to_be_one(new: Any, tmp_path: Path) -> None:
+    new(steps=1).fit(list(TEXTS), list(NAMES)).save(tmp_path / "kept")
+    file = tmp_path / "kept" / "classifier.json"
+    values = json.loads(file.read_text())
+    for change, words in (
+        ({"abmll_classifier": 2}, "format 2 is not known here: upgrade abmll"),
+        ({"layout": {}}, "the columns that a task was adapted with are not what was saved"),
+    ):
+        file.write_text(json.dumps({**values, **change}))
+        with pytest.raises(AbmllError) as caught:
+            Classifier.load(tmp_path / "kept")
+        assert str(caught.value) == f"{file}: {words}"
+
+
+def test_no_rows_have_no_predictions(new: Any) -> None:
+    found = new(steps=1).fit(list(TEXTS), list(NAMES))
+    assert found.predict([]).tolist() == []
+    assert found.predict_proba([]).shape == (0, 2)
+
+
+def test_a_label_that_is_not_a_number_is_no_label(new: Any) -> None:
+    """What a table of floats has where nothing was written."""
+    with pytest.raises(AbmllError, match=r"row 2 \(from 0\) has no label"):
+        new().fit(list(TEXTS[:4]), [1.0, 2.0, float("nan"), 1.0])

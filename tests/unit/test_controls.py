@@ -19,6 +19,7 @@ from abmll.running.build import build_system
 from abmll.running.folds import held_out
 from abmll.running.target import Target, row_names
 from abmll.running.world import World
+from abmll.tasks.episodes import adaptation_batches
 from abmll.tasks.prompts import Encoder
 from abmll.tasks.question import Task
 from abmll.tasks.shots import with_examples
@@ -253,3 +254,24 @@ def test_wider_steps_are_the_same_steps() -> None:
         scramble(system)
     losses = [s.method.inner_loss(batch, key_of(0)).nll.detach() for s, batch in ((narrow, a), (wide, b))]
     assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-5)
+
+
+def test_every_example_is_in_the_prompt_where_there_is_room() -> None:
+    encoder = Encoder(tiny_tokenizer(), max_tokens=10_000)
+    asked, *examples = questions(13, task=2)
+    text = "".join(f"{encoder.prompt(q)} {q.choices[q.answer]}\n\n" for q in examples)
+    assert len(examples) == 12
+    assert encoder.prompt(with_examples(asked, examples, encoder)) == text + encoder.prompt(asked)
+
+
+def test_each_draw_of_a_comparison_adapts_on_examples_of_its_own(tmp_path: Path) -> None:
+    settings = {"examples": 6, "steps": 2, "draws": 3, "folds": 3, "test_questions": 2, "samples": 2}
+    task = Task("unseen", TASKS[1].train, TASKS[1].test)
+    target = Target("lora", run_config("lora", adaptation=settings), tmp_path / "lora" / "seed-0", TASKS[:1], (task,))
+    target.make(tiny_base(), lambda event: None, World())
+    files = [read_predictions(*tmp_path.glob(f"lora/seed-0/predictions/examples-*/draw-{n}/*.jsonl")) for n in range(3)]
+    for number, found in enumerate(files):
+        taken, _ = adaptation_batches(task, examples=6, steps=2, batch_size=2, seed=0, draw=number)
+        assert {p.id for p in found.adaptation_rows} == {p.id for p in found.held_out_rows} == {q.id for q in taken}
+    assert len({frozenset(p.id for p in found.adaptation_rows) for found in files}) == 3
+    assert len({found.rows[0].probabilities for found in files}) == 3, "other examples, other answers"

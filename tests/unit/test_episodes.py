@@ -3,6 +3,7 @@
 from collections import Counter
 from itertools import chain
 
+import numpy as np
 import pytest
 from scipy.stats import chisquare
 
@@ -157,3 +158,60 @@ def test_no_examples_mean_no_steps_and_no_steps_mean_no_batches() -> None:
 def test_trust_18_too_few_rows_to_adapt_from_is_an_error(rows: int) -> None:
     with pytest.raises(AbmllError, match=rf"'tiny' has {rows} train rows, adaptation wants 20"):
         adapt(task_of("tiny", rows))
+
+
+def test_a_draw_is_that_of_the_first_position_unless_another_is_said() -> None:
+    source = episodes("by_task")
+    assert source.draw(3) == source.draw(3, 0) != source.draw(3, 1)
+
+
+def test_what_is_wrong_with_tasks_is_said_with_every_name_and_number() -> None:
+    for tasks, kind, text in (
+        ((), "mixed", "tasks.train names no task to meta-train on"),
+        (
+            (task_of("a", 3), *TASKS, task_of("b", 11)),
+            "by_task",
+            "an episode of 6 batches of 2 needs 12 train rows; too small: a (3), b (11). "
+            "Remove them or lower method.inner_steps or method.batch_size",
+        ),
+        (
+            (task_of("a", 0), *TASKS, task_of("b", 0)),
+            "mixed",
+            "no train rows to meta-train on in a, b. Remove them from tasks.train",
+        ),
+        ((task_of("a", 5), task_of("b", 6)), "mixed", "the meta-training tasks have fewer than 12 rows together"),
+    ):
+        with pytest.raises(AbmllError) as caught:
+            episodes(kind, tasks)
+        assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("proportional", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_episodes_are_those_that_earlier_runs_had(kind: str, proportional: bool) -> None:
+    """A run goes on from its checkpoint by the same episodes, so their random numbers are numpy's Philox for good."""
+    source = episodes(kind, proportional=proportional)
+    for iteration, position in ((0, 0), (7, 2)):
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([0, iteration, position])))
+        shares = np.array([12, 36, 72]) / 120 if proportional else None
+        if kind == "by_task":
+            task = TASKS[rng.choice(3, p=shares)]
+            expected = [task.train[i].id for i in rng.choice(len(task.train), 12, replace=False)]
+        else:
+            taken: dict[str, None] = {}
+            while len(taken) < 12:
+                task = TASKS[rng.choice(3, p=shares)]
+                taken[task.train[rng.integers(len(task.train))].id] = None
+            everything = [q.id for t in TASKS for q in t.train]
+            ordered = sorted(taken, key=everything.index)
+            expected = [ordered[i] for i in rng.permutation(12)]
+        assert ids(source.draw(iteration, position)) == expected
+
+
+def test_adaptation_examples_are_those_that_earlier_runs_had() -> None:
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([3, 1, *b"middle"])))
+    chosen = [TASKS[1].train[i] for i in rng.choice(36, 5, replace=False)]
+    stream = [chosen[i] for _ in range(2) for i in rng.permutation(5)]
+    found, batches = adapt(examples=5, steps=4, batch_size=2, seed=3, draw=1)
+    assert list(found) == chosen
+    assert list(chain(*batches)) == stream[:8]

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Normal
@@ -9,6 +10,7 @@ from torch.distributions import Normal
 from abmll.adapters.gaussian import LowRankGaussian
 from abmll.kernels import Variance
 from abmll.kernels.eager import layer_kl, layer_precision_penalty
+from abmll.kernels.noise import noise_key
 from tests.dense import dense_kl, dense_mean, dense_precision_penalty, dense_variance, gradients_of, relative_error
 
 SQUARE = Variance("square", 0.3, 1e-3, 2.0)
@@ -176,3 +178,37 @@ def test_detached_factors_share_memory_but_not_the_graph():
         assert live.requires_grad
         assert not detached.requires_grad
         assert live.data_ptr() == detached.data_ptr()
+
+
+def lora_start(name: str, seed: int, rank: int, width: int) -> torch.Tensor:
+    """Uniform within 1 / sqrt(I) from torch's own generator, whose seed is named by the factor."""
+    generator = torch.Generator().manual_seed(noise_key(name, seed) >> 1)
+    return torch.empty(rank, width).uniform_(-(width**-0.5), width**-0.5, generator=generator)
+
+
+def test_initial_factors_are_those_that_earlier_runs_began_with():
+    g = LowRankGaussian(6, 5, 3, SQUARE, with_std=True, seed=9)
+    moved = gaussian(shape=(6, 5, 3), seed=1)
+    moved.reset(9)
+    for one in (g, moved):
+        assert torch.equal(one.mean_a, lora_start("mean_a", 9, 3, 5))
+        assert torch.equal(one.std_a, lora_start("std_a", 9, 3, 5))
+        assert one.mean_b.shape == one.std_b.shape == (6, 3)
+        assert not one.mean_b.any()
+        assert not one.std_b.any()
+    assert torch.equal(LowRankGaussian(6, 5, 3, SQUARE, with_std=False).mean_a, lora_start("mean_a", 0, 3, 5))
+    plain = LowRankGaussian(6, 5, 3, SQUARE, with_std=False, seed=4)
+    with torch.no_grad():
+        plain.mean_b.normal_()
+    plain.reset(2)
+    assert torch.equal(plain.mean_a, lora_start("mean_a", 2, 3, 5))
+    assert not plain.mean_b.any()
+
+
+def test_a_summary_looks_at_64_rows_unless_told_otherwise():
+    g = gaussian(shape=(130, 7, 2))
+    rows = exact_std(g).detach()[np.linspace(0, 129, 64).astype(int)]
+    assert g.std_summary()[:3] == pytest.approx([float(rows.min()), float(rows.median()), float(rows.max())], rel=1e-5)
+    few = gaussian(shape=(10, 7, 2))
+    std = exact_std(few).detach()
+    assert few.std_summary()[:3] == pytest.approx([float(std.min()), float(std.median()), float(std.max())], rel=1e-5)

@@ -17,6 +17,7 @@ from transformers import (
     Cohere2Config,
     FalconConfig,
     Gemma2Config,
+    Gemma3Config,
     GraniteConfig,
     MistralConfig,
     MptConfig,
@@ -531,3 +532,86 @@ def test_a_bfloat16_model_gives_float32_scores_near_those_of_float32(kind: str, 
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, exact, atol=0.1, rtol=0)
     assert torch.equal(got.argmax(-1), exact.argmax(-1))
+
+
+def test_what_keeps_choices_from_sharing_a_row_is_said() -> None:
+    flash = tiny_model()
+    flash.config._attn_implementation_internal = "flash_attention_2"
+    column = "takes a token's column for its position"
+    for model, reason in (
+        (built(ALIBI["bloom"]), f"BloomForCausalLM {column}"),
+        (built(ALIBI["falcon"]), f"FalconForCausalLM {column}"),
+        (flash, "LlamaForCausalLM has an attention without masks"),
+    ):
+        with pytest.raises(AbmllError) as caught:
+            ChoiceLikelihood(model).scores(batch_of(QUESTIONS))
+        assert str(caught.value) == (
+            f"{reason}, so the choices of a question cannot share a row; set likelihood.share_prefix=false"
+        )
+
+
+@torch.no_grad()
+def test_a_likelihood_reads_choices_at_temperature_1_unless_told_otherwise() -> None:
+    plain = ChoiceLikelihood(tiny_model())
+    assert plain.kind == "cloze"
+    assert plain.log_temperature.tolist() == 0.0
+    assert plain.log_temperature.dtype == torch.float32
+    assert not plain.log_temperature.requires_grad
+    got, said = (x.scores(batch_of(QUESTIONS)) for x in (plain, ChoiceLikelihood(tiny_model(), "cloze", 1.0, False)))
+    assert torch.equal(got.log_probabilities, said.log_probabilities)
+    assert got.vocabulary is None
+
+
+@pytest.mark.parametrize(
+    ("config", "window", "mixed"),
+    [
+        (FAMILIES["soft caps, window"], 16, True),
+        (FAMILIES["logits multiplied, window"], 16, True),
+        (FAMILIES["window in all layers"], 16, False),
+        (FAMILIES["window switched off"], None, False),
+        (FAMILIES["logits divided"], None, False),
+    ],
+)
+def test_windows_are_those_that_the_configuration_says_layers_have(
+    config: Any, window: int | None, mixed: bool
+) -> None:
+    likelihood = ChoiceLikelihood(built(config))
+    assert likelihood._window == window
+    if window is not None:
+        assert likelihood._mixed == mixed
+
+
+@torch.no_grad()
+def test_a_window_as_long_as_the_rows_masks_nothing_more() -> None:
+    """One position less does: the masks are built at the length of the batch, which is the edge."""
+    batch = batch_of(QUESTIONS)
+    length = batch.input_ids.shape[1]
+    expected = ChoiceLikelihood(built(MistralConfig(**SMALL, sliding_window=None))).scores(batch).log_probabilities
+    found = {
+        window: ChoiceLikelihood(built(MistralConfig(**SMALL, sliding_window=window))).scores(batch).log_probabilities
+        for window in (length, length + 5, 4)
+    }
+    for window in (length, length + 5):
+        torch.testing.assert_close(found[window], expected, atol=1e-6, rtol=1e-6)
+    assert float((found[4] - expected).nan_to_num().abs().max()) > 1e-3
+
+
+def test_a_model_of_texts_and_pictures_has_the_windows_of_its_text_part() -> None:
+    text = {"sliding_window": 16, "layer_types": BOTH_KINDS, "num_hidden_layers": 2}
+    model = nn.Linear(2, 2)
+    model.config = Gemma3Config(text_config=text)
+    likelihood = ChoiceLikelihood(model)
+    assert (likelihood._window, likelihood._mixed) == (16, True)
+
+
+@torch.no_grad()
+def test_a_pass_keeps_no_cache_and_masks_in_the_models_own_dtype() -> None:
+    model, caches = tiny_model().bfloat16(), []
+    model.register_forward_hook(lambda module, inputs, output: caches.append(output.past_key_values))
+    likelihood = ChoiceLikelihood(model)
+    likelihood.scores(batch_of(QUESTIONS))
+    assert caches == [None]
+    mask = likelihood._mask(batch_of(QUESTIONS))
+    assert isinstance(mask, Tensor)
+    assert mask.dtype == torch.bfloat16
+    assert mask.unique().tolist() == [torch.finfo(torch.bfloat16).min, 0.0]

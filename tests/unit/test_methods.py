@@ -10,7 +10,7 @@ from torch import Tensor
 
 from abmll.methods import resolve_settings
 from abmll.methods.base import Group
-from abmll.running.build import System, build_episodes
+from abmll.running.build import System, build_episodes, build_system
 from abmll.running.inner import NonFiniteError, inner_steps
 from abmll.running.optimizers import GroupOptimizer, schedule_factor
 from abmll.running.rundir import RunDirectory
@@ -26,6 +26,7 @@ from tests.systems import (
     same,
     scramble,
     system_of,
+    tiny_base,
     train,
     values,
 )
@@ -69,6 +70,36 @@ def assert_close(ours: dict[str, Tensor | None], theirs: dict[str, Tensor], tole
             assert relative_error(found, expected) < tolerance, name
 
 
+# -------------------- the noise of training
+
+
+@pytest.mark.parametrize(("step", "samples"), [("identity", 3), ("displacement", 1)])
+def test_the_noise_of_training_is_named_by_seed_iteration_position_step_and_sample(
+    step: str, samples: int, tmp_path: Path
+) -> None:
+    settings = {"outer_step": step, "training_samples": samples, "inner_steps": 2}
+    config = run_config("abmll", training={"iterations": 2, "meta_batch": 2, "seed": 5}, **settings)
+    system = build_system(config, tiny_base())
+    inner, drawn = [], []
+    loss, drawing = system.method.inner_loss, system.method.adapters.drawing
+
+    def losing(batch: Any, key: Tensor) -> Any:
+        inner.append(int(key))
+        return loss(batch, key)
+
+    def draw(sampler: Any, keys: Tensor, *more: Any) -> Any:
+        drawn.extend(keys.tolist())
+        return drawing(sampler, keys, *more)
+
+    system.method.inner_loss, system.method.adapters.drawing = losing, draw
+    train(config, tmp_path, system=system)
+    steps = 2 if step == "identity" else 3  # what is no query batch is one more inner step
+    places = [(5, iteration, task, n) for iteration in range(2) for task in range(2) for n in range(steps)]
+    assert inner == [int(key_of(*place)) for place in places]
+    assert len(drawn) == 12 * samples, "three batches for each of four tasks"
+    assert len(set(drawn)) == len(drawn), "no two passes share their noise"
+
+
 # -------------------- reptile, structured, lora
 
 
@@ -102,6 +133,22 @@ def test_reptile_moves_a_and_b_apart_by_an_annealed_part(
         assert largest_difference(theta, expected) < 1e-7
         assert any("mean_a" in n and not torch.equal(theta[n], seen[-1][n]) for n in theta)
         seen.append(theta)
+
+
+def test_reptile_anneals_to_nothing_unless_told_otherwise(tmp_path: Path) -> None:
+    """Nichol et al. 2018, section 4: the step size falls linearly to 0 over meta-training."""
+    moves = []
+    system = system_of("reptile")
+    before = values(system, "shared")
+
+    def watch(event: dict[str, Any]) -> None:
+        moves.append((values(system, "shared"), values(system, "task")))
+
+    train(run_config("reptile", training={"iterations": 4}), tmp_path, system=system, listener=watch)
+    for (theta, phi), share in zip(moves, (1.0, 0.75, 0.5, 0.25), strict=True):
+        expected = {n: old + 0.22 * share * (phi[n] - old) for n, old in before.items()}
+        assert largest_difference(theta, expected) < 1e-7
+        before = theta
 
 
 def test_lora_keeps_its_moments_and_structured_does_not(tmp_path: Path) -> None:

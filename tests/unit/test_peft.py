@@ -3,6 +3,7 @@
 import json
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,154 @@ def test_a_start_made_for_another_model_is_a_warning(tmp_path: Path, caplog: pyt
     caplog.clear()
     start_from(attach(tiny_model(), rank=4, alpha=8.0), 8.0, tmp_path, "elsewhere/other-model")
     assert not caplog.text
+
+
+# -------------------- each fault in words
+
+
+def said(act: Callable[[], Any]) -> str:
+    with pytest.raises(AbmllError) as caught:
+        act()
+    return str(caught.value)
+
+
+def test_a_stock_lora_is_read_as_its_factors_scale_and_base(tmp_path: Path) -> None:
+    stock_lora(tmp_path, use_rslora=True, lora_alpha=4)
+    edited(tmp_path, base_model_name_or_path="somebody/a-model")
+    found = read_peft(tmp_path)
+    assert (found.rank, found.alpha, found.base_model) == (4, 4 * 4**0.5, "somebody/a-model")
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    assert len(found.factors) == 4
+    for path, (b, a) in found.factors.items():
+        assert torch.equal(b, tensors[f"base_model.model.{path}.lora_B.weight"])
+        assert torch.equal(a, tensors[f"base_model.model.{path}.lora_A.weight"])
+    edited(tmp_path, base_model_name_or_path=None)
+    assert read_peft(tmp_path).base_model == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA can be read"),
+        ({"r": 0}, "r is 0, expected a positive number"),
+        ({"r": 2.0}, "r is 2.0, expected a positive number"),
+        ({"lora_alpha": 1e9}, "lora_alpha is 1000000000.0, expected a positive number"),
+        ({"lora_alpha": False}, "lora_alpha is False, expected a positive number"),
+        (
+            {"use_dora": True, "bias": "all"},
+            "more than a plain LoRA (use_dora=True, bias='all'); only s B A can be read",
+        ),
+        (
+            {"init_lora_weights": "olora"},
+            "more than a plain LoRA (init_lora_weights='olora', which changes the base weights); only s B A can "
+            "be read",
+        ),
+    ],
+)
+def test_a_configuration_of_something_else_is_said(values: dict[str, Any], words: str, tmp_path: Path) -> None:
+    stock_lora(tmp_path)
+    edited(tmp_path, **values)
+    assert said(lambda: read_peft(tmp_path)) == f"{tmp_path / 'adapter_config.json'}: {words}"
+
+
+@pytest.mark.parametrize(
+    "values", [{"bias": None}, {"modules_to_save": []}, {"rank_pattern": None}, {"use_dora": None}]
+)
+def test_nothing_is_as_good_as_the_plain_value(values: dict[str, Any], tmp_path: Path) -> None:
+    stock_lora(tmp_path)
+    edited(tmp_path, **values)
+    assert len(read_peft(tmp_path).factors) == 4
+
+
+def test_tensors_that_are_no_pairs_are_said(tmp_path: Path) -> None:
+    stock_lora(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    good = load_file(file)
+    layer = "model.layers.0.self_attn.q_proj"
+    a, b = (f"base_model.model.{layer}.lora_{factor}.weight" for factor in "AB")
+    for tensors, words in (
+        ({}, "holds no tensor"),
+        ({n: t for n, t in good.items() if n != a}, f"{layer} has only lora_B of its two factors"),
+        ({**good, a: good[a][:3].clone()}, f"{a} has the shape [3, 32], but adapter_config.json says r=4"),
+        ({**good, b: good[b][:, :3].clone()}, f"{b} has the shape [32, 3], but adapter_config.json says r=4"),
+        ({**good, "x": torch.ones(1)}, "x is no lora_A or lora_B of a linear layer"),
+        ({**good, a: torch.ones(4)}, f"{a} is no lora_A or lora_B of a linear layer"),
+    ):
+        save_file(tensors, file)
+        assert said(lambda: read_peft(tmp_path)) == f"{file}: {words}"
+
+
+def test_a_folder_without_a_lora_is_said_to_be_what_it_is(tmp_path: Path) -> None:
+    config = tmp_path / "adapter_config.json"
+    assert said(lambda: read_peft(tmp_path / "no")) == f"{tmp_path / 'no'}: no such folder"
+    assert said(lambda: read_peft(tmp_path)) == (
+        f"{config}: cannot be read (No such file or directory); an adapter's folder holds one"
+    )
+    for text, words in (("[]", "not a JSON object"), (" " * ((4 << 20) + 1), "4,194,305 bytes are too many for a")):
+        config.write_text(text)
+        assert said(lambda: read_peft(tmp_path)).startswith(f"{config}: {words}")
+    config.write_text("{" + "\n" * 3)
+    assert said(lambda: read_peft(tmp_path)).startswith(f"{config}: not JSON (")
+    config.unlink()
+    stock_lora(tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    for name in ("b.bin", "a.pt", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert said(lambda: read_peft(tmp_path)) == (
+        f"{tmp_path / 'a.pt'}: a pickle, which can run code, is never read; save as safetensors"
+    )
+
+
+def test_a_file_that_announces_more_than_any_lora_is_not_read(tmp_path: Path) -> None:
+    """A header alone, of a sparse file: 2^31 + 16 numbers."""
+    stock_lora(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    header = json.dumps({"x": {"dtype": "F16", "shape": [16, (1 << 27) + 1], "data_offsets": [0, (1 << 32) + 32]}})
+    data = header.encode() + b" " * (-len(header) % 8)
+    with file.open("wb") as out:
+        out.write(len(data).to_bytes(8, "little") + data)
+        out.truncate(8 + len(data) + (1 << 32) + 32)
+    assert said(lambda: read_peft(tmp_path)) == (
+        f"{file}: announces 2,147,483,664 numbers; a LoRA has at most 2,147,483,648"
+    )
+
+
+def test_a_start_that_does_not_fit_is_said_with_all_that_differs(tmp_path: Path) -> None:
+    stock_lora(tmp_path, r=2, lora_alpha=9, targets=("q_proj", "k_proj", "o_proj"))
+    adapters = attach(tiny_model(), ("q_proj", "v_proj"), rank=4, alpha=8.0)
+    paths = [f"model.layers.{n}.self_attn.{name}_proj" for n in (0, 1) for name in "ko"]
+    values = [f"model.layers.{n}.self_attn.v_proj" for n in (0, 1)]
+    assert said(lambda: start_from(adapters, 8.0, tmp_path)) == (
+        f"adapter.start: {tmp_path} does not fit this run: its rank is 2, adapter.rank is 4; its alpha is 9, "
+        f"adapter.alpha is 8; only it adapts {', '.join(paths[:3])} ...; only adapter.targets adapts "
+        f"{', '.join(values)}"
+    )
+
+
+def test_a_start_is_of_theta_and_phi_and_tells_of_another_base_by_its_last_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stock_lora(tmp_path)
+    edited(tmp_path, base_model_name_or_path="somebody/other-model")
+    adapters = attach(tiny_model(), rank=4, alpha=8.0 * (1 + 5e-7))
+    start_from(adapters, 8.0 * (1 + 5e-7), tmp_path, "somebody/this-model")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"adapter.start: {tmp_path} was made for 'somebody/other-model', this run is of 'somebody/this-model'"
+    ]
+    for path, (b, a) in read_peft(tmp_path).factors.items():
+        for slot in (adapters.layers[path].shared, adapters.layers[path].task):
+            assert torch.equal(slot.mean_b, b)
+            assert torch.equal(slot.mean_a, a)
+    caplog.clear()
+    start_from(adapters, 8.0, tmp_path)
+    assert not caplog.records, "nobody said what base this is"
+
+
+def test_a_whole_alpha_is_a_whole_number_in_the_file(tmp_path: Path) -> None:
+    for alpha, kept in ((7.0, "7"), (7.5, "7.5")):
+        write_peft(trained(tiny_model(), ("q_proj",), rank=3, alpha=alpha), tmp_path, "tiny", alpha)
+        assert f'"lora_alpha": {kept},' in (tmp_path / "adapter_config.json").read_text()
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["lora_dropout"], config["fan_in_fan_out"], config["inference_mode"]) == (0.0, False, True)
+    write_peft(trained(tiny_gpt2(), ("c_attn",)), tmp_path, "tiny", 16.0)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["fan_in_fan_out"]

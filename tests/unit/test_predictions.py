@@ -28,9 +28,12 @@ FULL = Predictions(
 )
 
 
-@pytest.fixture(scope="module")
-def plain_reader():
-    """`read_predictions` as users have it: annotations not enforced, as they are elsewhere under pytest."""
+@pytest.fixture(scope="module", params=["annotations not enforced", "enforced"])
+def plain_reader(request):
+    """`read_predictions` as users have it: annotations not enforced; and as it is elsewhere under pytest."""
+    if request.param == "enforced":
+        yield read_predictions
+        return
     spec = importlib.util.spec_from_file_location("plain_predictions", predictions_module.__file__)
     assert spec is not None
     assert spec.loader is not None
@@ -149,3 +152,106 @@ def test_unreadable_empty_and_absent_files_are_named(plain_reader, tmp_path, con
         path.write_bytes(content)
     with pytest.raises(AbmllError, match=r"toy\.jsonl"):
         plain_reader(path)
+
+
+REASONS = {
+    "cut in a row": r"not JSON \(.*\); the file is damaged, delete it$",
+    "a list for a row": "expected an object, found list$",
+    "another format": "not a predictions file of format 1; make it again with `abmll adapt`$",
+    "an unknown header field": r"the header is damaged \(surprise\)$",
+    "label counts that are no list": r"the header is damaged \(label_counts\)$",
+    "label counts that are words": r"the header is damaged \(label_counts\)$",
+    "a seed that is a word": r"the header is damaged \(seed\)$",
+    "an answer that is no choice": "answer is 2 with 2 probabilities; the file is damaged, delete it$",
+    "no choices": r"probabilities are \[\], not numbers in \[0, 1\]; the file is damaged, delete it$",
+    "probabilities that sum to 0.9": "probabilities sum to 0.9, not to 1; the file is damaged, delete it$",
+    "an unknown split": "split is 'train', none of 'test', 'adaptation', 'held_out'$",
+    "a vocabulary confidence above 1": r"vocabulary_confidence is 1.5, not a number in \[0, 1\]; the file",
+    "a spread of another length": r"spread is \[0.1\] with 2 probabilities; the file is damaged, delete it$",
+    "a question twice": "question 'q1' occurs twice$",
+}
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_damage_is_said_as_what_it_is(plain_reader, tmp_path, kind):
+    path, lines = _written(tmp_path)
+    number, damage = DAMAGE[kind]
+    lines[number - 1] = damage(lines[number - 1])
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(AbmllError, match=REASONS[kind]):
+        plain_reader(path)
+
+
+def test_what_is_not_ours_and_what_was_edited_are_told_apart(plain_reader, tmp_path):
+    path, lines = _written(tmp_path)
+    path.write_text("\n".join([lines[0], _with(lines[1], answer=1), *lines[2:]]) + "\n")
+    with pytest.raises(AbmllError, match=r"damaged or edited \(its SHA-256 is not the one it was .*\); delete it$"):
+        plain_reader(path)
+    path.write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(AbmllError, match=r":1: the header counts other rows than the \[3, 0\] that are there; .* cut$"):
+        plain_reader(path)
+    path.write_text("[]\n")
+    with pytest.raises(AbmllError, match=r":1: not a predictions file of `abmll adapt` or `abmll compare`$"):
+        plain_reader(path)
+
+
+def test_a_file_of_an_early_version_has_no_seal(tmp_path):
+    path, lines = _written(tmp_path)
+    assert predictions_module.SEAL in json.loads(lines[0])
+    head = {name: value for name, value in json.loads(lines[0]).items() if name != predictions_module.SEAL}
+    path.write_text("\n".join([json.dumps(head), *lines[1:]]) + "\n")
+    assert read_predictions(path) == FULL
+
+
+def test_the_same_question_may_be_in_two_splits(tmp_path):
+    row = Prediction("q", 0, (0.5, 0.5))
+    both = Predictions("lora", "toy", 0, 0, 0, (row,), (row,), held_out_rows=(row,))
+    both.write(tmp_path / "both.jsonl")
+    assert read_predictions(tmp_path / "both.jsonl") == both
+
+
+@pytest.mark.parametrize(
+    ("changes", "taken"),
+    [
+        ({"probabilities": [1, 0], "spread": [0, 0.5]}, True),
+        ({"probabilities": [1 + 5e-10, 0.0]}, True),
+        ({"probabilities": [1 + 1e-8, 0.0]}, False),
+        ({"probabilities": [0.50009, 0.5]}, True),
+        ({"probabilities": [0.50011, 0.5]}, False),
+        ({"vocabulary_confidence": 1 + 5e-10}, True),
+        ({"vocabulary_confidence": 1 + 1e-8}, False),
+        ({"vocabulary_confidence": 0}, True),
+        ({"vocabulary_confidence": -1e-3}, False),
+        ({"spread": [-0.1, 0.1]}, False),
+        ({"spread": []}, False),
+        ({"answer": 1}, True),
+        ({"answer": True}, False),
+        ({"id": 7}, False),
+        ({"probabilities": [True, 0]}, False),
+    ],
+)
+def test_numbers_are_taken_up_to_rounding(plain_reader, tmp_path, changes, taken):
+    path, lines = _written(tmp_path)
+    head = {name: value for name, value in json.loads(lines[0]).items() if name != predictions_module.SEAL}
+    path.write_text("\n".join([json.dumps(head), _with(lines[1], **changes), *lines[2:]]) + "\n")
+    if taken:
+        row = plain_reader(path).rows[0]
+        for name, value in changes.items():
+            found = getattr(row, name)
+            assert (list(found) if isinstance(found, tuple) else found) == value
+            assert isinstance(found, int) == (name == "answer")
+    else:
+        with pytest.raises(AbmllError, match=r"toy\.jsonl:2: "):
+            plain_reader(path)
+
+
+def test_half_of_a_character_that_is_written_as_an_escape_is_damage(plain_reader, tmp_path):
+    path, lines = _written(tmp_path)
+    head = {name: value for name, value in json.loads(lines[0]).items() if name != predictions_module.SEAL}
+    path.write_text("\n".join([json.dumps(head), _with(lines[1], id="half \ud83d"), *lines[2:]]) + "\n")
+    with pytest.raises(
+        AbmllError, match=r"toy\.jsonl:2: not JSON \('utf-8' codec can't encode .*\); the file is damaged"
+    ):
+        plain_reader(path)
+    path.write_text("\n".join([json.dumps(head), _with(lines[1], id="whole \U0001f986"), *lines[2:]]) + "\n")
+    assert plain_reader(path).rows[0].id == "whole \U0001f986"

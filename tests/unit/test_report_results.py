@@ -11,7 +11,8 @@ import pytest
 from sklearn.metrics import accuracy_score, log_loss
 
 from abmll.errors import AbmllError
-from abmll.metrics.predictions import read_predictions
+from abmll.metrics.predictions import Prediction, Predictions, read_predictions
+from abmll.report.evidence import question_values
 from abmll.report.results import collect, summarise
 from tests.report_folder import FIXED, SYSTEMS, TASKS, make_folder
 
@@ -262,3 +263,17 @@ def test_predictions_of_no_question_are_named(small):
 def test_a_folder_that_is_no_comparison(tmp_path):
     with pytest.raises(AbmllError, match=r"not found; is .* the folder of a comparison"):
         collect(tmp_path)
+
+
+def test_the_held_out_score_goes_by_the_temperature_of_the_held_out_rows():
+    """At T = 2, (0.9, 0.1) is (0.75, 0.25); what was learned by heart asks for the lowest temperature there is."""
+    rows = (Prediction("a", 0, (0.9, 0.1)), Prediction("b", 1, (0.9, 0.1)))
+    held = tuple(Prediction(str(i), int(i == 3), (0.9, 0.1)) for i in range(4))  # right 3 times in 4
+    learned = (Prediction("x", 0, (0.9, 0.1)),)
+    found = question_values(Predictions("s", "t", 0, 0, 0, rows, learned, held_out_rows=held))
+    truth = {"a": -np.log(0.75), "b": -np.log(0.25)}
+    assert found["nll_scaled_cv"] == pytest.approx(truth, rel=1e-3)
+    assert found["nll_scaled"]["b"] > 20
+    without = question_values(Predictions("s", "t", 0, 0, 0, rows, learned))
+    assert "nll_scaled_cv" not in without
+    assert without["nll_scaled"] == found["nll_scaled"]

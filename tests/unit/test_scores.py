@@ -12,6 +12,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from abmll.errors import AbmllError
 from abmll.metrics.baselines import label_frequency, uniform
+from abmll.metrics.calibration import calibration_noise_floor
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.metrics.scores import (
     accuracy,
@@ -19,6 +20,7 @@ from abmll.metrics.scores import (
     brier,
     confidence_and_correct,
     expected_calibration_error,
+    floored_probabilities,
     negative_log_likelihood,
     question_brier,
     question_nll,
@@ -219,3 +221,77 @@ def test_label_frequency_needs_fixed_labels():
 def test_label_frequency_refuses_counts_that_do_not_fit(counts):
     with pytest.raises(AbmllError, match="toy"):
         label_frequency(_predictions([Prediction("a", 1, (0.2, 0.8))], label_counts=counts))
+
+
+def test_both_temperatures_have_scores_of_their_own():
+    """3 of 4 right at .9 is T = 2; 9 of 10 right is T = 1: the held-out rows' scores are those without scaling."""
+    adaptation = [Prediction(str(i), int(i == 3), (0.9, 0.1)) for i in range(4)]
+    held = tuple(Prediction(str(i), int(i == 9), (0.9, 0.1)) for i in range(10))
+    found = score(_predictions([Prediction("t", 0, (0.9, 0.1))], adaptation, held_out_rows=held))
+    assert (found.temperature, found.temperature_cv) == pytest.approx((2.0, 1.0), abs=1e-4)
+    assert (found.nll_scaled, found.nll_scaled_cv) == pytest.approx((-math.log(0.75), -math.log(0.9)), abs=1e-4)
+    assert (found.ece_scaled, found.ece_scaled_cv) == pytest.approx((0.25, 0.1), abs=1e-4)
+    assert (found.brier_scaled, found.brier_scaled_cv) == pytest.approx((2 * 0.0625, 2 * 0.01), abs=1e-4)
+    assert found.ece_noise_floor == calibration_noise_floor(np.array([0.9]))
+    alone = score(_predictions([Prediction("t", 0, (0.9, 0.1))], (), held_out_rows=held))
+    assert (alone.temperature, alone.nll_scaled, alone.temperature_cv) == (None, None, found.temperature_cv)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "answers", "message"),
+    [
+        (np.zeros((0, 2)), [], "no questions to score: the predictions hold no test rows"),
+        ([[0.5, 0.5], [0.5, 0.5]], [0, 2], "answers 0 to 2 are not all among the 2 choices"),
+        ([[0.5, 0.5]], [-1], "answers -1 to -1 are not all among the 2 choices"),
+        ([[1.0002, 0.0]], [0], "a probability is not a finite number in [0, 1]"),
+        ([[-1e-9, 1.0]], [0], "a probability is not a finite number in [0, 1]"),
+        ([[np.nan, 1.0]], [0], "a probability is not a finite number in [0, 1]"),
+    ],
+)
+def test_what_cannot_be_scored_is_said(probabilities, answers, message):
+    for measure in (question_nll, question_brier, accuracy, confidence_and_correct):
+        with pytest.raises(AbmllError) as caught:
+            measure(np.array(probabilities, dtype=np.float64), np.array(answers, dtype=np.int64))
+        assert str(caught.value) == message
+
+
+def test_probabilities_may_be_above_one_by_what_rows_may_sum_to():
+    assert accuracy(np.array([[1.00009, 0.0]]), np.array([0])) == 1
+
+
+def test_choices_that_are_there_are_never_quite_impossible():
+    """2^-1022, the smallest normal float64; a choice that a question does not have stays at 0."""
+    rows = (Prediction("a", 0, (1.0, 0.0)), Prediction("b", 0, (0.5, 0.25, 0.25)))
+    assert floored_probabilities(rows).tolist() == [[1.0, 2.0**-1022, 0.0], [0.5, 0.25, 0.25]]
+
+
+def test_baselines_have_every_row_of_every_split_under_their_own_name():
+    real = _predictions(
+        [Prediction("a", 1, (0.9, 0.1), 0.5, (0.1, 0.1))],
+        [Prediction("s", 0, (0.9, 0.1))],
+        held_out_rows=(Prediction("h", 1, (0.2, 0.8)),),
+        label_counts=(1, 5),
+    )
+    for made, name, shares in (
+        (uniform(real), "uniform", (0.5, 0.5)),
+        (label_frequency(real), "label_frequency", (0.25, 0.75)),
+    ):
+        assert made is not None
+        assert made.system == name
+        rows = [*made.rows, *made.adaptation_rows, *made.held_out_rows]
+        assert [(row.id, row.answer) for row in rows] == [("a", 1), ("s", 0), ("h", 1)]
+        assert {row.probabilities for row in rows} == {shares}
+        assert {(row.vocabulary_confidence, row.spread) for row in rows} == {(None, None)}
+        assert (made.label_counts, made.examples_consumed) == ((1, 5), 60)
+
+
+def test_label_counts_that_fit_no_question_are_said():
+    rows = [Prediction("a", 1, (0.2, 0.8))]
+    for counts, message in (
+        ((1, 2, 3), "task 'toy', question 'a': 2 choices, 3 label counts"),
+        ((2, -1), "task 'toy': a label count is negative: (2, -1)"),
+    ):
+        with pytest.raises(AbmllError) as caught:
+            label_frequency(_predictions(rows, label_counts=counts))
+        assert str(caught.value) == message
+    assert label_frequency(_predictions(rows, label_counts=(0, 0))).rows[0].probabilities == (0.5, 0.5)

@@ -265,3 +265,113 @@ def test_holm_at_its_ends():
     assert holm({"a": 0.6, "b": 0.7}) == {"a": 1, "b": 1}
     with pytest.raises(AbmllError, match="'a'"):
         holm({"a": float("nan")})
+
+
+def test_paired_ece_interval_is_that_of_resampled_files_moved_to_the_observed_difference():
+    """The same from a plain loop that scores both files anew. Noise raises the ECE of the calibrated one more."""
+    (sure, right), (bold, wrong) = _answers(150, 15), _answers(150, 16, over=0.4)
+    rng = np.random.default_rng(17)
+    loop = []
+    for _ in range(4000):
+        taken = rng.integers(0, 150, 150)
+        ours, theirs = (expected_calibration_error(c[taken], k[taken]) for c, k in ((sure, right), (bold, wrong)))
+        loop.append(ours - theirs)
+    observed = expected_calibration_error(sure, right) - expected_calibration_error(bold, wrong)
+    bias = np.mean(loop) - observed
+    runs = [{"t": (c[None, None], k[None, None])} for c, k in ((sure, right), (bold, wrong))]
+    found = paired_hierarchical_bootstrap_ece(*runs, repeats=4000)
+    assert found.difference == pytest.approx(observed)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(loop, [0.025, 0.975]) - bias), abs=0.006)
+    assert bias > 0.015, "an interval that is not moved would pass"
+
+
+def test_stratified_ece_interval_lies_around_the_observed_value():
+    file = _answers(150, 18)
+    other = _answers(90, 19)
+    observed = np.mean([expected_calibration_error(*one) for one in (file, other)])
+    low, high = stratified_ece_bootstrap_interval({"a": file, "b": other}, level=0.02)
+    assert (low, high) == pytest.approx((observed, observed), abs=0.004)
+
+
+def test_every_argument_of_an_interval_reaches_the_bootstrap():
+    """The interval of one file is that of a mean over one task, whatever is asked for."""
+    confidence, correct = _answers(60, 20)
+    plain = ece_bootstrap_interval(confidence, correct)
+    assert plain == ece_bootstrap_interval(confidence, correct, bins=15, repeats=2000, seed=0, level=0.95)
+    for asked in ({"bins": 3}, {"repeats": 500}, {"seed": 1}, {"level": 0.5}):
+        found = ece_bootstrap_interval(confidence, correct, **asked)
+        assert found == stratified_ece_bootstrap_interval({"t": (confidence, correct)}, **asked)
+        assert found != plain
+    values = confidence - correct
+    plain = bootstrap_interval(values)
+    assert plain == bootstrap_interval(values, repeats=2000, seed=0, level=0.95)
+    for asked in ({"repeats": 500}, {"seed": 1}, {"level": 0.5}):
+        found = bootstrap_interval(values, **asked)
+        assert found == stratified_bootstrap_interval({"t": values}, **asked)
+        assert found != plain
+
+
+def test_one_resample_is_enough_and_none_is_an_error():
+    low, high = bootstrap_interval(np.array([1.0, 2.0, 3.0]), repeats=1)
+    assert low == high
+    with pytest.raises(AbmllError, match=r"^nothing to resample: 1 tasks, 0 repeats$"):
+        bootstrap_interval(np.array([1.0, 2.0, 3.0]), repeats=0)
+    with pytest.raises(AbmllError, match=r"^nothing to resample: 0 tasks, 2000 repeats$"):
+        stratified_bootstrap_interval({})
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, -0.5, 1.5, float("nan")])
+def test_a_level_that_is_none_is_refused(level):
+    with pytest.raises(AbmllError, match=f"^level {level}: expected a number between 0 and 1, such as 0.95$"):
+        bootstrap_interval(np.array([1.0, 2.0]), level=level)
+
+
+def test_what_cannot_be_paired_is_said():
+    one, other = np.zeros((1, 1, 3)), np.zeros((2, 1, 3))
+    with pytest.raises(AbmllError) as caught:
+        paired_hierarchical_bootstrap({"t": one}, {"t": other})
+    assert str(caught.value) == (
+        "task 't': arrays of [seeds, draws, questions] [1, 1, 3] and [2, 1, 3] cannot be paired; a system without "
+        "training seeds must be repeated to the other's"
+    )
+    with pytest.raises(AbmllError, match=r"^systems scored on different tasks: only one of the two has a, b$"):
+        paired_hierarchical_bootstrap({"t": one, "a": one}, {"t": one, "b": one})
+    with pytest.raises(AbmllError, match=r"^tasks have different numbers of training seeds: \[1, 2\]$"):
+        paired_hierarchical_bootstrap({"t": one, "a": other}, {"t": one, "a": other})
+    with pytest.raises(AbmllError, match=r"^task 't': scores of shape \(1, 0\) are empty or hold a value that is not"):
+        stratified_bootstrap_interval({"t": np.zeros((1, 0))})
+
+
+def test_holm_is_that_of_the_textbook_and_refuses_what_is_no_p_value():
+    """Holm 1979: of sorted p, the i-th is multiplied by m - i + 1, never less than the one before, at most 1."""
+    found = holm({"a": 0.6, "b": 0.01, "c": 0.04, "d": 0.02, "e": 0.0, "f": 1.0})
+    assert found == pytest.approx({"a": 1.0, "b": 0.05, "c": 0.12, "d": 0.08, "e": 0.0, "f": 1.0})
+    assert list(found) == list("abcdef")
+    for bad in (-0.01, 1.01, float("nan")):
+        with pytest.raises(AbmllError, match=rf"^p-value of 'x' is {bad}: expected a number in \[0, 1\]$"):
+            holm({"x": bad})
+
+
+def test_a_standard_error_is_that_of_scipy():
+    values = np.array([0.3, 0.9, 0.4, 0.1])
+    assert standard_error(values) == pytest.approx(stats.sem(values))
+    assert standard_error(values[:2]) == pytest.approx(stats.sem(values[:2]))
+    assert standard_error(values[:1]) is None
+
+
+def test_a_test_says_what_it_was_made_of_and_takes_2000_resamples():
+    (sure, right), (bold, wrong) = _answers(40, 21), _answers(40, 22)
+    one, other = {"t": right[None, None] * 1.0}, {"t": wrong[None, None] * 1.0}
+    plain = paired_hierarchical_bootstrap(one, other)
+    files = {"t": (sure[None, None], right[None, None])}, {"t": (bold[None, None], wrong[None, None])}
+    ece = paired_hierarchical_bootstrap_ece(*files)
+    for found in (plain, ece):
+        assert (found.repeats, found.tasks, found.seeds, found.draws, found.questions) == (2000, 1, 1, 1, 40)
+        assert found.levels == ("questions",)
+    said = {"repeats": 2000, "seed": 0, "resample_tasks": False, "level": 0.95}
+    assert paired_hierarchical_bootstrap(one, other, **said) == plain
+    assert paired_hierarchical_bootstrap_ece(*files, bins=15, **said) == ece
+    for asked in ({"seed": 1}, {"level": 0.5}, {"repeats": 999}):
+        assert paired_hierarchical_bootstrap(one, other, **asked) != plain
+        assert paired_hierarchical_bootstrap_ece(*files, **asked) != ece
+    assert paired_hierarchical_bootstrap_ece(*files, bins=4) != ece

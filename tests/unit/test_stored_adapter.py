@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -451,8 +452,7 @@ def test_layers_that_are_not_there_are_named_where_no_hash_tells() -> None:
 )
 def test_trust_31_adapters_that_it_does_not_fit_are_named(options: dict[str, Any], message: str) -> None:
     stored, _ = made()
-    targets = options.pop("targets", ("q_proj", "v_proj"))
-    adapters = attach(tiny_model(), targets, **{"rank": 3, "alpha": 6.0, **options})
+    adapters = attach(tiny_model(), **{"targets": ("q_proj", "v_proj"), "rank": 3, "alpha": 6.0, **options})
     with pytest.raises(AbmllError, match=message):
         install(stored, adapters)
 
@@ -490,3 +490,190 @@ def test_base_facts_are_those_of_the_language_model() -> None:
         architecture=base.architecture,
         tokenizer_hash=base.tokenizer_hash,
     )
+
+
+# -------------------- each fault in words
+
+
+def said(act: Callable[[], Any]) -> str:
+    with pytest.raises(AbmllError) as caught:
+        act()
+    return str(caught.value)
+
+
+def test_what_does_not_fit_is_said_with_both_sides() -> None:
+    stored, _ = made()
+    q, k, v = (f"model.layers.{{}}.self_attn.{name}_proj" for name in "qkv")
+    assert said(lambda: attach_stored(tiny_model(layers=1), stored)) == (
+        f"the base model has no layer {q.format(1)} (2 of the adapter's layers are missing)"
+    )
+    assert said(lambda: attach_stored(tiny_model(hidden=64), stored)) == (
+        f"{q.format(0)} is 64 x 64, the adapter's is 32 x 32"
+    )
+    fits = {"rank": 3, "alpha": 6.0}
+    more = attach(tiny_model(), ("q_proj", "k_proj", "v_proj"), **fits)
+    assert said(lambda: install(stored, more)) == (
+        f"the adapter is not for {k.format(0)} (2 layers too many are adapted here)"
+    )
+    fewer = attach(tiny_model(), ("q_proj",), **fits)
+    assert said(lambda: install(stored, fewer)) == (
+        f"the base model has no layer {v.format(0)} (2 of the adapter's layers are missing)"
+    )
+    for options, words in (
+        ({"rank": 4, "alpha": 8.0}, "its rank is 3, here it is 4"),
+        ({"alpha": 3.0}, "its scale alpha / rank is 2.0, here it is 1.0"),
+        ({"with_std": False}, "its having stds is True, here it is False"),
+    ):
+        adapters = attach(tiny_model(), **{**fits, **options})
+        assert said(lambda other=adapters: install(stored, other)) == f"the stored adapter does not fit: {words}"
+
+
+def test_stored_constants_replace_those_that_were_attached() -> None:
+    stored, original = made(std_form="log_std", std_init=0.02, std_floor=1e-3)
+    adapters = attach(tiny_model(), rank=3, alpha=6.0)
+    install(stored, adapters)
+    for path, layer in adapters.layers.items():
+        for slot in (layer.shared, layer.task):
+            assert slot.variance == original.layers[path].shared.variance
+    plain, _ = made(with_std=False)
+    assert (plain.facts.std_form, plain.facts.std_floor) == (None, None)
+    assert {facts.std_init for facts in plain.facts.layers.values()} == {None}
+    assert attach_stored(tiny_model(), plain).layers[path].task.variance.scale == 2.0
+
+
+def test_what_is_taken_of_an_adapter_where_little_is_given() -> None:
+    adapters = attach(tiny_model(), rank=3, alpha=6.0)
+    facts = take_adapter(adapters, "task", alpha=6.0, base=BaseFacts(name="b")).facts
+    assert (facts.method, facts.settings, facts.likelihood, facts.written_by) == ("", {}, LikelihoodFacts(), "")
+    assert (facts.slot, facts.rank, facts.alpha, facts.transposed) == ("task", 3, 6.0, False)
+    assert (facts.std_form, facts.std_floor) == ("square", 1e-6)
+    for path, layer in adapters.layers.items():
+        known = facts.layers[path]
+        base = layer.base.weight
+        assert (known.out_features, known.in_features, known.std_init) == (*base.shape, 2.06e-9**0.5)
+    transposed = attach(tiny_gpt2(), "all-linear", rank=3, alpha=6.0)
+    assert take_adapter(transposed, "task", alpha=6.0, base=BaseFacts(name="b")).facts.transposed
+
+
+def test_the_sample_of_the_base_is_evenly_spaced_over_weights_and_layers() -> None:
+    model = tiny_model(layers=12)
+    adapters = attach(model, ("q_proj", "v_proj"), rank=2)
+    layers = [layer.base.weight for layer in adapters.layers.values()]
+    sample = sample_base(adapters)
+    for row, number in enumerate([0, 3, 6, 9, 13, 16, 19, 23]):  # i * 23 // 7
+        flat = layers[number].flatten()
+        places = np.arange(256) * (flat.numel() - 1) // 255
+        assert torch.equal(sample[row], flat[places]), row
+    assert sample_base(attach(tiny_model(layers=1), ("q_proj",), rank=2)).shape == (8, 256)
+
+
+def test_the_distance_of_two_bases_is_relative_and_leaves_out_what_was_not_read() -> None:
+    adapters = attach(tiny_model(), rank=3, alpha=6.0)
+    stored, _ = made()
+    mine = sample_base(adapters)
+    assert base_distance(stored, adapters) == 0.0
+    other = replace(stored, base_sample=1.25 * mine)
+    assert base_distance(other, adapters) == pytest.approx(0.2, rel=1e-6)  # |1.25 w - w| / |1.25 w|
+    half = (1.25 * mine).clone()
+    half[::2] = 0
+    assert base_distance(replace(stored, base_sample=half), adapters) == pytest.approx(0.2, rel=1e-6)
+    assert base_distance(replace(stored, base_sample=mine[:4]), adapters) is None
+
+
+def test_an_adapter_knows_its_size_and_whether_it_moves_anything() -> None:
+    stored, adapters = made()
+    numbers = sum(p.numel() for p in adapters.parameters("shared"))
+    assert stored.bytes == 4 * (numbers + 8 * 256)
+    assert not stored.moves_nothing
+    fresh = take_adapter(attach(tiny_model(), rank=3, alpha=6.0), "shared", alpha=6.0, base=BaseFacts(name="b"))
+    assert fresh.moves_nothing
+    assert not fresh.equals(stored)
+    assert stored.equals(replace(stored))
+    assert not stored.equals(replace(stored, base_sample=stored.base_sample + 1))
+    assert not stored.equals(replace(stored, facts=stored.facts.model_copy(update={"method": "other"})))
+    assert not stored.equals(replace(stored, tensors=dict(list(stored.tensors.items())[1:])))
+
+
+def test_a_folder_that_is_no_adapter_is_said_to_be_what_it_is(copy: Path) -> None:
+    extras = copy / FILES[2]
+    (copy / "weights.pt").write_bytes(b"")
+    assert said(lambda: read_adapter(copy)) == (
+        f"{copy / 'weights.pt'}: a pickle, which can run code, has no place beside an adapter; remove it"
+    )
+    (copy / "weights.pt").unlink()
+    with_facts(extras, lambda facts: facts.update(format=FORMAT + 1, written_by="abmll " + "9" * 80))
+    assert said(lambda: read_adapter(copy)) == (
+        f"{extras}: format 2 is of a newer version (abmll {'9' * 54}); this one reads up to format 1: upgrade abmll"
+    )
+    with_facts_of(extras, "[]")
+    assert said(lambda: read_adapter(copy)) == f"{extras}: its facts name no format"
+    with_facts_of(extras, '{"format": 0}')
+    assert said(lambda: read_adapter(copy)) == f"{extras}: its facts name no format"
+    with_facts_of(extras, "{")
+    assert said(lambda: read_adapter(copy)).startswith(f"{extras}: its facts are not JSON (Expecting property name")
+    with_facts_of(extras, '{"format": 1, "rank": 0}')
+    assert said(lambda: read_adapter(copy)).startswith(f"{extras}: rank: Input should be greater than or equal to 1")
+    save_file(load_file(extras), extras)
+    assert said(lambda: read_adapter(copy)) == (
+        f"{extras}: has no facts of the adapter; a version before 0.1 wrote it: make the adapter again"
+    )
+    extras.unlink()
+    assert said(lambda: read_adapter(copy)) == (
+        f"{extras}: missing, so this is no adapter of abmll; an ordinary PEFT LoRA can be the start of a run "
+        "(adapter.start)"
+    )
+
+
+def with_facts_of(file: Path, text: str) -> None:
+    """The file with this text in the place of its facts."""
+    save_file(load_file(file), file, metadata={"abmll": text})
+
+
+def test_facts_without_a_checksum_are_of_a_damaged_file(copy: Path) -> None:
+    extras = copy / FILES[2]
+    with_facts_of(extras, read_facts(extras).model_dump_json())
+    assert said(lambda: read_adapter(copy)) == (
+        f"{extras}: damaged, or not of the same adapter as {FILES[1]} (the SHA-256 differs); copy the whole folder "
+        "again, or let the run write it again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"r": 4}, "r is '4', but abmll.safetensors says 3"),
+        ({"use_rslora": True}, "use_rslora is 'True', but abmll.safetensors says False"),
+        ({"bias": "all"}, "bias is 'all', but abmll.safetensors says 'none'"),
+        ({"target_modules": [1]}, "target_modules is no list of layers"),
+        ({"target_modules": None}, "target_modules is no list of layers"),
+    ],
+)
+def test_a_configuration_that_says_otherwise_is_said_with_both(values: Any, message: str, copy: Path) -> None:
+    file = copy / FILES[0]
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    assert said(lambda: read_adapter(copy)) == f"{file}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("revision", "kept"),
+    [("a" * 40, "a" * 40), (None, None), ("main", None), ("A" * 40, None), ("g" * 40, None), ("a" * 39, None)],
+)
+def test_only_a_commit_is_a_revision_for_peft(revision: str | None, kept: str | None, tmp_path: Path) -> None:
+    stored, _ = made()
+    base = stored.facts.base.model_copy(update={"revision": revision})
+    stored = replace(stored, facts=stored.facts.model_copy(update={"base": base}))
+    write_adapter(stored, tmp_path / "a")
+    assert json.loads((tmp_path / "a" / FILES[0]).read_text())["revision"] == kept
+    assert read_adapter(tmp_path / "a").facts.base.revision == revision
+
+
+def test_layers_that_cannot_be_read_here_take_no_part_in_the_distance() -> None:
+    """A row of zeros stands for weights that nobody could read, on either side."""
+    stored, _ = made()
+    adapters = attach(tiny_model(), rank=3, alpha=6.0)
+    with torch.no_grad():
+        next(iter(adapters.layers.values())).base.weight.zero_()
+    mine = sample_base(adapters)
+    assert not mine[0].any()
+    assert base_distance(stored, adapters) == 0.0
+    assert base_distance(replace(stored, base_sample=torch.zeros(8, 256)), adapters) is None

@@ -215,3 +215,94 @@ def test_held_back_rows_are_drawn_anew_by_seed_and_told_apart_from_used_ones() -
     refuse_used(first, [identity(q) for q in hold_back(questions, 5, 0)[0]])
     with pytest.raises(AbmllError, match=f"5 of the rows held back were adapted to.*{first[0].place}"):
         refuse_used(first, [identity(q) for q in questions])
+
+
+def test_a_verdict_is_said_with_its_numbers() -> None:
+    """Each sentence, with means that scikit-learn gives too."""
+    good, poor = _says(0.8, ALL, ANSWERS), _says(0.8, HALF, ANSWERS)
+    helps, hurts = _weigh(good, poor, ANSWERS), _weigh(poor, good, ANSWERS)
+    assert helps.text == (
+        "Adapting helps: better in NLL and in accuracy than everything there is without adapting.",
+        "It is better in NLL and in accuracy than a fresh LoRA fitted to the same rows.",
+    )
+    assert hurts.text == (
+        "Adapting hurts: worse in NLL and in accuracy than the pretrained model as it is. Do not use it.",
+        "A fresh LoRA fitted to the same rows is better in NLL and in accuracy.",
+    )
+    ours, theirs = _says(0.82, ALL, ANSWERS)[:4], _says(0.8, ALL, ANSWERS)[:4]
+    gap = log_loss(ANSWERS[:4], theirs) - log_loss(ANSWERS[:4], ours)
+    close, behind = _weigh(ours, theirs, ANSWERS[:4]), _weigh(theirs, ours, ANSWERS[:4])
+    same = "Against a fresh LoRA fitted to the same rows there is no difference that these rows can tell."
+    assert close.text == (
+        f"No evidence that adapting helps: its NLL, {gap:.3f} nats below pretrained, the best without it, is too "
+        "little to tell from chance by 4 rows. More rows may tell.",
+        same,
+    )
+    assert behind.text == (
+        "No evidence that adapting helps: pretrained has the lower NLL (0.198 against 0.223 nats).",
+        same,
+    )
+    assert weigh({PRETRAINED: theirs, RUN: theirs}, ANSWERS[:4], 2).text == (
+        "No evidence that adapting helps: pretrained has the lower NLL (0.223 against 0.223 nats).",
+    )
+
+
+def test_better_in_one_measure_and_worse_in_the_other_is_no_evidence() -> None:
+    """Right more often, but certain where it is wrong."""
+    right = np.arange(40) % 5 != 4
+    sure, modest = _says(1 - 1e-9, right, ANSWERS), _says(0.55, np.arange(40) % 4 == 0, ANSWERS)
+    found = _weigh(sure, modest, ANSWERS)
+    assert found.verdict == "no evidence"
+    assert found.text[0].startswith("No evidence that adapting helps: uniform has the lower NLL")
+
+
+def test_half_of_one_in_twenty_is_what_a_difference_has_to_reach() -> None:
+    """Two of 2^n sign flips are as far out as n wins of n: .031 for 6, .016 for 7; a measure has .025."""
+    for rows, verdict in ((6, "no evidence"), (7, "helps")):
+        answers = ANSWERS[:rows]
+        found = _weigh(_says(0.8, ALL[:rows], answers), _says(0.7, ALL[:rows], answers), answers)
+        assert found.verdict == verdict
+        assert binomtest(rows, rows).pvalue == pytest.approx(2 / 2**rows)
+
+
+def test_the_table_as_json_values() -> None:
+    found = _weigh(_says(0.8, ALL, ANSWERS), _says(0.8, HALF, ANSWERS), ANSWERS)
+    values = found.to_dict()
+    assert (values["n"], values["folds"], values["verdict"]) == (40, 5, "helps")
+    assert values["text"] == list(found.text)
+    assert list(values["table"]) == [UNIFORM, FREQUENCY, PRETRAINED, SCALED, FRESH, RUN]
+    for row in found.rows:
+        assert values["table"][row.name] == {
+            "accuracy": row.accuracy,
+            "accuracy_interval": list(row.accuracy_interval),
+            "nll": row.nll,
+            "nll_interval": list(row.nll_interval),
+        }
+
+
+@pytest.mark.parametrize("named", [{RUN: np.ones((1, 2))}, {PRETRAINED: np.ones((1, 2))}, {}])
+def test_what_is_missing_is_said(named: dict[str, np.ndarray]) -> None:
+    with pytest.raises(AbmllError, match=f"nothing to weigh: 1 rows of {', '.join(named) or 'no system'}$"):
+        weigh(named, np.zeros(1, dtype=np.int64), 1)
+    with pytest.raises(AbmllError, match=r"nothing to weigh: 0 rows of pretrained, this run$"):
+        weigh({PRETRAINED: np.ones((0, 2)), RUN: np.ones((0, 2))}, np.zeros(0, dtype=np.int64), 1)
+
+
+def test_many_sign_flips_are_drawn_and_still_near_the_binomial_test() -> None:
+    values = np.array([1.0] * 20 + [-1.0] * 8 + [1e-13] * 5)
+    assert sign_flip_p(values) == pytest.approx(binomtest(20, 28).pvalue, abs=0.006)
+    assert sign_flip_p(values) == sign_flip_p(values), "the same flips each time"
+    assert sign_flip_p(np.array([3.0, 0.0])) == 1.0, "one difference tells nothing"
+
+
+def test_a_difference_of_two_in_a_hundred_is_told_and_one_of_four_is_not() -> None:
+    """By the binomial test of wins among 10 and 12 rows: .021 and .039, where each measure has .025."""
+    for wins, losses, verdict in ((9, 1, "helps"), (10, 2, "no evidence")):
+        rows = wins + losses
+        won = np.arange(rows) < wins
+        found = weigh(
+            {PRETRAINED: _says(0.8, ~won, ANSWERS[:rows]), RUN: _says(0.8, won, ANSWERS[:rows])}, ANSWERS[:rows], 5
+        )
+        assert found.verdict == verdict
+        assert (binomtest(wins, rows).pvalue < 0.025) == (verdict == "helps")
+        assert 0.0167 < binomtest(wins, rows).pvalue < 0.05

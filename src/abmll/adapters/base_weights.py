@@ -57,7 +57,9 @@ def is_quantised(base: nn.Module) -> bool:
 def base_distance(stored: StoredAdapter, adapters: AdapterSet) -> float | None:
     """Root mean square difference of the sampled base weights, relative to them; None if none can be compared."""
     theirs, mine = stored.base_sample.double(), sample_base(adapters).double()
+    if theirs.shape != mine.shape:
+        return None
     both = theirs.any(1) & mine.any(1)
-    if theirs.shape != mine.shape or not bool(both.any()):
+    if not bool(both.any()):
         return None
     return float((theirs[both] - mine[both]).norm() / theirs[both].norm())

@@ -164,6 +164,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         if file.stat().st_size > MOST_CONFIG:
             raise AbmllError(f"{file}: {file.stat().st_size:,} bytes are too many for a configuration")
         config = strict_json(file.read_bytes())
+    except AbmllError:
+        raise
     except OSError as error:
         raise AbmllError(f"{file}: cannot be read ({error.strerror}); an adapter's folder holds one") from error
     except ValueError as error:

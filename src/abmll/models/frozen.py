@@ -28,6 +28,7 @@ class FrozenLinear(nn.Linear):
 def freeze(model: nn.Module) -> None:
     """Freeze every parameter and, in place, let plain linear layers go by the op table; others stay as they are.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(3, 2))
     >>> freeze(model)
     >>> type(model[0]).__name__, model(torch.ones(1, 3)).requires_grad
