@@ -123,11 +123,13 @@ def test_other_features_than_those_learned_from_are_refused(kind):
 
 
 @pytest.mark.parametrize("kind", [Thermometer, InductiveThermometer, PosteriorThermometer])
-def test_looks_far_from_all_that_was_seen_do_not_end_in_nonsense(kind):
-    learned = kind().meta_fit(_seen_tasks(10))
-    for seen in (-1e9, 1e9):
-        plain = simulated_rows(0, 20)
-        odd = ChoiceRows(plain.log_probabilities, plain.answers, True, np.full((20, 1), seen))
-        answers = learned.fit(odd).apply(odd)
-        assert np.isfinite(answers).all()
-        assert answers.sum(axis=1) == pytest.approx(1.0)
+def test_the_line_is_followed_for_five_standard_deviations_and_no_further(kind):
+    learned, plain = kind().meta_fit(_seen_tasks(10)), simulated_rows(0, 20)
+    answers = {}
+    for deviations in (-1e9, -5.0, 4.0, 5.0, 1e9):
+        seen = np.full((20, 1), learned.centre[3] + deviations * learned.spread[3])
+        rows = ChoiceRows(plain.log_probabilities, plain.answers, True, seen)
+        answers[deviations] = learned.fit(rows).apply(rows)
+    assert answers[1e9] == pytest.approx(answers[5.0], abs=1e-12)
+    assert answers[-1e9] == pytest.approx(answers[-5.0], abs=1e-12)
+    assert np.abs(answers[4.0] - answers[5.0]).max() > 1e-3

@@ -15,6 +15,7 @@ from abmll.calibrators.rows import ChoiceRows, TaskRows
 from abmll.calibrators.shifts import Batch, Contextual
 from abmll.calibrators.temperature import NoCalibration, PosteriorTemperature, Temperature
 from abmll.calibrators.thermometer import InductiveThermometer, PosteriorThermometer, Thermometer
+from abmll.calibrators.transform import calibrated
 from abmll.calibrators.vector import VectorScaling
 from abmll.errors import AbmllError, unknown_name
 
@@ -24,6 +25,7 @@ __all__ = [
     "ChoiceRows",
     "FittedCalibrator",
     "TaskRows",
+    "calibrated",
     "calibrator",
     "calibrator_from_dict",
 ]
