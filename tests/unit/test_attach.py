@@ -293,7 +293,7 @@ def test_trust_24_sdpa_and_eager_attention_agree_under_a_draw():
 
 
 def test_adapters_are_by_default_those_of_the_paper():
-    """Rank 8, alpha 16, q and v; f = sqrt(c) of method.md, section 2; LoRA's scale is alpha / rank."""
+    """Rank 8, alpha 16, q and v; f = sqrt(c) of docs/method.md, section 2; LoRA's scale is alpha / rank."""
     adapters = attach(tiny_model())
     assert [path.rpartition(".")[2] for path in adapters.layers] == ["q_proj", "v_proj"] * 2
     for layer in adapters.layers.values():

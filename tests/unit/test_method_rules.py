@@ -49,7 +49,7 @@ TEMPERATURE = ("temperature", 1, "adamw", 0.013, False)
 def test_every_group_has_its_own_rule_and_rate(
     name: str, settings: dict[str, Any], outer: list[str], inner: list[str]
 ) -> None:
-    """method.md, section 2: means by `outer_lr` and `inner_lr`; stds by rates of their own, outside by AdamW always."""
+    """docs/method.md, section 2: means by `outer_lr` and `inner_lr`, stds by rates of their own, outside by AdamW."""
     own = STD_RATES if name == "abmll" else {}
     method = system_of(name, **RATES, **own, **settings, **LEARNED).method
     wide = settings.get("std_state") == "float64"
@@ -257,7 +257,7 @@ def test_what_is_given_goes_before_a_preset_and_a_preset_before_the_defaults() -
     assert (mixed.inner_lr, mixed.reduction) == (0.5, "sum")
 
 
-# What is trained with where nothing is said: method.md, sections 1, 2 and 4, and where an experiment chose otherwise,
+# Defaults: docs/method.md, section 1, section 2 and section 4, and where an experiment chose otherwise,
 # docs/evidence.md. Class attributes, which no mutation tool reaches; a change here needs a measurement to go with it.
 EVERY: dict[str, Any] = {
     "episodes": "by_task",

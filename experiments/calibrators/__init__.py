@@ -1,0 +1,1 @@
+"""Which calibrator: all of them on the stored answers to the training tasks, one task left out at a time."""
