@@ -1,7 +1,8 @@
 """Classifier: a scikit-learn estimator that adapts a meta-trained run to a few labelled examples."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,24 +13,33 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from abmll.errors import AbmllError
-from abmll.files import write_json
+from abmll.files import check_regular, write_json
 from abmll.running.answers import Answer
 from abmll.running.engines import Engine, Posterior, engine_of, read_engine
+from abmll.tasks.frames import labels_in, rows_in
+from abmll.tasks.labels import Classes, as_array, classes_from_json, classes_to_json
 from abmll.tasks.layouts import Layout
+from abmll.tasks.normal import lookalikes, same_form
 from abmll.tasks.question import Question
-from abmll.tasks.rows import BadRow, report
+from abmll.tasks.reading import Rows
+from abmll.tasks.rows import BadRow, named, report, shown
+from abmll.tasks.values import plain
 from abmll.tensors import strict_json
 
 FILE = "classifier.json"
-FORMAT = 1
+FORMAT = 2  # of the labels, which had no types in the first
 
 
 class Classifier(ClassifierMixin, BaseEstimator):
     """Adapts a trained run to labelled examples, and gives calibrated probabilities.
 
-    Examples are one of two kinds. *Plain classification*: texts (a list, a pandas Series, or one column `text` of rows
-    or a DataFrame), with labels in `y` or a column `label`. *Multiple choice*: rows or a DataFrame with the columns
-    question, choices (or choice_0, ...) and answer, or `abmll.Question`s; each row has choices of its own.
+    Examples are one of two kinds. *Plain classification*: texts (a list, an array, a Series, or the column `text` of
+    rows or of a frame), with labels in `y` or a column `label`. *Multiple choice*: rows or a frame with the columns
+    question, choices (or choice_0, ...) and answer, or `abmll.Question`s; each row has choices of its own. Frames are
+    those of pandas, Polars, Arrow and others that narwhals knows, or dictionaries of columns.
+
+    Labels are texts, numbers, dates, true and false, bytes of UTF-8. What is one label in two forms (3, 3.0 and "3";
+    "good" and " good"; True and "True") is one class, in `fit` as in `score`.
 
     Args:
         run: a run directory of `abmll train`, or "smollm2", the adapter that comes with abmll.
@@ -42,8 +52,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         settings: further values of the run's configuration, as ("model.device=cpu",).
 
     Attributes:
-        classes_: the labels, sorted (plain classification); or 0, 1, ... K - 1, the places of the choices, K the most
-            that an example had (multiple choice), which is also what `predict` returns then.
+        classes_: the labels, as they were given, sorted (plain classification); or 0, 1, ... K - 1, the places of the
+            choices, K the most that an example had (multiple choice), which is also what `predict` returns then.
 
     >>> Classifier(samples=4).get_params()["samples"]
     4
@@ -83,7 +93,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             AbmllError: an example is none (all of them, by number), `y` is missing or of another length, or the run
                 cannot be had.
         """
-        rows = _rows(X)
+        rows = self._rows(X)
         layout, classes, answers = self._kind(rows, y)
         questions = _questions(rows, layout, answers)
         engine, tuning = engine_of(self.run, self.settings), self._tuning()
@@ -128,7 +138,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             NotFittedError, AbmllError: as `predict_proba`.
         """
         check_is_fitted(self, "classes_")
-        return self._engine.answer(self._posterior, _questions(_rows(X), self._layout, None), self._tuned)
+        return self._engine.answer(self._posterior, _questions(self._rows(X), self._layout, None), self._tuned)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Share of right predictions, by `y` or else by the labels in `X`.
@@ -137,12 +147,13 @@ class Classifier(ClassifierMixin, BaseEstimator):
             NotFittedError, AbmllError: as `predict_proba`; or there are no labels.
         """
         check_is_fitted(self, "classes_")
-        rows = _rows(X)
+        rows = self._rows(X)
         if self._layout.labels is None:
             truth = [question.answer for question in _questions(rows, self._layout, _places(rows, y))]
         else:
-            truth = self._labels(rows, y)  # one that no example had is a label that was not predicted
-        right = [found == true for found, true in zip(self.predict(rows), truth, strict=True)]
+            classes = Classes(self.classes_)  # a label that no example had is one that was not predicted
+            truth = _each(self._labels(rows, y), lambda number, label: classes.index(label))
+        right = [answer.choice == true for answer, true in zip(self.answers(rows), truth, strict=True)]
         return float(np.average(right, weights=sample_weight))
 
     def save(self, folder: str | Path) -> None:
@@ -158,7 +169,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             "abmll_classifier": FORMAT,
             "params": {**params, "settings": list(self.settings)},
             "layout": self._layout.to_dict(),
-            "classes": self.classes_.tolist(),
+            "classes": classes_to_json(self.classes_),
         }
         self._engine.write(self._posterior, Path(folder), lambda beside: write_json(beside / FILE, values))
 
@@ -173,7 +184,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         params, layout, classes = _read(folder / FILE)
         found = cls(**params)
         found._engine, found._posterior = read_engine(folder)
-        found._layout, found._tuned, found.classes_ = layout, found._tuning(), np.array(classes)
+        found._layout, found._tuned, found.classes_ = layout, found._tuning(), classes
         return found
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -199,51 +210,67 @@ class Classifier(ClassifierMixin, BaseEstimator):
             raise AbmllError("no examples to fit to")
         if isinstance(rows[0], Question) or (isinstance(rows[0], Mapping) and "question" in rows[0]):
             return Layout(), None, _places(rows, y)
-        classes, found = np.unique(np.asarray(self._labels(rows, y)), return_inverse=True)
-        names = tuple(str(label).strip() for label in classes)
-        return Layout(names, self.text, self.label, self.ask), classes, [names[place] for place in found]
+        labels = self._labels(rows, y)
+        classes = _classes_of(labels).ordered()
+        layout = Layout(classes.texts, self.text, self.label, self.ask)
+        for one, other in lookalikes(classes.texts):
+            warnings.warn(f"{shown(one)} and {shown(other)} are two labels, and look alike", stacklevel=3)
+        return layout, as_array(classes.values), labels
+
+    def _rows(self, X: Any) -> list[Any]:
+        """Examples in a list; rows by the normal forms of their columns' names."""
+        return _each(rows_in(X, self.text), lambda number, row: named(row) if isinstance(row, Mapping) else row)
 
     def _labels(self, rows: Sequence[Any], y: Any) -> list[Any]:
         if y is None:
-            labels = [row.get(self.label) if isinstance(row, Mapping) else None for row in rows]
+            name = same_form(self.label)
+            labels = [row.get(name) if isinstance(row, Mapping) else None for row in rows]
         else:
-            labels = _one_each(y, rows)
-        if missing := [number for number, label in enumerate(labels) if _is_nothing(label)]:
+            labels = labels_in(y, len(rows))
+        if missing := [number for number, label in enumerate(labels) if plain(label) is None]:
             raise AbmllError(f"row {missing[0]} (from 0) has no label: give y, or rows with a column {self.label!r}")
         return labels
 
 
+def _classes_of(labels: Sequence[Any]) -> Classes:
+    """The classes of some labels.
+
+    Raises:
+        AbmllError: names every row whose label is none; or they are a quantity, different in every row.
+    """
+    classes = Classes(())
+    _each(labels, lambda number, label: classes.add(label))
+    values = [plain(value) for value in classes.values]
+    if len(values) == len(labels) > 2 and any(isinstance(v, float) and not v.is_integer() for v in values):
+        raise AbmllError(
+            f"y holds {len(values)} different numbers for {len(labels)} rows, a quantity and no labels: put them into "
+            "classes, or give texts"
+        )
+    return classes
+
+
+def _each(rows: Iterable[Any], take: Callable[[int, Any], Any]) -> list[Any]:
+    """What `take` gives for each row, of its number from 0 and itself.
+
+    Raises:
+        AbmllError: names every row that is none; what is wrong with all of them once.
+    """
+    out, problems = [], Rows("")
+    for number, row in enumerate(rows):
+        try:
+            out.append(take(number, row))
+        except BadRow as reason:
+            problems.add(f"row {number}: {reason}", reason)
+    if problems.problems:
+        raise report(problems.told(good=len(out)), len(problems.problems))
+    return out
+
+
 def _places(rows: Sequence[Any], y: Any) -> list[Any]:
     """The answer of each question, as its column has it: its place or its text."""
-    if y is None:
-        return [row.answer if isinstance(row, Question) else row.get("answer") for row in rows]
-    return [int(answer) if isinstance(answer, np.integer) else answer for answer in _one_each(y, rows)]
-
-
-def _one_each(y: Any, rows: Sequence[Any]) -> list[Any]:
-    """`y` as a list, one for each row; a table of one column is that column."""
-    if getattr(y, "ndim", 1) == 2 and y.shape[1] == 1:
-        y = np.asarray(y)[:, 0]
-    labels = list(y)
-    if len(labels) != len(rows):
-        raise AbmllError(f"{len(rows)} examples and {len(labels)} labels")
-    return labels
-
-
-def _is_nothing(label: Any) -> bool:
-    """None, NaN, or pandas' NA, which equals nothing and is neither true nor false."""
-    return label is None or type(label).__name__ == "NAType" or bool(label != label)
-
-
-def _rows(X: Any) -> list[Any]:
-    """Examples of any kind as a list of texts, mappings or questions."""
-    if hasattr(X, "columns") and hasattr(X, "to_dict"):
-        return list(X.to_dict("records"))
-    if isinstance(X, str | bytes | Mapping | Question) or not isinstance(X, Iterable):
-        raise AbmllError(f"examples are a list, a Series or a DataFrame, not one {type(X).__name__}")
-    if isinstance(X, np.ndarray) and X.ndim == 2 and X.shape[1] == 1:
-        X = X[:, 0]
-    return list(X)
+    if y is not None:
+        return labels_in(y, len(rows))
+    return [row.answer if isinstance(row, Question) else row.get("answer") for row in rows]
 
 
 def _questions(rows: Sequence[Any], layout: Layout, answers: Sequence[Any] | None) -> list[Question]:
@@ -252,15 +279,8 @@ def _questions(rows: Sequence[Any], layout: Layout, answers: Sequence[Any] | Non
     Raises:
         AbmllError: names every row that is none, by its number from 0.
     """
-    out, problems = [], []
-    for number, row in enumerate(rows):
-        try:
-            out.append(_question(row, number, layout, None if answers is None else answers[number]))
-        except BadRow as reason:
-            problems.append(f"row {number}: {reason}")
-    if problems:
-        raise report(problems)
-    return out
+    given = [None] * len(rows) if answers is None else answers
+    return _each(rows, lambda number, row: _question(row, number, layout, given[number]))
 
 
 def _question(row: Any, number: int, layout: Layout, answer: Any) -> Question:
@@ -272,12 +292,11 @@ def _question(row: Any, number: int, layout: Layout, answer: Any) -> Question:
     elif not isinstance(row, Mapping):
         if layout.labels is None:
             raise BadRow(f"is {type(row).__name__}, not a question with choices, which were fitted to")
-        row = {layout.text: str(row) if isinstance(row, np.str_) else row}
-    values = {str(key): value for key, value in row.items()}
-    if isinstance(values.get("choices"), np.ndarray):  # what Parquet's lists become in pandas
-        values["choices"] = values["choices"].tolist()
-    column = "answer" if layout.labels is None else layout.label
-    return layout.question({**values, column: answer}, number, labelled=labelled, place=place)
+        row = {layout.text: row}
+    if labelled:  # with what the row itself has, so that a message tells of no other column
+        layout.question(row, number, labelled=False)
+    column = "answer" if layout.labels is None else same_form(layout.label)
+    return layout.question({**row, column: answer}, number, labelled=labelled, place=place)
 
 
 def _no_pickle() -> NoReturn:
@@ -286,16 +305,20 @@ def _no_pickle() -> NoReturn:
     )
 
 
-def _read(file: Path) -> tuple[dict[str, Any], Layout, list[Any]]:
+def _read(file: Path) -> tuple[dict[str, Any], Layout, np.ndarray]:
     try:
+        check_regular(file)
         values = strict_json(file.read_bytes())
-        if values["abmll_classifier"] != FORMAT:
-            raise AbmllError(f"format {values['abmll_classifier']} is not known here: upgrade abmll")
-        params, classes = dict(values["params"]), list(values["classes"])
+        if values["abmll_classifier"] not in (1, FORMAT):
+            raise AbmllError(f"{file}: format {values['abmll_classifier']} is not known here: upgrade abmll")
+        params = dict(values["params"])
         Classifier(**params)
-        return params, Layout.from_dict(values["layout"]), classes
+        layout, classes = Layout.from_dict(values["layout"]), classes_from_json(values["classes"])
+        if layout.labels is not None and len(layout.labels) != len(classes):
+            raise ValueError(f"{len(classes)} labels, and {len(layout.labels)} texts of them")
+        return params, layout, classes
     except AbmllError as error:
-        raise AbmllError(f"{file}: {error}") from error
+        raise error if str(file) in str(error) else AbmllError(f"{file}: {error}") from error
     except OSError as error:
         raise AbmllError(f"{file}: cannot be read ({error.strerror}); no folder of Classifier.save") from error
     except (ValueError, KeyError, TypeError, json.JSONDecodeError) as error:

@@ -17,9 +17,10 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from abmll.errors import AbmllError
-from abmll.files import is_device, seal, without_home
+from abmll.files import check_regular, is_device, seal, without_home
 
 SEAL = "# sha256 of what follows: "
+MOST_BYTES = 16 << 20  # of a configuration file
 MOST_VALUES = 100_000  # of a configuration file
 MOST_SHOWN = 200  # characters of a wrong value in a message
 Place = Annotated[str, AfterValidator(without_home)]
@@ -292,6 +293,9 @@ def load_config(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -
             is no longer what was written.
     """
     try:
+        check_regular(path)
+        if path.stat().st_size > MOST_BYTES:
+            raise AbmllError(f"{path}: {path.stat().st_size:,} bytes are too many for a configuration")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise AbmllError(f"{path}: cannot be read ({error.strerror})") from error

@@ -7,19 +7,58 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from abmll.errors import AbmllError
 
 PART, OLD = ".abmll-part", ".abmll-old"
 """Ends of the names of what is being written, and of what is being replaced: `tidy` removes whatever has them, so no
 file of anybody else may."""
+
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """A file opened for reading; never one that somebody must write to first, or that has no end.
+
+    Raises:
+        AbmllError: it is missing, a folder, a pipe, a socket or a device, or cannot be read.
+    """
+    try:
+        check_regular(path)
+        file = path.open("rb")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if isinstance(error, AbmllError):
+            raise
+        raise AbmllError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    with file:
+        yield file
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is there and no file (nor a folder, about which others say more).
+
+    Raises:
+        AbmllError: it is a pipe, a socket or a device, from which nothing is read.
+        OSError, ValueError: it is missing, or no path.
+    """
+    kind = _KINDS.get(stat.S_IFMT(path.stat().st_mode))
+    if kind:
+        raise AbmllError(f"{path}: {kind}, which is not read; put what it gives into a file, and give that")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -118,7 +157,10 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
         AbmllError: it is missing, no JSON object, or not what was written.
     """
     try:
+        check_regular(path)
         value = json.loads(path.read_bytes())
+    except AbmllError:
+        raise
     except OSError as error:
         raise AbmllError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

@@ -15,6 +15,7 @@ lm-eval has no plug-ins; `python -m abmll.lm_eval` is its command line with the 
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -23,10 +24,11 @@ from jaxtyping import Float
 from scipy.special import logsumexp
 
 from abmll.errors import AbmllError, unknown_name
-from abmll.files import without_home
+from abmll.files import seal, without_home
 from abmll.running.everyday import Session, open_run
 from abmll.running.posterior import drawn
 from abmll.running.shipped import find_run
+from abmll.tasks.control import ControlTokens
 
 try:
     from lm_eval.__main__ import cli_evaluate  # optional extra
@@ -90,6 +92,9 @@ class AbmllLM(HFLM):
             self.session.system.close()
             raise AbmllError(f"{run}: its system holds no stds, so there is nothing to draw: leave samples out")
         base = self.session.base
+        self._control = ControlTokens(base.tokenizer)
+        # What begins like this is a chat that was rendered here; the texts of no task can know it.
+        self._rendered = f"<{seal(f'{base.fingerprint} {self.session.folder.resolve()}')[:16]}>"
         super().__init__(base.model, tokenizer=base.tokenizer, **{"softmax_dtype": "float32", **harness})
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -97,14 +102,14 @@ class AbmllLM(HFLM):
 
         Then it does so under their mixture too; the reverse need not hold.
         """
-        found = self._by_draw(partial(super().loglikelihood, requests, disable_tqdm))
+        found = self._by_draw(partial(super().loglikelihood, self._marked(requests), disable_tqdm))
         values = log_mean_exp(np.array([[value for value, _ in scores] for scores in found]))
         greedy = [all(flags) for flags in zip(*([flag for _, flag in scores] for scores in found), strict=True)]
         return list(zip(values.tolist(), greedy, strict=True))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """log p(text | D) of whole texts: one draw makes all windows of a text."""
-        found = self._by_draw(partial(super().loglikelihood_rolling, requests, disable_tqdm))
+        found = self._by_draw(partial(super().loglikelihood_rolling, self._marked(requests), disable_tqdm))
         return log_mean_exp(np.array(found, dtype=np.float64)).tolist()
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
@@ -114,6 +119,42 @@ class AbmllLM(HFLM):
             "text. For generation merge the mean or one draw (abmll export RUN -o DIR --merge) and evaluate that "
             "folder with --model hf"
         )
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A chat, in which what a task's texts hold is text: its names of control tokens are marked."""
+        marked = [{**turn, "content": self._control.mark(turn["content"])} for turn in chat_history]
+        return self._rendered + super().apply_chat_template(marked, add_generation_prompt)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For lm-eval's cache of requests: marked chats are this run's alone."""
+        return f"{super().tokenizer_name}__abmll{self._rendered}"
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        """As lm-eval's own, but for names of control tokens that are marked: these are text."""
+        if not self._control.is_marked(string):
+            return super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
+        begins = string.startswith(self.tokenizer.decode(self.prefix_token_id))
+        usual = not begins and self.add_bos_token is not False
+        ids = self._control.ids(string, usual if add_special_tokens is None else add_special_tokens)
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def _marked(self, requests: Sequence[Any]) -> list[Any]:
+        """Requests in which the texts of a task are marked; chats were, when they were rendered."""
+        found = []
+        for request in requests:
+            texts = tuple(
+                text.removeprefix(self._rendered) if text.startswith(self._rendered) else self._control.mark(text)
+                for text in request.args
+            )
+            found.append(request if texts == request.args else replace(request, arguments=texts))
+        return found
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Let lm-eval cache scores as they come, but not those of single draws: averaged ones it caches at the end."""

@@ -33,11 +33,13 @@ from abmll.report import collect, render_terminal, summarise, write_report
 from abmll.report.page import page
 from abmll.report.tables import markdown_report
 from abmll.running.build import method_settings, tasks_of, training_plan
+from abmll.running.labelled import read_labelled, remarks
 from abmll.running.record import RECORD, Record, keep_record, read_record, task_facts
 from abmll.running.rundir import MARKER, Checkpoint, RunDirectory
 from abmll.running.saved_tasks import DETAILS_FILE, read_task
 from abmll.tasks.catalogue.entries import catalogue_entry
 from abmll.tasks.catalogue.pins import Pin, read_pins
+from abmll.tasks.layouts import Layout
 from abmll.tasks.sources import load_tasks, read_questions
 from abmll.tensors import read_header
 from tests.adapters import move
@@ -84,10 +86,16 @@ def _build_rows(folder: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "table.train.parquet")
     lines = ["id,question,context,choice_0,choice_1,answer", *(f'{n},"Is it, {n}?",,yes,no,{n % 2}' for n in range(6))]
     (folder / "text.train.csv").write_text("\n".join(lines) + "\n")
+    (folder / "tabs.train.tsv").write_text("\n".join(lines).replace(",", "\t") + "\n", encoding="utf-16")
 
 
 def _read_rows(folder: Path) -> None:
-    """Refused as a whole, and then with bad rows skipped and counted."""
+    """Refused as a whole, and then with bad rows skipped and counted; and as labelled rows of a user's own."""
+    for path in sorted(folder.iterdir()):
+        with contextlib.suppress(AbmllError):
+            remarks(read_labelled(path, Layout()))
+        with contextlib.suppress(AbmllError):
+            read_labelled(path, Layout(text="question", label="answer"), fixed=True)
     try:
         load_tasks(folder)
     except AbmllError as error:
@@ -290,7 +298,7 @@ def _read_model(folder: Path) -> None:
 
 
 TARGETS: Mapping[str, Target] = {
-    "rows": Target(_build_rows, _read_rows, ("*.jsonl", "*.csv", "*.parquet")),
+    "rows": Target(_build_rows, _read_rows, ("*.jsonl", "*.csv", "*.tsv", "*.parquet")),
     "configurations": Target(_build_recipe, _read_recipe, ("recipe.yaml",)),
     "saved tasks": Target(_build_task, _read_saved, ("tasks/mine/*",), _reseal_adapter),
     "PEFT adapters": Target(_build_lora, read_peft, (CONFIG_FILE, MODEL_FILE)),

@@ -1,13 +1,17 @@
 """Classifier with scikit-learn's manners: clone, parameters, cross-validation, pipelines, DataFrames, no pickles."""
 
 import copy
+import datetime
+import enum
 import json
 import pickle
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
@@ -21,6 +25,7 @@ from abmll.adapters.folder import read_adapter
 from abmll.classifier import Classifier
 from abmll.errors import AbmllError
 from abmll.running import engines
+from abmll.tasks.labels import label_text
 from abmll.tasks.question import Question
 from tests.everyday import asked, place_run, texts
 
@@ -134,6 +139,186 @@ def test_labels_of_any_kind_are_learned_and_scored(kind: str, new: Any) -> None:
     assert fitted.score(words, y) == accuracy_score(flat, fitted.predict(words))
 
 
+BY_INDEX: dict[
+    str, tuple[Any, Any]
+] = {  # a column of labels for 16 rows that alternate between two -> forms of the two
+    "numbers and texts": (
+        [3, "neutral"],
+        [[3, "neutral"], ["3", "neutral"], [3.0, np.str_("neutral")], ["3.0", " neutral"]],
+    ),
+    "integers": (
+        [0, 1],
+        [["0", "1"], [0.0, 1.0], [False, True], np.array(["0", "1"]), ["0.0", "1.0"], [np.int8(0), 1]],
+    ),
+    "floats": ([0.0, 1.0], [[0, 1], ["0", "1"]]),
+    "booleans": (
+        [False, True],
+        [["False", "True"], ["false", "true"], [0, 1], np.array([False, True]), ["FALSE", "TRUE"]],
+    ),
+    "texts of numbers": (["1", "2"], [[1, 2], [1.0, 2.0], np.array([1, 2])]),
+    "Unicode": (["é", "ü"], [["e\u0301", "u\u0308"], [" é\u200b", "\ufeffü "]]),
+    "bytes": ([b"a", b"b"], [["a", "b"], np.array([b"a", b"b"])]),
+    "dates": (
+        [datetime.date(2024, 1, 1), datetime.date(2024, 2, 1)],
+        [["2024-01-01", "2024-02-01"], np.array(["2024-01-01", "2024-02-01"], dtype="datetime64[ns]")],
+    ),
+    "categories": (["a", "b"], [pd.Categorical(["a", "b"]), pd.array(["a", "b"], dtype="string")]),
+}
+
+
+@pytest.mark.parametrize("kind", BY_INDEX)
+def test_labels_in_another_form_are_scored_as_the_same_labels(kind: str, new: Any) -> None:
+    """By the indices of the two labels, which no form can change."""
+    two, forms = BY_INDEX[kind]
+    index = [n % 2 for n in range(16)]
+    fitted = new().fit(list(TEXTS), [two[n] for n in index])
+    order = [fitted._layout.labels.index(label_text(label, "label")) for label in two]
+    right = [answer.choice == order[n] for answer, n in zip(fitted.answers(list(TEXTS)), index, strict=True)]
+    assert sum(right) > 0, "else all forms that are not known would do"
+    for form in forms:
+        assert fitted.score(list(TEXTS), [form[n] for n in index]) == np.mean(right), form
+
+
+def test_labels_of_mixed_types_are_one_class_in_all_forms(new: Any) -> None:
+    y: Any = [[3, "bad"], ["3", "bad "], [3.0, "ba\u200bd"], [" 3", "bad"]] * 4
+    plain = new().fit(list(TEXTS), [(3, "bad")[n % 2] for n in range(16)])
+    mixed = new().fit(list(TEXTS), [y[n][n % 2] for n in range(16)])
+    assert mixed.classes_.tolist() == plain.classes_.tolist() == [3, "bad"]
+    assert np.array_equal(mixed.predict_proba(list(TEXTS)), plain.predict_proba(list(TEXTS)))
+    assert set(mixed.predict(list(TEXTS)).tolist()) <= {3, "bad"}
+
+
+def test_labels_that_look_alike_are_remarked(new: Any) -> None:
+    with pytest.warns(UserWarning, match="'Good' and 'good' are two labels, and look alike"):
+        new().fit(list(TEXTS), [("Good", "good")[n % 2] for n in range(16)])
+
+
+def test_spaces_and_forms_of_a_text_do_not_change_an_answer(new: Any) -> None:
+    fitted = new().fit(list(TEXTS), list(NAMES))
+    texts_ = ["le café au soleil", " le cafe\u0301 au soleil ", "\ufeffle café au soleil\u200b\n"]
+    assert len({tuple(row) for row in fitted.predict_proba(texts_).tolist()}) == 1
+    questions = new().fit(ROWS)
+    forms = [
+        ["fire", "ice"],
+        [" fire", "ice"],
+        ["fi\u200bre ", "ice\u00a0"],
+        np.array(["fire", " ice"]),
+        (" fire", "ice"),
+    ]
+    rows = [{"question": stem, "choices": choices} for stem in ("Hot?", " Hot? ") for choices in forms]
+    assert len({tuple(row) for row in questions.predict_proba(rows).tolist()}) == 1
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        [b"a", b"b"],
+        [datetime.date(2024, 1, 1), datetime.date(2024, 2, 1)],
+        [datetime.datetime(2024, 1, 1, 5), datetime.datetime(2024, 2, 1, 6)],
+        pd.to_datetime(["2024-01-01", "2024-02-01"]),
+        pd.to_datetime(["2024-01-01", "2024-02-01"]).tz_localize("UTC"),
+        np.array(["2024-01-01", "2024-02-01"], dtype="datetime64[D]"),
+        [Decimal("1.5"), Decimal("2.5")],
+        [0, 1],
+        [0.5, 1.5],
+        np.array([0, 1], dtype="uint8"),
+        [False, True],
+        [3, "neutral"],
+        [b"a", 3],
+        pd.Categorical(["a", "b"]),
+        pyarrow.array(["a", "b"]),
+        [enum.IntEnum("N", "A B").A, enum.IntEnum("M", "A B").B],
+    ],
+    ids=lambda y: f"{type(y).__name__} of {type(y[0]).__name__}",
+)
+def test_whatever_fit_takes_is_saved_with_its_type(y: Any, new: Any, tmp_path: Path) -> None:
+    labels = [y[n % 2] for n in range(16)]
+    fitted = new(steps=1).fit(list(TEXTS), labels)
+    fitted.save(tmp_path / "kept")
+    again = Classifier.load(tmp_path / "kept")
+    assert again.classes_.dtype == fitted.classes_.dtype
+    assert again.classes_.tolist() == fitted.classes_.tolist()
+    assert [type(value) for value in again.classes_] == [type(value) for value in fitted.classes_]
+    assert np.array_equal(again.predict(list(TEXTS)), fitted.predict(list(TEXTS)))
+    assert again.score(list(TEXTS), labels) == fitted.score(list(TEXTS), labels)
+    again.save(tmp_path / "twice")
+    assert (tmp_path / "twice" / "classifier.json").read_text() == (tmp_path / "kept" / "classifier.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (
+            [enum.Enum("E", "A B").A, enum.Enum("F", "A B").B],
+            "row 0: label is <E.A: 1>, not text.* in 15 more rows too",
+        ),
+        ([1j, 2j], "row 0: label is 1j, not text.* in 15 more rows too"),
+        ([b"\xff", b"a"], "row 0: label is b'.xff', not text"),
+        ([float("inf"), 1.0], "row 0: label is inf"),
+        ([datetime.timedelta(1), datetime.timedelta(2)], "in 15 more rows too"),
+        ([["a", "b"], ["a"]], "give one label a row"),
+    ],
+    ids=repr,
+)
+def test_what_could_not_be_saved_is_no_label(y: Any, message: str, new: Any) -> None:
+    with pytest.raises(AbmllError, match=message):
+        new().fit(list(TEXTS), [y[n % 2] for n in range(16)])
+
+
+def test_a_quantity_is_no_label(new: Any) -> None:
+    with pytest.raises(AbmllError, match="16 different numbers for 16 rows, a quantity"):
+        new().fit(list(TEXTS), np.linspace(0.1, 1.7, 16))
+
+
+def test_a_folder_of_the_first_format_loads(new: Any, tmp_path: Path) -> None:
+    fitted = new(steps=1).fit(list(TEXTS), [n % 2 == 0 for n in range(16)])
+    fitted.save(tmp_path / "kept")
+    file = tmp_path / "kept" / "classifier.json"
+    values = json.loads(file.read_text())
+    values |= {"abmll_classifier": 1, "classes": [False, True]}
+    values["layout"]["labels"] = ["False", "True"]  # as it wrote them
+    file.write_text(json.dumps(values))
+    again = Classifier.load(tmp_path / "kept")
+    assert again.classes_.tolist() == [False, True]
+    assert again._layout.labels == ("False", "True")
+    assert again.score(list(TEXTS), ["True", "False"] * 8) == np.mean(again.predict(list(TEXTS)) == [True, False] * 8)
+
+
+@pytest.mark.parametrize("kind", ["polars", "lazy", "arrow", "batch", "dictionary", "one column", "marks in the names"])
+def test_frames_of_every_library_give_the_same(kind: str, new: Any) -> None:
+    columns: Any = {"text": list(TEXTS), "label": list(NAMES)}
+    if kind in ("polars", "lazy"):
+        polars = pytest.importorskip("polars", reason="needs pip install abmll[dev]")
+        X = polars.DataFrame(columns).lazy() if kind == "lazy" else polars.DataFrame(columns)
+    else:
+        X = {
+            "arrow": pyarrow.table(columns),
+            "batch": pyarrow.RecordBatch.from_pydict(columns),
+            "dictionary": columns,
+            "one column": pd.DataFrame({"review": TEXTS}),
+            "marks in the names": pd.DataFrame({"\ufefftext ": TEXTS, "label\u200b": NAMES}),
+        }[kind]
+    y = list(NAMES) if kind == "one column" else None
+    plain = new().fit(list(TEXTS), list(NAMES))
+    fitted = new().fit(X, y)
+    assert np.array_equal(fitted.predict_proba(X), plain.predict_proba(list(TEXTS)))
+    assert fitted.score(X, y) == plain.score(list(TEXTS), list(NAMES))
+
+
+def test_two_columns_of_one_name_are_refused(new: Any) -> None:
+    with pytest.raises(AbmllError, match="row 0: column 'text' is given twice"):
+        new().fit(pd.DataFrame({"text": TEXTS, "text\u200b": TEXTS}), list(NAMES))
+
+
+def test_what_a_user_writes_is_text_in_every_column(new: Any) -> None:
+    """A label, a text or a question that names the model's end token is not the one without it."""
+    fitted = new(ask="Which<|eos|>?").fit([f"{text} <|eos|>" for text in TEXTS], [f"{name}<|eos|>" for name in NAMES])
+    encoder = fitted._engine.session.system.batcher.encoder
+    (encoded,) = [encoder(fitted._layout.question({"text": "x<|eos|>"}, 1, labelled=False))]
+    assert encoder.tokenizer.eos_token_id not in (*encoded.prefix, *sum(encoded.continuations, ()))
+    assert encoder.tokenizer.decode(encoded.continuations[0]) == " bad<|eos|>"
+
+
 def test_a_label_that_no_example_had_is_a_wrong_answer(new: Any) -> None:
     """As a fold without a rare label has it; it is no reason to fail."""
     words, truth = zip(*texts(8), strict=True)
@@ -224,7 +409,7 @@ def test_save_and_load(kind: str, new: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"abmll_classifier": 2}', '{"abmll_classifier": 1, "params": {"x": 1}}']
+    "text", ["", "{", "[]", '{"abmll_classifier": 3}', '{"abmll_classifier": 1, "params": {"x": 1}}']
 )
 def test_a_damaged_folder_is_an_error_that_names_the_file(text: str, new: Any, tmp_path: Path) -> None:
     (tmp_path / "classifier.json").write_text(text)
@@ -249,7 +434,7 @@ MISTAKES: dict[str, tuple[Any, Any, str]] = {
     "no text": ([3, "a"], ["a", "b"], "row 0: text is 3, not text"),
     "no answer": ([{"question": "x", "choices": ["a", "b"]}], ["c"], "row 0: answer 'c' is not one of the choices"),
     "too few answers": (ROWS, [0], "12 examples and 1 labels"),
-    "no column": (pd.DataFrame({"words": TEXTS}), list(NAMES), "row 0: text is missing"),
+    "no column": (pd.DataFrame({"words": TEXTS, "n": 1}), list(NAMES), "row 0: text is missing.*15 more rows too"),
 }
 
 

@@ -87,9 +87,9 @@ def test_predict_keeps_the_rows_and_adds_answers_in_every_format(abmll: Command,
     parquet = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()
     own, ours = ["nr", "text", "a note"], ["prediction", "confidence", "p_bad", "p_good", "spread", "information"]
     assert list(table[0]) == list(lines[0]) == list(parquet[0]) == own + ours
-    assert [[row[name] for name in own] for row in table] == [
-        list(row.values()) for row in read_csv(tmp_path / "rows.csv")
-    ]
+    theirs = [list(row.values()) for row in read_csv(tmp_path / "rows.csv")]
+    assert [[row[name] for name in own] for row in table] == [[nr, text, f"'{note}"] for nr, text, note in theirs]
+    assert [[line[name] for name in own] for line in lines] == theirs
     for cells, line, row in zip(table, lines, parquet, strict=True):
         assert line == row
         assert line["p_bad"] + line["p_good"] == pytest.approx(1)
@@ -161,7 +161,7 @@ def test_trust_46_labels_and_names_of_columns_are_no_formulas_and_those_that_are
             for name in ("prediction", "confidence", "spread", "information", *map("p_{}".format, labels.split(",")))
         }
         assert {row["'@x_prediction"] for row in table} <= shown
-        assert {row["a note"] for row in table} == {"=1+1"}  # theirs, in a CSV already
+        assert {row["a note"] for row in table} == {"'=1+1"}
         exact = [json.loads(line)["@x_prediction"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
         assert [row["'@x_prediction"].removeprefix("'") for row in table] == exact
 
@@ -224,7 +224,7 @@ MISTAKES = {
     "no such run": ("predict nowhere my.csv --task t -o o.csv", "nowhere: no run directory"),
     "no such file": ("predict runs/mine no.csv --task t -o o.csv", "no.csv: cannot be read"),
     "onto itself": ("predict runs/mine my.csv --task t -o my.csv", "the file of rows itself"),
-    "an ending": ("predict runs/mine my.csv --task t -o o.xlsx", ".jsonl, .csv or .parquet"),
+    "an ending": ("predict runs/mine my.csv --task t -o o.xlsx", ".jsonl, .csv, .tsv or .parquet"),
     "labels twice": ("predict runs/mine my.csv --task t --labels a,b -o o.csv", "adapted with"),
     "no task": ("predict runs/mine my.csv --abstain-below-risk 0.1 -o o.csv", "needs --task"),
     "no risk": ("predict runs/mine my.csv --task t --held-back my.csv -o o.csv", "--held-back is for"),

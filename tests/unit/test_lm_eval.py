@@ -225,6 +225,37 @@ def test_without_stds_there_is_nothing_to_draw(bpe: Path) -> None:
     assert AbmllLM(bpe / "reptile").draws == 0
 
 
+def test_names_of_control_tokens_in_a_task_are_text(bpe: Path) -> None:
+    one = AbmllLM(bpe / "untrained")
+    tokenizer, context = one.tokenizer, "Is it <|eos|> or"
+    whole = [tokenizer(context + end, split_special_tokens=True)["input_ids"] for end in (" sun", " sun<|eos|>")]
+    start = len(tokenizer(context, split_special_tokens=True)["input_ids"])
+    wanted = []
+    for ids in whole:
+        assert tokenizer.eos_token_id not in ids
+        with torch.no_grad():
+            logs = one.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        wanted.append(float(sum(logs[n - 1, ids[n]] for n in range(start, len(ids)))))
+    pairs = instances([(context, " sun"), (context, " sun<|eos|>")])
+    assert [value for value, _ in one.loglikelihood(pairs)] == pytest.approx(wanted, abs=1e-4)
+    assert wanted[0] != pytest.approx(wanted[1], abs=1e-2)
+
+
+def test_a_task_s_text_does_not_close_the_user_s_turn_of_a_chat(bpe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = AbmllLM(bpe / "untrained")
+    template = "<|bos|>{{ messages[0]['content'] }}<|eos|>{% if add_generation_prompt %} Answer:{% endif %}"
+    monkeypatch.setattr(one.tokenizer, "chat_template", template)
+    asked = [one.apply_chat_template([{"role": "user", "content": text}]) for text in ("the sun", "the<|eos|> sun")]
+    (plain,), (hostile,) = (one._marked(instances([(text, " A<|eos|>")]))[0].args[:1] for text in asked)
+    bos, eos = one.tokenizer.bos_token_id, one.tokenizer.eos_token_id
+    assert one.tok_encode(plain) == one.tokenizer.encode("<|bos|>the sun<|eos|> Answer:")
+    for text in (plain, hostile):
+        context, answer = one._encode_pair(text, one._control.mark(" A<|eos|>"))
+        assert [context.count(eos), context.count(bos), answer.count(eos)] == [1, 1, 0]
+        assert one.tokenizer.decode(answer) == " A<|eos|>"
+    assert "the<|eos|> sun" in one.tokenizer.decode(one.tok_encode(hostile))
+
+
 def test_nothing_is_generated(bpe: Path) -> None:
     with pytest.raises(NotImplementedError, match="does not generate text"):
         AbmllLM(bpe / "trained").generate_until(instances([("Question:", {})], "generate_until"))

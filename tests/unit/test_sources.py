@@ -64,7 +64,7 @@ BAD_ROWS = {
     "has 1 choice;": {**GOOD, "choices": ["a"]},
     "choice 1 is 2, not text": {**GOOD, "choices": ["a", 2]},
     "choice 1 is empty": {**GOOD, "choices": ["a", " "]},
-    "choices 0 and 2 are the same: 'a '": {**GOOD, "choices": ["a", "b", "a "]},
+    "choices 0 and 2 are the same: 'a'": {**GOOD, "choices": ["a", "b", "a "]},
     "both choices and choice_": {**GOOD, "choice_0": "x"},
     "answer is missing (found": {key: GOOD[key] for key in ("question", "choices")},
     "answer is missing": {**GOOD, "answer": None},
@@ -134,9 +134,7 @@ def test_byte_order_mark_and_line_ends_make_no_difference(tmp_path: Path, start:
 def test_bytes_that_are_not_utf8_are_reported_by_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b'\n{"question": "caf\xe9"}\n')
-    assert reasons(path) == {2: "not UTF-8 (byte 0xe9 at 17 of the line)"}
-    path.write_bytes("{}".encode("utf-16"))
-    assert reasons(path) == {1: "the file is UTF-16; save it as UTF-8"}
+    assert reasons(path) == {2: "not UTF-8 (byte 0xe9 at 17 of the line); save the file as UTF-8"}
     path = tmp_path / "a.csv"
     path.write_bytes(b"question,choices,answer\ncaf\xe9,,\n")
     assert list(reasons(path)) == [2]
@@ -180,7 +178,7 @@ def test_bad_csv_is_reported_by_line(tmp_path: Path) -> None:
     [
         ("", "the file has no rows"),
         ("question,choices,answer\n", "the file has no rows"),
-        ("a;b\n1;2\n", "no column 'question'; the first line names 'a;b'"),
+        ("a;b\n1;2\n3;4\n", "question is missing (found: 'a', 'b'), in 1 more row too"),
         ("question,question\n", "column 'question' is given twice"),
         ("question,choice_0,choice_b,answer\nq,x,y,0\n", "has both choice_0 and choice_a columns; keep one kind"),
         ("question,choice_1,choice_2,answer\nq,x,y,0\n", "has columns choice_1, choice_2; expected choice_0, choice_1"),
@@ -211,7 +209,7 @@ def test_a_broken_parquet_file(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1 but not really PAR1")
     assert reasons(path)[1].startswith("not Parquet: ")
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), path)
-    assert reasons(path) == {1: "no column 'question'; the file has 'text'"}
+    assert reasons(path) == {1: "question is missing (found: 'text')"}
 
 
 def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
@@ -341,7 +339,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(AbmllError, match=r"cannot be read \(Is a directory"):
         read_questions(tmp_path / "folder.jsonl")
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(AbmllError, match=r"read from \.jsonl, \.csv or \.parquet"):
+    with pytest.raises(AbmllError, match=r"tables are \.jsonl, \.csv, \.tsv or \.parquet"):
         read_questions(tmp_path / "a.txt")
 
 
@@ -409,3 +407,30 @@ def test_a_question_knows_where_it_was_read_and_is_the_same_wherever_that_was(tm
     assert first == second
     assert hash(first) == hash(second)
     assert "here" not in repr(first)
+
+
+def test_forms_of_ids_answers_choices_and_columns_are_one(tmp_path: Path) -> None:
+    row = {
+        "\ufeffid ": "q1",
+        "question\u200b": " Caf\u00e9? ",
+        "choices": [" ir\u200bon", "tin\u00a0"],
+        "answer": "iron ",
+    }
+    path = write_jsonl(tmp_path / "a.jsonl", row, {**GOOD, "id": " q1\u200b"}, {**GOOD, "id": 2.0}, {**GOOD, "id": "2"})
+    assert reasons(path) == {2: "id 'q1' is that of line 1 too", 4: "id '2' is that of line 3 too"}
+    (first, _) = read_questions(path, on_bad_row="skip")
+    assert first == Question("q1", "Caf\u00e9?", ("iron", "tin"), 0)
+    path.write_text(
+        "question,choice_0,choice_1,answer\nCafe\u0301?, iron ,t\u200bin,\ufeffiron\nq,x\u200by,z, 1 \n", "utf-8"
+    )
+    assert read_questions(path.rename(tmp_path / "a.csv"))[0] == Question("2", "Caf\u00e9?", ("iron", "tin"), 0)
+    twice = write_jsonl(tmp_path / "b.jsonl", {**GOOD, "answer ": 0})
+    assert reasons(twice) == {1: "column 'answer' is given twice"}
+
+
+def test_a_test_row_that_is_a_train_row_in_another_form_is_reported(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.train.jsonl", {**GOOD, "question": "Caf\u00e9  or tea?", "choices": ["oxygen", "iron"]})
+    form = {**GOOD, "question": "\ufeffCafe\u0301 or\u00a0tea?", "choices": ["ir\u200don", "oxy\u00adgen"]}
+    write_jsonl(tmp_path / "a.test.jsonl", form)
+    with pytest.raises(AbmllError, match=r"a\.test\.jsonl:1: the same question is in a\.train\.jsonl:1"):
+        load_tasks(tmp_path)

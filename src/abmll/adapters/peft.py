@@ -15,7 +15,7 @@ from torch import Tensor
 
 from abmll.adapters.layer import AdapterSet
 from abmll.errors import AbmllError
-from abmll.files import write_bytes, write_text
+from abmll.files import check_regular, write_bytes, write_text
 from abmll.tensors import portable, read_header, read_tensors, strict_json, to_bytes
 
 CONFIG_FILE = "adapter_config.json"
@@ -160,6 +160,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG_FILE
     if not folder.is_dir():
         raise AbmllError(f"{folder}: no such folder")
+    if file.exists():
+        check_regular(file)
     try:
         if file.stat().st_size > MOST_CONFIG:
             raise AbmllError(f"{file}: {file.stat().st_size:,} bytes are too many for a configuration")

@@ -31,8 +31,10 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 @app.command()
 def predict(
     run: Run,
-    rows: Annotated[Path, typer.Argument(help="Rows without labels: .csv, .jsonl or .parquet.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .csv, .jsonl or .parquet.")],
+    rows: Annotated[
+        Path, typer.Argument(help="Rows without labels: .csv, .tsv, .jsonl or .parquet.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .csv, .tsv, .jsonl or .parquet.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Values to set, as section.key=value.", metavar="[SECTION.KEY=VALUE]...")
     ] = None,

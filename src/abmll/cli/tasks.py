@@ -23,6 +23,7 @@ from abmll.tasks.catalogue.pins import pin_of, pins_file
 from abmll.tasks.inspection import Measure, TaskReport, inspect_task, words
 from abmll.tasks.leaks import overlaps, rows_of
 from abmll.tasks.question import Question, Task
+from abmll.tasks.rows import shown
 from abmll.tasks.sources import load_tasks
 
 console = Console()
@@ -179,7 +180,8 @@ def _tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 def _tokens(tokenizer: PreTrainedTokenizerBase) -> Measure:
     def measure(texts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+        plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return [len(ids) for ids in tokenizer(list(texts), **plain)["input_ids"]]
 
     return measure
 
@@ -228,6 +230,10 @@ def _explanation(reports: Sequence[TaskReport], limit: int | None) -> str:
     uneven = [report.task for report in reports if len(report.answers) > 1 and max(report.answers) > 0.75]
     if uneven:
         said.append(f"In {', '.join(uneven)} one answer is right in more than three of four rows: a guess scores high.")
+    for report in (report for report in reports if report.alike):
+        one, other = report.alike[0]
+        more = f", and {len(report.alike) - 1} more pairs" if len(report.alike) > 1 else ""
+        said.append(f"In {report.task} {shown(one)} and {shown(other)} are two choices, and look alike{more}.")
     if limit is not None:
         said.append(f"Rows over {limit} tokens lose the start of their passage; stem and choices are never cut.")
     return "\n".join(said)

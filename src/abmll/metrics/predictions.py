@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from abmll.errors import AbmllError
-from abmll.files import SEAL, seal, write_text
+from abmll.files import SEAL, check_regular, seal, write_text
 
 FORMAT = 1
 SPLITS = ("test", "adaptation", "held_out")
@@ -118,6 +118,7 @@ def read_predictions(path: Path) -> Predictions:
         AbmllError: the file is missing, cut short, not one of ours, or damaged; names file and line.
     """
     try:
+        check_regular(path)
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise AbmllError(f"{path}: cannot be read ({error})") from error

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from abmll.errors import AbmllError
-from abmll.files import write_json
+from abmll.files import check_regular, write_json
 from abmll.models.pretrained import read_gguf, read_pretrained
 
 FORMAT = 1
@@ -144,6 +144,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 def _check_magic(path: Path) -> None:
     try:
+        check_regular(path)
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as error:

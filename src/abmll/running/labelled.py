@@ -10,11 +10,13 @@ import numpy as np
 
 from abmll.errors import AbmllError
 from abmll.metrics.abstention import error_interval
-from abmll.tasks.layouts import Layout, label_of
-from abmll.tasks.leaks import Row, rows_of
+from abmll.tasks.labels import Classes
+from abmll.tasks.layouts import Layout, label_in
+from abmll.tasks.leaks import Row, rows_of, same_question
+from abmll.tasks.normal import lookalikes, same_form
 from abmll.tasks.question import Question
 from abmll.tasks.reading import Rows, settle
-from abmll.tasks.rows import BadRow, printable
+from abmll.tasks.rows import BadRow, printable, report, shown
 from abmll.tasks.streams import Table
 
 FEW = 20
@@ -41,7 +43,7 @@ def read_labelled(path: Path, wanted: Layout, fixed: bool | None = None) -> Labe
     """Read a table of labelled rows.
 
     Args:
-        path: .csv, .jsonl or .parquet.
+        path: .csv, .tsv, .jsonl or .parquet.
         wanted: names of columns, and labels if the user gave them.
         fixed: plain classification, or not; None: unless the first row has a column `question`.
 
@@ -81,35 +83,37 @@ def _read(table: Table, layout: Layout, labelled: bool) -> tuple[Question, ...]:
 def settle_layout(table: Table, wanted: Layout, fixed: bool | None = None) -> Layout:
     """The layout of a table of labelled rows: which kind of rows they are, and their labels if they share some."""
     if fixed is None:
-        first = next(table.rows(), (0, {}))[1]
-        fixed = wanted.labels is not None or (not isinstance(first, BadRow) and "question" not in first)
+        first = next((row for _, row in table.rows() if not isinstance(row, BadRow)), {})
+        fixed = wanted.labels is not None or "question" not in map(same_form, map(str, first))
     if not fixed:
         return Layout()
     return wanted if wanted.labels is not None else wanted.with_labels(_labels_in(table, wanted))
 
 
 def _labels_in(table: Table, layout: Layout) -> list[str]:
-    """The labels that occur, sorted."""
-    found: set[str] = set()
-    problems = Rows(printable(table.path))
+    """The labels that occur, sorted; all that is wrong with any row is told at once."""
+    found, problems = Classes(()), Rows(printable(table.path))
+    some = layout.with_labels(("a", "b"))  # which ones plays no part in whether the rest of a row is good
     for line, row in table.rows():
         try:
             if isinstance(row, BadRow):
                 raise row
-            found.add(label_of(row, layout.label))
+            some.question(row, line, labelled=False)
+            found.add(label_in(row, layout.label))
         except BadRow as reason:
             problems.reject(line, reason)
-        if len(found) > MOST_LABELS:
+        if len(found.texts) > MOST_LABELS:
             raise AbmllError(
-                f"{printable(table.path)}:{line}: more than {MOST_LABELS} different values of {layout.label!r}; is it "
+                f"{problems.label}:{line}: more than {MOST_LABELS} different values of {layout.label!r}; is it "
                 "the column of labels? --label names another, --labels says which labels there are"
             )
     if problems.problems:
-        settle([problems], "error")
-    if len(found) < 2:
-        what = f"every row is labelled {found.pop()!r}" if found else "the file has no rows"
-        raise AbmllError(f"{printable(table.path)}: {what}; --labels says which labels there are")
-    return sorted(found)
+        raise report(problems.told(good=len(found.texts)), len(problems.problems))
+    texts = found.ordered().texts
+    if len(texts) < 2:
+        what = f"every row is labelled {shown(texts[0])}" if texts else "the file has no rows"
+        raise AbmllError(f"{problems.label}: {what}; --labels says which labels there are")
+    return sorted(texts)
 
 
 def remarks(labelled: Labelled) -> list[str]:
@@ -126,6 +130,8 @@ def remarks(labelled: Labelled) -> list[str]:
     if again := sum(count - 1 for count in groups.values()):
         many = "1 row asks" if again == 1 else f"{again} rows ask"
         found.append(f"{many} the same as an earlier one; the check keeps them together")
+    if labelled.layout.labels is None:
+        found += _alike_choices(rows)
     if clash := _contradictions(rows):
         found.append(f"the same question has two different answers: {', '.join(clash[:5])}")
     return found
@@ -153,9 +159,16 @@ def _sides(labelled: Labelled) -> list[str]:
 
 
 def _alike(labels: Sequence[str]) -> list[str]:
-    first: dict[str, str] = {}
-    pairs = [(first.setdefault(label.casefold(), label), label) for label in labels]
-    return [f"{one!r} and {other!r} are two labels, and differ in case alone" for one, other in pairs if one != other]
+    return [f"{shown(one)} and {shown(other)} are two labels, and look alike" for one, other in lookalikes(labels)]
+
+
+def _alike_choices(rows: Sequence[Question]) -> list[str]:
+    pairs = [(row, *pair) for row in rows for pair in lookalikes(row.choices)]
+    if not pairs:
+        return []
+    row, one, other = pairs[0]
+    again = f"; so do choices of {len(pairs) - 1} more" if len(pairs) > 1 else ""
+    return [f"{row.place or row.id}: {shown(one)} and {shown(other)} are two choices, and look alike{again}"]
 
 
 def _contradictions(rows: Sequence[Question]) -> list[str]:
@@ -177,8 +190,8 @@ def identity(question: Question) -> str:
     >>> ask("Is iron a metal?") == ask("is IRON a  metal"), ask("Is iron a metal?") == ask("Is tin a metal?")
     (True, False)
     """
-    row = Row("", question)
-    text = "\x1f".join((row.context, row.stem, *row.choices))
+    context, stem, choices = same_question(question)
+    text = "\x1f".join((context, stem, *choices))
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
 
 

@@ -14,7 +14,9 @@ from abmll.metrics.abstention import Covered
 from abmll.running.answers import Answer
 from abmll.running.everyday import Session
 from abmll.tasks.layouts import Layout
+from abmll.tasks.normal import same_form
 from abmll.tasks.question import Question
+from abmll.tasks.reading import Rows
 from abmll.tasks.rows import BadRow, printable, report, shown
 from abmll.tasks.streams import Table, extension_of
 from abmll.tasks.writing import writing
@@ -69,9 +71,9 @@ def survey(table: Table, layout: Layout, out: Path) -> Survey:
         AbmllError: the file cannot be read or has no rows, a row is bad (as file:line: reason), or its columns cannot
             be written to `out`.
     """
-    found, problems, label = Survey(schema=table.schema()), [], printable(table.path)
+    found, problems, label = Survey(schema=table.schema()), Rows(printable(table.path)), printable(table.path)
     typed = extension_of(out) == "parquet" and table.extension == "jsonl"
-    rows = table.rows()
+    rows, answerable = table.rows(), 0
     while batch := list(islice(rows, CHUNK)):
         good: list[Any] = []
         for line, row in batch:
@@ -83,14 +85,15 @@ def survey(table: Table, layout: Layout, out: Path) -> Survey:
                 found.columns.update(dict.fromkeys(row))
                 good.append(row)
             except BadRow as reason:
-                problems.append(f"{label}:{line}: {reason}")
-        if len(problems) > _TOLD:
-            problems.append(f"{label}: and maybe more after line {line}, which were not looked at")
+                problems.reject(line, reason)
+        answerable += len(good)
+        if len(problems.problems) > _TOLD:
+            problems.problems.append(f"{label}: and maybe more after line {line}, which were not looked at")
             break
         if typed:
             found.schema = _unified(found.schema, good, out, f"{label}:{batch[0][0]}")
-    if problems:
-        raise report(problems)
+    if problems.problems:
+        raise report(problems.told(answerable), len(problems.problems))
     if not found.rows:
         raise AbmllError(f"{label}:1: the file has no rows")
     return found
@@ -140,7 +143,7 @@ def predict_table(
         session: a run, with the task in its task slot.
         table: the rows.
         layout: of their columns.
-        out: .csv, .jsonl or .parquet.
+        out: .csv, .tsv, .jsonl or .parquet.
         prefix: goes before the names of our columns.
         choose: gives the threshold of confidence below which nothing is predicted; None: every row is answered.
         tell: hears how many more rows are done.
@@ -151,15 +154,15 @@ def predict_table(
     """
     seen = survey(table, layout, out) if seen is None else seen
     added = added_columns(layout, prefix, choose is not None)
-    if taken := [name for name in added if name in seen.columns]:
+    theirs = set(map(same_form, map(str, seen.columns)))
+    if taken := [name for name in added if same_form(name) in theirs]:
         raise AbmllError(
             f"{printable(table.path)}: has a column {shown(taken[0])} already, which would be ours; --prefix puts "
             "something before our names"
         )
     written = Written(seen.rows, 0, 0)
     chunks = _answered(session, table, layout, tell)
-    keep = table.extension == "csv"
-    with writing(out, list(seen.columns), added, schema=seen.schema, keep_cells=keep) as writer:
+    with writing(out, list(seen.columns), added, schema=seen.schema) as writer:
         threshold, first = None, []
         if choose is not None:
             first = list(islice(chunks, -(-PILOT // CHUNK)))

@@ -11,7 +11,7 @@ from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import EXTRAS_FILE, read_adapter, read_facts, write_adapter
 from abmll.config import RunConfig
 from abmll.errors import AbmllError, unknown_name
-from abmll.files import OLD, check_name, recover, replaced_by, write_json
+from abmll.files import OLD, check_name, check_regular, recover, replaced_by, write_json
 from abmll.running.adapters import adapter_of, use_adapter
 from abmll.running.build import System
 from abmll.running.card import about_run, write_card
@@ -179,6 +179,7 @@ def _folder(run: Path, name: str) -> Path:
 
 def _read_details(file: Path) -> dict[str, Any]:
     try:
+        check_regular(file)
         if file.stat().st_size > MOST_DETAILS:
             raise AbmllError(f"{file}: {file.stat().st_size:,} bytes are too many")
         found = strict_json(file.read_bytes())["details"]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from abmll.tasks.leaks import overlaps, repeats, rows_of
+from abmll.tasks.normal import lookalikes
 from abmll.tasks.question import Question, Task
 
 Measure = Callable[[Sequence[str]], Sequence[int]]
@@ -43,6 +44,7 @@ class TaskReport:
         repeated: rows that are the same question as an earlier one of their split.
         same: test rows that are the same question as a train row.
         near: test rows that are nearly the same question as a train row.
+        alike: pairs of choices of one row that a reader may take for one, each pair once.
     """
 
     task: str
@@ -56,6 +58,7 @@ class TaskReport:
     repeated: int
     same: int
     near: int
+    alike: tuple[tuple[str, str], ...] = ()
 
 
 def words(texts: Sequence[str]) -> list[int]:
@@ -95,6 +98,7 @@ def inspect_task(task: Task, measure: Measure = words, limit: int | None = None)
         labels=task.fixed_labels,
         lengths=_lengths(every, measure, limit) if every else None,
         repeated=len(repeats(train)) + len(repeats(test)),
+        alike=tuple(dict.fromkeys(pair for question in every for pair in lookalikes(question.choices))),
         **kinds,
     )
 

@@ -3,12 +3,17 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from abmll.errors import AbmllError
+from abmll.tasks.labels import Classes, label_text
+from abmll.tasks.normal import same_form, tidy
 from abmll.tasks.question import Question
-from abmll.tasks.rows import BadRow, checked_text, is_missing, question_from_row, shown, text_of
+from abmll.tasks.rows import BadRow, checked_text, named, no_column, question_from_row, shown, text_of
+from abmll.tasks.values import plain
 
+ADVICE = "another column is named by --{0}, in Python by {0}="
 MOST_LISTED = 10
 """Labels that the question put to the model names; with more it names none."""
 
@@ -40,8 +45,8 @@ class Layout:
     def __post_init__(self) -> None:
         if self.labels is not None:
             _check_labels(self.labels)
-        if self.ask is not None and not self.ask.strip():
-            raise AbmllError("--ask is empty: give a question, or leave it out")
+        if self.ask is not None:
+            _check_ask(self.ask)
 
     @property
     def stem(self) -> str:
@@ -67,22 +72,30 @@ class Layout:
         Raises:
             BadRow: with the reason.
         """
+        row = named(row)
         if self.labels is None:
             hidden = {"id"} if labelled else {"id", "answer"}
             kept = {key: value for key, value in row.items() if key not in hidden}
             return question_from_row(kept, str(line), labelled, untyped, place=place)
-        text = text_of(row, self.text)
-        if not text.strip():
+        text = text_of(row, same_form(self.text), ADVICE.format("text"))
+        if not text:
             raise BadRow(f"{self.text} is empty")
         answer = self._answer(row) if labelled else None
         return Question(str(line), self.stem, self.labels, answer, text, place)
 
     def _answer(self, row: Mapping[str, Any]) -> int:
         assert self.labels is not None
-        found = label_of(row, self.label)
-        if found not in self.labels:
-            raise BadRow(f"{self.label} is {shown(found)}, none of the labels {', '.join(map(shown, self.labels))}")
-        return self.labels.index(found)
+        value = label_in(row, self.label)
+        found = self._classes.index(value)
+        if found is None:
+            raise BadRow(
+                f"{self.label} is {shown(plain(value))}, none of the labels {', '.join(map(shown, self.labels))}"
+            )
+        return found
+
+    @cached_property
+    def _classes(self) -> Classes:
+        return Classes(self.labels or ())
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, for `from_dict`."""
@@ -109,25 +122,17 @@ class Layout:
         return replace(self, labels=tuple(labels))
 
 
-def label_of(row: Mapping[str, Any], column: str) -> str:
-    """The label in a column, as text without spaces around it; whole numbers, true and false may be labels too.
+def label_in(row: Mapping[Any, Any], column: str) -> Any:
+    """The value in the column of labels, of any type.
 
     Raises:
-        BadRow: it is missing, empty, or none of these.
+        BadRow: there is no such column, it is missing, empty, or no label.
     """
-    value = row.get(column)
-    if is_missing(value) or value == "":
-        raise BadRow(f"{column} is missing" + ("" if column in row else f" (found: {', '.join(map(shown, row))})"))
-    if isinstance(value, float) and value.is_integer():  # a table with gaps turns whole numbers into floats
-        value = int(value)
-    if isinstance(value, bool):
-        value = str(value).lower()  # as JSON writes it
-    if not isinstance(value, str | int):
-        raise BadRow(f"{column} is {shown(value)}, not text, a whole number, true or false")
-    text = checked_text(str(value), column).strip()
-    if not text:
-        raise BadRow(f"{column} is empty")
-    return text
+    row, name = named(row), same_form(column)
+    if name not in row:
+        raise no_column(column, row, ADVICE.format("label"))
+    label_text(row[name], column)
+    return row[name]
 
 
 def parse_labels(text: str) -> tuple[str, ...]:
@@ -147,9 +152,18 @@ def parse_labels(text: str) -> tuple[str, ...]:
             raise AbmllError(f"--labels {shown(text)} is not a JSON list") from None
     if not isinstance(found, list) or not all(isinstance(label, str) for label in found):
         raise AbmllError(f"--labels {shown(text)}: expected names between commas, or a JSON list of texts")
-    labels = tuple(found)
+    labels = tuple(tidy(label) for label in found)
     _check_labels(labels)
     return labels
+
+
+def _check_ask(text: str) -> None:
+    try:
+        checked_text(text, "--ask")
+    except BadRow as error:
+        raise AbmllError(str(error)) from None
+    if not same_form(text):
+        raise AbmllError("--ask is empty: give a question, or leave it out")
 
 
 def _check_labels(labels: tuple[str, ...]) -> None:
@@ -159,9 +173,9 @@ def _check_labels(labels: tuple[str, ...]) -> None:
             checked_text(label, "a label")
         except BadRow as error:
             raise AbmllError(str(error)) from None
-        if not label.strip():
+        same = same_form(label)
+        if not same:
             raise AbmllError("a label is empty")
-        same = " ".join(label.split())
         if same in first:
             raise AbmllError(f"labels {shown(first[same])} and {shown(label)} are the same")
         first[same] = label

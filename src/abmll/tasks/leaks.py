@@ -10,15 +10,15 @@ their rarest words. That is exact, not a guess: rows of which 7 words in 10 are 
 """
 
 import re
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from rapidfuzz import fuzz
 
+from abmll.tasks.normal import gist
 from abmll.tasks.question import Question
 
 SIMILAR = 90.0  # percent of characters
@@ -30,7 +30,6 @@ LITTLE = frozenset(
     | {"its", "of", "on", "or", "s", "t", "that", "the", "their", "this", "to", "was", "were", "which", "with"}
 )
 OWN_CONTEXT = 8  # words by which a question is known without its passage
-_WORDS = re.compile(r"\w+|[+*/=<>%^]|-(?=\s*\d)")
 _NUMBERS = re.compile(r"\d+")
 
 Kind = Literal["same", "near"]
@@ -49,25 +48,25 @@ class Row:
         return self.question.place or f"{self.task}/{self.question.id}"
 
     @cached_property
+    def identity(self) -> tuple[str, str, tuple[str, ...]]:
+        """What the same question has in common, see `same_question`."""
+        return same_question(self.question)
+
+    @property
     def context(self) -> str:
         """The passage, normalised."""
-        return normalised(self.question.context)
+        return self.identity[0]
 
-    @cached_property
-    def choices(self) -> tuple[str, ...]:
-        """The choices, normalised, in an order of their own."""
-        return tuple(sorted(map(normalised, self.question.choices)))
-
-    @cached_property
+    @property
     def stem(self) -> str:
         """The question, normalised."""
-        return normalised(self.question.question)
+        return self.identity[1]
 
     @cached_property
     def answer(self) -> str:
         """The right choice, normalised; "" where it is not known."""
         number = self.question.answer
-        return "" if number is None else normalised(self.question.choices[number])
+        return "" if number is None else gist(self.question.choices[number])
 
     @cached_property
     def body(self) -> str:
@@ -93,14 +92,18 @@ class Overlap:
         return Overlap(self.kind, self.second, self.first)
 
 
-def normalised(text: str) -> str:
-    """A text without what no reader would call a difference: case, spaces, punctuation, forms of a character.
+def same_question(question: Question, form: Callable[[str], str] = gist) -> tuple[str, str, tuple[str, ...]]:
+    """What makes two rows the same question, whatever their answers and the order of their choices: the one definition.
 
-    >>> normalised("Which  metal\u2019s “red”?"), normalised("2 + 2 = ?")
-    ('which metal s red', '2 + 2 =')
+    Args:
+        question: the row.
+        form: of its texts: `gist`, or `same_form` for what looks the same to the letter.
+
+    >>> ask = lambda text, *choices: same_question(Question("1", text, choices, 0))
+    >>> ask("Is iron a metal?", "yes", "no") == ask("is IRON a  metal", "no", "yes")
+    True
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(_WORDS.findall(folded)) or folded.strip()
+    return form(question.context), form(question.question), tuple(sorted(map(form, question.choices)))
 
 
 def rows_of(task: str, questions: Iterable[Question]) -> tuple[Row, ...]:
@@ -118,8 +121,8 @@ def overlaps(first: Sequence[Row], second: Sequence[Row], *, near: bool = True) 
     """
     same = defaultdict(list)
     for row in first:
-        same[_identity(row)].append(row)
-    found = [Overlap("same", one, row) for row in second for one in same.get(_identity(row), ()) if one is not row]
+        same[row.identity].append(row)
+    found = [Overlap("same", one, row) for row in second for one in same.get(row.identity, ()) if one is not row]
     if near:
         found += [Overlap("near", *pair) for pair in _candidates(first, second) if _nearly_same(*pair)]
     return tuple(found)
@@ -128,12 +131,8 @@ def overlaps(first: Sequence[Row], second: Sequence[Row], *, near: bool = True) 
 def repeats(rows: Sequence[Row]) -> tuple[Overlap, ...]:
     """Rows that are the same question as an earlier one."""
     seen: dict[object, Row] = {}
-    pairs = ((seen.setdefault(_identity(row), row), row) for row in rows)
+    pairs = ((seen.setdefault(row.identity, row), row) for row in rows)
     return tuple(Overlap("same", one, row) for one, row in pairs if one is not row)
-
-
-def _identity(row: Row) -> tuple[object, ...]:
-    return row.context, row.stem, row.choices
 
 
 def _candidates(first: Sequence[Row], second: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
@@ -165,7 +164,7 @@ def _much_in_common(first: frozenset[str], second: frozenset[str]) -> bool:
 
 def _nearly_same(first: Row, second: Row) -> bool:
     return (
-        _identity(first) != _identity(second)
+        first.identity != second.identity
         and sorted(_NUMBERS.findall(first.body)) == sorted(_NUMBERS.findall(second.body))
         and fuzz.ratio(first.body, second.body, score_cutoff=SIMILAR) > 0
         and fuzz.ratio(first.answer, second.answer, score_cutoff=SIMILAR) > 0

@@ -12,13 +12,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from abmll.errors import AbmllError
+from abmll.tasks.control import ControlTokens, NoOtherWay
 from abmll.tasks.question import Question
 from abmll.tasks.rendering import TemplateError, check_template, render, render_chat
 
@@ -71,6 +72,12 @@ MOST_REMEMBERED = 1 << 17
 """Tokens of encoded questions that are kept, about 5 MB: memory must not grow with the number of tasks or rows."""
 
 
+class MarkedText(str):
+    """A text in which what a user wrote is marked already, so that the control tokens of a template stay: examples."""
+
+    __slots__ = ()
+
+
 class Encoder:
     """Turns questions into token ids, remembers the latest ones, and counts what it had to cut.
 
@@ -108,6 +115,7 @@ class Encoder:
         self._remembered = 0
         self._own = None if template in ("plain", "chat") else template
         self._plain = _SANDBOX.from_string(TEMPLATES[kind])
+        self._control = ControlTokens(tokenizer)
         if self._own is not None:
             try:
                 check_template(self._own)
@@ -119,11 +127,15 @@ class Encoder:
 
         Raises:
             AbmllError: more options than letters, a letter that is no single token, an answer without a token, or a
-                question that does not fit the model.
+                question that does not fit the model; or a text holds the name of a control token, which the tokenizer
+                cannot write as text.
         """
         found = self._cache.get(question)
         if found is None:
-            found = self._cache[question] = self._encode(question)
+            try:
+                found = self._cache[question] = self._encode(question)
+            except NoOtherWay as error:
+                raise AbmllError(f"question {question.id!r}: {error}") from error
             self._remembered += found.tokens
             while self._remembered > MOST_REMEMBERED:
                 self._remembered -= self._cache.popitem(last=False)[1].tokens
@@ -138,17 +150,50 @@ class Encoder:
 
     def prompt(self, question: Question, context: str | None = None) -> str:
         """The text before the answer, with another context in place of the question's own if one is given."""
+        return self._control.unmark(self._marked_prompt(question, context))
+
+    def example(self, question: Question) -> MarkedText:
+        """A question with its right answer, for the context of others.
+
+        Raises:
+            AbmllError: the answer is not known.
+        """
+        if question.answer is None:
+            raise AbmllError(f"example {question.id!r} has no answer to show")
+        prompt, separator = self._before(question, None)
+        return MarkedText(prompt + separator + self._answers(question)[question.answer])
+
+    def marked(self, text: str) -> MarkedText:
+        """A text of a user's, see `ControlTokens.mark`; one that is marked already as it is."""
+        return text if isinstance(text, MarkedText) else MarkedText(self._control.mark(text))
+
+    def count(self, text: MarkedText) -> int:
+        """Tokens of a text that stands inside another."""
+        return len(self._control.ids(text, add_special_tokens=False))
+
+    def _marked_prompt(self, question: Question, context: str | None) -> str:
         values = {
-            "context": question.context if context is None else context,
-            "question": question.question,
-            "choices": question.choices,
+            "context": self.marked(question.context if context is None else context),
+            "question": self.marked(question.question),
+            "choices": tuple(map(self.marked, question.choices)),
             "letters": LETTERS,
         }
         try:
-            text = self._plain.render(values) if self._own is None else render(self._own, values)
+            text = self._plain.render(values) if self._own is None else self._render_own(self._own, values)
         except TemplateError as error:
             raise AbmllError(f"likelihood.template failed on question {question.id!r}: {error}") from error
         return self._in_chat(text) if self.chat else text
+
+    def _render_own(self, template: str, values: dict[str, Any]) -> str:
+        """A template may put two texts side by side, which must not make a control token that is in neither."""
+        text = render(template, values)
+        if steering := self._control.count(text):
+            fence = self._control.fenced
+            texts = {name: fence(values[name]) for name in ("context", "question")}
+            fenced = render(template, {**values, **texts, "choices": tuple(map(fence, values["choices"]))})
+            if self._control.count(fenced) != steering:
+                return fenced
+        return text
 
     def _in_chat(self, text: str) -> str:
         own = type(self.tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
@@ -167,11 +212,7 @@ class Encoder:
             raise AbmllError(
                 f"question {question.id!r} has {len(question.choices)} choices, letters go to 26; use cloze"
             )
-        answers = LETTERS[: len(question.choices)] if self.kind == "letter" else question.choices
-
-        def texts(context: str) -> tuple[str, str]:
-            prompt = self.prompt(question, context)
-            return prompt, "" if self.chat or prompt[-1:].isspace() else " "
+        answers, texts = self._answers(question), partial(self._before, question)
 
         def size(asked: Sequence[str], context: str) -> int:
             before = "".join(texts(context))
@@ -182,7 +223,8 @@ class Encoder:
         if context and (whole := _length(prefix, continuations)) > self.max_tokens:
             longest = answers[max(range(len(answers)), key=lambda i: len(continuations[i]))]
             for asked in ((longest,), answers):
-                context = _longest_fitting_end(question.context, whole, partial(size, asked), self.max_tokens)
+                kept = _longest_fitting_end(question.context, whole, partial(size, asked), self.max_tokens)
+                context = type(question.context)(kept)  # of what is marked, the end is marked too
                 if not context or size(answers, context) <= self.max_tokens:
                     break  # else, with another context, another answer is the longest
             prefix, continuations = split_at_seam(self._ids, *texts(context), answers)
@@ -194,13 +236,24 @@ class Encoder:
             continuations,
             self._lengths(question, continuations),
             -1 if question.answer is None else question.answer,
-            _question_key(question),
+            _question_key(question, self._control.unmark(question.context)),
             context != question.context,
         )
 
+    def _answers(self, question: Question) -> Sequence[str]:
+        """What may stand after the prompt."""
+        if self.kind == "letter":
+            return LETTERS[: len(question.choices)]
+        return tuple(map(self.marked, question.choices))
+
+    def _before(self, question: Question, context: str | None) -> tuple[str, str]:
+        """The prompt, and what goes between it and an answer."""
+        prompt = self._marked_prompt(question, context)
+        return prompt, "" if self.chat or prompt[-1:].isspace() else " "
+
     def _ids(self, text: str) -> list[int]:
         """Ids of a text; an end-of-sequence token that a tokenizer appends by itself is no part of an answer."""
-        ids = list(self.tokenizer(text, add_special_tokens=not self.chat)["input_ids"])
+        ids = self._control.ids(text, add_special_tokens=not self.chat)
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
     def _lengths(self, question: Question, continuations: tuple[tuple[int, ...], ...]) -> tuple[float, ...]:
@@ -275,6 +328,6 @@ def _longest_fitting_end(text: str, large: int, size: Callable[[str], int], most
     return text[starts[high] :]
 
 
-def _question_key(question: Question) -> int:
-    text = "\x1f".join((question.id, question.context, question.question, *question.choices))
+def _question_key(question: Question, context: str) -> int:
+    text = "\x1f".join((question.id, context, question.question, *question.choices))
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=4).digest(), "little")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from abmll.errors import AbmllError
-from abmll.tasks.prompts import LETTERS, Encoder
+from abmll.tasks.prompts import Encoder, MarkedText
 from abmll.tasks.question import Question
 
 SEPARATOR = "\n\n"
@@ -29,17 +29,9 @@ def with_examples(question: Question, examples: Sequence[Question], encoder: Enc
     left = encoder.max_tokens - encoder(question).tokens
     shown = []
     for example in examples:
-        text = _shown(example, encoder) + SEPARATOR
-        size = len(encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
+        text = MarkedText(encoder.example(example) + SEPARATOR)
+        size = encoder.count(text)
         if size <= left:
             shown.append(text)
             left -= size
-    return replace(question, context="".join(shown) + question.context)
-
-
-def _shown(example: Question, encoder: Encoder) -> str:
-    if example.answer is None:
-        raise AbmllError(f"example {example.id!r} has no answer to show")
-    prompt = encoder.prompt(example)
-    answer = LETTERS[example.answer] if encoder.kind == "letter" else example.choices[example.answer]
-    return prompt + ("" if prompt[-1:].isspace() else " ") + answer
+    return replace(question, context=MarkedText("".join(shown) + encoder.marked(question.context)))

@@ -5,15 +5,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from abmll.errors import AbmllError, unknown_name
-from abmll.files import is_device, without_home
+from abmll.files import check_regular, is_device, without_home
 from abmll.tasks.builtin import builtin_names, builtin_task, builtin_tasks
 from abmll.tasks.catalogue.entries import catalogue_names
 from abmll.tasks.catalogue.load import load_hub_task
+from abmll.tasks.normal import same_form
 from abmll.tasks.question import Question, Task
 from abmll.tasks.reading import OnBadRow, Rows, collect, reject_repeats, settle
 from abmll.tasks.registered import SOURCES, load_registered, nearest_source
-from abmll.tasks.rows import printable, shown
-from abmll.tasks.tables import EXTENSIONS, read_rows
+from abmll.tasks.rows import CHOICE_COLUMN, FIELDS, printable, shown
+from abmll.tasks.streams import EXTENSIONS, Table
 
 _SPLIT_FILE = re.compile(rf"(?P<name>.+)\.(?P<split>train|test)\.(?:{'|'.join(EXTENSIONS)})", re.I | re.S)
 _TASK_NAME = re.compile(r"[^\W_][\w .+-]{0,99}")  # it becomes a file name: predictions/NAME.jsonl
@@ -32,8 +33,8 @@ def load_tasks(
         spec: "builtin" (all families for meta-training), "builtin:held-out" (the three others),
             "builtin:NAME"; "hub:NAME" (a set of the catalogue, from the Hugging Face hub) or "hub" with `names`;
             "NAME:REST" of a source that somebody registered (docs/add-a-source.md);
-            or a folder with NAME.train.jsonl and NAME.test.jsonl (or .csv, .parquet); or the path of one such task
-            without ".train.jsonl"; or one file, all `train` if its name has no split.
+            or a folder with NAME.train.jsonl and NAME.test.jsonl (or .csv, .tsv, .parquet); or the path of one such
+            task without ".train.jsonl"; or one file, all `train` if its name has no split.
         names: only these tasks, in this order; None for all.
         merge_choices: a choice that is given twice in a row is dropped rather than reported.
         on_bad_row: "error" refuses everything if any row is bad; "skip" leaves bad rows out, counts them in
@@ -72,7 +73,7 @@ def load_tasks(
 def read_questions(
     path: str | Path, labelled: bool = True, *, merge_choices: bool = False, on_bad_row: OnBadRow = "error"
 ) -> tuple[Question, ...]:
-    """The questions of one JSONL, CSV or Parquet file.
+    """The questions of one JSONL, CSV, TSV or Parquet file.
 
     Args:
         path: the file.
@@ -89,8 +90,21 @@ def read_questions(
 
 
 def _read(path: Path, labelled: bool, merge_choices: bool) -> Rows:
-    untyped = path.suffix.lower() == ".csv"
-    return collect(printable(path), read_rows(path), labelled=labelled, untyped=untyped, merge_choices=merge_choices)
+    table = Table(path)
+    return collect(
+        printable(path),
+        table.rows(_columns_of_a_question),
+        labelled=labelled,
+        untyped=table.untyped,
+        merge_choices=merge_choices,
+    )
+
+
+def _columns_of_a_question(names: list[str]) -> list[str]:
+    """All where there is no question, so that what there is can be said."""
+    forms = {name: same_form(name) for name in names}
+    needed = [name for name, form in forms.items() if form in FIELDS or CHOICE_COLUMN.fullmatch(form)]
+    return needed if "question" in forms.values() else names
 
 
 def _expanded(path: Path) -> Path:
@@ -153,6 +167,8 @@ def _select(files: dict[str, dict[str, Path]], wanted: list[str] | None) -> dict
 def _find(path: Path) -> dict[str, dict[str, Path]]:
     """Task name -> split -> file."""
     try:
+        if path.exists():
+            check_regular(path)
         if path.is_dir():
             return _in_folder(path, path.iterdir())
         if path.is_file():
@@ -177,7 +193,7 @@ def _find(path: Path) -> dict[str, dict[str, Path]]:
         raise AbmllError(f"{path!r} is not a path ({error})") from None
     raise AbmllError(
         f"{printable(path)}: no such folder or file. Tasks are 'builtin', 'hub:NAME', a folder of NAME.train.jsonl and "
-        f"NAME.test.jsonl (or .csv, .parquet), or one such file{nearest_source(str(path))}"
+        f"NAME.test.jsonl (or .csv, .tsv, .parquet), or one such file{nearest_source(str(path))}"
     )
 
 
@@ -213,7 +229,7 @@ def _in_folder(folder: Path, candidates: Iterable[Path]) -> dict[str, dict[str, 
             raise AbmllError(f"{printable(file)}: {other.name} holds the same rows; keep one")
     if not found:
         raise AbmllError(
-            f"{printable(folder)}: no NAME.train.jsonl or NAME.test.jsonl (or .csv, "
+            f"{printable(folder)}: no NAME.train.jsonl or NAME.test.jsonl (or .csv, .tsv, "
             ".parquet) in it; folders inside are not searched"
         )
     return {name: dict(sorted(splits.items(), reverse=True)) for name, splits in found.items()}  # train first

@@ -15,10 +15,11 @@ import pyarrow.parquet
 
 from abmll.errors import AbmllError
 from abmll.files import file_beside
+from abmll.tasks.normal import first_sign
 from abmll.tasks.rows import printable
 from abmll.tasks.streams import as_text, extension_of
 
-FORMULA = re.compile(r"\s*[=+\-@\uff0b\uff0d\uff1d\uff20]|[\t\r\n]")
+FORMULA = frozenset("=+-@")
 _HARMLESS = re.compile(r"[+-]?\d+([.,]\d+)?%?|[=+\-@]+", re.ASCII)  # nothing to compute, nowhere to go
 TYPES: dict[type, Any] = {
     str: pyarrow.string(),
@@ -38,12 +39,15 @@ class RowWriter(Protocol):
 def neutral(text: str) -> str:
     """Text that no spreadsheet takes for a formula: an apostrophe goes before =, +, -, @, tab and line ends.
 
-    Plain numbers, and signs alone (the labels + and -, say), stay as they are: they are harmless, and are joined on.
+    Spaces, quotation marks, byte order marks and what else nobody sees do not hide the sign; full-width and other forms
+    of it count. Plain numbers, and signs alone (the labels + and -, say), stay as they are: they are harmless, and rows
+    are joined on them.
 
     >>> neutral("=HYPERLINK(1)"), neutral("iron"), neutral("-1"), neutral("-1+cmd"), neutral("+")
     ("'=HYPERLINK(1)", 'iron', '-1', "'-1+cmd", '+')
     """
-    return f"'{text}" if FORMULA.match(text) and not _HARMLESS.fullmatch(text) else text
+    opens = text[:1] in ("\t", "\r", "\n") or first_sign(text) in FORMULA
+    return f"'{text}" if opens and not _HARMLESS.fullmatch(text) else text
 
 
 @contextmanager
@@ -53,17 +57,15 @@ def writing(
     added: Mapping[str, type],
     *,
     schema: pyarrow.Schema | None = None,
-    keep_cells: bool = False,
 ) -> Iterator[RowWriter]:
     """A writer to `path`, which appears when the block ends without an error.
 
     Args:
-        path: ends in .csv, .jsonl or .parquet.
+        path: ends in .csv, .tsv, .jsonl or .parquet. In the first two no cell, the user's and the names of columns
+            included, is one that a spreadsheet would take for a formula, see `neutral`.
         columns: of the user's rows, in order.
         added: name of each added column -> str, float, bool or list (of floats).
         schema: types of the user's columns, for Parquet.
-        keep_cells: the user's cells are CSV already and are written as they are; else text that a spreadsheet would
-            take for a formula is neutralised in theirs as in ours (CSV only).
 
     Raises:
         AbmllError: the file cannot be written, or a value does not fit its column.
@@ -71,30 +73,32 @@ def writing(
     kind = extension_of(path)
     if path.is_dir():
         raise AbmllError(f"{printable(path)}: a folder; give a file")
+    if path.exists() and not path.is_file():
+        raise AbmllError(f"{printable(path)}: a pipe or a device, in whose place no file is put; give a file")
     try:
         with file_beside(path) as part:
             if kind == "parquet":
                 yield from _parquet(part, columns, added, schema)
                 return
             with part.open("w", encoding="utf-8", newline="") as file:
-                yield _Csv(file, columns, added, keep_cells) if kind == "csv" else _Jsonl(file)
+                yield _Jsonl(file) if kind == "jsonl" else _Csv(file, columns, added, "\t" if kind == "tsv" else ",")
     except OSError as error:
         raise AbmllError(f"{printable(path)}: cannot be written ({error.strerror or error})") from error
 
 
 class _Csv:
-    def __init__(self, file: Any, columns: Sequence[str], added: Mapping[str, type], keep_cells: bool) -> None:
-        self._columns, self._added, self._keep = list(columns), list(added), keep_cells
+    def __init__(self, file: Any, columns: Sequence[str], added: Mapping[str, type], separator: str) -> None:
+        self._columns, self._added = list(columns), list(added)
         self._file, self._line = file, io.StringIO()
-        self._writer = csv.writer(self._line, lineterminator="\r\n")  # so that a cell with either of them is quoted
-        own = self._columns if keep_cells else [neutral(name) for name in self._columns]
-        self._put([*own, *map(neutral, self._added)])
+        # line ends of two characters, so that a cell with either of them is quoted
+        self._writer = csv.writer(self._line, delimiter=separator, lineterminator="\r\n")
+        self._put(list(map(neutral, (*self._columns, *self._added))))
 
     def write(self, rows: Sequence[Mapping[str, Any]], added: Sequence[Mapping[str, Any]]) -> None:
         """As `RowWriter`."""
         for row, extra in zip(rows, added, strict=True):
-            theirs = [as_text(row.get(name)) if self._keep else _cell(row.get(name)) for name in self._columns]
-            self._put([*theirs, *(_cell(_short(extra.get(name))) for name in self._added)])
+            ours = (_short(extra.get(name)) for name in self._added)
+            self._put([_cell(value) for value in (*map(row.get, self._columns), *ours)])
 
     def _put(self, cells: Sequence[str]) -> None:
         self._line.seek(0)
@@ -104,7 +108,8 @@ class _Csv:
 
 
 def _cell(value: Any) -> str:
-    return neutral(as_text(value)) if isinstance(value, str) else as_text(value)
+    text = as_text(value)
+    return text if value is None or isinstance(value, bool | int | float) else neutral(text)
 
 
 def _short(value: Any) -> Any:

@@ -12,10 +12,11 @@ from abmll.tasks.catalogue import hub
 from abmll.tasks.catalogue.entries import Columns, Entry, catalogue_entry
 from abmll.tasks.catalogue.mapping import columns_of, map_row
 from abmll.tasks.catalogue.pins import Pin, pin_of, write_pin
+from abmll.tasks.delimited import Row
 from abmll.tasks.question import Question, Task
 from abmll.tasks.reading import OnBadRow, Rows, collect, reject_repeats, settle
 from abmll.tasks.rows import BadRow
-from abmll.tasks.tables import Row, parquet_rows
+from abmll.tasks.tables import parquet_rows
 
 log = logging.getLogger(__name__)
 

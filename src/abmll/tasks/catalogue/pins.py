@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from abmll.errors import AbmllError
-from abmll.files import write_json
+from abmll.files import check_regular, write_json
 from abmll.tasks.catalogue.entries import Entry
 
 
@@ -56,6 +56,7 @@ def read_pins() -> dict[str, Pin]:
     """
     path = pins_file()
     try:
+        check_regular(path)
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return {}
