@@ -27,8 +27,9 @@ from abmll.running.inner import inner_steps
 from abmll.running.optimizers import GroupOptimizer
 from abmll.running.rundir import RunDirectory
 from abmll.running.train import meta_train
+from abmll.tasks.leaks import same_question
+from abmll.tasks.normal import same_form
 from abmll.tasks.question import Question, Task
-from abmll.tasks.rows import same_question
 from abmll.tasks.sources import load_tasks
 
 __all__ = ["check_method", "check_metric", "check_source"]
@@ -194,7 +195,9 @@ def check_source(spec: str) -> None:
         _require(bool(task.train), f"task {task.name} has no train rows")
         for rows in (task.train, task.test):
             _require(len({row.id for row in rows}) == len(rows), f"task {task.name}: two rows of one id")
-        both = {same_question(row) for row in task.train} & {same_question(row) for row in task.test}
+        both = {same_question(row, same_form) for row in task.train} & {
+            same_question(row, same_form) for row in task.test
+        }
         _require(not both, f"task {task.name}: {len(both)} questions are in train and in test")
 
 

@@ -487,7 +487,7 @@ def test_a_folder_of_a_newer_version_is_said_to_be_one(new: Any, tmp_path: Path)
     file = tmp_path / "kept" / "classifier.json"
     values = json.loads(file.read_text())
     for change, words in (
-        ({"abmll_classifier": 2}, "format 2 is not known here: upgrade abmll"),
+        ({"abmll_classifier": 3}, "format 3 is not known here: upgrade abmll"),
         ({"layout": {}}, "the columns that a task was adapted with are not what was saved"),
     ):
         file.write_text(json.dumps({**values, **change}))
