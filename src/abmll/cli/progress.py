@@ -86,7 +86,7 @@ class ProgressDisplay:
 def duration(seconds: float) -> str:
     """Seconds or, from 90 of them on, minutes.
 
-    >>> duration(4.2), duration(100)
+    >>> duration(4.2), duration(100.0)
     ('4 s', '2 min')
     """
     return f"{max(0.0, seconds):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

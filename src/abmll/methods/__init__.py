@@ -40,7 +40,7 @@ def resolve_settings(name: str, preset: str = "default", given: dict[str, Any] |
         AbmllError: unknown method, preset or setting, or a value out of range; says which and what is known.
 
     >>> resolve_settings("reptile", given={"inner_steps": 3}).outer_lr
-    0.5
+    0.22
     """
     cls = method_class(name)
     if preset not in cls.presets:

@@ -62,7 +62,7 @@ def task_facts(task: Task) -> TaskFacts:
 
     >>> from abmll.tasks.sources import load_tasks
     >>> task_facts(load_tasks("builtin:capitals")[0]).licence
-    'Apache-2.0'
+    'Apache-2.0; the facts are of GeoNames, CC BY 4.0'
     """
     hub = task.source.startswith(f"hub:{task.name} ") and task.name in catalogue_names()
     dataset, source = (catalogue_entry(task.name).hub, task.source) if hub else (None, _file_names(task.source))

@@ -7,7 +7,7 @@ from typing import Any
 
 from abmll.errors import AbmllError
 from abmll.tasks.question import Question
-from abmll.tasks.rows import BadRow, checked_text, is_missing, question_from_row, shown, text_of
+from abmll.tasks.rows import BadRow, checked_text, group_of, is_missing, question_from_row, shown, text_of
 
 MOST_LISTED = 10
 """Labels that the question put to the model names; with more it names none."""
@@ -75,7 +75,7 @@ class Layout:
         if not text.strip():
             raise BadRow(f"{self.text} is empty")
         answer = self._answer(row) if labelled else None
-        return Question(str(line), self.stem, self.labels, answer, text, place)
+        return Question(str(line), self.stem, self.labels, answer, text, place, group_of(row))
 
     def _answer(self, row: Mapping[str, Any]) -> int:
         assert self.labels is not None
