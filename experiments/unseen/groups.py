@@ -21,30 +21,30 @@ def groups_in(tasks: Iterable[Task], packed: Iterable[Packed]) -> dict[str, dict
     answered: dict[str, set[str]] = {}
     for one in packed:
         for files in one.found.values():
-            for (_, _, task), predictions in files.items():
-                answered.setdefault(task, set()).update(row.id for row in predictions.rows)
-    found: dict[str, dict[str, int]] = {}
+            for (_, _, name), predictions in files.items():
+                answered.setdefault(name, set()).update(row.id for row in predictions.rows)
+    numbered: dict[str, dict[str, int]] = {}
     for task in tasks:
         names: dict[str, int] = {}
         rows = [q for q in task.test if q.group is not None and q.id in answered.get(task.name, ())]
         numbers = {q.id: names.setdefault(str(q.group), len(names)) for q in rows}
-        found |= {task.name: numbers} if numbers else {}
-    return found
+        numbered |= {task.name: numbers} if numbers else {}
+    return numbered
 
 
 def read_groups(path: Path = GROUPS) -> Groups:
-    """What `groups_in` found; nothing if there is no file."""
-    found: Groups = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
+    """What `groups_in` returned; nothing if there is no file."""
+    groups: Groups = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return groups
 
 
 def with_groups(packed: Packed, groups: Groups) -> Packed:
     """The same predictions, test questions with their groups."""
-    found = {
-        row: {place: _grouped(predictions, groups) for place, predictions in files.items()}
+    rows = {
+        row: {key: _grouped(predictions, groups) for key, predictions in files.items()}
         for row, files in packed.found.items()
     }
-    return Packed(packed.about, found)
+    return Packed(packed.about, rows)
 
 
 def _grouped(predictions: Predictions, groups: Groups) -> Predictions:

@@ -18,5 +18,5 @@ def test_examples_run(name: str) -> None:
         module = importlib.import_module(name)
     except (ImportError, AbmllError) as error:  # optional extras, and kernels where Triton is not installed
         pytest.skip(str(error))
-    found = doctest.testmod(module)
-    assert found.failed == 0, f"{found.failed} of {found.attempted} examples; python -m doctest shows them"
+    result = doctest.testmod(module)
+    assert result.failed == 0, f"{result.failed} of {result.attempted} examples; python -m doctest shows them"

@@ -68,12 +68,12 @@ def known(section: str, key: str, rest: str) -> bool:
 
 def commands() -> dict[str, Any]:
     """`adapt`, `tasks list`, ... -> the command."""
-    found: dict[str, Any] = {}
+    calls: dict[str, Any] = {}
     for name in COMMANDS:
         command = get_command(import_module(f"abmll.cli.{name}").app)
-        found[name] = command
-        found |= {f"{name} {sub}": one for sub, one in getattr(command, "commands", {}).items()}
-    return found
+        calls[name] = command
+        calls |= {f"{name} {sub}": one for sub, one in getattr(command, "commands", {}).items()}
+    return calls
 
 
 CALLS = commands()
@@ -112,16 +112,16 @@ def test_commands_and_options_that_are_named_exist(path: Path) -> None:
     wrong = []
     every = set().union(*OPTIONS.values()) | OTHERS | harness_options(path)
     for number, text in words_of(path):
-        place = f"{name_of(path)}:{number}"
+        where = f"{name_of(path)}:{number}"
         coded = re.findall(r"`([^`]+)`", text) + ([text] if text.startswith("    ") else [])
-        for match in (found for part in coded for found in CALL.finditer(part)):
+        for match in (call for part in coded for call in CALL.finditer(part)):
             verb = match[1] if match[1] in CALLS else match[1].split()[0]
             if verb not in CALLS:
-                wrong.append(f"{place}: abmll {match[1]}")
+                wrong.append(f"{where}: abmll {match[1]}")
                 continue
             options = OPTIONS[verb] | {"--help"}
-            wrong += [f"{place}: abmll {verb} {o}" for o in OPTION.findall(match[2]) if o not in options]
-        wrong += [f"{place}: {option}" for option in OPTION.findall(text) if option not in every]
+            wrong += [f"{where}: abmll {verb} {o}" for o in OPTION.findall(match[2]) if o not in options]
+        wrong += [f"{where}: {option}" for option in OPTION.findall(text) if option not in every]
     assert not wrong
 
 
@@ -159,8 +159,8 @@ PATH = re.compile(r"(?<![\w/.-])((?:src|tests|docs|recipes|benchmarks|experiment
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_paths_that_are_named_exist(path: Path) -> None:
-    found = set(PATH.findall(path.read_text(encoding="utf-8")))
-    assert not sorted(named for named in found if not any(ROOT.glob(named.rstrip("."))) and "SYSTEM" not in named)
+    named = set(PATH.findall(path.read_text(encoding="utf-8")))
+    assert not sorted(p for p in named if not any(ROOT.glob(p.rstrip("."))) and "SYSTEM" not in p)
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *SOURCES], ids=name_of)
@@ -201,8 +201,8 @@ def test_the_page_on_methods_says_what_the_base_class_has() -> None:
     members = re.findall(r"^\| `(\w+)\(([\w, ]*)\)` \|", text, re.MULTILINE)
     assert len(members) == 5
     for name, parameters in members:
-        found = list(inspect.signature(getattr(Method, name)).parameters)[1:]
-        assert [p for p in parameters.split(", ") if p] == found, name
+        actual = list(inspect.signature(getattr(Method, name)).parameters)[1:]
+        assert [p for p in parameters.split(", ") if p] == actual, name
     assert re.findall(r"`Terms\(([\w, ]+)\)`", text) == [", ".join(Terms._fields)]
     for name in re.findall(r"`(\w+)` \(", text.split("3. ")[1].split("4. ")[0]):
         assert hasattr(Method, name), name

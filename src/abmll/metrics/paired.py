@@ -245,10 +245,10 @@ def _p_value(difference: float, error: float, parts: Sequence[_Part]) -> float |
     """The smallest alpha at which the difference is large enough; None if nothing scatters, so that none is."""
     if not parts:
         return 1.0 if abs(difference) < 1e-12 else None
-    found = abs(difference) / error
+    statistic = abs(difference) / error
 
     def beyond(log_alpha: float) -> float:
-        return critical_value(parts, math.exp(log_alpha)) - found
+        return critical_value(parts, math.exp(log_alpha)) - statistic
 
     least = math.log(SMALLEST_P)
     return SMALLEST_P if beyond(least) < 0 else min(1.0, math.exp(brentq(beyond, least, 0.0, xtol=1e-12)))

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from abmll.errors import AbmllError
 from abmll.metrics.calibration import bin_index, check_confidence
 
-_BLOCK = 4_000_000  # counts held at once (32 MB): keeps memory flat for large tasks
+_BLOCK = 4_000_000  # counts in memory at once (32 MB): keeps memory flat for large tasks
 
 Statistic = Callable[[Float[np.ndarray, "R G"]], Float[np.ndarray, "R S D"]]
 """How often each of G groups was taken in each of R resamples -> the statistic of each seed's, draw's run."""
@@ -40,10 +40,10 @@ class TaskRuns:
         return self.statistic(np.ones((1, self.shape[2])))[0]
 
     def resampled(self, taken: Int[np.ndarray, "R G"]) -> Float[np.ndarray, "R"]:
-        """The mean over runs when these groups are taken: row r of `taken` holds the places of resample r."""
+        """The mean over runs when these groups are taken: row r of `taken` has the groups' numbers in resample r."""
         repeats, groups = taken.shape
-        places = (taken + groups * np.arange(repeats)[:, None]).ravel()
-        counts = np.bincount(places, minlength=repeats * groups).reshape(repeats, groups)
+        cells = (taken + groups * np.arange(repeats)[:, None]).ravel()
+        counts = np.bincount(cells, minlength=repeats * groups).reshape(repeats, groups)
         return self.statistic(counts.astype(np.float64)).mean(axis=(1, 2))
 
     def jackknife_variance(self) -> float:
@@ -71,7 +71,7 @@ def group_numbers(groups: Sequence[str | None]) -> Int[np.ndarray, "N"]:
     [0, 1, 0, 2]
     """
     known: dict[object, int] = {}
-    keys = (place if name is None else name for place, name in enumerate(groups))
+    keys = (number if name is None else name for number, name in enumerate(groups))
     return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.int64)
 
 
@@ -177,8 +177,8 @@ def _by_group(
     """Sums of each column over the questions of a group, and how many these are."""
     if groups is None:
         return columns, np.ones(len(columns))
-    _, place = np.unique(groups, return_inverse=True)
-    sizes = np.bincount(place).astype(np.float64)
+    _, number = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(number).astype(np.float64)
     sums = np.zeros((len(sizes), columns.shape[1]))
-    np.add.at(sums, place, columns)
+    np.add.at(sums, number, columns)
     return sums, sizes

@@ -1,6 +1,6 @@
 """Intervals over test questions, the standard error over training seeds, and Holm's correction.
 
-Tasks, seeds and draws are held fixed here: `abmll.metrics.paired` tests differences that allow for these too. Questions
+Tasks, seeds and draws are fixed here: `abmll.metrics.paired` tests differences that allow for these too. Questions
 that belong together are resampled together. All intervals are percentile bootstrap intervals, and `seed` decides them.
 """
 
@@ -15,7 +15,7 @@ from abmll.errors import AbmllError
 from abmll.metrics.calibration import BINS
 from abmll.metrics.resampling import Groups, TaskRuns, as_ece_runs, as_mean_runs
 
-_BLOCK = 4_000_000  # places of questions held at once (32 MB)
+_BLOCK = 4_000_000  # numbers of questions in memory at once (32 MB)
 
 
 class Interval(NamedTuple):
@@ -197,14 +197,14 @@ def _resampled_means(tasks: Mapping[str, TaskRuns], repeats: int, seed: int) -> 
         return np.full(repeats, fixed / len(names))
 
     def mean(*taken: Int[np.ndarray, "R _"], axis: int) -> Float[np.ndarray, "R"]:
-        found = [tasks[name].resampled(places) for name, places in zip(several, taken, strict=True)]
-        return (np.sum(found, axis=0) + fixed) / len(names)
+        means = [tasks[name].resampled(numbers) for name, numbers in zip(several, taken, strict=True)]
+        return (np.sum(means, axis=0) + fixed) / len(names)
 
     samples = [np.arange(tasks[name].shape[2]) for name in several]
     batch = max(1, _BLOCK // max(len(sample) for sample in samples))
     options = {"n_resamples": repeats, "batch": batch, "vectorized": True, "method": "percentile"}
-    found = stats.bootstrap(samples, mean, **options, rng=np.random.default_rng(seed))
-    return np.asarray(found.bootstrap_distribution)
+    result = stats.bootstrap(samples, mean, **options, rng=np.random.default_rng(seed))
+    return np.asarray(result.bootstrap_distribution)
 
 
 def _percentiles(resampled: Float[np.ndarray, "R"], level: float) -> Interval:

@@ -132,20 +132,22 @@ def _verdict(summary: Summary, metric: str) -> str:
     tests, reference = _tests(summary, metric), summary["reference"]
     if not tests:
         return f"{label}: nothing could be tested against {reference}."
-    told = {name: test for name, test in tests.items() if test["p_holm"] is not None}
-    if not told:
+    tested = {name: test for name, test in tests.items() if test["p_holm"] is not None}
+    if not tested:
         once = _or([once for test in tests.values() for once in test["measured_once"]])
         return f"{label}: {once or 'nothing scatters'}, so nothing is said of which system is better."
-    clear = {name: test["difference"] for name, test in told.items() if test["p_holm"] < CLEAR}
+    clear = {name: test["difference"] for name, test in tested.items() if test["p_holm"] < CLEAR}
     better = [f"{name} ({form(value)})" for name, value in clear.items() if sign * value > 0]
     worse = [f"{name} ({form(value)})" for name, value in clear.items() if sign * value <= 0]
     parts = [f"{word}: {', '.join(names)}" for word, names in (("better", better), ("worse", worse)) if names]
     if not parts:
-        found = f"{label}: no system can be told apart from {reference} (paired test, no p below {CLEAR})."
+        verdict = f"{label}: no system can be told apart from {reference} (paired test, no p below {CLEAR})."
     else:
-        found = f"{label}, against {reference} (paired test, p < {CLEAR} after Holm's correction): {'; '.join(parts)}."
-    left = ", ".join(name for name in tests if name not in told)
-    return found + (f" Not tested: {left}." if left else "")
+        verdict = (
+            f"{label}, against {reference} (paired test, p < {CLEAR} after Holm's correction): {'; '.join(parts)}."
+        )
+    left = ", ".join(name for name in tests if name not in tested)
+    return verdict + (f" Not tested: {left}." if left else "")
 
 
 def _points(value: float) -> str:

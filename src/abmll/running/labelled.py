@@ -197,8 +197,8 @@ def group_identity(question: Question) -> str | None:
 
 def identities(rows: Iterable[Question]) -> list[str]:
     """What `refuse_used` must know of rows that were adapted to: hashes of each row and of each group, sorted."""
-    found = {key for row in rows for key in (identity(row), group_identity(row)) if key is not None}
-    return sorted(found)
+    keys = {key for row in rows for key in (identity(row), group_identity(row)) if key is not None}
+    return sorted(keys)
 
 
 def clusters(rows: Sequence[Question]) -> list[int]:
@@ -208,17 +208,17 @@ def clusters(rows: Sequence[Question]) -> list[int]:
     >>> clusters([*stories, Question("3", "1?", ("a", "b"), 1)])
     [0, 1, 0, 1]
     """
-    found: list[int] = []
+    numbered: list[int] = []
     known: dict[tuple[str, str | None], int] = {}
     for row in rows:
         keys = [("same", identity(row)), *([("group", row.group)] if row.group is not None else [])]
-        numbers = sorted({known[key] for key in keys if key in known}) or [max(found, default=-1) + 1]
+        numbers = sorted({known[key] for key in keys if key in known}) or [max(numbered, default=-1) + 1]
         for number in numbers[1:]:  # this row joins clusters that were apart until now
-            found = [numbers[0] if other == number else other for other in found]
+            numbered = [numbers[0] if other == number else other for other in numbered]
             known = {key: numbers[0] if other == number else other for key, other in known.items()}
         known |= dict.fromkeys(keys, numbers[0])
-        found.append(numbers[0])
-    return found
+        numbered.append(numbers[0])
+    return numbered
 
 
 def hold_back(rows: Sequence[Question], count: int, seed: int) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
