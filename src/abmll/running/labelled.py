@@ -127,7 +127,7 @@ def remarks(labelled: Labelled) -> list[str]:
         many = "1 row asks" if again == 1 else f"{again} rows ask"
         found.append(f"{many} the same as an earlier one; the check keeps them together")
     groups = [row.group for row in rows if row.group is not None]
-    if len(groups) > len(set(groups)):
+    if len(set(clusters(rows))) < len(same):  # different questions belong together
         found.append(
             f"{len(groups)} rows are of {len(set(groups))} groups (a text that repeats, or the column group): a group "
             "counts as one in the check, and where it is held back one row of it counts"
