@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ TASKS = ("boolean", "passages", "science")
 FIXED = {"boolean": 2, "passages": 3}
 """Tasks with fixed labels, and how many."""
 
+PLAIN = ("pretrained", "in_context")
+"""Systems that were not meta-trained."""
 SKILL = {"pretrained": 0.3, "lora": 0.7, "reptile": 1.0, "fomaml": 0.8, "abmll": 1.1, "abmll_mean": 1.1}
 SHARPNESS = {"pretrained": 2.5, "lora": 2.0, "reptile": 1.8, "abmll": 1.1}
 
@@ -29,18 +32,23 @@ def make_folder(
     checkpoints: Sequence[int] = (120, 360),
     note: str = "Shows the path, not the method.",
     reference: str = "lora",
+    group: int = 0,
 ) -> Path:
-    """Write the folder. `abmll_mean` has predictions only, `pretrained` consumes no examples."""
+    """Write the folder. `abmll_mean` has predictions only, those of `PLAIN` consume no examples.
+
+    So many questions that follow each other are of one `group`, answered alike; 0: each stands alone.
+    """
     settings = {"name": "toy", "note": note, "systems": list(systems), "seeds": list(range(seeds))}
     write_json(folder / "comparison.json", settings | {"draws": draws, "reference": reference, "tasks": list(tasks)})
     for system in systems:
         for seed in range(seeds):
             run = folder / system / f"seed-{seed}"
-            points = (0,) if system == "pretrained" else checkpoints
+            points = (0,) if system in PLAIN else checkpoints
             for examples in points:
                 share = examples / max(checkpoints)
-                _write_cells(run, f"examples-{examples:08d}", system, seed, draws, tasks, questions, examples, share)
-            _write_cells(run, "before-adaptation", system, seed, draws, tasks, questions, points[-1], 0.2)
+                place = f"examples-{examples:08d}"
+                _write_cells(run, place, system, seed, draws, tasks, questions, examples, share, group)
+            _write_cells(run, "before-adaptation", system, seed, draws, tasks, questions, points[-1], 0.2, group)
             if system != "abmll_mean":
                 _write_records(run, seed, points[-1])
     return folder
@@ -56,6 +64,7 @@ def _write_cells(
     questions: int,
     examples: int,
     share: float,
+    group: int,
 ) -> None:
     for number, task in enumerate(tasks):
         for draw in range(draws):
@@ -63,6 +72,9 @@ def _write_cells(
             rng = np.random.default_rng(np.frombuffer(words, dtype=np.uint8))
             skill = SKILL.get(system, 1.0) * (0.5 + 0.5 * share)
             rows = _rows(rng, number, task, questions, skill, SHARPNESS.get(system, 1.3))
+            if group:
+                alike = [rows[i - i % group] for i in range(questions)]
+                rows = tuple(replace(row, id=rows[i].id, group=f"g{i // group}") for i, row in enumerate(alike))
             adaptation = _rows(rng, number + 100, task, 12, skill, SHARPNESS.get(system, 1.3))
             counts = np.bincount([row.answer for row in adaptation], minlength=FIXED.get(task, 1))
             predictions = Predictions(

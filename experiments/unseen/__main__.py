@@ -13,9 +13,12 @@ from abmll.files import write_bytes, write_json
 from abmll.models import LanguageModel
 from abmll.running.build import load_base
 from abmll.running.roles import RunTasks, load_run_tasks
+from abmll.tasks.sources import load_tasks
 from experiments.unseen.bundles import unpack
 from experiments.unseen.clock import since_start
 from experiments.unseen.forgetting import chunks_of, forgetting, general_text
+from experiments.unseen.groups import GROUPS, groups_in
+from experiments.unseen.packing import read_packed
 from experiments.unseen.pool import DONE, OVER, TASKS, exit_code, jobs, run_jobs, starter, told
 from experiments.unseen.prepare import TRAIN_ROWS, prepare
 from experiments.unseen.protocol import CHOSEN, HERE, PROTOCOL, Protocol, load_protocol
@@ -110,6 +113,10 @@ def _add_verbs_of_files(add: Add) -> None:
     one.add_argument("--out", type=Path, required=True, help="where the bundles of `questions` are")
     one.add_argument("--place", type=Path, default=HERE)
     one.add_argument("--packed", type=Path, help="files at the chosen settings, to compare with; default: PLACE/packed")
+    one = add("groups", _groups)
+    one.add_argument("tasks", type=Path, nargs="+", help="folders of the tasks whose test questions were answered")
+    one.add_argument("--packed", type=Path, nargs="+", required=True, help="folders of packed files")
+    one.add_argument("--out", type=Path, default=GROUPS)
     one = add("report", _report)
     one.add_argument("--packed", type=Path, default=HERE / "packed")
     one.add_argument("--ranking", type=Path, default=HERE / "ranking.json")
@@ -275,6 +282,17 @@ def _answers(given: argparse.Namespace) -> int:
 def _unpack(given: argparse.Namespace) -> int:
     names = unpack(given.bundles, given.packed)
     print(f"{len(names)} files in {given.packed}")
+    return 0
+
+
+def _groups(given: argparse.Namespace) -> int:
+    tasks = [task for folder in given.tasks for task in load_tasks(folder, merge_choices=True)]
+    found = groups_in(
+        tasks, (read_packed(path) for folder in given.packed for path in sorted(folder.glob("*.parquet")))
+    )
+    write_json(given.out, found)
+    for task, rows in found.items():
+        print(f"{task}: {len(rows)} questions in {len(set(rows.values()))} groups")
     return 0
 
 

@@ -8,24 +8,22 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import ttest_1samp
 
-from abmll.metrics.baselines import UNIFORM
+from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM
 from abmll.metrics.calibration import calibration_noise_range
+from abmll.metrics.paired import PairedTest, paired_ece_test, paired_test
 from abmll.metrics.predictions import Predictions
+from abmll.metrics.resampling import Groups, group_numbers
 from abmll.metrics.scores import auroc_of_confidence, confidence_and_correct, scaled_probabilities, score
-from abmll.metrics.statistics import (
-    PairedTest,
-    holm,
-    paired_hierarchical_bootstrap,
-    paired_hierarchical_bootstrap_ece,
-    stratified_bootstrap_interval,
-    stratified_ece_bootstrap_interval,
-)
+from abmll.metrics.statistics import holm, stratified_bootstrap_interval, stratified_ece_bootstrap_interval
 from abmll.report.evidence import question_values
 from abmll.report.folder import Cell
-from experiments.unseen.results import Table, is_one_ensemble
+from experiments.unseen.results import ENSEMBLE, UNSEEDED, Table, is_one_ensemble
 
-REPEATS = 4000
+REPEATS = 2000
+"""Of the bootstrap of a system's own interval."""
 LEVEL = 0.05
+NOT_META_TRAINED = ("pretrained", *UNSEEDED, UNIFORM, LABEL_FREQUENCY)
+"""A training seed decides nothing about them but where ten steps start, which was measured to be next to nothing."""
 TESTED = ("nll_scaled", "accuracy", "nll", "brier")
 SOURCE = {"nll_scaled": "nll_scaled_cv"}
 """Our names, in which "scaled" means on held-out folds of the 20 examples -> the library's."""
@@ -64,6 +62,11 @@ class Values:
         ]
         return min([self.draws, *counts])
 
+    def groups(self, system: str, tasks: Sequence[str]) -> Groups:
+        """Task -> numbers of its test questions' groups."""
+        first = self.final[system][min(self.final[system])]
+        return {task: group_numbers([row.group for row in first[0, task].rows]) for task in tasks}
+
     def stacks(self, system: str, metric: str, seeds: Sequence[int], draws: int, tasks: Sequence[str]) -> Stacks:
         """Task -> one metric of its questions."""
         name = SOURCE.get(metric, metric)
@@ -87,36 +90,56 @@ def _temperature_for_all(found: Predictions) -> Predictions:
 
 
 def paired(
-    values: Values, a: str, b: str, metric: str, tasks: Sequence[str], *, resample_tasks: bool = False
+    values: Values,
+    a: str,
+    b: str,
+    metric: str,
+    tasks: Sequence[str],
+    *,
+    resample_tasks: bool = False,
+    adapted: bool = True,
 ) -> PairedTest | None:
-    """System a against b, on the seeds and draws that both have; None where they share no seed."""
+    """System a against b, on the seeds and draws that both have; None where they share no seed.
+
+    Without adapting, a draw of examples decides nothing but the temperature that is fitted to them. Ensembles of four
+    of five seeds share members: how far five independent ones would scatter nobody knows, so they have no p.
+    """
     seeds = [s for s in values.final[a] if s in values.final[b]]
     draws = values.draws_of((a, b), seeds) if seeds else 0
     if not draws:
         return None
-    options: dict[str, Any] = {"repeats": REPEATS, "resample_tasks": resample_tasks}
+    options: dict[str, Any] = {"resample_tasks": resample_tasks, "groups": values.groups(a, tasks)}
+    options["constant"] = {
+        *({"seeds"} if {a, b} <= set(NOT_META_TRAINED) else ()),
+        *(() if adapted or metric == "nll_scaled" else {"draws"}),
+    }
     if metric == "ece_choices":
-        left, right = (values.confidences(name, seeds, draws, tasks) for name in (a, b))
-        return paired_hierarchical_bootstrap_ece(left, right, **options)
-    left, right = (values.stacks(name, metric, seeds, draws, tasks) for name in (a, b))
-    return paired_hierarchical_bootstrap(left, right, **options)
+        test = paired_ece_test(*(values.confidences(name, seeds, draws, tasks) for name in (a, b)), **options)
+    else:
+        test = paired_test(*(values.stacks(name, metric, seeds, draws, tasks) for name in (a, b)), **options)
+    if ENSEMBLE in (a, b):
+        return replace(test, p_value=None, measured_once=(*test.measured_once, "members"))
+    return test
 
 
-def against(values: Values, reference: str, tasks: Sequence[str], signal: Sequence[str]) -> dict[str, dict[str, Any]]:
+def against(
+    values: Values, reference: str, tasks: Sequence[str], signal: Sequence[str], *, adapted: bool = True
+) -> dict[str, dict[str, Any]]:
     """Every system minus the reference: difference, p after Holm over the systems, and with tasks resampled.
 
     Returns:
         system -> metric -> {difference, interval, p, p_unadjusted, seeds, draws, tasks_resampled: {interval, p},
-        with_signal: {difference, p}}. An ECE stands here for the record: who wins it, `ece_counts` says.
+        with_signal: {difference, p}}. A p is None where one seed or draw was measured (`measured_once`). An ECE stands
+        here for the record: who wins it, `ece_counts` says.
     """
     found: dict[str, dict[str, Any]] = {
         name: {} for name in values.final if name not in (reference, f"{reference}_mean")
     }
     for metric in (*TESTED, "ece_choices"):
         for name in found:
-            test = paired(values, name, reference, metric, tasks)
+            test = paired(values, name, reference, metric, tasks, adapted=adapted)
             if test is not None:
-                found[name][metric] = _told(values, name, reference, metric, tasks, signal, test)
+                found[name][metric] = _told(values, (name, reference), metric, (tasks, signal), test, adapted)
         for key in ("p", "tasks_resampled", "with_signal"):
             _adjust(found, metric, key)
     return found
@@ -124,31 +147,33 @@ def against(values: Values, reference: str, tasks: Sequence[str], signal: Sequen
 
 def _told(
     values: Values,
-    name: str,
-    reference: str,
+    pair: tuple[str, str],
     metric: str,
-    tasks: Sequence[str],
-    signal: Sequence[str],
+    of: tuple[Sequence[str], Sequence[str]],
     test: PairedTest,
+    adapted: bool,
 ) -> dict[str, Any]:
-    wide = paired(values, name, reference, metric, tasks, resample_tasks=True)
-    some = paired(values, name, reference, metric, signal) if signal else None
+    tasks, signal = of
+    wide = paired(values, *pair, metric, tasks, resample_tasks=True, adapted=adapted)
+    some = paired(values, *pair, metric, signal, adapted=adapted) if signal else None
     return {
         "difference": test.difference,
         "interval": [test.low, test.high],
         "p": test.p_value,
         "p_unadjusted": test.p_value,
-        "p_over_seeds": _over_seeds(values, name, reference, metric, tasks),
+        "p_over_seeds": _over_seeds(values, *pair, metric, tasks),
         "seeds": test.seeds,
         "draws": test.draws,
         "questions": test.questions,
+        "groups": test.groups,
+        "measured_once": list(test.measured_once),
         "tasks_resampled": _short(wide),
         "with_signal": _short(some),
     }
 
 
 def _over_seeds(values: Values, a: str, b: str, metric: str, tasks: Sequence[str]) -> float | None:
-    """p of a paired t-test on the seeds' means: few, but exact where a bootstrap of few seeds is too sure."""
+    """p of a paired t-test on the seeds' means, for the record: draws and questions, shared by all seeds, escape it."""
     seeds = [s for s in values.final[a] if s in values.final[b]]
     if metric == "ece_choices" or len(seeds) < 2:
         return None
@@ -210,14 +235,12 @@ def entry(values: Values, name: str, before: Mapping[int, Mapping[Cell, Predicti
             k: _error([_mean([o[SOURCE.get(k, k)] for o in scores[s]]) for s in seeds]) for k in TESTED
         },
     }
-    told["accuracy_interval"] = list(
-        stratified_bootstrap_interval(values.stacks(name, "accuracy", seeds, draws, tasks))
-    )
-    told["nll_scaled_interval"] = list(
-        stratified_bootstrap_interval(values.stacks(name, "nll_scaled", seeds, draws, tasks))
-    )
+    options: dict[str, Any] = {"groups": values.groups(name, tasks), "repeats": REPEATS}
+    for metric in ("accuracy", "nll_scaled"):
+        stacks = values.stacks(name, metric, seeds, draws, tasks)
+        told[f"{metric}_interval"] = list(stratified_bootstrap_interval(stacks, **options))
     told["ece_choices_interval"] = list(
-        stratified_ece_bootstrap_interval(values.confidences(name, seeds, draws, tasks))
+        stratified_ece_bootstrap_interval(values.confidences(name, seeds, draws, tasks), **options)
     )
     told["ece_choices_noise_range"] = _noise_range([values.final[name][seeds[0]][c] for c in cells])
     zero = [score(before[s][c]).to_dict() for s in before for c in before[s]] if before else []
@@ -226,10 +249,13 @@ def entry(values: Values, name: str, before: Mapping[int, Mapping[Cell, Predicti
     )
     told["beats_uniform"] = _beats_uniform(values, name)
     # flattening is not calibration: an ECE below another's is no win where the NLL does not beat a guess
-    told["ece_counts"] = {
-        k: bool(t and t["difference"] < 0 and t["p"] < LEVEL) for k, t in told["beats_uniform"].items()
-    }
+    told["ece_counts"] = {k: _is_below(t) for k, t in told["beats_uniform"].items()}
     return told
+
+
+def _is_below(test: Mapping[str, Any] | None) -> bool | None:
+    """Whether a difference is below 0 by its test; None without a p."""
+    return None if test is None or test["p"] is None else bool(test["difference"] < 0 and test["p"] < LEVEL)
 
 
 def _beats_uniform(values: Values, name: str) -> dict[str, Any]:

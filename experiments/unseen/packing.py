@@ -29,6 +29,7 @@ SCHEMA = pyarrow.schema(
         ("log_probabilities", LOGS),
         ("vocabulary_confidence", pyarrow.float32()),
         ("spread", LOGS),
+        ("group", WORDS),
     ]
 )
 
@@ -110,6 +111,7 @@ def _cells(prediction: Prediction) -> dict[str, Any]:
         "log_probabilities": logs.tolist(),
         "vocabulary_confidence": prediction.vocabulary_confidence,
         "spread": None if prediction.spread is None else list(prediction.spread),
+        "group": prediction.group,
     }
 
 
@@ -153,7 +155,8 @@ def read_packed(path: Path) -> Packed:
 
 
 def _predictions(table: pyarrow.Table) -> Iterator[tuple[Any, str, Prediction]]:
-    columns = {name: table.column(name).to_pylist() for name in SCHEMA.names}
+    names = [name for name in SCHEMA.names if name in table.column_names]  # files of before have no groups
+    columns = {name: table.column(name).to_pylist() for name in names}
     for cells in zip(*columns.values(), strict=True):
         row = dict(zip(columns, cells, strict=True))
         probabilities = np.exp(np.array(row["log_probabilities"], dtype=np.float64))
@@ -167,5 +170,6 @@ def _predictions(table: pyarrow.Table) -> Iterator[tuple[Any, str, Prediction]]:
                 tuple((probabilities / probabilities.sum()).tolist()),
                 row["vocabulary_confidence"],
                 None if spread is None else tuple(spread),
+                row.get("group"),
             ),
         )

@@ -64,7 +64,7 @@ def _against_before(results: Results, tasks: Sequence[str], signal: Sequence[str
         for name, cells in results.before.items()
         if name == PLAIN or (len(cells) >= enough and name not in UNSEEDED and not name.endswith("_mean"))
     }
-    return against(Values(found, results.tasks, 1), PLAIN, tasks, signal) if PLAIN in found else {}
+    return against(Values(found, results.tasks, 1), PLAIN, tasks, signal, adapted=False) if PLAIN in found else {}
 
 
 def report(packed: Path, out: Path, *, ranking: Path | None = None, kind: str = "cloze") -> dict[str, Any]:
@@ -108,7 +108,8 @@ def tables(summary: dict[str, Any]) -> str:
         "Written by `python -m experiments.unseen report`; see README.md for the protocol. Scaled: at a temperature "
         "fitted on held-out folds of the 20 examples. Gain: nats over a uniform guess. Floor: the ECE that calibrated "
         "answers of the same confidences show. ECE counts: whether the NLL is below a guess's at p < .05, unscaled / "
-        "scaled. p, tasks drawn: tasks are resampled as well.",
+        "scaled. p, tasks drawn: tasks are a sample as well. There is no p where a training seed or a draw of examples "
+        "was measured once, nor of ensembles that share members: nobody knows what another would show.",
     ]
     for table in (score_table(summary), seed_table(summary), *difference_tables(summary), task_table(summary)):
         parts += [f"## {table.title}", markdown(table)]
@@ -143,7 +144,7 @@ def score_table(summary: dict[str, Any]) -> Table:
             number(e["ece_choices"]),
             number(e["ece_noise_floor"]),
             number(e["ece_choices_scaled"]),
-            " / ".join("yes" if v else "no" for v in e["ece_counts"].values()) or "-",
+            " / ".join({None: "no p", True: "yes", False: "no"}[v] for v in e["ece_counts"].values()) or "-",
         )
         for name, e in order
     ]
@@ -175,16 +176,14 @@ def difference_tables(summary: dict[str, Any]) -> list[Table]:
         BEFORE_TESTS: (f"Before adapting, without any example: differences to {PLAIN}, {shared}", PLAIN, before),
     }
     return [
-        _difference_table(title, reference, metrics, summary[key], summary["systems"])
+        _difference_table(title, reference, metrics, summary[key])
         for key, (title, reference, metrics) in asked.items()
         if summary[key]
     ]
 
 
-def _difference_table(
-    title: str, reference: str, metrics: Sequence[str], found: dict[str, Any], systems: dict[str, Any]
-) -> Table:
-    """Where few seeds are shared a difference has no p, which would say nothing."""
+def _difference_table(title: str, reference: str, metrics: Sequence[str], found: dict[str, Any]) -> Table:
+    """Where one seed or draw is shared a difference has no p: what another one would show, nobody knows."""
     names = {"nll_scaled": "NLL scaled", "nll": "NLL", "accuracy": "Accuracy"}
     parts = (part for metric in metrics for part in (names[metric], "p", "p, tasks drawn"))
     rows = []
@@ -192,11 +191,11 @@ def _difference_table(
         cells: list[str] = [name]
         for metric in metrics:
             test = tests.get(metric)
-            settles = test is not None and min(test["seeds"], systems[name]["n_seeds"]) >= FEWEST_SEEDS
             cells.append("-" if test is None else signed(test["difference"]))
-            cells += [number(test["p"]), number(test["tasks_resampled"]["p"])] if test and settles else ["-", "-"]
+            cells += [number(test["p"]), number(test["tasks_resampled"]["p"])] if test else ["-", "-"]
         first = tests.get("nll_scaled") or {"seeds": 0, "draws": 0}
-        rows.append((*cells, str(first["seeds"]), str(first["draws"])))
+        seeds = "one seed" if "seeds" in first.get("measured_once", ()) else str(first["seeds"])
+        rows.append((*cells, seeds, str(first["draws"])))
     return Table(title, (f"System minus {reference}", *parts, "Seeds", "Draws"), tuple(rows))
 
 

@@ -11,6 +11,7 @@ from abmll.metrics.ensemble import ensemble
 from abmll.metrics.predictions import Predictions
 from abmll.metrics.scores import score
 from abmll.report.folder import Cell, Comparison, Run
+from experiments.unseen.groups import read_groups, with_groups
 from experiments.unseen.packing import Packed, read_packed
 
 BEFORE = "before-adaptation"
@@ -56,7 +57,8 @@ def read_results(paths: Iterable[Path], reference: str = "abmll") -> Results:
     Raises:
         AbmllError: there is no file of the reference, or a file is damaged.
     """
-    packed = tuple(read_packed(path) for path in sorted(paths))
+    groups = read_groups()
+    packed = tuple(with_groups(read_packed(path), groups) for path in sorted(paths))
     final: Table = {}
     before: Table = {}
     curve: dict[str, dict[int, list[dict[Cell, Predictions]]]] = {}

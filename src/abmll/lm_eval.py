@@ -35,7 +35,7 @@ try:
     from lm_eval.api.registry import register_model  # optional extra
     from lm_eval.models.huggingface import HFLM  # optional extra
 except ImportError as error:
-    raise AbmllError(f"abmll.lm_eval needs lm_eval: pip install 'abmll[lm-eval]' ({error})") from error
+    raise AbmllError(f"abmll.lm_eval needs lm_eval: pip install lm_eval ({error})") from error
 
 OWN = ("run", "task", "samples", "settings", "device", "dtype")
 HARNESS = (

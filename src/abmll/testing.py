@@ -195,10 +195,8 @@ def check_source(spec: str) -> None:
         _require(bool(task.train), f"task {task.name} has no train rows")
         for rows in (task.train, task.test):
             _require(len({row.id for row in rows}) == len(rows), f"task {task.name}: two rows of one id")
-        both = {same_question(row, same_form) for row in task.train} & {
-            same_question(row, same_form) for row in task.test
-        }
-        _require(not both, f"task {task.name}: {len(both)} questions are in train and in test")
+        train, test = ({same_question(row, same_form) for row in rows} for rows in (task.train, task.test))
+        _require(not train & test, f"task {task.name}: {len(train & test)} questions are in train and in test")
 
 
 def check_metric(name: str) -> None:

@@ -20,17 +20,20 @@ from abmll.kernels import Variance
 from abmll.methods import resolve_settings
 from abmll.metrics.ensemble import ensemble
 from abmll.metrics.predictions import Prediction, Predictions
-from abmll.metrics.statistics import holm, paired_hierarchical_bootstrap
+from abmll.metrics.statistics import holm
 from abmll.running.build import load_base, method_settings
+from abmll.tasks.question import Question, Task
 from experiments.unseen.__main__ import main
 from experiments.unseen.bundles import Bundles, read_bundle, unpack
 from experiments.unseen.evidence import Values, against, entry, paired
 from experiments.unseen.forgetting import chunks_of, forgetting
+from experiments.unseen.groups import groups_in, with_groups
 from experiments.unseen.packing import Packed, read_packed, write_packed
 from experiments.unseen.pool import Job, exit_code, jobs, run_jobs
 from experiments.unseen.protocol import load_protocol
 from experiments.unseen.questions import read_points
 from experiments.unseen.rank import gains
+from experiments.unseen.report import BEFORE_TESTS, difference_tables
 from experiments.unseen.results import ENSEMBLE, read_results
 from experiments.unseen.run import failures, told_seconds
 from experiments.unseen.search import best, join, search, trials
@@ -391,7 +394,9 @@ def test_report_of_what_was_measured(place: Path, measured: Path, tmp_path: Path
         for metric, key in (("accuracy", "accuracy"), ("nll", "nll")):
             if systems[name]["n_seeds"] == systems["abmll"]["n_seeds"] == 2:
                 assert found[metric]["difference"] == pytest.approx(systems[name][key] - systems["abmll"][key])
-        assert found["nll_scaled"]["p"] >= found["nll_scaled"]["p_unadjusted"]
+        test = found["nll_scaled"]
+        assert (test["p"] is None) == (test["p_unadjusted"] is None) == bool(test["measured_once"])
+        assert test["p"] is None or test["p"] >= test["p_unadjusted"]
         assert found["nll_scaled"]["with_signal"] is not None
     assert summary["primary"]["best_other"] in systems
     before = summary["before_adaptation_against_pretrained"]
@@ -610,32 +615,51 @@ def table_of(shift: float, rng: np.random.Generator, noise: float = 0.3, seeds: 
 
 
 def test_the_difference_and_its_p_are_those_of_hand_and_scipy() -> None:
-    """Without effects of seed and draw, one seed and draw, the bootstrap is a paired t-test's twin."""
+    """Two systems without meta-training, before they adapt: questions alone scatter, so it is a paired t-test."""
     rng = np.random.default_rng(0)
     p = {t: (np.exp(-rng.gamma(4, 0.2, 300)), np.exp(-rng.gamma(4, 0.2, 300))) for t in ("x",)}
-    final = {n: {0: {(0, t): made(n, 0, 0, t, p[t][i]) for t in p}} for i, n in enumerate("ab")}
+    names = ("pretrained", "in_context")
+    final = {n: {0: {(0, t): made(n, 0, 0, t, p[t][i]) for t in p}} for i, n in enumerate(names)}
     values = Values(final, ("x",), 1)
-    test = paired(values, "a", "b", "nll", ("x",))
+    test = paired(values, *names, "nll", ("x",), adapted=False)
     nll = -np.log(p["x"][0]) + np.log(p["x"][1])
     assert test.difference == pytest.approx(nll.mean())
-    assert test.p_value == pytest.approx(ttest_1samp(nll, 0).pvalue, abs=0.03)
+    assert test.p_value == pytest.approx(ttest_1samp(nll, 0).pvalue, rel=1e-6)
+    assert paired(values, *names, "nll_scaled", ("x",), adapted=False).measured_once == ("draws",), "of the temperature"
 
 
-def test_p_values_hold_their_level_where_nothing_differs() -> None:
-    """400 worlds without a difference, 5 seeds, 5 draws, 8 tasks; a bootstrap of 5 seeds is somewhat too sure."""
-    found = []
-    for world in range(400):
-        rng = np.random.default_rng(world)
-        tasks, seeds = [f"t{i}" for i in range(8)], [rng.normal(0, 0.02, (5, 1, 1)) for _ in range(2)]
-        sides: list[dict] = [{}, {}]
-        for name in tasks:
-            hard = rng.gamma(4, 0.15, 60)
-            for side, by_seed in zip(sides, seeds, strict=True):
-                side[name] = hard + by_seed + rng.normal(0, 0.02, (1, 5, 1)) + rng.normal(0, 0.3, (5, 5, 60))
-        found.append(paired_hierarchical_bootstrap(*sides, repeats=199, seed=world).p_value)
-    share = float(np.mean(np.array(found) < 0.05))
-    print(f"rejected at .05: {share}")
-    assert 0.01 < share < 0.13
+def test_one_training_seed_has_no_p_and_neither_has_an_ensemble() -> None:
+    final = table_of(0.0, np.random.default_rng(4), seeds=5)
+    values = Values(final, ("x", "y", "z"), 5)
+    assert paired(values, "a", "b", "nll", values.tasks).p_value is not None
+    one = Values({name: {0: cells[0]} for name, cells in final.items()}, values.tasks, 5)
+    test = paired(one, "a", "b", "nll", one.tasks)
+    assert (test.p_value, test.measured_once) == (None, ("seeds",))
+    shared = Values({"a": final["a"], ENSEMBLE: final["b"]}, values.tasks, 5)
+    assert paired(shared, "a", ENSEMBLE, "nll", values.tasks).measured_once == ("members",)
+    tests = against(one, "b", one.tasks, ("x",))
+    assert tests["a"]["nll"]["p"] is None
+    assert tests["a"]["nll"]["tasks_resampled"]["p"] is None
+    told = {"systems": {}, "against_abmll": tests, "against_pretrained": {}, BEFORE_TESTS: {}}
+    (table,) = difference_tables(told)
+    assert table.rows[0][-2:] == ("one seed", "5")
+    assert table.rows[0][2:4] == ("-", "-")
+
+
+def test_stored_questions_of_one_passage_are_one_group(tmp_path: Path) -> None:
+    stories = [Question(f"q{i}", f"{i}?", ("a", "b"), 0, f"story {i // 4}") for i in range(60)]
+    about = {"system": "abmll", "seed": 0, "cost": {}, "environment": {}, "config": "", "journal": []}
+    file = made("abmll", 0, 0, "x", np.full(60, 0.5))
+    file = replace(file, rows=tuple(replace(row, id=f"q{row.id}") for row in file.rows))
+    packed = Packed(about, {"abmll": {("examples-00000000", 0, "x"): file}})
+    found = groups_in([Task("x", (), tuple(stories)), Task("y", (), tuple(stories))], [packed])
+    assert set(found) == {"x"}
+    assert [found["x"][f"q{i}"] for i in (0, 3, 4, 59)] == [0, 0, 1, 14]
+    known = with_groups(packed, found)
+    values = Values({"abmll": {0: {(0, "x"): known.found["abmll"]["examples-00000000", 0, "x"]}}}, ("x",), 1)
+    assert len(set(values.groups("abmll", ("x",))["x"])) == 15
+    write_packed(known, tmp_path / "x.parquet")
+    assert read_packed(tmp_path / "x.parquet").found == known.found
 
 
 def test_a_true_difference_is_found_and_holm_is_applied() -> None:
@@ -651,19 +675,28 @@ def test_a_true_difference_is_found_and_holm_is_applied() -> None:
     assert tests["same"]["nll"]["p"] == 1.0
     raw = {n: tests[n]["nll"]["p_unadjusted"] for n in tests}
     assert {n: tests[n]["nll"]["p"] for n in tests} == holm(raw)
-    assert tests["a"]["nll"]["tasks_resampled"]["p"] >= tests["a"]["nll"]["p_unadjusted"]
+    assert 0 < tests["a"]["nll"]["tasks_resampled"]["p"] <= 1
     assert tests["a"]["nll"]["with_signal"]["difference"] != tests["a"]["nll"]["difference"]
 
 
 def test_flattening_is_not_calibration() -> None:
     rng = np.random.default_rng(0)
-    right = rng.random(400) < 0.5
-    flat = {0: {(0, "x"): made("flat", 0, 0, "x", np.where(right, 0.51, 0.49))}}
-    good = {0: {(0, "x"): made("good", 0, 0, "x", np.where(rng.random(400) < 0.85, 0.85, 0.15))}}
-    guess = {0: {(0, "x"): made("uniform", 0, 0, "x", np.full(400, 0.5))}}
-    values = Values({"flat": flat, "good": good, "uniform": guess}, ("x",), 1)
+    right, sure = rng.random((2, 3, 2, 400)) < np.array([0.5, 0.85])[:, None, None, None]
+    places = [(seed, draw) for seed in range(3) for draw in range(2)]
+    chances = {
+        "flat": np.where(right, 0.51, 0.49),
+        "good": np.where(sure, 0.85, 0.15),
+        "uniform": np.full(sure.shape, 0.5),
+    }
+    final: dict = {name: {seed: {} for seed in range(3)} for name in chances}
+    for name, p in chances.items():
+        for seed, draw in places:
+            final[name][seed][draw, "x"] = made(name, seed, draw, "x", p[seed, draw])
+    values = Values(final, ("x",), 2)
     assert entry(values, "flat", {})["ece_counts"]["nll"] is False
     assert entry(values, "good", {})["ece_counts"]["nll"] is True
+    one = Values({name: {0: cells[0]} for name, cells in final.items()}, ("x",), 2)
+    assert entry(one, "good", {})["ece_counts"]["nll"] is None, "one seed: nothing is said"
 
 
 def test_an_ensemble_is_the_mean_of_probabilities_and_beats_its_members_in_brier() -> None:

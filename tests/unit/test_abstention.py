@@ -9,6 +9,7 @@ from scipy.stats import binom, binomtest
 
 from abmll.errors import AbmllError
 from abmll.metrics.abstention import best, certify, error_interval, rows_needed, thresholds
+from experiments.size.promise import SHIFTED, count_kept
 
 RISK = 0.1
 
@@ -65,6 +66,21 @@ def test_trust_39_the_promised_risk_holds_in_88_percent_of_400_repeats(kind: str
         kept += found is None or _true_risk(kind, round(found.threshold, 2)) <= RISK + 1e-3
     assert kept >= 0.88 * 400
     assert answered > {"just above": 0, "good above a half": 0, "worst in the middle": 0, "good": 120}[kind]
+
+
+@pytest.mark.parametrize("world", ["ties: five values", "ties: one value"])
+@pytest.mark.parametrize("held", [22, 30])
+def test_trust_39_it_holds_with_ties_and_few_rows(world: str, held: int) -> None:
+    kept, made = count_kept(world, held)
+    assert kept >= 0.88 * 400
+    assert made > 0, "a promise that is never made is always kept"
+
+
+def test_trust_39_it_fails_where_the_rows_to_come_are_harder() -> None:
+    """As it must: the held-back rows, whose answers are nearly all right, say nothing of the others."""
+    kept, made = count_kept(SHIFTED, 120, repeats=100)
+    assert made > 90
+    assert kept < 20
 
 
 def test_trust_39_without_the_correction_the_promise_would_break() -> None:

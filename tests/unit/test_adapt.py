@@ -186,6 +186,13 @@ def test_predictions_are_reproducible_and_normalised(sampler: str) -> None:
     assert all((p.spread is None) == (sampler == "mean") for p in first)
 
 
+def test_predictions_say_which_group_a_question_is_of() -> None:
+    system = system_of("lora")
+    asked = [replace(q, group=group) for q, group in zip(UNSEEN.test, ("x", None, "x"), strict=False)]
+    made = predict(system.method, system.likelihood, system.batcher, asked, PredictionPlan(), PLACE)
+    assert [row.group for row in made] == ["x", None, "x"]
+
+
 def test_another_place_draws_other_weights() -> None:
     system = wide_system()
     plan = PredictionPlan("weight", 3)

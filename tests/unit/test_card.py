@@ -148,6 +148,16 @@ def test_scores_of_other_steps_or_other_questions_are_not_mixed_in(tmp_path: Pat
     assert score_run(tmp_path, 11) == ()
 
 
+def test_intervals_on_a_card_take_a_group_as_one(tmp_path: Path) -> None:
+    rows = [Prediction(str(i), int(i // 5 % 2), (0.75, 0.25), group=f"g{i // 5}") for i in range(100)]
+    for folder, made in (("grouped", rows), ("apart", [replace(row, group=None) for row in rows])):
+        file = tmp_path / folder / "predictions" / place_of(10) / "draw-0" / "t.jsonl"
+        Predictions("s", "t", 0, 0, 10, tuple(made)).write(file)
+    (grouped,), (apart,) = score_run(tmp_path / "grouped", 10), score_run(tmp_path / "apart", 10)
+    for name in ("accuracy_interval", "nll_interval"):
+        assert np.ptp(getattr(grouped, name)) > 1.7 * np.ptp(getattr(apart, name))  # sqrt(5) = 2.2
+
+
 def test_the_card_of_a_saved_task_and_its_check(run: Path) -> None:
     card = load(run / "tasks" / "kept")
     assert card.text.strip().startswith("# kept")

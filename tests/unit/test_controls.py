@@ -1,6 +1,7 @@
 """Controls that could explain a gain without Bayes, and systems that begin anew on what was captured."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,9 @@ def test_examples_in_the_prompt_are_prompts_with_their_answers() -> None:
     text = "\n\n".join(f"{encoder.prompt(q)} {q.choices[q.answer]}" for q in (first, second))
     assert encoder.prompt(found) == f"{text}\n\n{encoder.prompt(asked)}"
     assert (found.id, found.choices, found.answer) == (asked.id, asked.choices, asked.answer)
+    assert with_examples(replace(asked, group="g"), (first, second), encoder).group == "g", (
+        "of the task, not the prompt"
+    )
     letters = Encoder(tiny_tokenizer(), "letter", max_tokens=400)
     assert f"Answer: {'ABCD'[first.answer]}\n\n" in letters.prompt(with_examples(asked, (first,), letters))
 

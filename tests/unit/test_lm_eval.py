@@ -24,7 +24,7 @@ from abmll.running.saved_tasks import save_task
 from tests.runs import UNSEEN, config_in, train_run
 from tests.tiny import Kind, save_tiny, tiny_tasks, write_tasks
 
-lm_eval = pytest.importorskip("lm_eval", reason="needs pip install abmll[lm-eval], 160 MB")
+lm_eval = pytest.importorskip("lm_eval", reason="needs pip install lm_eval, 160 MB")
 
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402

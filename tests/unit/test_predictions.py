@@ -59,6 +59,26 @@ def test_round_trip_is_exact(tmp_path):
     assert read_predictions(path) == FULL
 
 
+def test_a_group_is_kept_and_rows_without_one_are_written_as_before(tmp_path):
+    rows = (Prediction("q1", 0, (0.5, 0.5), group="story 1"), Prediction("q2", 0, (0.5, 0.5)))
+    grouped = Predictions("lora", "toy", 0, 0, 0, rows=rows)
+    path = tmp_path / "toy.jsonl"
+    grouped.write(path)
+    assert read_predictions(path) == grouped
+    first, second = map(json.loads, path.read_text().splitlines()[1:])
+    assert first["group"] == "story 1"
+    assert "group" not in second
+
+
+@pytest.mark.parametrize("group", [3, ["a"], True])
+def test_a_group_that_is_no_text_is_damage(tmp_path, group):
+    path, lines = _written(tmp_path)
+    lines[1] = _with(lines[1], group=group)
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(AbmllError, match=r"toy\.jsonl:2: group is .* not a text"):
+        read_predictions(path)
+
+
 def test_round_trip_of_a_file_without_options(tmp_path):
     small = Predictions("lora", "toy", 0, 0, 0, rows=())
     small.write(tmp_path / "small.jsonl")

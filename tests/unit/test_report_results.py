@@ -14,6 +14,8 @@ from abmll.errors import AbmllError
 from abmll.metrics.predictions import Prediction, Predictions, read_predictions
 from abmll.report.evidence import question_values
 from abmll.report.results import collect, summarise
+from abmll.report.tables import difference_table
+from abmll.report.words import difference_note, footnotes, lede
 from tests.report_folder import FIXED, SYSTEMS, TASKS, make_folder
 
 
@@ -277,3 +279,58 @@ def test_the_held_out_score_goes_by_the_temperature_of_the_held_out_rows():
     without = question_values(Predictions("s", "t", 0, 0, 0, rows, learned))
     assert "nll_scaled_cv" not in without
     assert without["nll_scaled"] == found["nll_scaled"]
+
+
+def test_one_training_seed_gives_no_p_and_no_verdict(tmp_path):
+    summary = summarise(collect(make_folder(tmp_path, seeds=1)))
+    for system in ("pretrained", "abmll", "abmll_mean"):
+        for metric in ("accuracy", "nll", "nll_scaled"):
+            test = summary["systems"][system]["against_reference"][metric]
+            assert (test["p"], test["p_holm"], test["measured_once"]) == (None, None, ["seeds"])
+            assert test["interval"][0] < test["difference"] < test["interval"][1]
+    cells = [cell for row in difference_table(summary).rows for cell in row]
+    assert cells.count("one seed") == 9
+    told = " ".join(lede(summary))
+    assert "Accuracy: one seed, so nothing is said of which system is better." in told
+    assert not re.search(r"\b(better|worse):|told apart|p <", told)
+    assert "No p where there is one seed" in difference_note(summary)
+
+
+def test_two_systems_that_were_not_meta_trained_are_tested_at_one_seed(tmp_path):
+    """A training seed decides nothing about them. Beside a meta-trained one there is still no p."""
+    systems = ("pretrained", "in_context", "abmll")
+    folder = make_folder(tmp_path, systems=systems, seeds=1, draws=6, reference="pretrained", questions=100)
+    summary = summarise(collect(folder))
+    plain, trained = (summary["systems"][name]["against_reference"]["accuracy"] for name in systems[1:])
+    assert (trained["p"], trained["measured_once"]) == (None, ["seeds"])
+    assert plain["p"] == plain["p_holm"] < 0.05  # one test: Holm's correction does not count what is none
+    assert plain["measured_once"] == []
+    told = " ".join(lede(summary))
+    assert "better: in_context" in told
+    assert "Not tested: abmll." in told
+
+
+def test_one_draw_of_examples_gives_no_p_either(tmp_path):
+    summary = summarise(collect(make_folder(tmp_path, seeds=3, draws=1)))
+    test = summary["systems"]["abmll"]["against_reference"]["accuracy"]
+    assert (test["p"], test["measured_once"]) == (None, ["draws"])
+    assert "one draw" in {cell for row in difference_table(summary).rows for cell in row}
+
+
+def test_questions_of_a_group_are_resampled_together(tmp_path):
+    """Five alike know no more than one: intervals are those of a fifth of the questions, sqrt(5) as wide."""
+    apart = summarise(collect(make_folder(tmp_path / "a", seeds=3, questions=100)))
+    grouped = summarise(collect(make_folder(tmp_path / "b", seeds=3, questions=100, group=5)))
+    assert (apart["n_groups"], grouped["n_groups"]) == (300, 60)
+    widths = [np.ptp(found["systems"]["lora"]["nll_interval"]) for found in (apart, grouped)]
+    assert widths[1] / widths[0] == pytest.approx(np.sqrt(5), rel=0.3)
+    assert grouped["systems"]["abmll"]["against_reference"]["nll"]["groups"] == 60
+    assert "300 questions in 60 groups of 3 unseen tasks" in lede(grouped)[0]
+    assert "interval over groups of questions" in " ".join(footnotes(grouped))
+    assert "groups" not in lede(apart)[0]
+
+
+def test_questions_that_are_all_of_one_group_have_no_interval(tmp_path):
+    summary = summarise(collect(make_folder(tmp_path, seeds=3, questions=20, group=20)))
+    assert summary["systems"]["abmll"]["nll_interval"] is None
+    assert summary["systems"]["abmll"]["against_reference"]["nll"]["measured_once"] == ["questions"]

@@ -434,3 +434,39 @@ def test_a_test_row_that_is_a_train_row_in_another_form_is_reported(tmp_path: Pa
     write_jsonl(tmp_path / "a.test.jsonl", form)
     with pytest.raises(AbmllError, match=r"a\.test\.jsonl:1: the same question is in a\.train\.jsonl:1"):
         load_tasks(tmp_path)
+
+
+ROW = {"question": "Why?", "choices": ["a", "b"], "answer": 0}
+
+
+def test_rows_may_name_their_group_in_every_format(tmp_path: Path) -> None:
+    named = [{**ROW, "question": f"{i}?", "group": group} for i, group in enumerate(["x", "x", None, "7"])]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    lines = [f'{i}?,"[""a"", ""b""]",0,{group}\n' for i, group in enumerate(("x", "x", "", "7"))]
+    (tmp_path / "b.csv").write_text("question,choices,answer,group\n" + "".join(lines))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(named), tmp_path / "c.parquet")
+    for file in ("a.jsonl", "b.csv", "c.parquet"):
+        assert [q.group for q in read_questions(tmp_path / file)] == ["x", "x", None, "7"], file
+    (tmp_path / "d.jsonl").write_text(json.dumps({**ROW, "group": 7}) + "\n" + json.dumps({**ROW, "group": [1]}) + "\n")
+    with pytest.raises(AbmllError, match=r"d\.jsonl:2: group is \[1\], not text or a whole number"):
+        read_questions(tmp_path / "d.jsonl")
+
+
+def test_test_rows_that_share_a_passage_are_one_group(tmp_path: Path) -> None:
+    """A passage of several rows; not the instruction that all rows share, nor a group that a row has of its own."""
+
+    def write(name: str, contexts: list[str], group: str | None = None) -> None:
+        rows = [{**ROW, "question": f"{i}?", "context": text} for i, text in enumerate(contexts)]
+        rows[0] |= {"group": group} if group else {}
+        (tmp_path / f"{name}.test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / f"{name}.train.jsonl").write_text(json.dumps({**ROW, "question": "Other?"}) + "\n")
+
+    write("stories", ["one", "two", " one ", "", "three", ""])
+    write("instructed", ["Answer:", "Answer:", "Answer:"])
+    write("named", ["one", "one", "two"], group="mine")
+    groups = {task.name: [q.group for q in task.test] for task in load_tasks(tmp_path)}
+    first, *others = groups["stories"]
+    assert first is not None
+    assert others == [None, first, None, None, None]
+    assert groups["instructed"] == [None] * 3
+    assert groups["named"] == ["mine", first, None]

@@ -1,4 +1,4 @@
-"""Statistics against scipy, textbook variances, a slow plain re-statement, and coverage on synthetic repeats."""
+"""Intervals against scipy, textbook variances, a slow plain re-statement, and coverage on synthetic repeats."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,6 @@ from abmll.metrics.statistics import (
     bootstrap_interval,
     ece_bootstrap_interval,
     holm,
-    paired_hierarchical_bootstrap,
-    paired_hierarchical_bootstrap_ece,
     standard_error,
     stratified_bootstrap_interval,
     stratified_ece_bootstrap_interval,
@@ -47,14 +45,60 @@ def test_runs_are_averaged_before_questions_are_resampled():
     assert stratified_bootstrap_interval({"": values}) == pytest.approx(averaged, abs=1e-12)
 
 
-def test_intervals_do_not_depend_on_the_order_of_tasks_or_on_blocks(monkeypatch):
+def test_intervals_do_not_depend_on_the_order_of_tasks_nor_much_on_blocks(monkeypatch):
     rng = np.random.default_rng(3)
     values = {name: rng.random(50) for name in "cab"}
     found = stratified_bootstrap_interval(values)
     assert stratified_bootstrap_interval({name: values[name] for name in "abc"}) == found
     assert stratified_bootstrap_interval(values, seed=1) != found
-    monkeypatch.setattr("abmll.metrics.resampling._BLOCK", 500)
-    assert stratified_bootstrap_interval(values) == pytest.approx(found, abs=1e-12)
+    monkeypatch.setattr("abmll.metrics.statistics._BLOCK", 500)  # resamples are drawn task by task within a block
+    assert stratified_bootstrap_interval(values) == pytest.approx(found, abs=0.01)
+
+
+def test_groups_are_resampled_as_wholes():
+    """Ten groups of five equal answers know as much as ten answers, and of unequal sizes as a ratio of sums does."""
+    rng = np.random.default_rng(4)
+    single = rng.random(10)
+    groups = np.repeat(np.arange(10), 5)
+    found = bootstrap_interval(np.repeat(single, 5), groups=groups, repeats=20_000)
+    assert found == pytest.approx(bootstrap_interval(single, repeats=20_000), abs=0.01)
+    assert found == stratified_bootstrap_interval({"t": np.repeat(single, 5)}, groups={"t": groups}, repeats=20_000)
+    sizes = rng.integers(1, 8, 40)
+    values, of = (
+        np.repeat(rng.normal(size=40), sizes) + 0.1 * rng.normal(size=sizes.sum()),
+        np.repeat(np.arange(40), sizes),
+    )
+    sums = np.bincount(of, values)
+    theirs = stats.bootstrap(
+        (sums, sizes),
+        lambda a, b, axis: a.sum(axis) / b.sum(axis),
+        paired=True,
+        method="percentile",
+        n_resamples=20_000,
+    )
+    assert bootstrap_interval(values, groups=of, repeats=20_000) == pytest.approx(
+        tuple(theirs.confidence_interval), abs=0.02
+    )
+
+
+def test_a_task_of_one_group_or_question_adds_its_mean_and_no_width():
+    values = {"one": np.array([0.25]), "many": np.random.default_rng(5).random(50)}
+    low, high = stratified_bootstrap_interval(values)
+    alone = bootstrap_interval(values["many"])
+    assert (low, high) == pytest.approx(((alone.low + 0.25) / 2, (alone.high + 0.25) / 2))
+    assert bootstrap_interval(np.array([0.0, 1.0]), groups=np.array([3, 3])) == (0.5, 0.5)
+
+
+def test_the_ece_of_groups_is_that_of_their_questions():
+    """Each group's questions are alike, so resampling groups of three is resampling one of each three."""
+    confidence, correct = _answers(60, 6)
+    groups = np.repeat(np.arange(60), 3)
+    thrice = {"t": (np.repeat(confidence, 3), np.repeat(correct, 3))}
+    found = stratified_ece_bootstrap_interval(thrice, groups={"t": groups}, repeats=4000)
+    alone = ece_bootstrap_interval(confidence, correct, repeats=4000)
+    assert found == pytest.approx(alone, abs=0.01)
+    apart = stratified_ece_bootstrap_interval(thrice, repeats=4000)
+    assert apart.high - apart.low < 0.8 * (alone.high - alone.low)
 
 
 def test_trust_37_interval_covers_the_truth_as_often_as_it_says():
@@ -97,150 +141,6 @@ def test_stratified_ece_averages_the_ece_of_runs():
     assert stratified_ece_bootstrap_interval({"t": (confidence, correct)}) == pytest.approx((0.5, 0.5))
 
 
-def test_paired_test_of_questions_only_is_that_of_scipy():
-    rng = np.random.default_rng(7)
-    a, b = rng.random((2, 1, 1, 150))
-    b += 0.03
-    found = paired_hierarchical_bootstrap({"t": a}, {"t": b}, repeats=20_000)
-    theirs = stats.bootstrap(((a - b).ravel(),), np.mean, method="percentile", n_resamples=20_000, rng=1)
-    assert found.difference == pytest.approx((a - b).mean())
-    assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.003)
-    assert found.p_value == pytest.approx(stats.ttest_1samp((a - b).ravel(), 0).pvalue, abs=0.02)
-    assert (found.tasks, found.seeds, found.draws, found.questions) == (1, 1, 1, 150)
-    assert found.levels == ("questions",)
-
-
-def test_paired_test_is_the_plain_crossed_bootstrap():
-    """The same from index arrays: seeds once for all tasks, draws and questions per task, crossed."""
-    rng = np.random.default_rng(8)
-    a = {
-        name: rng.normal(size=(4, 1, 1))
-        + rng.normal(size=(4, draws, 1))
-        + rng.normal(size=(1, 1, count))
-        + rng.normal(size=(4, draws, count))
-        for name, draws, count in (("x", 3, 20), ("y", 2, 30))
-    }
-    b = {name: np.zeros_like(values) for name, values in a.items()}
-    plain = []
-    for _ in range(6000):
-        seeds = rng.integers(0, 4, 4)
-        means = []
-        for values in a.values():
-            draws, questions = (rng.integers(0, n, n) for n in values.shape[1:])
-            means.append(values[np.ix_(seeds, draws, questions)].mean())
-        plain.append(np.mean(means))
-    found = paired_hierarchical_bootstrap(a, b, repeats=6000)
-    assert found.difference == pytest.approx(np.mean([values.mean() for values in a.values()]))
-    spread = np.std(plain)
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(plain, [0.025, 0.975])), abs=0.1 * spread)
-    assert (found.tasks, found.seeds, found.draws, found.questions) == (2, 4, 2, 50)
-    assert found.levels == ("seeds", "draws", "questions")
-
-
-@pytest.mark.parametrize(("axis", "level"), [(0, "seeds"), (1, "draws"), (2, "questions")])
-def test_every_level_shows_with_its_textbook_variance(axis, level):
-    """Values that vary along one level of 60 only: the interval is mean +- 1.96 s / sqrt(60)."""
-    shape = [1, 1, 1]
-    shape[axis] = 60
-    values = np.random.default_rng(9).normal(size=shape)
-    found = paired_hierarchical_bootstrap({"t": values}, {"t": np.zeros(shape)}, repeats=10_000)
-    half = 1.96 * values.std() / np.sqrt(60)
-    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
-    assert found.levels == (level,)
-
-
-def test_tasks_are_resampled_on_request_only():
-    values = {str(i): np.full((1, 1, 5), x) for i, x in enumerate(np.random.default_rng(10).normal(size=50))}
-    zeros = {name: np.zeros((1, 1, 5)) for name in values}
-    fixed = paired_hierarchical_bootstrap(values, zeros)
-    free = paired_hierarchical_bootstrap(values, zeros, repeats=10_000, resample_tasks=True)
-    means = np.array([v.mean() for v in values.values()])
-    half = 1.96 * means.std() / np.sqrt(50)
-    assert fixed.high - fixed.low == pytest.approx(0, abs=1e-12)
-    assert (free.low, free.high) == pytest.approx((means.mean() - half, means.mean() + half), abs=0.1 * half)
-    assert (fixed.levels, free.levels) == (("questions",), ("tasks", "questions"))
-
-
-def test_false_alarms_are_as_rare_as_promised():
-    """No true difference, runs that differ by seed, draw and question: p < 0.05 in no more than 5 % of repeats."""
-    rng = np.random.default_rng(11)
-    p_values = []
-    for repeat in range(200):
-        noise = rng.normal(size=(10, 1, 1)) / 2 + rng.normal(size=(1, 1, 60)) + rng.normal(size=(10, 2, 60))
-        test = paired_hierarchical_bootstrap({"t": noise}, {"t": np.zeros((10, 2, 60))}, repeats=400, seed=repeat)
-        p_values.append(test.p_value)
-    assert np.mean(np.array(p_values) < 0.05) <= 0.08  # 5 % and two standard errors
-
-
-def test_p_value_is_never_zero_and_identical_systems_have_one():
-    a = {"t": np.random.default_rng(12).random((2, 2, 30))}
-    same = paired_hierarchical_bootstrap(a, a, repeats=99)
-    far = paired_hierarchical_bootstrap({"t": a["t"] + 5}, a, repeats=99)
-    assert (same.difference, same.p_value) == (0, 1)
-    assert far.p_value == pytest.approx(2 / 100)
-
-
-def test_exchanging_the_systems_changes_the_sign_only():
-    rng = np.random.default_rng(13)
-    a, b = ({"t": rng.random((3, 2, 40))} for _ in range(2))
-    one, other = paired_hierarchical_bootstrap(a, b), paired_hierarchical_bootstrap(b, a)
-    assert (one.difference, one.low, one.high) == pytest.approx((-other.difference, -other.high, -other.low))
-    assert one.p_value == other.p_value
-
-
-def _runs(seed: int, over: float) -> tuple[np.ndarray, np.ndarray]:
-    runs = [_answers(300, 100 * seed + i, over) for i in range(6)]
-    return tuple(np.stack([run[i] for run in runs]).reshape(3, 2, 300) for i in (0, 1))  # type: ignore[return-value]
-
-
-def test_paired_ece_is_the_mean_difference_of_run_eces():
-    a, b = {"x": _runs(1, 0.2), "y": _runs(2, 0.2)}, {"x": _runs(3, 0.0), "y": _runs(4, 0.0)}
-    found = paired_hierarchical_bootstrap_ece(a, b, repeats=999)
-
-    def mean(system) -> float:
-        return np.mean(
-            [
-                expected_calibration_error(c.reshape(-1, 300)[i], k.reshape(-1, 300)[i])
-                for c, k in system.values()
-                for i in range(6)
-            ]
-        )
-
-    assert found.difference == pytest.approx(mean(a) - mean(b))
-    assert found.low < found.difference < found.high
-    assert found.low > 0
-    assert found.p_value == pytest.approx(2 / 1000)
-    assert paired_hierarchical_bootstrap_ece(a, a, repeats=99).p_value == 1
-
-
-def test_paired_ece_of_equal_systems_is_seldom_significant():
-    found = [
-        paired_hierarchical_bootstrap_ece({"t": _runs(2 * i, 0.1)}, {"t": _runs(2 * i + 1, 0.1)}, repeats=199)
-        for i in range(60)
-    ]
-    assert np.mean([test.p_value < 0.05 for test in found]) <= 0.1
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "message"),
-    [
-        ({}, {}, "nothing to resample"),
-        ({"x": np.zeros((1, 1, 3))}, {"y": np.zeros((1, 1, 3))}, "different tasks.*x, y"),
-        ({"x": np.zeros((2, 1, 3))}, {"x": np.zeros((1, 1, 3))}, "'x'.*cannot be paired"),
-        ({"x": np.zeros((1, 1, 0))}, {"x": np.zeros((1, 1, 0))}, "'x'.*empty"),
-        ({"x": np.full((1, 1, 3), np.nan)}, {"x": np.zeros((1, 1, 3))}, "'x'.*not finite"),
-        (
-            {"x": np.zeros((2, 1, 3)), "y": np.zeros((3, 1, 3))},
-            {"x": np.zeros((2, 1, 3)), "y": np.zeros((3, 1, 3))},
-            "different numbers of training seeds",
-        ),
-    ],
-)
-def test_what_cannot_be_paired_is_refused(a, b, message):
-    with pytest.raises(AbmllError, match=message):
-        paired_hierarchical_bootstrap(a, b, repeats=9)
-
-
 def test_a_level_outside_0_to_1_is_refused():
     with pytest.raises(AbmllError, match=r"0\.95"):
         bootstrap_interval(np.ones(3), level=95.0)
@@ -265,24 +165,6 @@ def test_holm_at_its_ends():
     assert holm({"a": 0.6, "b": 0.7}) == {"a": 1, "b": 1}
     with pytest.raises(AbmllError, match="'a'"):
         holm({"a": float("nan")})
-
-
-def test_paired_ece_interval_is_that_of_resampled_files_moved_to_the_observed_difference():
-    """The same from a plain loop that scores both files anew. Noise raises the ECE of the calibrated one more."""
-    (sure, right), (bold, wrong) = _answers(150, 15), _answers(150, 16, over=0.4)
-    rng = np.random.default_rng(17)
-    loop = []
-    for _ in range(4000):
-        taken = rng.integers(0, 150, 150)
-        ours, theirs = (expected_calibration_error(c[taken], k[taken]) for c, k in ((sure, right), (bold, wrong)))
-        loop.append(ours - theirs)
-    observed = expected_calibration_error(sure, right) - expected_calibration_error(bold, wrong)
-    bias = np.mean(loop) - observed
-    runs = [{"t": (c[None, None], k[None, None])} for c, k in ((sure, right), (bold, wrong))]
-    found = paired_hierarchical_bootstrap_ece(*runs, repeats=4000)
-    assert found.difference == pytest.approx(observed)
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(loop, [0.025, 0.975]) - bias), abs=0.006)
-    assert bias > 0.015, "an interval that is not moved would pass"
 
 
 def test_stratified_ece_interval_lies_around_the_observed_value():
@@ -326,22 +208,6 @@ def test_a_level_that_is_none_is_refused(level):
         bootstrap_interval(np.array([1.0, 2.0]), level=level)
 
 
-def test_what_cannot_be_paired_is_said():
-    one, other = np.zeros((1, 1, 3)), np.zeros((2, 1, 3))
-    with pytest.raises(AbmllError) as caught:
-        paired_hierarchical_bootstrap({"t": one}, {"t": other})
-    assert str(caught.value) == (
-        "task 't': arrays of [seeds, draws, questions] [1, 1, 3] and [2, 1, 3] cannot be paired; a system without "
-        "training seeds must be repeated to the other's"
-    )
-    with pytest.raises(AbmllError, match=r"^systems scored on different tasks: only one of the two has a, b$"):
-        paired_hierarchical_bootstrap({"t": one, "a": one}, {"t": one, "b": one})
-    with pytest.raises(AbmllError, match=r"^tasks have different numbers of training seeds: \[1, 2\]$"):
-        paired_hierarchical_bootstrap({"t": one, "a": other}, {"t": one, "a": other})
-    with pytest.raises(AbmllError, match=r"^task 't': scores of shape \(1, 0\) are empty or hold a value that is not"):
-        stratified_bootstrap_interval({"t": np.zeros((1, 0))})
-
-
 def test_holm_is_that_of_the_textbook_and_refuses_what_is_no_p_value():
     """Holm 1979: of sorted p, the i-th is multiplied by m - i + 1, never less than the one before, at most 1."""
     found = holm({"a": 0.6, "b": 0.01, "c": 0.04, "d": 0.02, "e": 0.0, "f": 1.0})
@@ -359,19 +225,14 @@ def test_a_standard_error_is_that_of_scipy():
     assert standard_error(values[:1]) is None
 
 
-def test_a_test_says_what_it_was_made_of_and_takes_2000_resamples():
-    (sure, right), (bold, wrong) = _answers(40, 21), _answers(40, 22)
-    one, other = {"t": right[None, None] * 1.0}, {"t": wrong[None, None] * 1.0}
-    plain = paired_hierarchical_bootstrap(one, other)
-    files = {"t": (sure[None, None], right[None, None])}, {"t": (bold[None, None], wrong[None, None])}
-    ece = paired_hierarchical_bootstrap_ece(*files)
-    for found in (plain, ece):
-        assert (found.repeats, found.tasks, found.seeds, found.draws, found.questions) == (2000, 1, 1, 1, 40)
-        assert found.levels == ("questions",)
-    said = {"repeats": 2000, "seed": 0, "resample_tasks": False, "level": 0.95}
-    assert paired_hierarchical_bootstrap(one, other, **said) == plain
-    assert paired_hierarchical_bootstrap_ece(*files, bins=15, **said) == ece
-    for asked in ({"seed": 1}, {"level": 0.5}, {"repeats": 999}):
-        assert paired_hierarchical_bootstrap(one, other, **asked) != plain
-        assert paired_hierarchical_bootstrap_ece(*files, **asked) != ece
-    assert paired_hierarchical_bootstrap_ece(*files, bins=4) != ece
+def test_what_is_no_test_is_not_corrected_for():
+    """One training seed gives no p: it stays without, and the others are two tests, not three."""
+    assert holm({"one seed": None, "a": 0.01, "b": 0.5}) == {"one seed": None, "a": 0.02, "b": 0.5}
+    assert holm({"one seed": None}) == {"one seed": None}
+
+
+def test_intervals_of_nothing_are_refused():
+    with pytest.raises(AbmllError, match="nothing to resample"):
+        stratified_bootstrap_interval({})
+    with pytest.raises(AbmllError, match="3 group numbers for 2 questions"):
+        stratified_bootstrap_interval({"t": np.ones(2)}, groups={"t": np.arange(3)})

@@ -1,5 +1,6 @@
 """Is it worth it: folds without leaks, the table against scikit-learn, and a verdict that is not easily had."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,16 @@ from abmll.running import worth
 from abmll.running.adapt import AdaptationPlan
 from abmll.running.build import System
 from abmll.running.everyday import adapt_named, open_run
-from abmll.running.labelled import Labelled, hold_back, identity, read_labelled, refuse_used, remarks
+from abmll.running.labelled import (
+    Labelled,
+    clusters,
+    hold_back,
+    identities,
+    identity,
+    read_labelled,
+    refuse_used,
+    remarks,
+)
 from abmll.running.worth import _without_model, check_worth, deal
 from abmll.tasks.layouts import Layout
 from abmll.tasks.question import Question, Task
@@ -184,6 +194,12 @@ def test_remarks_name_what_spoils_the_rows(tmp_path: Path) -> None:
     assert "two different answers" in found
     assert "b.csv:2 and" in found
     assert "b.csv:8" in found
+    grouped = [[text, label, number // 2] for number, (text, label) in enumerate(texts(40))]
+    found = remarks(read_labelled(write_csv(tmp_path / "g.csv", ["text", "label", "group"], grouped), Layout()))
+    assert found == [
+        "40 rows are of 20 groups (a text that repeats, or the column group): a group counts as one in the check, and "
+        "where it is held back one row of it counts"
+    ]
     three = Layout(("bad", "good", "fair"))
     assert "no row is labelled 'fair'" in "\n".join(remarks(read_labelled(tmp_path / "a.csv", three)))
     cased = "\n".join(remarks(Labelled(Layout(("Bad", "bad", "good")), rows(4))))
@@ -306,3 +322,49 @@ def test_a_difference_of_two_in_a_hundred_is_told_and_one_of_four_is_not() -> No
         assert found.verdict == verdict
         assert (binomtest(wins, rows).pvalue < 0.025) == (verdict == "helps")
         assert 0.0167 < binomtest(wins, rows).pvalue < 0.05
+
+
+def test_rows_of_a_group_are_dealt_and_held_back_together() -> None:
+    questions = [replace(q, group=f"g{i // 3}") for i, q in enumerate(rows(30))]
+    for fold in deal(questions):
+        assert not {questions[i].group for i in fold.fitted} & {questions[i].group for i in fold.answered}
+    kept, held = hold_back(questions, 4, seed=0)
+    assert len({q.group for q in held}) == len(held) == 4, "of a group held back one row counts"
+    assert len(kept) == 18
+    assert {q.group for q in kept}.isdisjoint(q.group for q in held)
+    drawn = {hold_back(questions, 4, seed)[1][0].id for seed in range(20)}
+    assert len({int(name) % 3 for name in drawn}) == 3, "any row of a group, not its first"
+    with pytest.raises(AbmllError, match="9 of 10 different rows or groups"):
+        hold_back(questions, 9, seed=0)
+
+
+def test_a_row_of_a_group_that_was_adapted_to_promises_nothing() -> None:
+    questions = [replace(q, group=f"g{i // 3}") for i, q in enumerate(rows(9))]
+    used = identities(questions[:2])
+    with pytest.raises(AbmllError, match=r"1 of the rows held back were adapted to \(or another row of their group"):
+        refuse_used(questions[2:], used)
+    refuse_used(questions[3:], used)
+    assert not any(q.context in key for q in questions for key in used)
+
+
+def test_clusters_join_what_asks_the_same_and_what_is_of_one_group() -> None:
+    first, second, third = rows(3)
+    again = replace(second, id="again", group="g")
+    assert clusters([first, second, third]) == [0, 1, 2]
+    assert clusters([replace(first, group="g"), second, third, again]) == [0, 0, 2, 0]
+
+
+def test_flips_and_intervals_go_by_cluster() -> None:
+    """Eight clusters of five alike: as sure as eight rows, not as forty."""
+    right = np.repeat(np.arange(8) < 7, 5)
+    run, pretrained = _says(0.8, right, ANSWERS), _says(0.8, ~right, ANSWERS)
+    half = np.full_like(run, 0.5)
+    named = {UNIFORM: half, FREQUENCY: half, PRETRAINED: pretrained, SCALED: pretrained, RUN: run}
+    apart, together = weigh(named, ANSWERS, 5), weigh(named, ANSWERS, 5, groups=np.repeat(np.arange(8), 5))
+    assert (apart.verdict, together.verdict) == ("helps", "no evidence")
+    assert (apart.clusters, together.clusters, together.to_dict()["clusters"]) == (40, 8, 8)
+    (row,) = [row for row in together.rows if row.name == RUN]
+    (alone,) = [row for row in apart.rows if row.name == RUN]
+    assert row.accuracy == alone.accuracy
+    assert np.ptp(row.nll_interval) > 1.5 * np.ptp(alone.nll_interval)
+    assert np.ptp(row.accuracy_interval) > 1.5 * np.ptp(alone.accuracy_interval)

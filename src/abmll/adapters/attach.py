@@ -126,9 +126,7 @@ def features(base: nn.Module) -> tuple[int, int]:
 def _weight_std(path: str, base: nn.Module) -> float:
     weight = base.weight
     if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
-        raise AbmllError(
-            f"adapter.std_relative needs floating-point weights, {path} is quantised; give adapter.std_init"
-        )
+        raise AbmllError(f"method.std_relative needs floating-point weights, {path} is quantised; give method.std_init")
     return float(weight.float().std())
 
 
@@ -141,4 +139,5 @@ def _check(rank: int, alpha: float, std_init: float, std_relative: float | None,
     numbers = {"rank": rank, "alpha": alpha, "std_init": std_init, "std_floor": std_floor}
     for name, value in numbers.items() | {("std_relative", 1.0 if std_relative is None else std_relative)}:
         if not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise AbmllError(f"adapter.{name} is {value!r}; it must be a positive number")
+            section = "method" if name.startswith("std_") else "adapter"
+            raise AbmllError(f"{section}.{name} is {value!r}; it must be a positive number")

@@ -177,6 +177,7 @@ def _check(session: Session, name: str, done: Adapted) -> None:
 
 
 def _show(found: Worth) -> None:
+    groups = f" in {found.clusters} groups" if found.clusters < found.n else ""
     table = RichTable(
         "",
         "Accuracy %",
@@ -184,7 +185,7 @@ def _show(found: Worth) -> None:
         "NLL",
         "95 % ",
         title=f"Is it worth it on this task? {found.n} labelled "
-        f"rows, {found.folds} parts, each answered by what was fitted to the others",
+        f"rows{groups}, {found.folds} parts, each answered by what was fitted to the others",
         title_justify="left",
     )
     for row in found.rows:

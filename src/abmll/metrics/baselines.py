@@ -61,7 +61,7 @@ def smoothed_shares(counts: np.ndarray) -> Float[np.ndarray, "K"]:
 
 def _renamed(predictions: Predictions, system: str, shares: tuple[float, ...] | None) -> Predictions:
     def rows(old: tuple[Prediction, ...]) -> tuple[Prediction, ...]:
-        return tuple(Prediction(row.id, row.answer, _fitted(predictions, row, shares)) for row in old)
+        return tuple(Prediction(r.id, r.answer, _fitted(predictions, r, shares), group=r.group) for r in old)
 
     return replace(
         predictions,

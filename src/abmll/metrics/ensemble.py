@@ -48,4 +48,5 @@ def _average(rows: tuple[Prediction, ...]) -> Prediction:
     """The mean, and the standard deviation over the members as the spread."""
     table = np.array([row.probabilities for row in rows])
     mean = table.mean(axis=0)
-    return Prediction(rows[0].id, rows[0].answer, tuple(mean.tolist()), None, tuple(table.std(axis=0).tolist()))
+    spread = tuple(table.std(axis=0).tolist())
+    return Prediction(rows[0].id, rows[0].answer, tuple(mean.tolist()), None, spread, rows[0].group)

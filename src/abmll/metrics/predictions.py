@@ -33,6 +33,7 @@ class Prediction:
         vocabulary_confidence: raw probability of the predicted letter's token, before renormalising over the
             options (confidence kind `vocabulary`); None for `cloze`, where it is undefined.
         spread: standard deviation of each probability over posterior draws; None without draws.
+        group: questions of one group belong together, see `abmll.Question`; None: it stands alone.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Prediction:
     probabilities: tuple[float, ...]
     vocabulary_confidence: float | None = None
     spread: tuple[float, ...] | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,17 @@ class Predictions:
         head = {"abmll_predictions": FORMAT, **header, "row_counts": _counts(splits)}
         lines = []
         for split, rows in splits.items():
-            lines += [json.dumps({"split": split, **asdict(row)}, allow_nan=False) for row in rows]
+            lines += [json.dumps({"split": split, **_columns(row)}, allow_nan=False) for row in rows]
         head[SEAL] = _seal(head, lines)
         write_text(path, "\n".join([json.dumps(head), *lines]) + "\n")
+
+
+def _columns(row: Prediction) -> dict[str, Any]:
+    """The fields of a row; `group` only where there is one, as files of early versions have none."""
+    columns = asdict(row)
+    if row.group is None:
+        del columns["group"]
+    return columns
 
 
 def _counts(splits: Mapping[str, Sequence[Prediction]]) -> list[int]:
@@ -196,6 +206,7 @@ def _prediction(path: Path, number: int, value: dict[str, Any]) -> Prediction:
         probabilities=tuple(float(p) for p in value["probabilities"]),
         vocabulary_confidence=None if vocabulary is None else float(vocabulary),
         spread=None if spread is None else tuple(float(s) for s in spread),
+        group=value.get("group"),
     )
 
 
@@ -215,6 +226,8 @@ def _fault(value: dict[str, Any]) -> str:
         return f"spread is {spread!r} with {len(probabilities)} probabilities"
     if vocabulary is not None and not (_numbers([vocabulary]) and 0 <= vocabulary <= 1 + 1e-9):
         return f"vocabulary_confidence is {vocabulary!r}, not a number in [0, 1]"
+    if not isinstance(value.get("group"), str | None):
+        return f"group is {value['group']!r}, not a text"
     return ""
 
 

@@ -1,99 +1,155 @@
-"""The resampling behind every bootstrap of `abmll.metrics.statistics`: crossed levels, one weight matrix each."""
+"""One task's runs, reduced to what a bootstrap or a jackknife of its questions needs.
 
-from collections.abc import Callable, Mapping
+Questions that belong together (several about one passage) are one group, and are taken or left together.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from abmll.errors import AbmllError
 from abmll.metrics.calibration import bin_index, check_confidence
 
-_BLOCK = 4_000_000  # question counts held at once (32 MB): keeps memory flat for large tasks
+_BLOCK = 4_000_000  # counts in memory at once (32 MB): keeps memory flat for large tasks
 
-Statistic = Callable[[Float[np.ndarray, "R N"]], Float[np.ndarray, "R S D"]]
-"""How often each question was taken in each of R resamples -> N times the statistic of each seed's, draw's run."""
+Statistic = Callable[[Float[np.ndarray, "R G"]], Float[np.ndarray, "R S D"]]
+"""How often each of G groups was taken in each of R resamples -> the statistic of each seed's, draw's run."""
+
+Groups = Mapping[str, Int[np.ndarray, "_"]]
+"""Task -> number of the group that each question is of; a task that is not in it has none."""
 
 
 @dataclass(frozen=True)
 class TaskRuns:
-    """One task's runs, reduced to what a resample needs.
+    """One task's runs.
 
     Attributes:
-        shape: numbers of seeds, draws and questions.
-        statistic: N times the statistic of every run, from the counts of the questions.
+        shape: numbers of seeds, draws and groups of questions.
+        questions: in all groups together.
+        statistic: of every run, from the counts of the groups.
     """
 
     shape: tuple[int, int, int]
+    questions: int
     statistic: Statistic
 
+    def observed(self) -> Float[np.ndarray, "S D"]:
+        """The statistic of every run as it was measured, each group taken once."""
+        return self.statistic(np.ones((1, self.shape[2])))[0]
 
-def resample(
-    tasks: Mapping[str, TaskRuns],
-    repeats: int,
-    seed: int,
-    *,
-    resample_tasks: bool = False,
-    fixed_runs: bool = False,
-) -> tuple[float, Float[np.ndarray, "R"]]:
-    """The observed mean over tasks, and the mean over tasks in each of R = `repeats` resamples.
+    def resampled(self, taken: Int[np.ndarray, "R G"]) -> Float[np.ndarray, "R"]:
+        """The mean over runs when these groups are taken: row r of `taken` has the groups' numbers in resample r."""
+        repeats, groups = taken.shape
+        cells = (taken + groups * np.arange(repeats)[:, None]).ravel()
+        counts = np.bincount(cells, minlength=repeats * groups).reshape(repeats, groups)
+        return self.statistic(counts.astype(np.float64)).mean(axis=(1, 2))
 
-    Args:
-        resample_tasks: draw the tasks too; else they are fixed.
-        fixed_runs: average over seeds and draws instead of drawing them.
+    def jackknife_variance(self) -> float:
+        """Variance of the mean over runs that is due to the questions, by leaving out each group once.
+
+        (G - 1) / G sum_g (t_(-g) - mean of them)^2 (Tukey 1958); for a mean over questions it is s^2 / G.
+        """
+        groups = self.shape[2]
+        step = max(1, _BLOCK // groups)
+        parts = [np.arange(start, min(start + step, groups)) for start in range(0, groups, step)]
+        left = [self.statistic((np.arange(groups) != part[:, None]).astype(np.float64)) for part in parts]
+        means = np.concatenate([values.mean(axis=(1, 2)) for values in left])
+        return beyond_rounding(float((groups - 1) * means.var()), means)
+
+
+def beyond_rounding(variance: float, means: Float[np.ndarray, "M"]) -> float:
+    """The variance of the mean of these, or 0 where rounding alone would make as much."""
+    return variance if variance > (1e-12 * max(1.0, float(np.abs(means).max()))) ** 2 else 0.0
+
+
+def group_numbers(groups: Sequence[str | None]) -> Int[np.ndarray, "N"]:
+    """Groups numbered from 0 in order of first appearance; a question without a group is one by itself.
+
+    >>> group_numbers(["story 2", None, "story 2", None]).tolist()
+    [0, 1, 0, 2]
+    """
+    known: dict[object, int] = {}
+    keys = (number if name is None else name for number, name in enumerate(groups))
+    return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.int64)
+
+
+def as_mean_runs(name: str, values: np.ndarray, groups: Groups | None) -> TaskRuns:
+    """Values of one task, [..., N], as runs.
 
     Raises:
-        AbmllError: there is nothing to resample, or runs are drawn and tasks have different numbers of seeds.
+        AbmllError: there are none, or one is not finite.
     """
-    names = sorted(tasks)  # the result must not depend on the order in which files were read
-    if not names or repeats < 1:
-        raise AbmllError(f"nothing to resample: {len(names)} tasks, {repeats} repeats")
-    seeds = {tasks[name].shape[0] for name in names}
-    if len(seeds) > 1 and not fixed_runs:
-        raise AbmllError(f"tasks have different numbers of training seeds: {sorted(seeds)}")
-    streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2 + len(names))]
-    by_seed = _counts(streams[0], seeds.pop(), repeats)  # once for all tasks: one trained system answers them all
-    by_task = _counts(streams[1], len(names), repeats) if resample_tasks else 1.0
-    observed = np.empty(len(names))
-    means = np.empty((repeats, len(names)))
-    for i, (name, rng) in enumerate(zip(names, streams[2:], strict=True)):
-        observed[i], means[:, i] = _resample_task(tasks[name], rng, None if fixed_runs else by_seed, repeats)
-    return float(observed.mean()), (by_task * means).sum(axis=1) / len(names)
+    runs = _as_runs(name, values)
+    return _mean_runs(runs, _groups_of(name, groups, runs.shape[-1]))
 
 
-def _resample_task(
-    task: TaskRuns, rng: np.random.Generator, by_seed: Float[np.ndarray, "R S"] | None, repeats: int
-) -> tuple[float, Float[np.ndarray, "R"]]:
-    seeds, draws, questions = task.shape
-    by_draw = _counts(rng, draws, repeats)
-    out = np.empty(repeats)
-    step = max(1, _BLOCK // questions)
-    for start in range(0, repeats, step):
-        part = slice(start, min(repeats, start + step))
-        runs = task.statistic(_counts(rng, questions, part.stop - part.start))
-        if by_seed is None:
-            out[part] = runs.sum(axis=(1, 2))
-        else:
-            out[part] = np.einsum("rsd,rs,rd->r", runs, by_seed[part], by_draw[part])
-    observed = float(task.statistic(np.ones((1, questions))).mean()) / questions
-    return observed, out / (seeds * draws * questions)
+def as_ece_runs(name: str, confidence: np.ndarray, correct: np.ndarray, bins: int, groups: Groups | None) -> TaskRuns:
+    """Confidences and whether answers are right, [..., N], as runs of one task.
+
+    Raises:
+        AbmllError: shapes differ, there are none, or a confidence is not in [0, 1].
+    """
+    check_same_shape(name, np.shape(confidence), np.shape(correct))
+    sure, right = _as_runs(name, confidence), _as_runs(name, correct)
+    return _ece_runs(sure, right, bins, _groups_of(name, groups, sure.shape[-1]))
 
 
-def _counts(rng: np.random.Generator, count: int, repeats: int) -> Float[np.ndarray, "R N"]:
-    """Take `count` of `count` things with replacement, `repeats` times: how often each was taken."""
-    taken = rng.integers(0, count, size=(repeats, count)) + count * np.arange(repeats)[:, None]
-    counts = np.bincount(taken.ravel(), minlength=repeats * count)
-    return counts.reshape(repeats, count).astype(np.float64)  # floating point: matrix products then use BLAS
+def difference_of(ours: TaskRuns, theirs: TaskRuns) -> TaskRuns:
+    """Runs whose statistic is the difference of two systems' statistics, on the same resampled questions."""
+    return TaskRuns(ours.shape, ours.questions, lambda counts: ours.statistic(counts) - theirs.statistic(counts))
 
 
-def mean_runs(values: Float[np.ndarray, "S D N"]) -> TaskRuns:
+def check_same_shape(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> None:
+    """Refuse arrays that cannot be paired.
+
+    Raises:
+        AbmllError: names the task and both shapes.
+    """
+    if ours != theirs:
+        raise AbmllError(
+            f"task {name!r}: arrays of [seeds, draws, questions] {list(ours)} and {list(theirs)} cannot be paired; "
+            "a system without training seeds must be repeated to the other's"
+        )
+
+
+def _groups_of(name: str, groups: Groups | None, questions: int) -> Int[np.ndarray, "_"] | None:
+    numbers = None if groups is None else groups.get(name)
+    if numbers is not None and len(numbers) != questions:
+        raise AbmllError(f"task {name!r}: {len(numbers)} group numbers for {questions} questions")
+    return numbers
+
+
+def _as_runs(name: str, values: np.ndarray) -> np.ndarray:
+    """[..., N] as [S, D, N], checked."""
+    runs = np.asarray(values)
+    runs = runs if runs.ndim == 3 else runs.reshape(1, -1, runs.shape[-1]) if runs.size else runs
+    if runs.size == 0 or not np.isfinite(runs).all():
+        raise AbmllError(
+            f"task {name!r}: scores of shape {np.shape(values)} are empty or hold a value that is not finite"
+        )
+    return runs
+
+
+def _mean_runs(values: Float[np.ndarray, "S D N"], groups: Int[np.ndarray, "N"] | None) -> TaskRuns:
     """Runs whose statistic is the mean over questions."""
     seeds, draws, questions = values.shape
     flat = values.reshape(-1, questions).T.astype(np.float64)
-    return TaskRuns((seeds, draws, questions), lambda counts: (counts @ flat).reshape(-1, seeds, draws))
+    sums, sizes = _by_group(flat, groups)
+
+    def statistic(counts: Float[np.ndarray, "R G"]) -> Float[np.ndarray, "R S D"]:
+        return (counts @ sums / (counts @ sizes)[:, None]).reshape(-1, seeds, draws)
+
+    return TaskRuns((seeds, draws, len(sizes)), questions, statistic)
 
 
-def ece_runs(confidence: Float[np.ndarray, "S D N"], correct: Bool[np.ndarray, "S D N"], bins: int) -> TaskRuns:
+def _ece_runs(
+    confidence: Float[np.ndarray, "S D N"],
+    correct: Bool[np.ndarray, "S D N"],
+    bins: int,
+    groups: Int[np.ndarray, "N"] | None,
+) -> TaskRuns:
     """Runs whose statistic is the expected calibration error over `bins` equal-width bins.
 
     Raises:
@@ -106,14 +162,23 @@ def ece_runs(confidence: Float[np.ndarray, "S D N"], correct: Bool[np.ndarray, "
     gaps = np.zeros((questions, len(flat), bins))
     run, question = np.indices(flat.shape)
     gaps[question, run, bin_index(flat.ravel(), bins).reshape(flat.shape)] = correct.reshape(flat.shape) - flat
-    columns = gaps.reshape(questions, -1)
+    sums, sizes = _by_group(gaps.reshape(questions, -1), groups)
 
-    def statistic(counts: Float[np.ndarray, "R N"]) -> Float[np.ndarray, "R S D"]:
-        return np.abs(counts @ columns).reshape(-1, seeds, draws, bins).sum(axis=3)
+    def statistic(counts: Float[np.ndarray, "R G"]) -> Float[np.ndarray, "R S D"]:
+        errors = np.abs(counts @ sums).reshape(-1, seeds, draws, bins).sum(axis=3)
+        return errors / (counts @ sizes)[:, None, None]
 
-    return TaskRuns((seeds, draws, questions), statistic)
+    return TaskRuns((seeds, draws, len(sizes)), questions, statistic)
 
 
-def difference_of(ours: TaskRuns, theirs: TaskRuns) -> TaskRuns:
-    """Runs whose statistic is the difference of two systems' statistics, on the same resampled questions."""
-    return TaskRuns(ours.shape, lambda counts: ours.statistic(counts) - theirs.statistic(counts))
+def _by_group(
+    columns: Float[np.ndarray, "N C"], groups: Int[np.ndarray, "N"] | None
+) -> tuple[Float[np.ndarray, "G C"], Float[np.ndarray, "G"]]:
+    """Sums of each column over the questions of a group, and how many these are."""
+    if groups is None:
+        return columns, np.ones(len(columns))
+    _, number = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(number).astype(np.float64)
+    sums = np.zeros((len(sizes), columns.shape[1]))
+    np.add.at(sums, number, columns)
+    return sums, sizes

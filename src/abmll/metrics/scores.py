@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
 
 from abmll.errors import AbmllError
 from abmll.metrics.calibration import (
@@ -240,8 +240,6 @@ def brier(probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "N"]
 def auroc_of_confidence(confidence: Float[np.ndarray, "N"], correct: Bool[np.ndarray, "N"]) -> float | None:
     """Chance that a right answer is more confident than a wrong one, ties counting half.
 
-    AUROC = (R - n1 (n1 + 1) / 2) / (n1 n0), R the sum of the n1 right answers' mid-ranks (Mann-Whitney 1947).
-
     Returns:
         None if all answers, or none, are right.
 
@@ -252,12 +250,7 @@ def auroc_of_confidence(confidence: Float[np.ndarray, "N"], correct: Bool[np.nda
     0.75
     """
     check_confidence(confidence)
-    right = int(correct.sum())
-    wrong = len(correct) - right
-    if right == 0 or wrong == 0:
-        return None
-    ranks = float(rankdata(confidence)[correct].sum())
-    return (ranks - right * (right + 1) / 2) / (right * wrong)
+    return None if correct.all() or not correct.any() else float(roc_auc_score(correct, confidence))
 
 
 def risk_coverage(confidence: Float[np.ndarray, "N"], correct: Bool[np.ndarray, "N"]) -> RiskCoverage:

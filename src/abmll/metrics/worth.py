@@ -22,6 +22,9 @@ CHANCE = 0.05
 """Probability, at most, of calling adapting worth it by accident, where it is not."""
 _FLIPS = 9999
 
+Measures = Mapping[str, Mapping[str, Float[np.ndarray, "N"]]]
+"""Measure -> name of a row of the table -> its loss on each row of the user's; lower is better."""
+
 
 @dataclass(frozen=True)
 class WorthRow:
@@ -29,9 +32,9 @@ class WorthRow:
 
     Attributes:
         name: what answered.
-        accuracy: share of right answers, where equally probable choices share the answer; [low, high] is its exact 95 %
-            interval (Clopper and Pearson 1934).
-        nll: mean negative log-likelihood, nats, with a 95 % bootstrap interval over rows.
+        accuracy: share of right answers, where equally probable choices share the answer, with its exact 95 % interval
+            (Clopper and Pearson 1934), or a bootstrap one where rows come in clusters.
+        nll: mean negative log-likelihood, nats, with a 95 % bootstrap interval over rows or clusters of them.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Worth:
 
     Attributes:
         n, folds: labelled rows, and parts they were dealt to.
+        clusters: of rows that belong together; n if each stands alone.
         rows: the table, in the order of `ORDER`.
         verdict: one of "helps", "hurts", "no evidence".
         text: the verdict in words.
@@ -57,6 +61,7 @@ class Worth:
     rows: tuple[WorthRow, ...]
     verdict: str
     text: tuple[str, ...]
+    clusters: int
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -69,34 +74,48 @@ class Worth:
             }
             for row in self.rows
         }
-        return {"n": self.n, "folds": self.folds, "table": table, "verdict": self.verdict, "text": list(self.text)}
+        counts = {"n": self.n, "clusters": self.clusters, "folds": self.folds}
+        return {**counts, "table": table, "verdict": self.verdict, "text": list(self.text)}
 
 
-def weigh(probabilities: Mapping[str, Float[np.ndarray, "N K"]], answers: Int[np.ndarray, "N"], folds: int) -> Worth:
+def weigh(
+    probabilities: Mapping[str, Float[np.ndarray, "N K"]],
+    answers: Int[np.ndarray, "N"],
+    folds: int,
+    groups: Int[np.ndarray, "N"] | None = None,
+) -> Worth:
     """The table and the verdict, from what each system said of rows that it was not fitted to.
 
     Adapting helps if it is better than *every* row of `WITHOUT`, in the mean NLL or in accuracy, each by a two-sided
     sign-flip test of the paired differences at half of `CHANCE` (two measures are looked at; beating all of several
-    needs no other correction). It hurts if it is worse than `pretrained` likewise. Anything else is no evidence.
+    needs no other correction). It hurts if it is worse than `pretrained` likewise. Anything else is no evidence. The
+    verdict is about this adapter on rows like these; how often it is wrong by chance: `experiments/size`.
 
     Args:
         probabilities: by the names of `ORDER`; zero where a row has fewer choices. `FREQUENCY` may be missing.
         answers: right choices.
         folds: into which the rows were dealt.
+        groups: number of the cluster that each row is of; the rows of one are flipped and resampled together.
 
     Raises:
         AbmllError: `RUN` or `PRETRAINED` is missing, or there are no rows.
     """
     if RUN not in probabilities or PRETRAINED not in probabilities or not len(answers):
         raise AbmllError(f"nothing to weigh: {len(answers)} rows of {', '.join(probabilities) or 'no system'}")
+    groups = np.arange(len(answers)) if groups is None else np.unique(groups, return_inverse=True)[1]
     named = {name: probabilities[name] for name in ORDER if name in probabilities}
-    measures = {
-        "NLL": {name: question_nll(p, answers) for name, p in named.items()},
-        "accuracy": {name: _wrong(p, answers) for name, p in named.items()},
-    }  # both: lower is better
-    rows = tuple(_row(name, measures["accuracy"][name], measures["NLL"][name]) for name in named)
-    verdict, text = _verdict(measures)
-    return Worth(len(answers), folds, rows, verdict, text)
+    measures = losses_of(named, answers)
+    rows = tuple(_row(name, measures["accuracy"][name], measures["NLL"][name], groups) for name in named)
+    verdict, text = verdict_of(measures, groups)
+    return Worth(len(answers), folds, rows, verdict, text, int(groups.max()) + 1)
+
+
+def losses_of(probabilities: Mapping[str, Float[np.ndarray, "N K"]], answers: Int[np.ndarray, "N"]) -> Measures:
+    """The two losses that a verdict goes by, of each system on each row."""
+    return {
+        "NLL": {name: question_nll(p, answers) for name, p in probabilities.items()},
+        "accuracy": {name: _wrong(p, answers) for name, p in probabilities.items()},
+    }
 
 
 def _wrong(probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
@@ -109,11 +128,14 @@ def _wrong(probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "N"
     return np.asarray(1 - best[np.arange(len(answers)), answers] / best.sum(axis=1))
 
 
-def _row(name: str, wrong: Float[np.ndarray, "N"], nll: Float[np.ndarray, "N"]) -> WorthRow:
-    low, high = error_interval(round(wrong.sum()), len(wrong), 0.95)
-    return WorthRow(
-        name, 1 - float(wrong.mean()), Interval(1 - high, 1 - low), float(nll.mean()), bootstrap_interval(nll)
-    )
+def _row(
+    name: str, wrong: Float[np.ndarray, "N"], nll: Float[np.ndarray, "N"], groups: Int[np.ndarray, "N"]
+) -> WorthRow:
+    alone = int(groups.max()) + 1 == len(wrong)
+    exact = error_interval(round(wrong.sum()), len(wrong), 0.95)
+    low, high = exact if alone else bootstrap_interval(wrong, groups=groups)
+    by_nll = bootstrap_interval(nll, groups=groups)
+    return WorthRow(name, 1 - float(wrong.mean()), Interval(1 - high, 1 - low), float(nll.mean()), by_nll)
 
 
 def sign_flip_p(differences: Float[np.ndarray, "N"]) -> float:
@@ -133,13 +155,16 @@ def sign_flip_p(differences: Float[np.ndarray, "N"]) -> float:
     return float(found.pvalue)
 
 
-def _verdict(measures: Mapping[str, Mapping[str, Float[np.ndarray, "N"]]]) -> tuple[str, tuple[str, ...]]:
+def verdict_of(measures: Measures, groups: Int[np.ndarray, "N"]) -> tuple[str, tuple[str, ...]]:
+    """The verdict, "helps", "hurts" or "no evidence", and in words; see `weigh`."""
     better, worse = [], []
     for measure, losses in measures.items():
-        rivals = [name for name in WITHOUT if name in losses]
-        if all(_beats(losses[RUN], losses[name]) for name in rivals):
+        rivals = sorted(
+            (n for n in WITHOUT if n in losses), key=lambda n: float(losses[n].mean())
+        )  # the best one first
+        if all(_beats(losses[RUN], losses[name], groups) for name in rivals):
             better.append(measure)
-        if _beats(losses[PRETRAINED], losses[RUN]):
+        if _beats(losses[PRETRAINED], losses[RUN], groups):
             worse.append(measure)
     if better and not worse:
         word, text = "helps", f"Adapting helps: better {_in(better)} than everything there is without adapting."
@@ -147,14 +172,16 @@ def _verdict(measures: Mapping[str, Mapping[str, Float[np.ndarray, "N"]]]) -> tu
         word, text = "hurts", f"Adapting hurts: worse {_in(worse)} than the pretrained model as it is. Do not use it."
     else:
         word, text = "no evidence", _none(measures)
-    return word, (text, *_against_fresh(measures))
+    return word, (text, *_against_fresh(measures, groups))
 
 
-def _beats(ours: Float[np.ndarray, "N"], theirs: Float[np.ndarray, "N"]) -> bool:
-    return float((ours - theirs).mean()) < 0 and sign_flip_p(ours - theirs) <= CHANCE / 2
+def _beats(ours: Float[np.ndarray, "N"], theirs: Float[np.ndarray, "N"], groups: Int[np.ndarray, "N"]) -> bool:
+    """Whether the loss is lower, by a test whose signs are flipped cluster by cluster."""
+    by_cluster = np.bincount(groups, ours - theirs)
+    return float(by_cluster.sum()) < 0 and sign_flip_p(by_cluster) <= CHANCE / 2
 
 
-def _none(measures: Mapping[str, Mapping[str, Float[np.ndarray, "N"]]]) -> str:
+def _none(measures: Measures) -> str:
     nll = {name: float(loss.mean()) for name, loss in measures["NLL"].items()}
     best = min((name for name in WITHOUT if name in nll), key=lambda name: nll[name])
     gap = nll[best] - nll[RUN]
@@ -164,12 +191,12 @@ def _none(measures: Mapping[str, Mapping[str, Float[np.ndarray, "N"]]]) -> str:
     return f"No evidence that adapting helps: {best} has the lower NLL ({nll[best]:.3f} against {nll[RUN]:.3f} nats)."
 
 
-def _against_fresh(measures: Mapping[str, Mapping[str, Float[np.ndarray, "N"]]]) -> tuple[str, ...]:
+def _against_fresh(measures: Measures, groups: Int[np.ndarray, "N"]) -> tuple[str, ...]:
     """Whether the meta-trained start is better than an ordinary LoRA on the same rows."""
     if FRESH not in measures["NLL"]:
         return ()
-    ours = [m for m, losses in measures.items() if _beats(losses[RUN], losses[FRESH])]
-    theirs = [m for m, losses in measures.items() if _beats(losses[FRESH], losses[RUN])]
+    ours = [m for m, losses in measures.items() if _beats(losses[RUN], losses[FRESH], groups)]
+    theirs = [m for m, losses in measures.items() if _beats(losses[FRESH], losses[RUN], groups)]
     if ours and not theirs:
         return (f"It is better {_in(ours)} than a fresh LoRA fitted to the same rows.",)
     if theirs and not ours:

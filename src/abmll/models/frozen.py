@@ -31,7 +31,7 @@ def freeze(model: nn.Module) -> None:
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(3, 2))
     >>> freeze(model)
-    >>> type(model[0]).__name__, model(torch.ones(1, 3)).requires_grad
+    >>> type(model[0]).__name__, model[0].weight.requires_grad
     ('FrozenLinear', False)
     """
     model.eval().requires_grad_(False)

@@ -3,7 +3,6 @@
 Everything is drawn from the summary (`results.json`), so a figure can be made again without the predictions.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from scipy.stats import binomtest
 
 from abmll.metrics.baselines import UNIFORM
 from abmll.report.theme import FAINT, INK, MUTED, PAPER, Style, colour, settings, styles, to_png, to_svg
@@ -182,7 +182,7 @@ def _draw_reliability(area: FigureBase, summary: Summary, name: str, style: Styl
     for x, y, count in zip(bins["mean_confidence"], bins["mean_accuracy"], bins["count"], strict=True):
         if count:
             strength = 1.0 if count >= _FEW else 0.35  # a bin of few answers should not catch the eye
-            low, high = _wilson(y, count)
+            low, high = binomtest(round(y * count), count).proportion_ci(0.95, method="wilson")
             top.vlines(x, y, x, color=style.colour, linewidth=5, alpha=0.22 * strength)
             top.vlines(x, low, high, color=style.colour, linewidth=1, alpha=strength)
             top.plot(x, y, "o", color=style.colour, markersize=4, markeredgewidth=0, alpha=strength)
@@ -192,14 +192,6 @@ def _draw_reliability(area: FigureBase, summary: Summary, name: str, style: Styl
     bottom.set(xlim=(-0.02, 1.02), xlabel="confidence", xticks=(0, 0.25, 0.5, 0.75, 1), ylabel="answers")
     bottom.yaxis.set_major_locator(MaxNLocator(2, integer=True))
     area.align_ylabels([top, bottom])
-
-
-def _wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a binomial share."""
-    z = 1.96
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return middle - half, middle + half
 
 
 def risk_coverage(summary: Summary) -> Picture | None:

@@ -34,7 +34,8 @@ def summarise(comparison: Comparison) -> Summary:
         {"systems": {NAME: {kind, n, n_tasks, n_seeds, n_draws, examples_consumed, METRIC, METRIC_interval,
         METRIC_standard_error, against_reference, before_adaptation, cost}}, "tasks": {TASK: {NAME: scores}},
         "curve", "reliability", "risk_coverage", "environment", "missing", "metrics" (of registered metrics, the
-        definitions), and the comparison's own fields}.
+        definitions), "n_groups" (of the questions of all tasks; as many as questions if each stands alone), and the
+        comparison's own fields}.
 
     Raises:
         AbmllError: no system has predictions for every task and draw.
@@ -64,6 +65,7 @@ def summarise(comparison: Comparison) -> Summary:
         "confidence": "choices",
         "bins": BINS,
         "metrics": {name: definition(name) for name in comparison.metrics},
+        "n_groups": max(each.count_groups() for each in evidence.values()),
         "systems": systems,
         "tasks": {task: _task(runs, tasks, task, comparison.draws) for task in comparison.tasks},
         "curve": {system: _curve(found, comparison.cells()) for system, found in comparison.runs.items()},

@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from abmll.report.words import difference_note, footnotes
+from abmll.report.words import difference_note, footnotes, one_of
 
 Summary = dict[str, Any]
 Entry = dict[str, Any]
@@ -126,7 +126,14 @@ def _test_cells(metric: str, test: dict[str, Any] | None) -> tuple[str, str]:
     if test is None:
         return _NONE, _NONE
     form = _signed_points if metric == "accuracy" else signed
-    return f"{form(test['difference'])} {_range(test['interval'], form)}", f"{test['p_holm']:.3f}"
+    return f"{form(test['difference'])} {_range(test['interval'], form)}", _p(test)
+
+
+def _p(test: dict[str, Any]) -> str:
+    """The adjusted p, or why there is none."""
+    if test["p_holm"] is None:
+        return ", ".join(map(one_of, test["measured_once"])) or _NONE
+    return f"{test['p_holm']:.3f}"
 
 
 def _signed_points(value: float | None) -> str:

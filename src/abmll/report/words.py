@@ -7,6 +7,7 @@ from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM
 Summary = dict[str, Any]
 
 CLEAR = 0.05  # level, after Holm's correction, from which a difference is called one
+ONE_SEED = "One seed, so no standard error: another seed may order the systems otherwise"
 
 
 def lede(summary: Summary) -> list[str]:
@@ -18,13 +19,13 @@ def lede(summary: Summary) -> list[str]:
     losers = [name for name, entry in systems.items() if entry["nll_over_uniform"] <= 0]
     out = [
         f"{scope(summary)}.",
-        f"Most accurate: {best}, {100 * systems[best]['accuracy']:.1f} % "
+        f"Highest accuracy: {best}, {100 * systems[best]['accuracy']:.1f} % "
         f"(always the first choice: {100 * guess['accuracy']:.1f} %).",
         f"Lowest negative log-likelihood: {surest}, {systems[surest]['nll']:.3f} nats "
         f"(uniform guess: {guess['nll']:.3f}).",
     ]
     if losers:
-        out.append(f"Not better than a uniform guess in negative log-likelihood: {', '.join(losers)}.")
+        out.append(f"Negative log-likelihood not below that of a uniform guess: {', '.join(losers)}.")
     return out + [_verdict(summary, metric) for metric in ("accuracy", "nll")]
 
 
@@ -33,21 +34,26 @@ def scope(summary: Summary) -> str:
     systems = [entry for entry in summary["systems"].values() if entry["kind"] == "system"]
     count = max(entry["n"] for entry in systems)
     return (
-        f"{_count(len(systems), 'system')} on {_count(count, 'question')} of "
+        f"{_count(len(systems), 'system')} on {_count(count, 'question')}{_in_groups(summary, count)} of "
         f"{_count(len(summary['tasks']), 'unseen task')}, {_count(len(summary['seeds']), 'training seed')}, "
         f"{_count(summary['draws'], 'adaptation draw')}"
     )
+
+
+def _in_groups(summary: Summary, questions: int) -> str:
+    groups = summary["n_groups"]
+    return f" in {_count(groups, 'group')}" if groups < questions else ""
 
 
 def footnotes(summary: Summary) -> list[str]:
     """What a reader of the main table must know, one line each, the comparison's own note first."""
     entries = summary["systems"]
     seeds = max(entry["n_seeds"] for entry in entries.values())
-    spread = "± is the standard error over seeds" if seeds > 1 else "One seed, so no standard error"
+    spread = "± is the standard error over seeds" if seeds > 1 else ONE_SEED
     lines = [summary["note"]] if summary["note"] else []
     lines += [
         f"{scope(summary)}. Scores are unweighted means over tasks, seeds and draws.",
-        f"{spread}; [ ] is a 95 % bootstrap interval over questions (tasks, seeds, draws held fixed).",
+        f"{spread}; [ ] is a 95 % bootstrap interval over {_asked(summary)} (tasks, seeds, draws held fixed).",
         "Gain: nats over a uniform guess; below 0 is worse than guessing.",
         f"ECE: {summary['bins']} equal-width bins of the probability of the predicted choice, renormalised over "
         f"the choices (confidence kind: {summary['confidence']}).",
@@ -68,11 +74,33 @@ def footnotes(summary: Summary) -> list[str]:
 def difference_note(summary: Summary) -> str:
     """How the paired tests were made."""
     tests = _tests(summary, "accuracy") or _tests(summary, "nll")
-    levels = ", ".join(next(iter(tests.values()))["levels"]) if tests else "questions"
+    levels = next(iter(tests.values()))["levels"] if tests else ["questions"]
+    named = ", ".join(_asked(summary) if level == "questions" else level for level in levels)
+    once = [once for test in tests.values() for once in test["measured_once"]]
+    without = f" No p where there is {_or(once)}: nobody knows what another would show." if once else ""
     return (
-        f"Difference to {summary['reference']}, paired on the same questions, hierarchical bootstrap over {levels} "
-        "(tasks fixed), with 95 % interval; p after Holm's correction over the systems."
+        f"Difference to {summary['reference']}, paired on the same questions, with a 95 % interval that allows for "
+        f"{named} (tasks fixed), each by Student's t; p after Holm's correction over the systems.{without}"
     )
+
+
+def one_of(level: str) -> str:
+    """What is said of a level that was measured once.
+
+    >>> one_of("seeds")
+    'one seed'
+    """
+    return {"seeds": "one seed", "draws": "one draw", "questions": "one group", "tasks": "one task"}[level]
+
+
+def _or(levels: list[str]) -> str:
+    return " or ".join(dict.fromkeys(map(one_of, levels)))
+
+
+def _asked(summary: Summary) -> str:
+    """What is resampled: questions, or groups of them."""
+    count = max(entry["n"] for entry in summary["systems"].values())
+    return "groups of questions" if summary["n_groups"] < count else "questions"
 
 
 def definitions(summary: Summary) -> list[tuple[str, str]]:
@@ -96,7 +124,7 @@ def definitions(summary: Summary) -> list[tuple[str, str]]:
         ("Scaled", "the same score after one temperature, fitted on the adaptation examples of the task."),
         *summary.get("metrics", {}).items(),
         ("±", "standard error over training seeds (sd / sqrt(seeds))."),
-        ("[ ]", "95 % bootstrap interval: questions resampled within each task, seeds and draws held fixed."),
+        ("[ ]", f"95 % bootstrap interval: {_asked(summary)} resampled within each task, seeds and draws held fixed."),
         ("p", difference_note(summary)),
     ]
 
@@ -106,13 +134,22 @@ def _verdict(summary: Summary, metric: str) -> str:
     tests, reference = _tests(summary, metric), summary["reference"]
     if not tests:
         return f"{label}: nothing could be tested against {reference}."
-    clear = {name: test["difference"] for name, test in tests.items() if test["p_holm"] < CLEAR}
+    tested = {name: test for name, test in tests.items() if test["p_holm"] is not None}
+    if not tested:
+        once = _or([once for test in tests.values() for once in test["measured_once"]])
+        return f"{label}: {once or 'nothing scatters'}, so nothing is said of which system is better."
+    clear = {name: test["difference"] for name, test in tested.items() if test["p_holm"] < CLEAR}
     better = [f"{name} ({form(value)})" for name, value in clear.items() if sign * value > 0]
     worse = [f"{name} ({form(value)})" for name, value in clear.items() if sign * value <= 0]
     parts = [f"{word}: {', '.join(names)}" for word, names in (("better", better), ("worse", worse)) if names]
     if not parts:
-        return f"{label}: no system can be told apart from {reference} (paired test, no p below {CLEAR})."
-    return f"{label}, against {reference} (paired test, p < {CLEAR} after Holm's correction): {'; '.join(parts)}."
+        verdict = f"{label}: no system can be told apart from {reference} (paired test, no p below {CLEAR})."
+    else:
+        verdict = (
+            f"{label}, against {reference} (paired test, p < {CLEAR} after Holm's correction): {'; '.join(parts)}."
+        )
+    left = ", ".join(name for name in tests if name not in tested)
+    return verdict + (f" Not tested: {left}." if left else "")
 
 
 def _points(value: float) -> str:

@@ -233,6 +233,7 @@ def _prediction(
         probabilities=tuple(float(p) for p in probabilities[row, :count]),
         vocabulary_confidence=None if vocabulary is None else float(vocabulary[row, best]),
         spread=None if spread is None else tuple(float(s) for s in spread[row, :count]),
+        group=question.group,
     )
 
 

@@ -22,10 +22,10 @@ from abmll.running.environment import environment
 PACKAGES = ("numpy", "scikit-learn", "safetensors", "gguf", "huggingface-hub", "pydantic")
 EXTRAS = {
     "triton": "fused kernels on CUDA; comes with PyTorch's CUDA builds",
-    "bitsandbytes": "base models in 4 or 8 bits: pip install abmll[quantised]",
-    "lm_eval": "runs as a model of lm-evaluation-harness: pip install abmll[lm-eval]",
+    "bitsandbytes": "base models in 4 or 8 bits: pip install bitsandbytes",
+    "lm_eval": "runs as a model of lm-evaluation-harness: pip install lm_eval",
     "pandas": "data frames for abmll.Classifier",
-    "tensorboard": "tracking.tracker=tensorboard: pip install abmll[tracking]",
+    "tensorboard": "tracking.tracker=tensorboard: pip install tensorboard",
     **{name: f"tracking.tracker={name}: pip install {name}" for name in ("wandb", "mlflow", "trackio")},
 }
 LIMITS = {  # what the fused kernels leave to eager, whatever the device: see `kernels.fallbacks` for what happened

@@ -7,7 +7,7 @@ import numpy as np
 
 from abmll.metrics.predictions import Prediction
 from abmll.running.adapt import AdaptationPlan
-from abmll.running.labelled import identity
+from abmll.running.labelled import clusters
 from abmll.tasks.question import Question, Task
 
 FOLDS = 5
@@ -22,15 +22,15 @@ class Fold:
 
 
 def deal(rows: Sequence[Question], folds: int = FOLDS, seed: int = 0) -> tuple[Fold, ...]:
-    """Deal rows to folds: shuffled, each answer evenly, rows that ask the same together; fewer folds for few rows.
+    """Deal rows to folds: shuffled, each answer evenly, the rows of a cluster together; fewer folds for few rows.
 
     >>> rows = [Question(str(i), f"{i}?", ("a", "b"), i % 2) for i in range(10)]
     >>> [len(fold.answered) for fold in deal(rows)]
     [2, 2, 2, 2, 2]
     """
-    groups: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        groups.setdefault(identity(row), []).append(place)
+    groups: dict[int, list[int]] = {}
+    for place, number in enumerate(clusters(rows)):
+        groups.setdefault(number, []).append(place)
     folds = min(folds, len(groups))
     order = np.random.default_rng(seed).permutation(len(groups))
     names = list(groups)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from abmll.tasks.labels import Classes
 from abmll.tasks.layouts import Layout, label_in
 from abmll.tasks.leaks import Row, rows_of, same_question
 from abmll.tasks.normal import lookalikes, same_form
-from abmll.tasks.question import Question
+from abmll.tasks.question import Question, grouped
 from abmll.tasks.reading import Rows, settle
 from abmll.tasks.rows import BadRow, printable, report, shown
 from abmll.tasks.streams import Table
@@ -77,7 +77,7 @@ def _read(table: Table, layout: Layout, labelled: bool) -> tuple[Question, ...]:
     if not found.questions and not found.problems:
         found.reject(1, "the file has no rows")
     settle([found], "error")
-    return tuple(found.questions)
+    return grouped(found.questions)
 
 
 def settle_layout(table: Table, wanted: Layout, fixed: bool | None = None) -> Layout:
@@ -126,12 +126,18 @@ def remarks(labelled: Labelled) -> list[str]:
             f"{50 * (high - low):.0f} points either way (95 %). {FEW} or more are better"
         )
     found += _sides(labelled)
-    groups = Counter(map(identity, rows))
-    if again := sum(count - 1 for count in groups.values()):
+    same = Counter(map(identity, rows))
+    if again := sum(count - 1 for count in same.values()):
         many = "1 row asks" if again == 1 else f"{again} rows ask"
         found.append(f"{many} the same as an earlier one; the check keeps them together")
     if labelled.layout.labels is None:
         found += _alike_choices(rows)
+    groups = [row.group for row in rows if row.group is not None]
+    if len(set(clusters(rows))) < len(same):  # different questions belong together
+        found.append(
+            f"{len(groups)} rows are of {len(set(groups))} groups (a text that repeats, or the column group): a group "
+            "counts as one in the check, and where it is held back one row of it counts"
+        )
     if clash := _contradictions(rows):
         found.append(f"the same question has two different answers: {', '.join(clash[:5])}")
     return found
@@ -195,40 +201,85 @@ def identity(question: Question) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
 
 
+def group_identity(question: Question) -> str | None:
+    """A hash of a question's group, from which no text comes back; None without one."""
+    if question.group is None:
+        return None
+    return hashlib.sha256(f"group\x1f{question.group}".encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def identities(rows: Iterable[Question]) -> list[str]:
+    """What `refuse_used` must know of rows that were adapted to: hashes of each row and of each group, sorted."""
+    keys = {key for row in rows for key in (identity(row), group_identity(row)) if key is not None}
+    return sorted(keys)
+
+
+def clusters(rows: Sequence[Question]) -> list[int]:
+    """The number of each row's cluster: rows that ask the same, or are of one group, are in one.
+
+    >>> stories = [Question(str(i), f"{i}?", ("a", "b"), 0, group=group) for i, group in enumerate("xyx")]
+    >>> clusters([*stories, Question("3", "1?", ("a", "b"), 1)])
+    [0, 1, 0, 1]
+    """
+    numbered: list[int] = []
+    known: dict[tuple[str, str | None], int] = {}
+    for row in rows:
+        keys = [("same", identity(row)), *([("group", row.group)] if row.group is not None else [])]
+        numbers = sorted({known[key] for key in keys if key in known}) or [max(numbered, default=-1) + 1]
+        for number in numbers[1:]:  # this row joins clusters that were apart until now
+            numbered = [numbers[0] if other == number else other for other in numbered]
+            known = {key: numbers[0] if other == number else other for key, other in known.items()}
+        known |= dict.fromkeys(keys, numbers[0])
+        numbered.append(numbers[0])
+    return numbered
+
+
 def hold_back(rows: Sequence[Question], count: int, seed: int) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
     """Rows to adapt to, and `count` others drawn at random that nothing will be fitted to.
 
-    Rows that ask the same stay on one side, and count as one.
+    Rows of a cluster (see `clusters`) stay on one side. Of one that is held back a row is drawn, and the others are
+    left out: the test of a promise counts rows that go right and wrong independently.
 
     Raises:
-        AbmllError: fewer than two different rows would be left.
+        AbmllError: fewer than two clusters would be left.
     """
-    groups: dict[str, list[Question]] = {}
-    for row in rows:
-        groups.setdefault(identity(row), []).append(row)
-    if count and len(groups) - count < 2:
-        raise AbmllError(f"--hold-back {count} of {len(groups)} different rows leaves fewer than two to adapt to")
-    order = np.random.default_rng(seed).permutation(len(groups))
-    names = list(groups)
-    held = {names[i] for i in order[:count]}
-    kept = tuple(row for row in rows if identity(row) not in held)
-    return kept, tuple(groups[name][0] for name in names if name in held)
+    numbers = clusters(rows)
+    names = list(dict.fromkeys(numbers))
+    if count and len(names) - count < 2:
+        raise AbmllError(
+            f"--hold-back {count} of {len(names)} different rows or groups of rows leaves fewer than two to adapt to"
+        )
+    rng = np.random.default_rng(seed)
+    held = {names[i] for i in rng.permutation(len(names))[:count]}
+    kept = tuple(row for row, number in zip(rows, numbers, strict=True) if number not in held)
+    return kept, one_of_each(rows, rng, held)
+
+
+def one_of_each(
+    rows: Sequence[Question], rng: np.random.Generator, among: Collection[int] | None = None
+) -> tuple[Question, ...]:
+    """A row of each cluster (or of those clusters alone), drawn at random."""
+    members: dict[int, list[Question]] = {}
+    for row, number in zip(rows, clusters(rows), strict=True):
+        members.setdefault(number, []).append(row)
+    chosen = members if among is None else [number for number in members if number in among]
+    return tuple(members[number][rng.integers(len(members[number]))] for number in chosen)
 
 
 def refuse_used(rows: Iterable[Question], used: Iterable[str]) -> None:
-    """Refuse held-back rows that a task was adapted to.
+    """Refuse held-back rows that a task was adapted to, or that are of a group of such rows.
 
     Args:
         rows: the held-back rows.
-        used: identities of the rows adapted to.
+        used: `identities` of the rows adapted to.
 
     Raises:
         AbmllError: names them as file:line.
     """
     known = set(used)
-    bad = [row.place or row.id for row in rows if identity(row) in known]
+    bad = [row.place or row.id for row in rows if known & {identity(row), group_identity(row)}]
     if bad:
         raise AbmllError(
-            f"{len(bad)} of the rows held back were adapted to, so they promise nothing: {', '.join(bad[:10])}"
-            + (", ..." if len(bad) > 10 else "")
+            f"{len(bad)} of the rows held back were adapted to (or another row of their group was), so they promise "
+            f"nothing: {', '.join(bad[:10])}" + (", ..." if len(bad) > 10 else "")
         )

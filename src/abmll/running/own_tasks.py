@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from abmll.errors import AbmllError
 from abmll.running.everyday import Session
-from abmll.running.labelled import Labelled, hold_back, identity, refuse_used
+from abmll.running.labelled import Labelled, hold_back, identities, one_of_each, refuse_used
 from abmll.running.saved_tasks import SavedTask, save_task
 from abmll.tasks.layouts import Layout
 from abmll.tasks.question import Question
@@ -81,7 +81,7 @@ def adapt_and_save(
         "examples": len(used),
         "steps": plan.steps,
         "batch_size": plan.batch_size,
-        "adapted_to": sorted({identity(row) for row in used}),
+        "adapted_to": identities(used),
         "held_back": _held_as_json(session, hold_answers(session, aside)) if aside else None,
     }
     save_task(session.folder, name, session.config, session.system, details, replace=replace)
@@ -152,7 +152,7 @@ def saved_answers(session: Session, saved: SavedTask) -> HeldBack | None:
 
 
 def fresh_answers(session: Session, saved: SavedTask, rows: Sequence[Question]) -> HeldBack:
-    """Answers to labelled rows that a user gives with --held-back; each question counts once.
+    """Answers to labelled rows that a user gives with --held-back; of a group, or of rows that ask the same, one.
 
     Raises:
         AbmllError: one of them was adapted to (names file and line), or the saved task does not say what was.
@@ -161,4 +161,4 @@ def fresh_answers(session: Session, saved: SavedTask, rows: Sequence[Question]) 
     if not isinstance(used, list):
         raise AbmllError(f"{saved.folder}: does not say what it was adapted to; adapt again with `abmll adapt --save`")
     refuse_used(rows, used)
-    return hold_answers(session, tuple({identity(row): row for row in reversed(rows)}.values()))
+    return hold_answers(session, one_of_each(rows, np.random.default_rng(session.config.adaptation.seed)))

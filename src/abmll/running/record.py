@@ -12,6 +12,7 @@ from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, write_sealed_json
 from abmll.metrics.calibration import expected_calibration_error
 from abmll.metrics.predictions import Predictions, read_predictions
+from abmll.metrics.resampling import group_numbers
 from abmll.metrics.scores import confidence_and_correct, question_nll, score
 from abmll.metrics.statistics import (
     Interval,
@@ -95,7 +96,7 @@ def read_record(run: Path) -> Record | None:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """Scores on one task, or the unweighted mean over several; intervals are of 95 %, over questions.
+    """Scores on one task, or the unweighted mean over several; intervals are of 95 %, over questions or groups.
 
     Attributes:
         task: its name.
@@ -159,15 +160,16 @@ def _row(name: str, tasks: Mapping[str, Sequence[Predictions]]) -> ScoreRow:
     sure = {t: (np.stack([c for c, _ in runs]), np.stack([right for _, right in runs])) for t, runs in said.items()}
     right = {t: correct.astype(np.float64) for t, (_, correct) in sure.items()}
     nll = {t: np.stack([question_nll(p.probabilities(), p.answers()) for p in draws]) for t, draws in tasks.items()}
+    groups = {t: group_numbers([row.group for row in draws[0].rows]) for t, draws in tasks.items()}
     ece = [np.mean([expected_calibration_error(c, r) for c, r in runs]) for runs in said.values()]
     return ScoreRow(
         task=name,
         questions=sum(values.shape[-1] for values in nll.values()),
         draws=min(len(draws) for draws in tasks.values()),
         accuracy=float(np.mean([values.mean() for values in right.values()])),
-        accuracy_interval=stratified_bootstrap_interval(right),
+        accuracy_interval=stratified_bootstrap_interval(right, groups=groups),
         nll=float(np.mean([values.mean() for values in nll.values()])),
-        nll_interval=stratified_bootstrap_interval(nll),
+        nll_interval=stratified_bootstrap_interval(nll, groups=groups),
         ece=float(np.mean(ece)),
-        ece_interval=stratified_ece_bootstrap_interval(sure),
+        ece_interval=stratified_ece_bootstrap_interval(sure, groups=groups),
     )

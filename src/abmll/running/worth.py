@@ -15,7 +15,7 @@ from abmll.running.answers import Answer, answer
 from abmll.running.build import System, build_system
 from abmll.running.everyday import Session, adapt_named
 from abmll.running.folds import FOLDS, Fold, deal
-from abmll.running.labelled import Labelled
+from abmll.running.labelled import Labelled, clusters
 from abmll.tasks.question import Question, Task
 
 FEWEST = 4
@@ -60,7 +60,7 @@ def check_worth(
         fresh.close()
     answers = np.array([row.answer for row in rows], dtype=np.int64)
     found |= _without_model(rows, folds, found[PRETRAINED], answers, labelled.layout.labels)
-    return weigh(found, answers, len(folds))
+    return weigh(found, answers, len(folds), groups=np.array(clusters(rows)))
 
 
 def _plain(config: RunConfig) -> RunConfig:

@@ -10,7 +10,7 @@ from abmll.errors import AbmllError
 from abmll.tasks.labels import Classes, label_text
 from abmll.tasks.normal import same_form, tidy
 from abmll.tasks.question import Question
-from abmll.tasks.rows import BadRow, checked_text, named, no_column, question_from_row, shown, text_of
+from abmll.tasks.rows import BadRow, checked_text, group_of, named, no_column, question_from_row, shown, text_of
 from abmll.tasks.values import plain
 
 ADVICE = "another column is named by --{0}, in Python by {0}="
@@ -81,7 +81,7 @@ class Layout:
         if not text:
             raise BadRow(f"{self.text} is empty")
         answer = self._answer(row) if labelled else None
-        return Question(str(line), self.stem, self.labels, answer, text, place)
+        return Question(str(line), self.stem, self.labels, answer, text, place, group_of(row))
 
     def _answer(self, row: Mapping[str, Any]) -> int:
         assert self.labels is not None

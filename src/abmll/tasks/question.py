@@ -1,6 +1,9 @@
 """Question and Task: the two values that every part of the library passes around."""
 
-from dataclasses import dataclass, field
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +17,8 @@ class Question:
         answer: index of the right choice, from 0; None when it is not known (rows to predict).
         context: a passage to read first, maybe empty; the only part that may be truncated.
         place: where it was read, as file:line, for messages; "" where it was made. No part of what it is.
+        group: what it shares with other questions, so that their answers go right and wrong together: a passage, a
+            person, a document; None: it stands alone. Intervals and tests take the questions of a group as one.
 
     >>> Question("q1", "Which is a metal?", ("iron", "oxygen"), 0).choices[0]
     'iron'
@@ -25,6 +30,32 @@ class Question:
     answer: int | None
     context: str = ""
     place: str = field(default="", repr=False, compare=False)
+    group: str | None = field(default=None, repr=False, compare=False)
+
+
+def grouped(questions: Sequence[Question]) -> tuple[Question, ...]:
+    """The questions, those that share a context in one group; a group that a question has already stays.
+
+    A context that all of them share (an instruction) tells nothing apart and makes no group.
+
+    >>> texts = ("a story", "a story", "another", "")
+    >>> rows = [Question(str(i), "Why?", ("x", "y"), 0, text) for i, text in enumerate(texts)]
+    >>> groups = [row.group for row in grouped(rows)]
+    >>> groups[0] == groups[1], groups[1:]
+    (True, ['context a9092e8a412d', None, None])
+    """
+    texts = [" ".join(question.context.split()) for question in questions]
+    counts = Counter(text for text in texts if text)
+    shared = {text for text, count in counts.items() if 1 < count < len(questions)}
+    return tuple(
+        replace(question, group=f"context {_digest(text)}") if question.group is None and text in shared else question
+        for question, text in zip(questions, texts, strict=True)
+    )
+
+
+def _digest(text: str) -> str:
+    """A name that no text comes back from."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -32,7 +63,7 @@ class Task:
     """A named set of questions: `train` rows to learn or adapt from, `test` rows to score.
 
     Attributes:
-        name, train, test: as above.
+        name, train, test: as above; test rows that share a context are in one group, see `grouped`.
         source: where it came from.
         licence: of its rows.
         skipped: bad rows that were left out of it, where that was asked for.
@@ -53,6 +84,7 @@ class Task:
     def __post_init__(self) -> None:
         distinct = {q.choices for q in self.train + self.test}
         object.__setattr__(self, "_labels", distinct.pop() if len(distinct) == 1 else None)
+        object.__setattr__(self, "test", grouped(self.test))
 
     @property
     def fixed_labels(self) -> tuple[str, ...] | None:

@@ -11,7 +11,7 @@ from abmll.tasks.normal import same_form, tidy, trimmed
 from abmll.tasks.question import Question
 from abmll.tasks.values import plain
 
-FIELDS = ("id", "question", "context", "choices", "answer")
+FIELDS = ("id", "question", "context", "choices", "answer", "group")
 CHOICE_COLUMN = re.compile(r"choice_(?:(\d{1,3})|([a-z]))", re.ASCII)
 SHOWN = 50
 MOST_CELL = 64 << 20
@@ -74,8 +74,8 @@ def question_from_row(
     """Check one row and make it a Question.
 
     Args:
-        row: {id, question, context, choices, answer}, `id` and `context` optional; instead of `choices` there
-            may be columns choice_0, choice_1, ... or choice_a, choice_b, ...; other columns are ignored.
+        row: {id, question, context, choices, answer, group}, `id`, `context` and `group` optional; instead of
+            `choices` there may be columns choice_0, choice_1, ... or choice_a, choice_b, ...; others are ignored.
         default_id: the id of a row that has none.
         labelled: False allows `answer` to be absent.
         untyped: every value is text (CSV): an `answer` of digits is an index.
@@ -97,7 +97,26 @@ def question_from_row(
     choices = _choices(row)
     answer = _answer(row, choices, labelled, untyped)
     kept, answer = _distinct(choices, answer, merge_choices)
-    return Question(_id(row, default_id), question, kept, answer, context, place)
+    return Question(_id(row, default_id), question, kept, answer, context, place, group_of(row))
+
+
+def group_of(row: Mapping[str, Any]) -> str | None:
+    """The column `group`: which rows belong together; None without one.
+
+    Raises:
+        BadRow: it is neither text nor a whole number.
+
+    >>> group_of({"group": 7.0}), group_of({"group": ""})
+    ('7', None)
+    """
+    value = row.get("group")
+    if value is None or value == "" or value != value:  # NaN stands for nothing in a table
+        return None
+    if isinstance(value, float) and value.is_integer():  # a table with gaps turns whole numbers into floats
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise BadRow(f"group is {shown(value)}, not text or a whole number")
+    return checked_text(str(value), "group").strip() or None
 
 
 _column = functools.lru_cache(maxsize=1 << 12)(same_form)  # tables have the same few columns in every row
