@@ -17,13 +17,15 @@ from abmll.config import CompareConfig, MethodConfig, RunConfig, TaskSource
 from abmll.errors import AbmllError
 from abmll.methods import METHODS
 from abmll.methods.base import Method, Terms
+from abmll.metrics.registered import METRICS
+from abmll.tasks.registered import SOURCES as SOURCE_REGISTRY
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     path
     for pattern in ("*.md", "docs/*.md", "docs/*.ipynb", "benchmarks/*.md", "experiments/**/*.md", "tests/**/*.md")
     for path in ROOT.glob(pattern)
-    if path.name not in ("tables.md", "questions.md")
+    if path.name not in ("tables.md", "questions.md") and path.parent != ROOT / "tests/mutation/results"
 )
 RECIPES = sorted(ROOT.glob("recipes/*.yaml"))
 SOURCES = sorted((ROOT / "src/abmll").rglob("*.py"))
@@ -52,9 +54,12 @@ OTHERS = {
     *("--no-deps", "--nproc-per-node", "--help", "--logdir"),  # pip, torchrun, everybody, TensorBoard
     *("--always", "--dirty", "--exclude"),  # git
     *("--enable-lora", "--lora-modules", "--max-lora-rank", "--lora", "--base", "--outfile", "--outtype"),  # servers
-    *("--model", "--model_args", "--tasks", "--batch_size"),  # lm-eval
+    *("--model", "--model_args", "--tasks", "--batch_size", "--apply"),  # lm-eval (--apply_chat_template)
 }
 """Options of other programs that documents name."""
+PATH = re.compile(r"(?<![\w/.-])((?:src|tests|docs|recipes|benchmarks|experiments|\.ci)/[\w./*-]*[\w*])")
+GROUPS = {METHODS.group, SOURCE_REGISTRY.group, METRICS.group}
+"""Groups of entry points, which look like names of code."""
 
 
 def known(section: str, key: str, rest: str) -> bool:
@@ -126,9 +131,10 @@ def test_commands_and_options_that_are_named_exist(path: Path) -> None:
 
 
 def harness_options(path: Path) -> set[str]:
-    """Options of the scripts beside a document, and of those that it names."""
+    """Options of the scripts beside a document, beside a file that it names, and of programs that it names."""
     text = path.read_text(encoding="utf-8") if path.suffix == ".md" else ""
     folders = {path.parent, *(ROOT / name.replace(".", "/") for name in re.findall(r"python -m ([a-z_.]+)", text))}
+    folders |= {(ROOT / name).parent for name in PATH.findall(text)}
     scripts = [
         script for folder in folders for script in (*folder.glob("*.py"), folder.with_suffix(".py")) if script.is_file()
     ]
@@ -154,9 +160,6 @@ def test_headings_that_are_linked_exist(path: Path) -> None:
     assert not wrong
 
 
-PATH = re.compile(r"(?<![\w/.-])((?:src|tests|docs|recipes|benchmarks|experiments|\.ci)/[\w./*-]*[\w*])")
-
-
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_paths_that_are_named_exist(path: Path) -> None:
     named = set(PATH.findall(path.read_text(encoding="utf-8")))
@@ -174,7 +177,7 @@ DOTTED = re.compile(r"`(abmll(?:\.\w+)+)[`(\[]")
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_names_of_our_code_exist(path: Path) -> None:
     names = DOTTED.findall(path.read_text(encoding="utf-8"))
-    assert not [name for name in names if name.split(".")[-1] not in FILES and not _exists(name)]
+    assert not [n for n in names if n.split(".")[-1] not in FILES and n not in GROUPS and not _exists(n)]
 
 
 def _exists(name: str) -> bool:
@@ -204,5 +207,8 @@ def test_the_page_on_methods_says_what_the_base_class_has() -> None:
         actual = list(inspect.signature(getattr(Method, name)).parameters)[1:]
         assert [p for p in parameters.split(", ") if p] == actual, name
     assert re.findall(r"`Terms\(([\w, ]+)\)`", text) == [", ".join(Terms._fields)]
-    for name in re.findall(r"`(\w+)` \(", text.split("3. ")[1].split("4. ")[0]):
-        assert hasattr(Method, name), name
+    attributes = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", text, re.MULTILINE)
+    assert len(attributes) >= 6
+    for name, default in attributes:
+        value = getattr(Method, name)
+        assert default == (value.__name__ if isinstance(value, type) else repr(value).replace("'", '"')), name
