@@ -14,7 +14,7 @@ from abmll.cli.progress import ProgressDisplay, duration
 from abmll.cli.scores import print_scores
 from abmll.config import RunConfig, TaskSource, load_config
 from abmll.errors import AbmllError
-from abmll.metrics.worth import Worth
+from abmll.metrics.worth import Worth, WorthRow
 from abmll.running.build import build_system, load_base
 from abmll.running.everyday import Session, open_run
 from abmll.running.labelled import Labelled, read_labelled, remarks
@@ -188,18 +188,19 @@ def _show(found: Worth) -> None:
         title_justify="left",
     )
     for row in found.rows:
-        (low, high), (least, most) = row.accuracy_interval, row.nll_interval
-        table.add_row(
-            row.name,
-            f"{100 * row.accuracy:.1f}",
-            f"{100 * low:.0f} to {100 * high:.0f}",
-            f"{row.nll:.3f}",
-            f"{least:.3f} to {most:.3f}",
-        )
+        table.add_row(*_cells(row))
     console.print()
     console.print(table)
     for line in found.text:
         _say(line)
+
+
+def _cells(row: WorthRow) -> tuple[str, ...]:
+    if row.accuracy is None or row.accuracy_interval is None or row.nll is None or row.nll_interval is None:
+        return row.name, "not finite", "", "not finite", ""
+    (low, high), (least, most) = row.accuracy_interval, row.nll_interval
+    shares = f"{100 * row.accuracy:.1f}", f"{100 * low:.0f} to {100 * high:.0f}"
+    return row.name, *shares, f"{row.nll:.3f}", f"{least:.3f} to {most:.3f}"
 
 
 def _score_unseen(run: Path, tasks: str | None, overrides: list[str], step: int | None) -> None:

@@ -16,7 +16,7 @@ from abmll.errors import AbmllError
 from abmll.exporting.mean import source_of
 from abmll.exporting.place import REPORT_FILE, check_size
 from abmll.files import write_json
-from abmll.metrics.calibration import TEMPERATURES
+from abmll.metrics.calibration import TEMPERATURES, check_finite
 from abmll.metrics.predictions import Prediction
 from abmll.running.adapt import PredictionPlan, predict
 from abmll.running.build import System
@@ -148,10 +148,15 @@ def nearest_temperature(mean: Float[np.ndarray, "N K"], averaged: Float[np.ndarr
 
     The objective is convex in 1 / T. Choices that a question has not are zero in both.
 
+    Raises:
+        NonFiniteError: a probability is NaN or infinite.
+
     >>> sharp, flat = np.array([[0.8, 0.2]]), np.array([[2 / 3, 1 / 3]])  # 0.8 : 0.2 is (2/3 : 1/3) squared
     >>> round(nearest_temperature(sharp, flat), 4)
     2.0
     """
+    for table in (mean, averaged):
+        check_finite("probability", table)
     logits = _logits(mean)
     known = np.where(np.isfinite(logits), logits, 0.0)
 

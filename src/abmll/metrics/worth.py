@@ -10,6 +10,7 @@ from scipy.stats import permutation_test
 
 from abmll.errors import AbmllError
 from abmll.metrics.abstention import error_interval
+from abmll.metrics.calibration import check_finite
 from abmll.metrics.scores import question_nll
 from abmll.metrics.statistics import Interval, bootstrap_interval
 
@@ -32,13 +33,21 @@ class WorthRow:
         accuracy: share of right answers, where equally probable choices share the answer; [low, high] is its exact 95 %
             interval (Clopper and Pearson 1934).
         nll: mean negative log-likelihood, nats, with a 95 % bootstrap interval over rows.
+        not_finite: why there are no numbers; None where there are.
     """
 
     name: str
-    accuracy: float
-    accuracy_interval: Interval
-    nll: float
-    nll_interval: Interval
+    accuracy: float | None
+    accuracy_interval: Interval | None
+    nll: float | None
+    nll_interval: Interval | None
+    not_finite: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, without the name."""
+        intervals = {"accuracy_interval": self.accuracy_interval, "nll_interval": self.nll_interval}
+        ends = {name: None if ends is None else list(ends) for name, ends in intervals.items()}
+        return {"accuracy": self.accuracy, "nll": self.nll, **ends, "not_finite": self.not_finite}
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Worth:
     Attributes:
         n, folds: labelled rows, and parts they were dealt to.
         rows: the table, in the order of `ORDER`.
-        verdict: one of "helps", "hurts", "no evidence".
+        verdict: one of "helps", "hurts", "no evidence", "not finite".
         text: the verdict in words.
     """
 
@@ -60,43 +69,58 @@ class Worth:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        table = {
-            row.name: {
-                "accuracy": row.accuracy,
-                "accuracy_interval": list(row.accuracy_interval),
-                "nll": row.nll,
-                "nll_interval": list(row.nll_interval),
-            }
-            for row in self.rows
-        }
+        table = {row.name: row.to_dict() for row in self.rows}
         return {"n": self.n, "folds": self.folds, "table": table, "verdict": self.verdict, "text": list(self.text)}
 
 
-def weigh(probabilities: Mapping[str, Float[np.ndarray, "N K"]], answers: Int[np.ndarray, "N"], folds: int) -> Worth:
+def weigh(
+    probabilities: Mapping[str, Float[np.ndarray, "N K"]],
+    answers: Int[np.ndarray, "N"],
+    folds: int,
+    not_finite: Mapping[str, str] | None = None,
+) -> Worth:
     """The table and the verdict, from what each system said of rows that it was not fitted to.
 
     Adapting helps if it is better than *every* row of `WITHOUT`, in the mean NLL or in accuracy, each by a two-sided
     sign-flip test of the paired differences at half of `CHANCE` (two measures are looked at; beating all of several
     needs no other correction). It hurts if it is worse than `pretrained` likewise. Anything else is no evidence.
 
+    A system that is not finite has a row that says so. Nothing is compared with it: if it is one of `WITHOUT` there is
+    no evidence either way, if it is the run, there is no answer.
+
     Args:
         probabilities: by the names of `ORDER`; zero where a row has fewer choices. `FREQUENCY` may be missing.
         answers: right choices.
         folds: into which the rows were dealt.
+        not_finite: systems whose answers are not finite, and why.
 
     Raises:
         AbmllError: `RUN` or `PRETRAINED` is missing, or there are no rows.
+        NonFiniteError: a probability is NaN or infinite.
     """
-    if RUN not in probabilities or PRETRAINED not in probabilities or not len(answers):
+    broken = dict(not_finite or {})
+    if not {RUN, PRETRAINED} <= {*probabilities, *broken} or not len(answers):
         raise AbmllError(f"nothing to weigh: {len(answers)} rows of {', '.join(probabilities) or 'no system'}")
+    for table in probabilities.values():
+        check_finite("probability", table)
     named = {name: probabilities[name] for name in ORDER if name in probabilities}
     measures = {
         "NLL": {name: question_nll(p, answers) for name, p in named.items()},
         "accuracy": {name: _wrong(p, answers) for name, p in named.items()},
     }  # both: lower is better
-    rows = tuple(_row(name, measures["accuracy"][name], measures["NLL"][name]) for name in named)
-    verdict, text = _verdict(measures)
-    return Worth(len(answers), folds, rows, verdict, text)
+    rows = [_row(name, measures["accuracy"][name], measures["NLL"][name]) for name in named]
+    rows += [WorthRow(name, None, None, None, None, why) for name, why in broken.items()]
+    verdict, text = _not_finite(broken) if broken.keys() & {RUN, *WITHOUT} else _verdict(measures)
+    if FRESH in broken and RUN in named:
+        text = (*text, "A fresh LoRA fitted to the same rows is not finite, so nothing is said against it.")
+    return Worth(len(answers), folds, tuple(sorted(rows, key=lambda row: ORDER.index(row.name))), verdict, text)
+
+
+def _not_finite(broken: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+    if RUN in broken:
+        return "not finite", (f"Adapting gives numbers that are not finite. Do not use it: {broken[RUN]}",)
+    name = next(name for name in WITHOUT if name in broken)
+    return "no evidence", (f"No evidence that adapting helps: {name} is not finite ({broken[name]}).",)
 
 
 def _wrong(probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:

@@ -1,7 +1,8 @@
 """Systems x seeds x adaptation draws as build targets: whatever has its file already is not done again."""
 
 import itertools
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from abmll.running.target import Target, row_names
 from abmll.running.tracking import check_trackers
 from abmll.running.world import World
 
+log = logging.getLogger(__name__)
+
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -33,7 +36,8 @@ def run_comparison(
 ) -> None:
     """Train, adapt and predict whatever is missing under `out`.
 
-    Everything that could be wrong with the configuration and the tasks is looked at before the model is loaded.
+    Everything that could be wrong with the configuration and the tasks is looked at before the model is loaded. A
+    system whose training, adaptation or prediction is not finite is a result: kept as such and told, and others go on.
 
     Args:
         config: what to compare.
@@ -56,6 +60,23 @@ def run_comparison(
             if world.is_main:
                 _keep_configuration(config, out, runs, tasks)
         _make_missing(config, targets, load, listener, world)
+        with together(world):
+            if world.is_main:
+                _warn_of_non_finite(targets)
+
+
+def _warn_of_non_finite(targets: Sequence[tuple[int, Target]]) -> None:
+    """Name every system and seed whose numbers are not finite, and say how to try again."""
+    for seed, target in targets:
+        found = list(target.cells.markers())
+        if found:
+            path, first = found[0]
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            log.warning(
+                "%s seed %d is not finite, and so in the report (task %s, draw %d%s): %s. It is not tried again by "
+                "itself: to do so delete %s%s; or compare with another model.dtype into another folder (--out)",
+                *(target.name, seed, first.asked.task, first.asked.draw, more, first.why, path, more),
+            )
 
 
 def _target(name: str, run: RunConfig, out: Path, tasks: RunTasks, curve: int, strict: bool) -> Target:
@@ -63,7 +84,8 @@ def _target(name: str, run: RunConfig, out: Path, tasks: RunTasks, curve: int, s
     seed = f"seed-{run.training.seed}"
     means = out / f"{name}_mean" / seed / "predictions"
     roles = (tasks.train, tasks.unseen, tasks.validation)
-    return Target(name, run, out / name / seed, *roles, curve, strict=strict, mean_predictions=means)
+    folder = out / name / seed
+    return Target(name, run, folder, *roles, curve, strict=strict, mean_predictions=means, record_non_finite=True)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import pyarrow
 import pyarrow.parquet
 
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import file_beside
 from abmll.tasks.rows import printable
 from abmll.tasks.streams import as_text, extension_of
@@ -32,7 +32,11 @@ class RowWriter(Protocol):
     """Takes rows in order."""
 
     def write(self, rows: Sequence[Mapping[str, Any]], added: Sequence[Mapping[str, Any]]) -> None:
-        """Rows of the user, and the columns that are added to each."""
+        """Rows of the user, and the columns that are added to each.
+
+        Raises:
+            NonFiniteError: a number in an added column is NaN or infinite.
+        """
 
 
 def neutral(text: str) -> str:
@@ -92,6 +96,7 @@ class _Csv:
 
     def write(self, rows: Sequence[Mapping[str, Any]], added: Sequence[Mapping[str, Any]]) -> None:
         """As `RowWriter`."""
+        _refuse_non_finite(added)
         for row, extra in zip(rows, added, strict=True):
             theirs = [as_text(row.get(name)) if self._keep else _cell(row.get(name)) for name in self._columns]
             self._put([*theirs, *(_cell(_short(extra.get(name))) for name in self._added)])
@@ -120,13 +125,28 @@ class _Jsonl:
 
     def write(self, rows: Sequence[Mapping[str, Any]], added: Sequence[Mapping[str, Any]]) -> None:
         """As `RowWriter`."""
+        _refuse_non_finite(added)
         for row, extra in zip(rows, added, strict=True):
             values = {**{key: _json(value) for key, value in row.items()}, **extra}
-            self._file.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
+            self._file.write(json.dumps(values, ensure_ascii=False, default=str, allow_nan=False) + "\n")
 
 
 def _json(value: Any) -> Any:
+    """A user's own value; NaN and infinities, which JSON has not, become null, wherever they stand in it."""
+    if isinstance(value, Mapping):
+        return {key: _json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _refuse_non_finite(added: Sequence[Mapping[str, Any]]) -> None:
+    """Our own numbers are finite, or there is no answer to write."""
+    for extra in added:
+        for name, value in extra.items():
+            numbers = value if isinstance(value, list) else [value]
+            if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+                raise NonFiniteError(f"column {name!r}: {value} is no answer (not finite); nothing was written")
 
 
 def _parquet(
@@ -144,6 +164,7 @@ class _Parquet:
 
     def write(self, rows: Sequence[Mapping[str, Any]], added: Sequence[Mapping[str, Any]]) -> None:
         """As `RowWriter`."""
+        _refuse_non_finite(added)
         values = [{**row, **extra} for row, extra in zip(rows, added, strict=True)]
         try:
             self._writer.write_table(pyarrow.Table.from_pylist(values, self._schema))
