@@ -17,6 +17,7 @@ import pyarrow.parquet
 from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, write_bytes
 from abmll.metrics.predictions import SPLITS, Prediction, Predictions, read_predictions
+from abmll.running.record import COST, ENVIRONMENT, owner
 
 ABOUT = b"about"
 LOGS = pyarrow.list_(pyarrow.float32())
@@ -62,8 +63,8 @@ def read_target(work: Path, system: str, rows: Iterable[str], seed: int) -> Pack
         "system": system,
         "seed": seed,
         "config": (folder / "config.yaml").read_text(encoding="utf-8"),
-        "cost": read_sealed_json(folder / "cost.json"),
-        "environment": read_sealed_json(folder / "environment.json"),
+        "cost": read_sealed_json(folder / COST, owner(COST, system, seed)),
+        "environment": read_sealed_json(folder / ENVIRONMENT, owner(ENVIRONMENT, system, seed)),
         "journal": _telling_lines(folder / "journal.jsonl"),
     }
     return Packed(about, found)

@@ -11,8 +11,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
+from abmll.adapters.folder import checksum
 from abmll.errors import AbmllError
-from abmll.files import write_json
+from abmll.files import read_sealed_json, write_sealed_json
 from abmll.running.answers import Answer
 from abmll.running.engines import Engine, Posterior, engine_of, read_engine
 from abmll.tasks.layouts import Layout
@@ -160,7 +161,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
             "layout": self._layout.to_dict(),
             "classes": self.classes_.tolist(),
         }
-        self._engine.write(self._posterior, Path(folder), lambda beside: write_json(beside / FILE, values))
+        self._engine.write(
+            self._posterior, Path(folder), lambda beside: write_sealed_json(beside / FILE, values, _of(beside))
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> "Classifier":
@@ -170,7 +173,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             AbmllError: the folder is no such thing, is damaged, or its base model cannot be had.
         """
         folder = Path(folder)
-        params, layout, classes = _read(folder / FILE)
+        params, layout, classes = _read(folder)
         found = cls(**params)
         found._engine, found._posterior = read_engine(folder)
         found._layout, found._tuned, found.classes_ = layout, found._tuning(), np.array(classes)
@@ -286,15 +289,25 @@ def _no_pickle() -> NoReturn:
     )
 
 
-def _read(file: Path) -> tuple[dict[str, Any], Layout, list[Any]]:
+def _of(folder: Path) -> str:
+    """What `classifier.json` is sealed for: the posterior beside it, whose labels it names."""
+    return f"{FILE} of the adapter {checksum(folder)}"
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], Layout, list[Any]]:
+    file = folder / FILE
     try:
         values = strict_json(file.read_bytes())
         if values["abmll_classifier"] != FORMAT:
             raise AbmllError(f"{file}: format {values['abmll_classifier']} is not known here: upgrade abmll")
         params, classes = dict(values["params"]), list(values["classes"])
         Classifier(**params)
-        return params, Layout.from_dict(values["layout"]), classes
+        layout = Layout.from_dict(values["layout"])
+        read_sealed_json(file, _of(folder), "fit and save again")
+        return params, layout, classes
     except OSError as error:
         raise AbmllError(f"{file}: cannot be read ({error.strerror}); no folder of Classifier.save") from error
+    except AbmllError:
+        raise
     except (ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise AbmllError(f"{file}: not what was saved ({error})") from error

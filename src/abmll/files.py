@@ -138,18 +138,20 @@ def seal(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_sealed_json(path: Path, value: dict[str, Any], of: str = "") -> None:
-    """`write_json` of an object, with a SHA-256 as its last entry: of everything else in it, the file's name, and `of`.
+def write_sealed_json(path: Path, value: dict[str, Any], of: str | None = None) -> None:
+    """`write_json` of an object, with a SHA-256 as its last entry: of everything else in it, and of what it belongs to.
 
     Args:
         path: the file.
         value: the object.
-        of: what the file belongs to; not written. A whole file in the place of another one is refused by it.
+        of: what the file belongs to, which is not written; None: the file's name. So a whole file in the place of
+            another one is noticed.
     """
-    write_json(path, {**value, SEAL: _seal_of(path, value, of)})
+    refuse_non_finite(path, value)
+    write_json(path, {**value, SEAL: _seals(path, value, of)[0]})
 
 
-def read_sealed_json(path: Path, of: str = "", advice: str = "delete it") -> dict[str, Any]:
+def read_sealed_json(path: Path, of: str | None = None, advice: str = "delete it") -> dict[str, Any]:
     """The inverse of `write_sealed_json`; a file without a seal, from an earlier version, is taken as it is.
 
     Raises:
@@ -158,7 +160,7 @@ def read_sealed_json(path: Path, of: str = "", advice: str = "delete it") -> dic
     return read_and_tell_seal(path, of, advice)[0]
 
 
-def read_and_tell_seal(path: Path, of: str = "", advice: str = "delete it") -> tuple[dict[str, Any], bool]:
+def read_and_tell_seal(path: Path, of: str | None = None, advice: str = "delete it") -> tuple[dict[str, Any], bool]:
     """As `read_sealed_json`; and whether the file has a seal at all.
 
     A SHA-256 of the content alone, as earlier versions wrote, is a seal too.
@@ -172,7 +174,9 @@ def read_and_tell_seal(path: Path, of: str = "", advice: str = "delete it") -> t
     if not isinstance(value, dict):
         raise AbmllError(f"{path}: expected an object, found {type(value).__name__}; {advice}")
     expected = value.pop(SEAL, None)
-    if expected is not None and not _is_sealed(path, value, of, expected):
+    if expected is None and not _is_unsealed(path, value, of):
+        raise AbmllError(f"{path}: damaged (its SHA-256 has another name); {advice}")
+    if expected is not None and expected not in _seals(path, value, of):
         raise AbmllError(
             f"{path}: damaged or edited (its SHA-256 is not the one it was written with), or it belongs elsewhere; "
             f"{advice}"
@@ -180,19 +184,22 @@ def read_and_tell_seal(path: Path, of: str = "", advice: str = "delete it") -> t
     return value, expected is not None
 
 
-def _is_sealed(path: Path, value: dict[str, Any], of: str, expected: Any) -> bool:
+def _is_unsealed(path: Path, value: dict[str, Any], of: str | None) -> bool:
+    """Whether a file without a seal never had one: no entry is the seal of the others."""
+    texts = {name: entry for name, entry in value.items() if isinstance(entry, str) and len(entry) == 64}
+    return not any(
+        entry in _seals(path, {other: part for other, part in value.items() if other != name}, of)
+        for name, entry in texts.items()
+    )
+
+
+def _seals(path: Path, value: dict[str, Any], of: str | None) -> tuple[str, ...]:
+    """The seal of an object, and that of earlier versions."""
     try:
-        return expected in (_seal_of(path, value, of), seal(_canonical(value)))
+        content = json.dumps(value, sort_keys=True, allow_nan=False)
+        return seal(f"{of or path.name}\n{content}"), seal(content)
     except ValueError:  # NaN, an infinity or half of a surrogate pair, none of which was ever written
-        return False
-
-
-def _seal_of(path: Path, value: dict[str, Any], of: str) -> str:
-    return seal(f"{path.name}\n{of}\n{_canonical(value)}")
-
-
-def _canonical(value: dict[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, allow_nan=False)
+        return ()
 
 
 def without_home(path: str) -> str:

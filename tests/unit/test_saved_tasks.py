@@ -124,7 +124,7 @@ def test_trust_07_a_save_that_fails_leaves_the_old_one(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saved_tasks, "write_json", full)
+    monkeypatch.setattr(saved_tasks, "write_sealed_json", full)
     with pytest.raises(OSError, match="No space"):
         save_task(tmp_path, "t", config, adapted, {"version": 2}, replace=True)
     assert read_task(tmp_path, "t").details == {"version": 1}

@@ -121,6 +121,15 @@ def read_facts(file: Path) -> AdapterFacts:
     return _read_facts(file)[0]
 
 
+def checksum(folder: Path) -> str:
+    """The SHA-256 over all of an adapter, as its files hold it: a file that is sealed with it belongs to this adapter.
+
+    Raises:
+        AbmllError: the adapter's second file is missing, or is no such file.
+    """
+    return _read_facts(folder / EXTRAS_FILE)[2]
+
+
 def _read_facts(file: Path) -> tuple[AdapterFacts, str, str]:
     """The facts, their text, and the SHA-256 that text and tensors should have."""
     if not file.is_file():

@@ -15,7 +15,7 @@ from abmll.adapters.folder import write_adapter
 from abmll.errors import AbmllError
 from abmll.exporting.mean import source_of
 from abmll.exporting.place import REPORT_FILE, check_size
-from abmll.files import write_json
+from abmll.files import write_sealed_json
 from abmll.metrics.calibration import TEMPERATURES, check_finite
 from abmll.metrics.predictions import Prediction
 from abmll.running.adapt import PredictionPlan, predict
@@ -113,8 +113,8 @@ def export_calibrated(
     text = {"format": FORMAT, "likelihood": stored.facts.likelihood.model_dump(), **asdict(found), "use": USE[kind]}
 
     def calibration_too(place: Path) -> None:
-        write_json(place / CALIBRATION_FILE, text)
-        write_json(place / REPORT_FILE, {"kind": "calibrated mean", **source_of(stored)})
+        write_sealed_json(place / CALIBRATION_FILE, text)
+        write_sealed_json(place / REPORT_FILE, {"kind": "calibrated mean", **source_of(stored)})
         write_card(place, about or About(out.name, stored.facts))
 
     write_adapter(stored, out, calibration_too)

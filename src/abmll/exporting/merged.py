@@ -14,7 +14,7 @@ from abmll.adapters.attach import detach
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.exporting.merge import Rounding, check_mergeable, merge
 from abmll.exporting.place import REPORT_FILE, check_size
-from abmll.files import folder_beside, write_json
+from abmll.files import folder_beside, write_sealed_json
 from abmll.models import LanguageModel, weight_bytes
 from abmll.models.pretrained import read_pretrained
 from abmll.running.adapters import base_facts
@@ -97,7 +97,7 @@ def export_merged(
     with folder_beside(out) as beside:
         _save(base, beside)
         _check_again(base, beside, out)
-        write_json(beside / REPORT_FILE, {**asdict(report), "base": base_facts(base).model_dump()})
+        write_sealed_json(beside / REPORT_FILE, {**asdict(report), "base": base_facts(base).model_dump()})
         if about is not None:
             write_card(beside, about, "merged")
     return report

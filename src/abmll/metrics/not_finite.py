@@ -19,6 +19,7 @@ from abmll.metrics.predictions import SPLITS, Prediction, Predictions
 FORMAT = 1
 END = ".not-finite.json"
 TRAINING, ADAPTING, PREDICTING = "training", "adapting", "predicting"
+MOST_CHOICES = 1000  # of a question, in a file that somebody may have made up
 _KIND = "abmll_not_finite"
 
 
@@ -102,7 +103,7 @@ def read_not_finite(path: Path) -> NotFinite:
 
 
 def _rows(questions: Sequence[tuple[str, int, int]]) -> tuple[Prediction, ...]:
-    bad = [name for name, answer, choices in questions if not 0 <= answer < choices]
+    bad = [name for name, answer, choices in questions if not 0 <= answer < choices <= MOST_CHOICES]
     if bad:
         raise ValueError(f"question {bad[0]!r} has no such choice")
     return tuple(Prediction(name, answer, (1 / choices,) * choices) for name, answer, choices in questions)

@@ -158,7 +158,7 @@ def _checked(path: Path, value: dict[str, Any], key: str, kind: type) -> Any:
     return value[key]
 
 
-def _read_object(path: Path, of: str = "") -> dict[str, Any]:
+def _read_object(path: Path, of: str | None = None) -> dict[str, Any]:
     if not path.exists():
         raise AbmllError(f"{path}: not found; is {path.parent} the folder of a comparison?")
     try:
@@ -185,8 +185,8 @@ def _read_run(folder: Path, system: str, seed: int, tasks: tuple[str, ...]) -> R
         checkpoints=checkpoints,
         final=final,
         before={cell: _score(path, predictions) for cell, predictions in before.items()},
-        cost=_read_cost(folder / COST, owner(system, seed)),
-        environment=_read_if_there(folder / ENVIRONMENT, owner(system, seed)),
+        cost=_read_cost(folder / COST, owner(COST, system, seed)),
+        environment=_read_if_there(folder / ENVIRONMENT, owner(ENVIRONMENT, system, seed)),
         ended=_journal_ended(folder / "journal.jsonl"),
         not_finite=not_finite,
         before_not_finite=before_broken,

@@ -22,6 +22,9 @@ from abmll.running.world import World
 
 log = logging.getLogger(__name__)
 
+COMPARISON = "comparison.json"
+_ADVICE = "put it back from a copy, or give another folder with --out"
+
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -163,6 +166,7 @@ def _keep_configuration(
     config: CompareConfig, out: Path, runs: list[tuple[str, int, RunConfig]], tasks: RunTasks
 ) -> None:
     """Write what is compared, refusing to mix with results of another configuration."""
+    _refuse_lost_files(out, [out / name / f"seed-{seed}" for name, seed, _ in runs])
     before = load_config(CompareConfig, out / "config.yaml") if (out / "config.yaml").exists() else config
     if before.curve != config.curve:
         raise AbmllError(
@@ -191,13 +195,24 @@ def _keep_configuration(
         "data": data,
     }
     write_text(out / "config.yaml", config.to_sealed_yaml())
-    write_sealed_json(out / "comparison.json", described)
+    write_sealed_json(out / COMPARISON, described)
+
+
+def _refuse_lost_files(out: Path, runs: Sequence[Path]) -> None:
+    """What says which rows and points results are of must be there if any results are."""
+    lost = [out / name for name in ("config.yaml", COMPARISON) if not (out / name).exists()]
+    begun = [run for run in runs if (run / "config.yaml").exists()]
+    if lost and begun:
+        raise AbmllError(
+            f"{lost[0]}: is missing, though {begun[0]} has been begun, so what its results are of cannot be told; "
+            f"{_ADVICE}"
+        )
 
 
 def _refuse_other_rows(out: Path, data: dict[str, str]) -> None:
     """Results that are there belong to the rows they were made from; a folder of before rows were hashed is taken."""
-    file = out / "comparison.json"
-    before = read_sealed_json(file).get("data", data) if file.exists() else data
+    file = out / COMPARISON
+    before = read_sealed_json(file, advice=_ADVICE).get("data", data) if file.exists() else data
     if before != data:
         change = told({"data": (before, data)}) if isinstance(before, dict) else "data"
         raise AbmllError(f"{out} was made from other rows: {change}. Give another folder with --out, or remove it")

@@ -115,13 +115,13 @@ class ScoreRow:
     ece_interval: Interval
 
 
-def owner(system: str, seed: int) -> str:
-    """What the files of a run are sealed for: those of another seed or system in their place are noticed.
+def owner(file: str, system: str, seed: int) -> str:
+    """What a file of a run in a comparison is sealed for: that of another seed or system in its place is noticed.
 
-    >>> owner("lora", 3)
-    'lora seed 3'
+    >>> owner(COST, "lora", 3)
+    'cost.json of lora seed 3'
     """
-    return f"{system} seed {seed}"
+    return f"{file} of {system} seed {seed}"
 
 
 def place_of(examples: int) -> str:

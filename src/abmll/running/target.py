@@ -100,9 +100,8 @@ class Target:
         places = (drawn, mean_predictions or drawn / "mean")[: len(self.names)]
         self.cells = Cells(config, self.names, folder, places, record_non_finite)
 
-    @property
-    def _of(self) -> str:
-        return owner(self.name, self.config.training.seed)
+    def _of(self, file: str) -> str:
+        return owner(file, self.name, self.config.training.seed)
 
     def done(self) -> bool:
         """Whether every file is there: `cost.json`, written last, says where training ended.
@@ -110,7 +109,8 @@ class Target:
         A cell that is not finite has a file too, and is not tried again.
         """
         try:
-            final = read_sealed_json(self.folder / COST, self._of)["final_step"]
+            final = read_sealed_json(self.folder / COST, self._of(COST))["final_step"]
+            read_sealed_json(self.folder / ENVIRONMENT, self._of(ENVIRONMENT))
         except (AbmllError, KeyError):
             return False
         draws = range(self.config.adaptation.draws)
@@ -162,8 +162,9 @@ class Target:
 
     def _write_cost(self, system: System, final: int, timer: Timer) -> None:
         """What there is to tell of the whole target; written last."""
-        write_sealed_json(self.folder / ENVIRONMENT, environment(system.language_model.device), self._of)
-        write_sealed_json(self.folder / COST, {"final_step": final, **self._cost(system, timer)}, self._of)
+        device, cost = system.language_model.device, {"final_step": final, **self._cost(system, timer)}
+        write_sealed_json(self.folder / ENVIRONMENT, environment(device), self._of(ENVIRONMENT))
+        write_sealed_json(self.folder / COST, cost, self._of(COST))
 
     def _mark_training(self, error: NonFiniteError) -> None:
         """Where training came to no end, no cell has predictions."""
@@ -323,7 +324,7 @@ class Target:
     def _spent(self) -> dict[str, Any]:
         """The cost of an earlier call, which made most of what is there."""
         try:
-            return read_sealed_json(self.folder / COST, self._of) if (self.folder / COST).exists() else {}
+            return read_sealed_json(self.folder / COST, self._of(COST)) if (self.folder / COST).exists() else {}
         except AbmllError as error:
             log.warning("%s; what was spent before is forgotten", error)
             return {}
