@@ -15,9 +15,10 @@ from abmll.cli.scores import print_scores
 from abmll.config import RunConfig, TaskSource, load_config
 from abmll.errors import AbmllError
 from abmll.metrics.worth import Worth, WorthRow
-from abmll.running.build import build_system, load_base
+from abmll.running.build import build_system, check_tasks, load_base
 from abmll.running.everyday import Session, open_run
 from abmll.running.labelled import Labelled, read_labelled, remarks
+from abmll.running.overrides import check_settings, check_trained
 from abmll.running.own_tasks import Adapted, adapt_and_save
 from abmll.running.resume import restore_theta
 from abmll.running.roles import tasks_to_score
@@ -208,11 +209,14 @@ def _score_unseen(run: Path, tasks: str | None, overrides: list[str], step: int 
     if tasks is not None and Path(tasks).is_file():
         raise AbmllError(f"{tasks}: one file of rows; --save NAME adapts to it, and keeps the result")
     config = load_config(RunConfig, run / "config.yaml", overrides)
+    check_trained(load_config(RunConfig, run / "config.yaml"), config, run)
+    check_settings(config)
     roles = tasks_to_score(config, TaskSource(source=tasks) if tasks else None)
     if not roles.unseen:
         raise AbmllError(f"{run} names no unseen tasks: give a folder, a file or builtin:NAME")
     if bare := [task.name for task in roles.unseen if not task.test]:
         raise AbmllError(f"{', '.join(bare)}: no test rows to score; `--save NAME` keeps a task adapted to its rows")
+    check_tasks(config, (), roles.unseen)
     compared = (run.parent.parent / "comparison.json").is_file()  # its predictions are results there
     place = run / "adapted" if compared else None
     target = Target(config.name, config, run, roles.train, roles.unseen, predictions=place)

@@ -11,13 +11,13 @@ from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, write_sealed_json, write_text
 from abmll.models import LanguageModel
-from abmll.running.build import build_episodes, check_tasks, method_settings
+from abmll.running.build import build_episodes, check_tasks
 from abmll.running.faults import together
 from abmll.running.lock import FolderLock
 from abmll.running.origin import differences, task_hash, told
+from abmll.running.overrides import check_fit, check_run, check_systems, of_system
 from abmll.running.roles import RunTasks, load_run_tasks, without_leaks
 from abmll.running.target import Target, row_names
-from abmll.running.tracking import check_trackers
 from abmll.running.world import World
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def run_comparison(
         Stopped: the process was asked to stop; what is done is on disk.
     """
     runs = [(name, seed, config.run(name, seed)) for name, seed in itertools.product(config.systems, config.seeds)]
-    tasks = comparison_tasks(config)
+    tasks = comparison_tasks(config, out)
     targets = [(seed, _target(name, run, out, tasks, config.curve, strict)) for name, seed, run in runs]
     with _locked(out, world):
         with together(world):
@@ -114,29 +114,50 @@ def _make_missing(
         return
     listener({"event": "loading", "model": config.model.source or config.model.shape})
     base = load()
+    for _, target in missing:  # all of them before the first is trained, which may take days
+        with of_system(target.name):
+            check_fit(target.config, base, (*target.train, *target.validation, *target.unseen))
     for seed, target in missing:
         listener({"event": "target", "system": target.name, "seed": seed, "iterations": target.iterations})
         target.make(base, listener, world)
 
 
-def comparison_tasks(config: CompareConfig) -> RunTasks:
+def comparison_tasks(config: CompareConfig, out: Path | None = None) -> RunTasks:
     """A comparison's tasks, after a look at everything that can be wrong with it before a model is loaded.
+
+    Args:
+        config: what to compare.
+        out: its folder, where some of it may be done; None: all is to be done.
 
     Raises:
         AbmllError: a setting, a tracker or a name is wrong, or a task has two roles, is too small, leaks, ...
     """
-    tasks = load_run_tasks(config)
+    check_systems(config)
+    runs = {name: config.run(name, config.seeds[0]) for name in config.systems}
+    for name, run in runs.items():
+        folders = () if out is None else tuple(out / name / f"seed-{seed}" for seed in config.seeds)
+        with of_system(name):
+            check_run(run, *folders)
+    _check_rows(config)
+    tasks = load_run_tasks(config, tuple(runs.values()))
     if not tasks.unseen:
         raise AbmllError("tasks.unseen names no task to compare on")
-    runs = [config.run(name, config.seeds[0]) for name in config.systems]
-    for run in runs:
-        method_settings(run)
-        check_trackers(run)
     tasks = _checked(config, tasks)
-    for run in runs:
-        build_episodes(run, tasks.train)
-    _check_rows(config)
+    for name, run in runs.items():
+        with of_system(name):
+            _check_own(run, tasks)
     return tasks
+
+
+def _check_own(run: RunConfig, tasks: RunTasks) -> None:
+    """What a system asks of the tasks by settings of its own."""
+    build_episodes(run, tasks.train)
+    check_tasks(run, tasks.train, tasks.unseen + tasks.validation)
+    if run.training.validate_every is not None and not tasks.validation:
+        raise AbmllError(
+            f"training.validate_every={run.training.validate_every}, but tasks.validation names no tasks to choose by; "
+            "name some for the comparison, or leave it out"
+        )
 
 
 def _checked(config: CompareConfig, tasks: RunTasks) -> RunTasks:
