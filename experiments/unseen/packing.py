@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import read_sealed_json, write_bytes
 from abmll.metrics.predictions import SPLITS, Prediction, Predictions, read_predictions
 from abmll.running.record import COST, ENVIRONMENT, owner
@@ -134,8 +134,11 @@ def read_packed(path: Path) -> Packed:
     except (OSError, pyarrow.ArrowException, TypeError, KeyError, ValueError) as error:
         raise AbmllError(f"{path}: cannot be read ({error}); the file is damaged, delete it") from error
     rows: dict[Any, dict[str, list[Prediction]]] = {key: {name: [] for name in SPLITS} for key in heads}
-    for key, split, prediction in _predictions(table):
-        rows[key][split].append(prediction)
+    try:
+        for key, split, prediction in _predictions(table):
+            rows[key][split].append(prediction)
+    except NonFiniteError as error:
+        raise AbmllError(f"{path}: {error}; the file is damaged, delete it") from error
     found: Found = {}
     for (row, place, draw, task), (examples, labels) in heads.items():
         parts = {name: tuple(values) for name, values in rows[row, place, draw, task].items()}

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from abmll import cli
+from abmll.cli import scores
 from abmll.config import CompareConfig
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import read_sealed_json, write_sealed_json
@@ -23,6 +24,7 @@ from abmll.metrics.not_finite import END, NotFinite, read_not_finite
 from abmll.metrics.predictions import Prediction, Predictions, read_predictions
 from abmll.models import LanguageModel
 from abmll.report import render_terminal, write_report
+from abmll.report.figures import pictures
 from abmll.report.folder import collect
 from abmll.running import build
 from abmll.running.adapt import AdaptationPlan, examples_of
@@ -140,7 +142,7 @@ def test_trust_19_its_row_says_so_in_every_form_of_the_report(copy: Path) -> Non
         assert "not finite" in text
         assert "tiny4 draw 1" in text
     assert "Not finite, and so without scores: lora, abmll, abmll_mean." in (copy / "report.html").read_text()
-    assert {path.stem for path in (copy / "figures").iterdir()} >= {"learning_curve", "cost"}
+    assert {path.stem for path in (copy / "figures").iterdir()} == {"cost"}
 
 
 def test_trust_19_baselines_stand_beside_it_of_the_very_questions(copy: Path) -> None:
@@ -169,6 +171,12 @@ def test_trust_19_a_system_that_is_finite_is_scored_and_tested_as_ever(
     assert summary["systems"]["calm"]["against_reference"]["nll"]["n"] == 8
     assert summary["systems"]["lora"]["against_reference"] is None
     assert list(summary["reliability"]) == list(summary["risk_coverage"]) == ["still", "calm"]
+    figures = {picture.name: picture for picture in pictures(summary)}
+    assert figures.keys() >= {"learning_curve", "reliability", "risk_coverage", "cost"}
+    assert "A cross at the foot is a point that is not finite." in figures["learning_curve"].caption
+    legend = [label for label, _ in figures["learning_curve"].legend]
+    assert legend[:3] == [f"{row} (not finite)" for row in ("lora", "abmll", "abmll_mean")]
+    assert legend[3:] == ["still", "calm"]
     assert "Not finite, and so without scores: lora, abmll, abmll_mean." in (copy / "report.html").read_text()
     settings = read_sealed_json(copy / "comparison.json")
     write_sealed_json(copy / "comparison.json", {**settings, "reference": "lora"})
@@ -307,6 +315,22 @@ def test_trust_09_a_damaged_word_of_it_is_refused(change: Callable[[str], str], 
     path.write_text(change(path.read_text()))
     with pytest.raises(AbmllError, match=message):
         collect(copy)
+
+
+def test_trust_19_score_has_a_row_for_it_too(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scores.console, "_width", 160)
+    place = finished / "lora" / "seed-0" / "predictions" / PLACE
+    monkeypatch.setattr(sys, "argv", ["abmll", "score", str(place)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert not stopped.value.code
+    lines = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│ lora")]
+    assert [[cell.strip() for cell in line[:7]] for line in lines if "not finite" in "".join(line)] == [
+        ["lora", "tiny4", "1", "8", "4", "not finite", "not finite"]
+    ]
+    assert len(lines) == 4
 
 
 def test_what_is_kept_is_read_back(tmp_path: Path) -> None:

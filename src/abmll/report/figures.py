@@ -120,8 +120,10 @@ def pictures(summary: Summary) -> list[Picture]:
 
 
 def learning_curve(summary: Summary) -> Picture | None:
-    """Accuracy and ECE over the examples consumed in meta-training: the paper's Figure 2."""
+    """Accuracy and ECE over the examples consumed in meta-training: the paper's Figure 2; None if nothing is finite."""
     names = _systems(summary)
+    if all(point["not_finite"] for points in summary["curve"].values() for point in points):
+        return None
     panels = tuple(
         Panel(title, partial(_draw_curves, summary=summary, metric=metric, scale=scale))
         for title, metric, scale in (("Accuracy, %", "accuracy", 100), ("ECE", "ece", 1))
@@ -144,11 +146,9 @@ def _has_broken_points(summary: Summary) -> bool:
 
 def _draw_curves(area: FigureBase, summary: Summary, metric: str, scale: int) -> None:
     axes = area.subplots()
+    _draw_broken(axes, summary)
     for name, style in styles(_systems(summary)).items():
         points = [point for point in summary["curve"][name] if not point["not_finite"]]
-        broken = [point["examples_consumed"] for point in summary["curve"][name] if point["not_finite"]]
-        for place in broken:
-            axes.plot(place, 0.02, "x", color=style.colour, markeredgewidth=1.8, transform=axes.get_xaxis_transform())
         x = [point["examples_consumed"] for point in points]
         y = [scale * point[metric] for point in points]
         errors = [scale * (point[f"{metric}_standard_error"] or 0) for point in points]
@@ -163,6 +163,15 @@ def _draw_curves(area: FigureBase, summary: Summary, metric: str, scale: int) ->
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 0 else ""))
     axes.margins(y=0.12)
+
+
+def _draw_broken(axes: Axes, summary: Summary) -> None:
+    """A cross at the foot for every point that is not finite, one system's above another's."""
+    for height, (name, style) in enumerate(styles(_systems(summary)).items()):
+        for point in summary["curve"][name]:
+            if point["not_finite"]:
+                x, y, foot = point["examples_consumed"], 0.03 + 0.05 * height, axes.get_xaxis_transform()
+                axes.plot(x, y, "x", transform=foot, color=style.colour, markeredgewidth=1.8)
 
 
 def reliability(summary: Summary) -> Picture | None:
