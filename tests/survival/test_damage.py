@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import random
 import shutil
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.files import SEAL, read_sealed_json, write_json, write_sealed_json
 from abmll.metrics.predictions import read_predictions
+from abmll.models.gguf import find_damage
 from abmll.running.compare import run_comparison
 from abmll.running.everyday import open_run
 from abmll.running.own_tasks import fresh_answers, saved_answers
 from abmll.running.rundir import FORMAT, Checkpoint, RunDirectory
 from abmll.running.saved_tasks import read_task
 from tests.survival.children import command, in_child
-from tests.survival.damage import campaign
+from tests.survival.damage import campaign, damaged, delete, swapped
 from tests.survival.places import place_comparison, rows, trainer
 from tests.survival.trusted import KINDS, _never, build_place, inside, unknown
 
@@ -60,6 +62,56 @@ def test_trust_09_what_is_not_as_it_was_written_is_never_used_without_a_word(pla
     assert tally.keys() == {kind.name for kind in KINDS if kind.read is not None}
     for outcomes in tally.values():
         assert {"flip", "truncate", "edit", "delete"} <= {what.split(":")[0] for what in outcomes}
+
+
+SEED = "out/abmll/seed-0"
+CELL = f"{SEED}/predictions/{{}}/draw-0/tiny3.jsonl"
+EXCHANGED = {  # two whole files, each in the place of the other
+    "cost of two seeds": (f"{SEED}/cost.json", "out/abmll/seed-1/cost.json"),
+    "environment of two systems": (f"{SEED}/environment.json", "out/lora/seed-0/environment.json"),
+    "predictions before and after adapting": (CELL.format("before-adaptation"), CELL.format("examples-00000008")),
+    "configurations of two seeds": (f"{SEED}/config.yaml", "out/abmll/seed-1/config.yaml"),
+    "checkpoints of two steps": tuple(f"{SEED}/checkpoints/step-00000{n}/shared.safetensors" for n in (1, 2)),
+    "states of two steps": tuple(f"{SEED}/checkpoints/step-00000{n}/state.json" for n in (1, 2)),
+    "means of two tasks": tuple(f"{SEED}/tasks/{name}/adapter_model.safetensors" for name in "ab"),
+    "details of two tasks": tuple(f"{SEED}/tasks/{name}/task.json" for name in "ab"),
+    "probes of two runs": (f"{SEED}/probe.json", "out/abmll/seed-1/probe.json"),
+    "labels of two estimators": ("saved-0/classifier.json", "saved-1/classifier.json"),
+}
+
+
+@pytest.mark.parametrize("what", EXCHANGED)
+def test_trust_09_a_whole_file_in_the_place_of_another_is_noticed(what: str, place: Path) -> None:
+    one, other = map(Path, EXCHANGED[what])
+    kind = next(kind for kind in KINDS if one in kind.found(place))
+    assert swapped(kind, place, one, other) == "refused"
+
+
+def test_trust_09_a_whole_cached_model_in_the_place_of_another_is_built_again(place: Path) -> None:
+    one, other = (place / "cache" / name for name in ("one-0123", "two-4567"))
+    assert [find_damage(folder) for folder in (one, other)] == ["", ""]
+    one.rename(place / "aside")
+    other.rename(one)
+    assert "belongs elsewhere" in find_damage(one)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (f"{SEED}/origin.json", "told"),
+        (f"{SEED}/journal.jsonl", "told"),
+        (f"{SEED}/environment.json", "made again"),
+        (f"{SEED}/cost.json", "made again"),
+        (CELL.format("before-adaptation"), "made again"),
+        (f"{SEED}/predictions/before-adaptation/draw-0/tiny4.not-finite.json", "made again"),
+        (f"{SEED}/checkpoints/step-000002/COMPLETE", "refused"),
+        (f"{SEED}/tasks/a/task.json", "refused"),
+        ("out/comparison.json", "refused"),
+    ],
+)
+def test_trust_09_a_file_that_is_missing_is_missed(path: str, expected: str, place: Path) -> None:
+    kind = next(kind for kind in KINDS if Path(path) in kind.found(place))
+    assert damaged(kind, place, Path(path), delete, random.Random(0))[1] == expected
 
 
 @pytest.mark.parametrize("what", ["promise", "layout", "another task's", "another adapter's", "renamed", "no seal"])
