@@ -158,13 +158,14 @@ def test_trust_19_the_check_of_adapt_has_a_row_that_says_so(abmll: Command, tmp_
     place = next(i for i, question in enumerate(asked) if question.id not in met)
     rows[place][0] += f" {SIGN}"
     write_csv(tmp_path / "few.csv", ["text", "label"], rows)
-    code, out, err = abmll("adapt runs/mine few.csv --save c adaptation.steps=1")
+    code, out, err = abmll(f"adapt runs/mine {tmp_path}/few.csv --save c adaptation.steps=1")
     assert code == 0, err
     assert out.count("not finite") >= 4
     assert "Adapting gives numbers that are not finite. Do not use it" in " ".join(out.split())
     check = read_task(tmp_path / "runs" / "mine", "c").details["check"]
     assert check["verdict"] == "not finite"
     assert f"few.csv:{place + 2}" in check["table"][RUN]["not_finite"]
+    assert str(tmp_path) not in json.dumps(check)
     assert check["table"][RUN]["nll"] is None
     assert check["table"][UNIFORM]["nll"] == pytest.approx(np.log(2))
     card = (tmp_path / "runs" / "mine" / "tasks" / "c" / "README.md").read_text()

@@ -317,6 +317,24 @@ def test_trust_09_a_damaged_word_of_it_is_refused(change: Callable[[str], str], 
         collect(copy)
 
 
+def test_trust_47_what_is_kept_of_it_names_rows_without_their_folders(
+    tasks: Path, configure: Callable[..., CompareConfig], tmp_path: Path
+) -> None:
+    write_tasks(tmp_path / "private", (mark(CLEAN, test=(1,)),))
+    sources = {"train": {"source": str(tasks / "train")}, "unseen": {"source": str(tmp_path / "private")}}
+    systems = {"still": {"method": {"name": "pretrained"}}}
+    config = configure(tasks={**sources, "leak_check": "off"}, systems=systems, reference="still")
+    run_comparison(config, tmp_path / "out", poisoned_base)
+    write_report(tmp_path / "out")
+    for file in [
+        *(tmp_path / "out").rglob(f"*{END}"),
+        *(tmp_path / "out" / name for name in ("table.md", "results.json")),
+    ]:
+        text = file.read_text()
+        assert "tiny5.test.jsonl:2" in text
+        assert str(tmp_path) not in text
+
+
 def test_trust_19_score_has_a_row_for_it_too(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

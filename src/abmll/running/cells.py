@@ -13,6 +13,7 @@ from abmll.running.adapt import AdaptationPlan, PredictionPlan, examples_of
 from abmll.running.build import System, prediction_plan
 from abmll.running.failed_batch import save_batch
 from abmll.running.faults import NonFiniteError
+from abmll.running.finite import without_folders
 from abmll.running.folds import Answered, held_out
 from abmll.running.timer import Timer
 from abmll.tasks.question import Question, Task
@@ -146,7 +147,7 @@ class Cells:
         held = learned if a.folds and (cell.plan.steps or a.in_context) else ()
         asked = self._of(name, cell, _guesses(self.scored(cell.task)), learned, held)
         below = f"{self.folder.parent.name}/{self.folder.name}"  # where a comparison lies is nobody's business
-        why = str(error).replace(str(self.folder), below)
+        why = without_folders(str(error).replace(str(self.folder), below), (*cell.task.train, *cell.task.test))
         NotFinite(asked, stage, why).write(self.marker(name, cell.where, cell.draw, cell.task))
 
     def _of(

@@ -1,6 +1,7 @@
 """Answers and adapted weights that are not finite are refused where they arise, with the rows, the dtype and advice."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,6 +38,19 @@ def name_rows(questions: Sequence[Question]) -> str:
     """
     names = ", ".join(question.place or f"question {question.id}" for question in questions[:SHOWN])
     return names + (f" and {len(questions) - SHOWN} more" if len(questions) > SHOWN else "")
+
+
+def without_folders(text: str, questions: Iterable[Question]) -> str:
+    """A message as it is kept in files: rows by their file's name, as where it lies is nobody's business.
+
+    >>> row = Question("1", "?", ("a", "b"), 0, place="/home/me/rows.csv:2")
+    >>> without_folders(f"{row.place}: not finite", [row])
+    'rows.csv:2: not finite'
+    """
+    for question in questions:
+        if question.place:
+            text = text.replace(question.place, Path(question.place).name)
+    return text
 
 
 def check_answers(

@@ -16,6 +16,7 @@ from abmll.running.adapt import PredictionPlan
 from abmll.running.answers import Answer, answer
 from abmll.running.build import System, build_system
 from abmll.running.everyday import Session, adapt_named
+from abmll.running.finite import without_folders
 from abmll.running.folds import FOLDS, Fold, deal
 from abmll.running.labelled import Labelled
 from abmll.tasks.question import Question, Task
@@ -69,7 +70,7 @@ def check_worth(
     answers = np.array([row.answer for row in rows], dtype=np.int64)
     found |= _without_model(rows, folds, found.get(PRETRAINED), answers, labelled.layout.labels)
     broken |= {SCALED: broken[PRETRAINED]} if PRETRAINED in broken else {}
-    return weigh(found, answers, len(folds), broken)
+    return weigh(found, answers, len(folds), {name: without_folders(why, rows) for name, why in broken.items()})
 
 
 @contextmanager
