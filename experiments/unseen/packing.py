@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import read_sealed_json, write_bytes
 from abmll.metrics.predictions import SPLITS, Prediction, Predictions, read_predictions
+from abmll.running.record import COST, ENVIRONMENT, owner
 
 ABOUT = b"about"
 LOGS = pyarrow.list_(pyarrow.float32())
@@ -63,8 +64,8 @@ def read_target(work: Path, system: str, rows: Iterable[str], seed: int) -> Pack
         "system": system,
         "seed": seed,
         "config": (folder / "config.yaml").read_text(encoding="utf-8"),
-        "cost": read_sealed_json(folder / "cost.json"),
-        "environment": read_sealed_json(folder / "environment.json"),
+        "cost": read_sealed_json(folder / COST, owner(COST, system, seed)),
+        "environment": read_sealed_json(folder / ENVIRONMENT, owner(ENVIRONMENT, system, seed)),
         "journal": _telling_lines(folder / "journal.jsonl"),
     }
     return Packed(about, found)
@@ -135,8 +136,11 @@ def read_packed(path: Path) -> Packed:
     except (OSError, pyarrow.ArrowException, TypeError, KeyError, ValueError) as error:
         raise AbmllError(f"{path}: cannot be read ({error}); the file is damaged, delete it") from error
     rows: dict[Any, dict[str, list[Prediction]]] = {key: {name: [] for name in SPLITS} for key in heads}
-    for key, split, prediction in _predictions(table):
-        rows[key][split].append(prediction)
+    try:
+        for key, split, prediction in _predictions(table):
+            rows[key][split].append(prediction)
+    except NonFiniteError as error:
+        raise AbmllError(f"{path}: {error}; the file is damaged, delete it") from error
     found: Found = {}
     for (row, place, draw, task), (examples, labels) in heads.items():
         parts = {name: tuple(values) for name, values in rows[row, place, draw, task].items()}

@@ -12,8 +12,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
+from abmll.adapters.folder import checksum
 from abmll.errors import AbmllError
-from abmll.files import check_regular, write_json
+from abmll.files import check_regular, read_and_tell_seal, write_sealed_json
 from abmll.running.answers import Answer
 from abmll.running.engines import Engine, Posterior, engine_of, read_engine
 from abmll.tasks.frames import labels_in, rows_in
@@ -171,7 +172,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
             "layout": self._layout.to_dict(),
             "classes": classes_to_json(self.classes_),
         }
-        self._engine.write(self._posterior, Path(folder), lambda beside: write_json(beside / FILE, values))
+        self._engine.write(
+            self._posterior, Path(folder), lambda beside: write_sealed_json(beside / FILE, values, _of(beside))
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> "Classifier":
@@ -181,7 +184,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             AbmllError: the folder is no such thing, is damaged, or its base model cannot be had.
         """
         folder = Path(folder)
-        params, layout, classes = _read(folder / FILE)
+        params, layout, classes = _read(folder)
         found = cls(**params)
         found._engine, found._posterior = read_engine(folder)
         found._layout, found._tuned, found.classes_ = layout, found._tuning(), classes
@@ -305,7 +308,13 @@ def _no_pickle() -> NoReturn:
     )
 
 
-def _read(file: Path) -> tuple[dict[str, Any], Layout, np.ndarray]:
+def _of(folder: Path) -> str:
+    """What `classifier.json` is sealed for: the posterior beside it, whose labels it names."""
+    return f"{FILE} of the adapter {checksum(folder)}"
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], Layout, np.ndarray]:
+    file = folder / FILE
     try:
         check_regular(file)
         values = strict_json(file.read_bytes())
@@ -316,9 +325,12 @@ def _read(file: Path) -> tuple[dict[str, Any], Layout, np.ndarray]:
         layout, classes = Layout.from_dict(values["layout"]), classes_from_json(values["classes"])
         if layout.labels is not None and len(layout.labels) != len(classes):
             raise ValueError(f"{len(classes)} labels, and {len(layout.labels)} texts of them")
+        _, sealed = read_and_tell_seal(file, _of(folder), "fit and save again")
+        if not sealed and values["abmll_classifier"] == FORMAT:
+            raise AbmllError(f"{file}: has no SHA-256 of its own; fit and save again")
         return params, layout, classes
     except AbmllError as error:
-        raise error if str(file) in str(error) else AbmllError(f"{file}: {error}") from error
+        raise error if str(folder) in str(error) else AbmllError(f"{file}: {error}") from error
     except OSError as error:
         raise AbmllError(f"{file}: cannot be read ({error.strerror}); no folder of Classifier.save") from error
     except (ValueError, KeyError, TypeError, json.JSONDecodeError) as error:

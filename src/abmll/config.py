@@ -249,7 +249,8 @@ class CompareConfig(RunConfig):
     """Systems x seeds x adaptation draws over one base configuration.
 
     Attributes:
-        systems: name -> what differs from the base, as a part of a run configuration.
+        systems: name -> what differs from the base, as a part of a run configuration. Model, tasks, draws and scored
+            questions are those of the comparison (`abmll.running.overrides.SHARED`): another value is refused.
         seeds: training seeds.
         reference: the system that the paired tests compare against.
         curve: points of the learning curve, evenly spaced over training, start and end included.
@@ -272,12 +273,27 @@ class CompareConfig(RunConfig):
                     f"{name!r} cannot name a system: up to 80 of a-z, A-Z, 0-9, - and _, the first a letter or digit, "
                     "and not a baseline's name, nor a device's such as CON"
                 )
+        folded = [name.casefold() for name in self.systems]
+        if alike := [name for name in self.systems if folded.count(name.casefold()) > 1]:
+            raise ValueError(f"systems {', '.join(alike)} differ in case alone, and would share a folder on some disks")
         return self
+
+    @field_validator("seeds")
+    @classmethod
+    def _no_seed_twice(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if twice := sorted({seed for seed in value if value.count(seed) > 1}):
+            raise ValueError(f"{', '.join(map(str, twice))} is given twice: the same training, and no second opinion")
+        if negative := [seed for seed in value if seed < 0]:
+            raise ValueError(f"{negative[0]} is below 0")
+        return value
+
+    def base(self) -> dict[str, Any]:
+        """What every system begins with, as JSON values: all but what is of the comparison alone."""
+        return self.model_dump(mode="json", exclude=set(CompareConfig.model_fields) - set(RunConfig.model_fields))
 
     def run(self, system: str, seed: int) -> RunConfig:
         """The configuration of one system and seed."""
-        base = self.model_dump(mode="json", exclude={"systems", "seeds", "reference", "curve", "metrics"})
-        merged = merge(merge(base, self.systems[system]), {"name": system, "training": {"seed": seed}})
+        merged = merge(merge(self.base(), self.systems[system]), {"name": system, "training": {"seed": seed}})
         return check(RunConfig, merged, f"systems.{system}")
 
 

@@ -3,6 +3,7 @@
 import difflib
 import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 LONGEST_LINE = 2000
 
@@ -19,6 +20,18 @@ class AbmllError(ValueError):
 
     def __init__(self, message: object = "") -> None:
         super().__init__("\n".join(harmless(_short(line)) for line in str(message).split("\n")))
+
+
+class NonFiniteError(AbmllError):
+    """An answer, a loss, a gradient or a weight is NaN or infinite; nothing was made of it.
+
+    Attributes:
+        batch: of a gradient step, the batch that it was met on (`abmll.running.faults.FailedBatch`); else None.
+    """
+
+    def __init__(self, message: object = "", batch: Any = None) -> None:
+        super().__init__(message)
+        self.batch = batch
 
 
 def harmless(text: str) -> str:

@@ -4,6 +4,7 @@ import errno
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
 
 PART, OLD = ".abmll-part", ".abmll-old"
 """Ends of the names of what is being written, and of what is being replaced: `tidy` removes whatever has them, so no
@@ -89,8 +90,39 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_bytes` for a JSON value. NaN and infinities are refused: JSON has none (ValueError)."""
+    """`write_bytes` for a JSON value.
+
+    Raises:
+        NonFiniteError: a number in it is NaN or infinite, which JSON has not; names the file and the entry.
+    """
+    refuse_non_finite(path, value)
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def refuse_non_finite(path: Path, value: Any) -> None:
+    """Refuse a JSON value that holds NaN or an infinity.
+
+    Raises:
+        NonFiniteError: names the file and the first such entry.
+
+    >>> refuse_non_finite(Path("scores.json"), {"abmll": [{"nll": float("nan")}]})
+    Traceback (most recent call last):
+    ...
+    abmll.errors.NonFiniteError: scores.json: abmll.0.nll is nan, not a finite number; nothing was written
+    """
+    for entry, number in _numbers(value, ""):
+        if not math.isfinite(number):
+            name = entry or "its value"
+            raise NonFiniteError(f"{path}: {name} is {number}, not a finite number; nothing was written")
+
+
+def _numbers(value: Any, entry: str) -> Iterator[tuple[str, float]]:
+    """Every float in a JSON value, with the names and places that lead to it."""
+    if isinstance(value, float):
+        yield entry, value
+    elif isinstance(value, dict | list | tuple):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(part, f"{entry}.{key}" if entry else str(key))
 
 
 @contextmanager
@@ -145,16 +177,32 @@ def seal(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
-    """`write_json` of an object, with a SHA-256 of everything else as its last entry."""
-    write_json(path, {**value, SEAL: seal(_canonical(value))})
+def write_sealed_json(path: Path, value: dict[str, Any], of: str | None = None) -> None:
+    """`write_json` of an object, with a SHA-256 as its last entry: of everything else in it, and of what it belongs to.
+
+    Args:
+        path: the file.
+        value: the object.
+        of: what the file belongs to, which is not written; None: the file's name. So a whole file in the place of
+            another one is noticed.
+    """
+    refuse_non_finite(path, value)
+    write_json(path, {**value, SEAL: _seals(path, value, of)[0]})
 
 
-def read_sealed_json(path: Path) -> dict[str, Any]:
+def read_sealed_json(path: Path, of: str | None = None, advice: str = "delete it") -> dict[str, Any]:
     """The inverse of `write_sealed_json`; a file without a seal, from an earlier version, is taken as it is.
 
     Raises:
-        AbmllError: it is missing, no JSON object, or not what was written.
+        AbmllError: it is missing, no JSON object, or not what was written; ends in `advice`.
+    """
+    return read_and_tell_seal(path, of, advice)[0]
+
+
+def read_and_tell_seal(path: Path, of: str | None = None, advice: str = "delete it") -> tuple[dict[str, Any], bool]:
+    """As `read_sealed_json`; and whether the file has a seal at all.
+
+    A SHA-256 of the content alone, as earlier versions wrote, is a seal too.
     """
     try:
         check_regular(path)
@@ -164,24 +212,36 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise AbmllError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise AbmllError(f"{path}: cannot be read ({str(error)[:80]}); the file is damaged, delete it") from error
+        raise AbmllError(f"{path}: cannot be read ({str(error)[:80]}); the file is damaged, {advice}") from error
     if not isinstance(value, dict):
-        raise AbmllError(f"{path}: expected an object, found {type(value).__name__}; delete it")
+        raise AbmllError(f"{path}: expected an object, found {type(value).__name__}; {advice}")
     expected = value.pop(SEAL, None)
-    if expected is not None and not _is_sealed(value, expected):
-        raise AbmllError(f"{path}: damaged or edited (its SHA-256 is not the one it was written with); delete it")
-    return value
+    if expected is None and not _is_unsealed(path, value, of):
+        raise AbmllError(f"{path}: damaged (its SHA-256 has another name); {advice}")
+    if expected is not None and expected not in _seals(path, value, of):
+        raise AbmllError(
+            f"{path}: damaged or edited (its SHA-256 is not the one it was written with), or it belongs elsewhere; "
+            f"{advice}"
+        )
+    return value, expected is not None
 
 
-def _is_sealed(value: dict[str, Any], expected: Any) -> bool:
+def _is_unsealed(path: Path, value: dict[str, Any], of: str | None) -> bool:
+    """Whether a file without a seal never had one: no entry is the seal of the others."""
+    texts = {name: entry for name, entry in value.items() if isinstance(entry, str) and len(entry) == 64}
+    return not any(
+        entry in _seals(path, {other: part for other, part in value.items() if other != name}, of)
+        for name, entry in texts.items()
+    )
+
+
+def _seals(path: Path, value: dict[str, Any], of: str | None) -> tuple[str, ...]:
+    """The seal of an object, and that of earlier versions."""
     try:
-        return expected == seal(_canonical(value))
+        content = json.dumps(value, sort_keys=True, allow_nan=False)
+        return seal(f"{of or path.name}\n{content}"), seal(content)
     except ValueError:  # NaN, an infinity or half of a surrogate pair, none of which was ever written
-        return False
-
-
-def _canonical(value: dict[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, allow_nan=False)
+        return ()
 
 
 def without_home(path: str) -> str:

@@ -13,6 +13,7 @@ document are compared under the same weights, and no score depends on what else 
 lm-eval has no plug-ins; `python -m abmll.lm_eval` is its command line with the model `abmll` added.
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,9 +24,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import logsumexp
 
-from abmll.errors import AbmllError, unknown_name
+from abmll.errors import AbmllError, NonFiniteError, unknown_name
 from abmll.files import seal, without_home
 from abmll.running.everyday import Session, open_run
+from abmll.running.finite import SHOWN, dtype_advice
 from abmll.running.posterior import drawn
 from abmll.running.shipped import find_run
 from abmll.tasks.control import ControlTokens
@@ -101,16 +103,23 @@ class AbmllLM(HFLM):
         """log p(continuation | context, D), and whether greedy decoding gives the continuation under every draw.
 
         Then it does so under their mixture too; the reverse need not hold.
+
+        Raises:
+            NonFiniteError: a log-likelihood is NaN or infinite; names the documents and the dtype.
         """
         found = self._by_draw(partial(super().loglikelihood, self._marked(requests), disable_tqdm))
-        values = log_mean_exp(np.array([[value for value, _ in scores] for scores in found]))
+        values = self._averaged(requests, [[value for value, _ in scores] for scores in found])
         greedy = [all(flags) for flags in zip(*([flag for _, flag in scores] for scores in found), strict=True)]
         return list(zip(values.tolist(), greedy, strict=True))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """log p(text | D) of whole texts: one draw makes all windows of a text."""
+        """log p(text | D) of whole texts: one draw makes all windows of a text.
+
+        Raises:
+            NonFiniteError: as `loglikelihood`.
+        """
         found = self._by_draw(partial(super().loglikelihood_rolling, self._marked(requests), disable_tqdm))
-        return log_mean_exp(np.array(found, dtype=np.float64)).tolist()
+        return self._averaged(requests, found).tolist()
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
         """Refused: averaged draws have probabilities of texts, but no one model that writes them."""
@@ -157,13 +166,24 @@ class AbmllLM(HFLM):
         return found
 
     def set_cache_hook(self, cache_hook: Any) -> None:
-        """Let lm-eval cache scores as they come, but not those of single draws: averaged ones it caches at the end."""
+        """Let lm-eval cache finite scores as they come; none of single draws: averaged ones it caches at the end."""
         if not self.draws:
-            super().set_cache_hook(cache_hook)
+            super().set_cache_hook(_FiniteScores(cache_hook))
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes beside the scores: its own facts, and which run, task and draws."""
         return {**super().get_model_info(), **self._told, "base_fingerprint": self.session.base.fingerprint}
+
+    def _averaged(self, requests: Sequence[Any], draws: Sequence[Sequence[float]]) -> Float[np.ndarray, " N"]:
+        """The log-likelihoods of each draw, averaged; what is not finite is no score."""
+        values = np.array(draws, dtype=np.float64)
+        bad = [requests[int(i)] for i in np.flatnonzero(~np.isfinite(values).all(axis=0))]
+        if bad:
+            names = ", ".join(f"{request.task_name} document {request.doc_id}" for request in bad[:SHOWN])
+            more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+            advice = dtype_advice(self.session.system.method.adapters.base_dtype)
+            raise NonFiniteError(f"{names}{more}: the log-likelihood is NaN or infinite, which is no score; {advice}")
+        return log_mean_exp(values)
 
     def _by_draw(self, score: Callable[[], list[Any]]) -> list[list[Any]]:
         """What `score` gives under each draw, or by the mean weights."""
@@ -174,6 +194,18 @@ class AbmllLM(HFLM):
             with drawn(self.session.system.method.adapters, number):
                 found.append(score())
         return found
+
+
+class _FiniteScores:
+    """lm-eval's cache, which is never handed a score that is not finite: it would give that out the next time."""
+
+    def __init__(self, hook: Any) -> None:
+        self._hook = hook
+
+    def add_partial(self, attr: str, req: Any, res: Any) -> None:
+        """As lm-eval's `CacheHook`."""
+        if math.isfinite(res[0] if isinstance(res, tuple) else res):
+            self._hook.add_partial(attr, req, res)
 
 
 def log_mean_exp(values: Float[np.ndarray, "S N"]) -> Float[np.ndarray, " N"]:

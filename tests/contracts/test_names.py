@@ -63,8 +63,10 @@ GROUPS = {METHODS.group, SOURCE_REGISTRY.group, METRICS.group}
 
 
 def known(section: str, key: str, rest: str) -> bool:
-    """Whether `section.key` is a setting, as `abmll train section.key=value` takes it."""
+    """Whether `section.key` is a setting, as `abmll train section.key=value` takes it, or the beginning of several."""
     if section == "method":
+        if key.endswith("_"):
+            return any(name.startswith(key) for name in METHOD)
         return key in FILES or (key in METHOD and not rest)
     if section == "tasks" and key in ROLES:
         return not rest or rest[1:] in TaskSource.model_fields

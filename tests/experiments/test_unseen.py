@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 import yaml
@@ -180,6 +182,13 @@ def test_packed_predictions_are_those_that_were_made(place: Path, measured: Path
             for a, b in zip(one.rows, again.found[row][key].rows, strict=True):
                 assert (a.id, a.answer) == (b.id, b.answer)
                 assert a.probabilities == pytest.approx(b.probabilities, rel=3e-6)
+    table = pyarrow.parquet.read_table(tmp_path / "copy.parquet")
+    logs = [[float("nan")] * len(row) for row in table.column("log_probabilities").to_pylist()]
+    column = pyarrow.array(logs, table.schema.field("log_probabilities").type)
+    broken = table.set_column(table.schema.get_field_index("log_probabilities"), "log_probabilities", column)
+    pyarrow.parquet.write_table(broken, tmp_path / "broken.parquet")
+    with pytest.raises(AbmllError, match=r"broken\.parquet: question .* is nan, which is no prediction"):
+        read_packed(tmp_path / "broken.parquet")
     (tmp_path / "copy.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(AbmllError, match="damaged"):
         read_packed(tmp_path / "copy.parquet")

@@ -26,6 +26,7 @@ from abmll.adapters.stored import take_adapter
 from abmll.config import CompareConfig, load_config
 from abmll.errors import AbmllError
 from abmll.files import SEAL, write_json, write_text
+from abmll.metrics.not_finite import END, NotFinite
 from abmll.metrics.predictions import read_predictions
 from abmll.metrics.scores import score
 from abmll.models.load import load_model
@@ -243,6 +244,14 @@ def _reseal_record(folder: Path) -> None:
 
 def _build_comparison(folder: Path) -> None:
     make_folder(folder / "out", systems=("pretrained", "lora"), tasks=("boolean",), seeds=1, draws=1, questions=6)
+    _break_a_cell(folder)
+
+
+def _break_a_cell(folder: Path) -> None:
+    """One cell that is not finite, in the place of its predictions."""
+    file = next(folder.glob("out/lora/seed-0/predictions/before-adaptation/draw-0/*.jsonl"))
+    NotFinite(read_predictions(file), "adapting", "why").write(file.with_name(f"{file.stem}{END}"))
+    file.unlink()
 
 
 def _read_comparison(folder: Path) -> None:

@@ -1,23 +1,14 @@
-"""Truncation and flipped bits in every file of a run directory."""
+"""Flipped bits, lost ends, edited values, missing files, and files in each other's place: in all that is trusted."""
 
-import hashlib
-import json
-import logging
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from abmll.adapters.folder import read_adapter
-from abmll.config import RunConfig, load_config
-from abmll.errors import AbmllError
-from abmll.files import read_sealed_json
-from abmll.metrics.predictions import read_predictions
-from abmll.running.rundir import RunDirectory
+from tests.survival.trusted import KINDS, TOLD, Kind, look, outcome
 
-HARMLESS = (".lock", "README.md")
-"""Files whose content nobody relies on."""
+Damage = Callable[[Path, random.Random], str]
 
 
 def flip(path: Path, rng: random.Random) -> str:
@@ -37,93 +28,99 @@ def truncate(path: Path, rng: random.Random) -> str:
     return f"cut to {size} of {len(data)} bytes"
 
 
-def contents(run: Path) -> dict[str, Any]:
-    """Everything a run directory says, as its readers give it: for comparing before and after damage."""
-    directory = RunDirectory(run)
-    found: dict[str, Any] = {"config": load_config(RunConfig, run / "config.yaml").to_yaml()}
-    for step in directory.steps(incomplete=True):
-        checkpoint = directory.load(step)
-        tensors = {**checkpoint.shared, **{f"o.{n}": t for n, t in checkpoint.optimizer.items()}}
-        found[f"checkpoint {step}"] = ({n: t.tolist() for n, t in tensors.items()}, checkpoint.state)
-    adapter = read_adapter(run / "adapter")
-    found["adapter"] = ({n: t.tolist() for n, t in adapter.tensors.items()}, adapter.facts)
-    for path in sorted(run.glob("predictions/**/*.jsonl")):
-        found[str(path)] = read_predictions(path)
-    for name in ("origin.json", "cost.json", "environment.json", "trained.json"):
-        if (run / name).exists():
-            found[name] = read_sealed_json(run / name)
-    return found
+def edit(path: Path, rng: random.Random) -> str:
+    """Another value, as somebody might type it: true for false, or another digit."""
+    data = path.read_bytes()
+    found = list(re.finditer(rb"true|false|\d", data))
+    if not found:
+        return "nothing to edit"
+    here = rng.choice(found)
+    words = {b"true": b"false", b"false": b"true"}
+    new = words.get(here[0]) or b"%d" % ((int(here[0]) + 1) % 10)
+    path.write_bytes(data[: here.start()] + new + data[here.end() :])
+    return f"{here[0].decode()} to {new.decode()} at byte {here.start()}"
 
 
-def files_of(run: Path) -> list[Path]:
-    """Every file that somebody reads, relative to the run directory."""
-    return sorted(p.relative_to(run) for p in run.rglob("*") if p.is_file() and p.name not in HARMLESS)
+def delete(path: Path, rng: random.Random) -> str:
+    """Remove it."""
+    path.unlink()
+    return "removed"
 
 
-def damaged(
-    run: Path,
-    name: Path,
-    damage: Callable[[Path, random.Random], str],
-    rng: random.Random,
-    check: Callable[[Path], str],
-) -> tuple[str, str]:
-    """Damage a file of a copy, ask `check` what became of it, and put the file back; what was done, and the answer."""
-    original = (run / name).read_bytes()
+DAMAGES: tuple[Damage, ...] = (flip, truncate, edit, delete)
+
+
+def damaged(kind: Kind, place: Path, path: Path, damage: Damage, rng: random.Random) -> tuple[str, str]:
+    """Damage a file, see what becomes of it, and put everything back; what was done, and the outcome."""
+    whole, before = look(kind, place, path), _contents(place, path)
     try:
-        what = damage(run / name, rng)
-        return what, "unchanged" if (run / name).read_bytes() == original else check(run)
+        what = damage(place / path, rng)
+        found = outcome(whole, look(kind, place, path))
     finally:
-        (run / name).write_bytes(original)
+        _put_back(place, path, before)
+    missing_is_fine = damage is delete and kind.lost and (kind.lost != TOLD or found == TOLD)
+    return what, f"missing ({kind.lost})" if found == "SILENTLY USED" and missing_is_fine else found
 
 
-def reading(whole: dict[str, Any]) -> Callable[[Path], str]:
-    """A check: reads everything. `refused` is right, `the same` too (a space in JSON, say); anything else is wrong."""
-
-    def check(run: Path) -> str:
-        try:
-            return "the same" if contents(run) == whole else "SILENTLY USED"
-        except AbmllError:
-            return "refused"
-
-    return check
-
-
-def journal_check(run: Path) -> str:
-    """Cut the journal where its last checkpoint would go on: damage must be told, or be none."""
-    directory = RunDirectory(run)
-    latest = directory.latest()
-    assert latest is not None
-    sealed = json.loads((directory.checkpoint_path(latest.step) / "journal.json").read_bytes())
-    told: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = told.append  # type: ignore[method-assign]
-    logger = logging.getLogger("abmll.running.rundir")
-    logger.addHandler(handler)
+def swapped(kind: Kind, place: Path, path: Path, other: Path) -> str:
+    """Put two files in each other's place, see what becomes of each, and put them back; the worse outcome."""
+    wholes = [look(kind, place, each) for each in (path, other)]
+    before = {each: (place / each).read_bytes() for each in (path, other)}
+    kept = [_contents(place, each) for each in (path, other)]
     try:
-        directory.cut_journal(latest.step)
+        (place / path).write_bytes(before[other])
+        (place / other).write_bytes(before[path])
+        found = [outcome(whole, look(kind, place, each)) for each, whole in zip((path, other), wholes, strict=True)]
     finally:
-        logger.removeHandler(handler)
-    intact = hashlib.sha256(directory.journal.read_bytes()).hexdigest() == sealed["sha256"]
-    return "told" if told else "the same" if intact else "SILENTLY USED"
+        for each, contents in zip((path, other), kept, strict=True):
+            _put_back(place, each, contents)
+    if "SILENTLY USED" in found and kind.moved:
+        return f"harmless ({kind.moved})"
+    return max(found, key=["refused", "made again", TOLD, "the same", "SILENTLY USED"].index)
 
 
-def campaign(run: Path, times: int, seed: int = 0) -> dict[str, Counter[str]]:
-    """Damage every file of a run directory so many times in each way; kind of file -> outcomes.
+def _contents(place: Path, path: Path) -> dict[Path, bytes]:
+    """The files of its folder: reading may mend some of them."""
+    return {each: each.read_bytes() for each in (place / path).parent.iterdir() if each.is_file()}
+
+
+def _put_back(place: Path, path: Path, contents: dict[Path, bytes]) -> None:
+    for each, data in contents.items():
+        if not each.exists() or each.read_bytes() != data:
+            each.write_bytes(data)
+
+
+def campaign(place: Path, times: int, files: int | None = None, seed: int = 0) -> dict[str, Counter[str]]:
+    """Damage files of every kind so many times in each way, and swap them; kind -> outcomes.
+
+    Args:
+        place: from `trusted.build_place`.
+        times: of each damage to a file.
+        files: of a kind, at most so many; None: all.
+        seed: of what is damaged, and where.
 
     Raises:
-        AssertionError: something damaged was used without a word.
+        AssertionError: something that is not as it was written was used without a word.
     """
-    rng, check, tally = random.Random(seed), reading(contents(run)), defaultdict[str, Counter[str]](Counter)
-    for name in files_of(run):
-        for damage in (flip, truncate) * times:
-            on = journal_check if name.name == "journal.jsonl" else check
-            what, outcome = damaged(run, name, damage, rng, on)
-            assert outcome != "SILENTLY USED", f"{name}, {what}: used without a word"
-            tally[_kind(name)][f"{damage.__name__}: {outcome}"] += 1
+    rng, tally = random.Random(seed), defaultdict[str, Counter[str]](Counter)
+    for kind in KINDS:
+        every = kind.found(place)
+        if kind.read is None:
+            continue
+        for path in every if files is None else sorted(rng.sample(every, min(files, len(every)))):
+            for damage in DAMAGES * times:
+                what, found = damaged(kind, place, path, damage, rng)
+                assert found != "SILENTLY USED", f"{path}, {what}: used without a word"
+                tally[kind.name][f"{damage.__name__}: {found}"] += 1
+            others = [other for other in every if _can_be_swapped(place, path, other)]
+            if others:
+                other = rng.choice(others)
+                found = swapped(kind, place, path, other)
+                assert found != "SILENTLY USED", f"{path} and {other} swapped: used without a word"
+                tally[kind.name][f"swap: {found}"] += 1
     return dict(tally)
 
 
-def _kind(name: Path) -> str:
-    return (
-        f"{name.parts[0]}/{name.name if name.parts[0] == 'checkpoints' else '*'}" if len(name.parts) > 1 else name.name
-    )
+def _can_be_swapped(place: Path, path: Path, other: Path) -> bool:
+    """Whether two files are of one form, in different places, and say different things."""
+    return path != other and path.suffix == other.suffix and (place / path).read_bytes() != (place / other).read_bytes()

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from tests.survival import test_ranks
-from tests.survival.children import command, in_child
 from tests.survival.damage import campaign as damage
 from tests.survival.kills import AFTER, POINTS, kill_at_random, kill_in_save
 from tests.survival.memory import peak_of_prediction, slope, train_and_watch
@@ -24,6 +23,7 @@ from tests.survival.signals import PHASES
 from tests.survival.signals import campaign as signals
 from tests.survival.terminal import press
 from tests.survival.test_disks import test_trust_08_a_full_disk as a_full_disk
+from tests.survival.trusted import build_place
 
 RESULTS = Path(__file__).with_name("results")
 KILLS, SIGNALS, DAMAGES, STEPS = 30, 20, 20, 3500
@@ -76,18 +76,17 @@ def all_signals(folder: Path) -> Lines:
 
 
 def all_damage(folder: Path) -> Lines:
-    """Flipped bits and truncation in every file of a run."""
-    yield "## Truncation, and one flipped bit, in every file of a run directory"
+    """Damage to every file that is trusted."""
+    yield "# Flipped bits, lost ends, edited values, missing and swapped files"
     yield ""
-    yield f"Each file {DAMAGES} times each way. `refused`: its reader names the file. `told`: a warning (there is"
-    yield "no second copy of the journal). `the same`: what was changed means nothing (a space in JSON, say)."
+    yield f"Every file of every kind that is read again, {DAMAGES} times each way, and in the place of another of its"
+    yield "kind. `refused`: an error that names it. `made again`: it is not used. `told`: a warning (there is no second"
+    yield "copy of the journal). `the same`: what was changed means nothing (a space in JSON, say). In brackets why a"
+    yield "file that is missing or another's is harmless."
     yield ""
-    yield "| file | outcomes | used without a word |"
+    yield "| files | outcomes | used without a word |"
     yield "|---|---|---|"
-    place = place_comparison(folder / "damage")
-    child = in_child(command(place, "compare", "compare.yaml", "-o", "out"), place / "said.txt")
-    assert child.wait() == 0, child.text()
-    for kind, outcomes in sorted(damage(place / "out" / "abmll" / "seed-0", DAMAGES).items()):
+    for kind, outcomes in damage(build_place(folder), DAMAGES).items():
         yield f"| {kind} | {', '.join(f'{what} {count}' for what, count in sorted(outcomes.items()))} | 0 |"
 
 

@@ -24,6 +24,7 @@ import abmll
 from abmll.adapters.folder import read_adapter
 from abmll.classifier import Classifier
 from abmll.errors import AbmllError
+from abmll.files import SEAL
 from abmll.running import engines
 from abmll.tasks.labels import label_text
 from abmll.tasks.question import Question
@@ -274,7 +275,10 @@ def test_a_folder_of_the_first_format_loads(new: Any, tmp_path: Path) -> None:
     fitted = new(steps=1).fit(list(TEXTS), [n % 2 == 0 for n in range(16)])
     fitted.save(tmp_path / "kept")
     file = tmp_path / "kept" / "classifier.json"
-    values = json.loads(file.read_text())
+    values = {name: value for name, value in json.loads(file.read_text()).items() if name != SEAL}
+    file.write_text(json.dumps(values))
+    with pytest.raises(AbmllError, match=r"classifier\.json: has no SHA-256 of its own; fit and save again"):
+        Classifier.load(tmp_path / "kept")
     values |= {"abmll_classifier": 1, "classes": [False, True]}
     values["layout"]["labels"] = ["False", "True"]  # as it wrote them
     file.write_text(json.dumps(values))

@@ -24,7 +24,7 @@ from abmll.running import own_tasks, predicting
 from abmll.running.everyday import open_run
 from abmll.running.labelled import read_unlabelled
 from abmll.running.own_tasks import layout_of
-from abmll.running.saved_tasks import read_task
+from abmll.running.saved_tasks import read_task, write_details
 from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
 
 ADAPT = ["abmll", "adapt", "runs/mine", "my.csv", "--save", "t", "--hold-back", "26", "--no-check"]
@@ -283,6 +283,30 @@ def test_steps_are_one_pass_or_what_is_asked_for(abmll: Command, tmp_path: Path)
         assert read_task(tmp_path / "runs" / "mine", f"s{steps}").details["steps"] == steps
 
 
+def test_trust_09_an_edited_task_promises_nothing(abmll: Command, tmp_path: Path) -> None:
+    """Rows held back said that no threshold keeps the promise; after `sed s/false/true/` it was once promised."""
+    own_rows(tmp_path / "rows.csv")
+    write_texts(tmp_path / "new.csv", 40, seed=9)
+    line = "predict runs/mine rows.csv --task t --abstain-below-risk 0.1 -o out.csv"
+    file = tmp_path / "runs" / "mine" / "tasks" / "t" / "task.json"
+    text = file.read_text()
+    correct = json.loads(text)["details"]["held_back"]["correct"]
+    assert sum(correct) < len(correct), "nothing is wrong, so nothing can be made right"
+    assert "no threshold keeps the promise" in abmll(line)[2]
+    file.write_text(text.replace("false", "true"))
+    for more in ("", " --held-back new.csv"):
+        code, _, err = abmll(line + more)
+        assert (code, "task.json: damaged or edited" in err, "--save t --replace" in err) == (2, True, True), err
+    values = json.loads(text)
+    values.pop("sha256")
+    file.write_text(json.dumps(values).replace("false", "true"))
+    for more in ("", " --held-back new.csv"):
+        code, _, err = abmll(line + more)
+        assert (code, "so nothing can be promised by it" in " ".join(err.split())) == (2, True), err
+    assert not (tmp_path / "out.csv").exists()
+    assert abmll("predict runs/mine rows.csv --task t -o out.csv")[0] == 0, "without a promise an old file is as ever"
+
+
 def test_abstaining_needs_enough_rows_held_back(abmll: Command, tmp_path: Path) -> None:
     own_rows(tmp_path / "rows.csv")
     code, _, err = abmll("predict runs/mine rows.csv --task t --abstain-below-risk 0.05 -o out.csv")
@@ -298,11 +322,9 @@ def test_abstaining_needs_enough_rows_held_back(abmll: Command, tmp_path: Path) 
 
 def _hold(run: Path, errors: int, rows: int = 60) -> None:
     """Put other answers in the place of those held back, the least confident ones wrong."""
-    file = run / "tasks" / "t" / "task.json"
-    kept = json.loads(file.read_text())
-    held = kept["details"]["held_back"]
-    held["confidence"], held["correct"] = np.linspace(0.5, 1, rows).tolist(), [n >= errors for n in range(rows)]
-    file.write_text(json.dumps(kept))
+    details = read_task(run, "t").details
+    held = {"confidence": np.linspace(0.5, 1, rows).tolist(), "correct": [n >= errors for n in range(rows)]}
+    write_details(run, "t", {**details, "held_back": {**details["held_back"], **held}})
 
 
 def test_abstaining_answers_above_the_threshold_alone(abmll: Command, tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(merged, "write_json", full)
+    monkeypatch.setattr(merged, "write_sealed_json", full)
     with pytest.raises(OSError, match="No space"):
         export_merged(loaded(place, config), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import read_sealed_json, write_bytes, write_json, write_sealed_json, write_text
 
 
@@ -131,7 +131,7 @@ def test_json_is_read_back_and_floats_are_exact(tmp_path: Path) -> None:
 def test_trust_19_json_refuses_nan_and_infinity_and_leaves_the_old_file(tmp_path: Path, number: float, inside) -> None:
     path = tmp_path / "scores.json"
     write_json(path, {"ece": 0.1})
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(NonFiniteError, match=r"scores\.json: .*, not a finite number; nothing was written"):
         write_json(path, inside(number))
     assert json.loads(path.read_text()) == {"ece": 0.1}
     assert list(tmp_path.iterdir()) == [path]

@@ -14,13 +14,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
 from abmll.exporting import export_merged
 from abmll.files import write_text
+from abmll.running import build
 from abmll.running.adapt import adapt
 from abmll.running.build import adaptation_plan
 from abmll.running.everyday import open_run
 from abmll.running.saved_tasks import save_task
+from tests.poison import poisoned_load
 from tests.runs import UNSEEN, config_in, train_run
 from tests.tiny import Kind, save_tiny, tiny_tasks, write_tasks
 
@@ -290,3 +292,24 @@ def test_mistakes_on_the_command_line_are_one_message(
     with pytest.raises(SystemExit, match="2"):
         ours.main()
     assert capsys.readouterr().err.startswith("error: nowhere: no run directory")
+
+
+@pytest.mark.parametrize("samples", [None, DRAWS])
+def test_trust_19_a_log_likelihood_that_is_not_finite_is_no_score(
+    samples: int | None, bpe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of three documents is poison: it is named, and no cache ever gives it out."""
+    monkeypatch.setattr(build, "load_model", poisoned_load)
+    one = AbmllLM(bpe / "trained", task="mine", samples=samples, batch_size=1)
+    asked = [
+        Instance("loglikelihood", {}, (f"is it {sign}?", "snow"), n, ("mine", n, 1)) for n, sign in enumerate("a~b")
+    ]
+    with pytest.raises(NonFiniteError, match=r"mine document 1: the log-likelihood is NaN .*computed in float32"):
+        one.loglikelihood(asked)
+    with pytest.raises(NonFiniteError, match="mine document 1: the log-likelihood"):
+        one.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("it ~ rains",), 0, ("mine", 1, 1))])
+    cached = lm_eval.api.model.CachingLM(one, str(tmp_path / "cache.db"))
+    with pytest.raises(NonFiniteError):
+        cached.loglikelihood(asked)
+    assert all(np.isfinite(value) for value, _ in cached.dbdict.values())
+    assert np.isfinite([value for value, _ in one.loglikelihood([asked[0], asked[2]])]).all()

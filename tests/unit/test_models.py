@@ -259,7 +259,7 @@ def test_interrupted_build_leaves_nothing(tiny_gguf: Path, own_cache: Path, monk
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("abmll.models.gguf.write_json", interrupt)
+    monkeypatch.setattr("abmll.models.gguf.write_sealed_json", interrupt)
     with pytest.raises(KeyboardInterrupt):
         load_model(str(tiny_gguf), device="cpu")
     assert list((own_cache / "gguf").iterdir()) == []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import abmll.metrics.predictions as predictions_module
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
 from abmll.metrics.predictions import Prediction, Predictions, pad_probabilities, read_predictions
 
 FULL = Predictions(
@@ -93,11 +93,13 @@ def test_file_is_json_lines_with_one_row_a_line(tmp_path):
     assert values[1]["probabilities"] == [0.1 + 0.2, 0.7]
 
 
-def test_nan_is_not_written(tmp_path):
-    bad = Predictions("lora", "toy", 0, 0, 0, rows=(Prediction("a", 0, (float("nan"), 1.0)),))
-    with pytest.raises(ValueError, match="JSON"):
-        bad.write(tmp_path / "bad.jsonl")
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["probabilities", "spread", "vocabulary_confidence"])
+def test_trust_19_what_is_not_finite_is_no_prediction(where, number):
+    values = {"probabilities": (0.5, 0.5), "spread": (0.1, 0.1), "vocabulary_confidence": 0.2}
+    values[where] = number if where == "vocabulary_confidence" else (number, 0.5)
+    with pytest.raises(NonFiniteError, match=r"question 'a': .* which is no prediction"):
+        Prediction("a", 0, **values)
 
 
 def test_padding_has_zeros_after_the_last_choice():

@@ -7,7 +7,7 @@ import pytest
 from peft import PeftModel
 
 from abmll.config import RunConfig
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
 from abmll.running import saved_tasks
 from abmll.running.adapt import PredictionPlan, adapt, predict
 from abmll.running.build import System, adaptation_plan
@@ -124,7 +124,7 @@ def test_trust_07_a_save_that_fails_leaves_the_old_one(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saved_tasks, "write_json", full)
+    monkeypatch.setattr(saved_tasks, "write_sealed_json", full)
     with pytest.raises(OSError, match="No space"):
         save_task(tmp_path, "t", config, adapted, {"version": 2}, replace=True)
     assert read_task(tmp_path, "t").details == {"version": 1}
@@ -187,7 +187,7 @@ def test_the_shared_weights_of_a_run_are_no_task(config: RunConfig, adapted: Sys
 
 
 def test_details_must_be_json(config: RunConfig, adapted: System, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises(NonFiniteError, match=r"details\.score is nan"):
         save_task(tmp_path, "t", config, adapted, {"score": float("nan")})
     assert not (tmp_path / "tasks" / "t").exists()
     save_task(tmp_path, "t", config, adapted, {"text": "naïve 漢"})

@@ -91,11 +91,17 @@ def test_a_tokenizer_that_differs_where_no_question_goes_is_the_same(here: Path,
     assert session.base.tokenizer_hash != read_adapter(find_run("tiny") / "adapter").facts.base.tokenizer_hash
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"nll": "x"}'])
-def test_a_damaged_probe_is_no_probe(text: str, here: Path) -> None:
+def test_a_probe_of_another_form_is_no_probe_and_a_damaged_one_is_refused(here: Path) -> None:
     run = find_run("tiny")
-    (run / "probe.json").write_text(text)
+    text = (run / "probe.json").read_text()
+    (run / "probe.json").write_text('{"nll": "x"}')
     assert read_probe(run) is None
+    open_run(run)
+    for damaged in ("", "[]", text.replace('"questions": ', '"questions": 1')):
+        (run / "probe.json").write_text(damaged)
+        with pytest.raises(AbmllError, match=r"probe\.json: .*delete it: it only tells copies of a base model apart"):
+            open_run(run)
+    (run / "probe.json").unlink()
     open_run(run)
 
 

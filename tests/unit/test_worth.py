@@ -293,6 +293,7 @@ def test_the_table_as_json_values() -> None:
             "accuracy_interval": list(row.accuracy_interval),
             "nll": row.nll,
             "nll_interval": list(row.nll_interval),
+            "not_finite": None,
         }
 
 

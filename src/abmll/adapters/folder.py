@@ -23,7 +23,7 @@ from abmll.adapters.peft import (
     read_config,
     write_peft_files,
 )
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import folder_beside, write_bytes
 from abmll.tensors import check_names, read_header, read_tensors, strict_json, to_bytes
 
@@ -39,9 +39,13 @@ def write_adapter(stored: StoredAdapter, folder: Path | str, also: Callable[[Pat
         also: writes more files into the folder before it gets its name.
 
     Raises:
+        NonFiniteError: a weight is NaN or infinite; nothing is written then.
         AbmllError: what was read is not what was written.
         OSError: the disk is full, or the place cannot be written; `folder` is then as it was.
     """
+    bad = next((name for name, tensor in stored.tensors.items() if not bool(tensor.isfinite().all())), None)
+    if bad is not None:
+        raise NonFiniteError(f"{folder}: {bad} holds NaN or infinity, so there is no adapter to write")
     with folder_beside(Path(folder)) as beside:
         _write_files(stored, beside)
         if not read_adapter(beside).equals(stored):
@@ -115,6 +119,15 @@ def read_facts(file: Path) -> AdapterFacts:
         AbmllError: the file is no such file, or of a format that this version does not know.
     """
     return _read_facts(file)[0]
+
+
+def checksum(folder: Path) -> str:
+    """The SHA-256 over all of an adapter, as its files hold it: a file that is sealed with it belongs to this adapter.
+
+    Raises:
+        AbmllError: the adapter's second file is missing, or is no such file.
+    """
+    return _read_facts(folder / EXTRAS_FILE)[2]
 
 
 def _read_facts(file: Path) -> tuple[AdapterFacts, str, str]:

@@ -93,6 +93,13 @@ class AdapterSet:
         """Whether the layers hold std factors."""
         return all(layer.task.has_std for layer in self.layers.values())
 
+    @property
+    def base_dtype(self) -> str:
+        """Name of the dtype that the base model computes in, as far as its first adapted layer tells: float16, ..."""
+        base = next(iter(self.layers.values())).base
+        dtype = getattr(base, "compute_dtype", None) or getattr(base.weight, "dtype", "")
+        return str(dtype).removeprefix("torch.")
+
     def parameters(self, slot: Literal["shared", "task"], part: Part | None = None) -> list[nn.Parameter]:
         """The factors of a slot: of the means, of the stds, or all of them; in layer order."""
         return [

@@ -14,10 +14,11 @@ from abmll.cli.progress import ProgressDisplay, duration
 from abmll.cli.scores import print_scores
 from abmll.config import RunConfig, TaskSource, load_config
 from abmll.errors import AbmllError
-from abmll.metrics.worth import Worth
-from abmll.running.build import build_system, load_base
+from abmll.metrics.worth import Worth, WorthRow
+from abmll.running.build import build_system, check_tasks, load_base
 from abmll.running.everyday import Session, open_run
 from abmll.running.labelled import Labelled, read_labelled, remarks
+from abmll.running.overrides import check_settings, check_trained
 from abmll.running.own_tasks import Adapted, adapt_and_save
 from abmll.running.resume import restore_theta
 from abmll.running.roles import tasks_to_score
@@ -189,18 +190,19 @@ def _show(found: Worth) -> None:
         title_justify="left",
     )
     for row in found.rows:
-        (low, high), (least, most) = row.accuracy_interval, row.nll_interval
-        table.add_row(
-            row.name,
-            f"{100 * row.accuracy:.1f}",
-            f"{100 * low:.0f} to {100 * high:.0f}",
-            f"{row.nll:.3f}",
-            f"{least:.3f} to {most:.3f}",
-        )
+        table.add_row(*_cells(row))
     console.print()
     console.print(table)
     for line in found.text:
         _say(line)
+
+
+def _cells(row: WorthRow) -> tuple[str, ...]:
+    if row.accuracy is None or row.accuracy_interval is None or row.nll is None or row.nll_interval is None:
+        return row.name, "not finite", "", "not finite", ""
+    (low, high), (least, most) = row.accuracy_interval, row.nll_interval
+    shares = f"{100 * row.accuracy:.1f}", f"{100 * low:.0f} to {100 * high:.0f}"
+    return row.name, *shares, f"{row.nll:.3f}", f"{least:.3f} to {most:.3f}"
 
 
 def _score_unseen(run: Path, tasks: str | None, overrides: list[str], step: int | None) -> None:
@@ -208,11 +210,14 @@ def _score_unseen(run: Path, tasks: str | None, overrides: list[str], step: int 
     if tasks is not None and Path(tasks).is_file():
         raise AbmllError(f"{tasks}: one file of rows; --save NAME adapts to it, and keeps the result")
     config = load_config(RunConfig, run / "config.yaml", overrides)
+    check_trained(load_config(RunConfig, run / "config.yaml"), config, run)
+    check_settings(config)
     roles = tasks_to_score(config, TaskSource(source=tasks) if tasks else None)
     if not roles.unseen:
         raise AbmllError(f"{run} names no unseen tasks: give a folder, a file or builtin:NAME")
     if bare := [task.name for task in roles.unseen if not task.test]:
         raise AbmllError(f"{', '.join(bare)}: no test rows to score; `--save NAME` keeps a task adapted to its rows")
+    check_tasks(config, (), roles.unseen)
     compared = (run.parent.parent / "comparison.json").is_file()  # its predictions are results there
     place = run / "adapted" if compared else None
     target = Target(config.name, config, run, roles.train, roles.unseen, predictions=place)

@@ -20,6 +20,7 @@ from abmll.running.build import System, build_system, load_base, tasks_of
 from abmll.running.card import About, about_run
 from abmll.running.everyday import read_shared, settings_of
 from abmll.running.labelled import read_unlabelled
+from abmll.running.overrides import OWN_ROWS
 from abmll.running.own_tasks import layout_of
 from abmll.running.saved_tasks import SavedTask, read_task
 from abmll.running.shipped import find_run
@@ -74,7 +75,8 @@ def export(
     _check_options(task, merge, draw, calibrated, questions)
     folder = find_run(run, place=task is not None)
     saved = None if task is None else read_task(folder, task)
-    config = settings_of(folder, overrides or [], saved)
+    asked = {name: why for name, why in OWN_ROWS.items() if name != "tasks"}  # --calibrated asks the training tasks
+    config = settings_of(folder, overrides or [], saved, asked)
     stored = read_shared(folder) if saved is None else saved.adapter
     about = about_run(folder, stored.facts, None if saved is None else saved.details, task or "")
     wanted = _Wanted(folder, out, saved, config, stored, about, yes)

@@ -8,6 +8,7 @@ import typer
 from abmll.cli.lazy import command_app
 from abmll.cli.scores import print_scores
 from abmll.errors import AbmllError
+from abmll.metrics.not_finite import END
 
 app = command_app()
 
@@ -21,7 +22,12 @@ def score(
 
     Example: `abmll score runs/quickstart/abmll/seed-0/predictions`
     """
-    files = [file for path in predictions for file in (sorted(path.rglob("*.jsonl")) if path.is_dir() else [path])]
+    files = [file for path in predictions for file in (_files_in(path) if path.is_dir() else [path])]
     if not files:
         raise AbmllError(f"no predictions (*.jsonl) in {', '.join(map(str, predictions))}")
     print_scores(files, metric or [])
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Predictions files, and what stands in the place of those that are not finite."""
+    return sorted((*folder.rglob("*.jsonl"), *folder.rglob(f"*{END}")))

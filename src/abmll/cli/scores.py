@@ -6,23 +6,30 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from abmll.metrics.not_finite import END, read_not_finite
 from abmll.metrics.predictions import read_predictions
 from abmll.metrics.registered import score_with
+from abmll.metrics.scores import Scores
 
 console = Console()
 
 
 def print_scores(files: list[Path], metrics: Sequence[str] = ()) -> None:
-    """Read predictions files and print a line of scores for each, those of registered metrics last."""
+    """Read predictions files, and those that say that there are none, and print a line of scores for each.
+
+    Those of registered metrics come last.
+    """
     columns = ("system", "task", "draw", "examples", "n", "accuracy", "NLL", "Brier", "ECE (choices)", "scaled NLL")
     table = Table(*columns, *metrics)
     for file in files:
-        found = read_predictions(file)
-        s = score_with(found, metrics)
-        scaled = "" if s.nll_scaled is None else f"{s.nll_scaled:.3f}"
-        numbers = (f"{100 * s.accuracy:.1f}", f"{s.nll:.3f}", f"{s.brier:.3f}", f"{s.ece:.3f}", scaled)
-        more = ("" if value is None else f"{value:.3f}" for value in s.more.values())
-        table.add_row(
-            found.system, found.task, str(found.draw), str(found.examples_consumed), str(s.n), *numbers, *more
-        )
+        broken = file.name.endswith(END)
+        found = read_not_finite(file).asked if broken else read_predictions(file)
+        numbers = ("not finite", "not finite") if broken else _numbers(score_with(found, metrics))
+        places = (str(found.draw), str(found.examples_consumed), str(len(found.rows)))
+        table.add_row(found.system, found.task, *places, *numbers)
     console.print(table)
+
+
+def _numbers(found: Scores) -> tuple[str, ...]:
+    own = (f"{100 * found.accuracy:.1f}", f"{found.nll:.3f}", f"{found.brier:.3f}", f"{found.ece:.3f}")
+    return (*own, *("" if value is None else f"{value:.3f}" for value in (found.nll_scaled, *found.more.values())))

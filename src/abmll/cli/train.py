@@ -10,11 +10,11 @@ from abmll.cli.lazy import command_app
 from abmll.cli.progress import ProgressDisplay
 from abmll.cli.recipes import DryRun, Out, Overrides, Recipe, Strict, show_plan
 from abmll.config import RunConfig, load_config
-from abmll.running.build import build_episodes, build_system, load_base
+from abmll.running.build import build_episodes, build_system, check_tasks, load_base
+from abmll.running.overrides import check_run
 from abmll.running.roles import load_run_tasks, without_leaks
 from abmll.running.target import Target
 from abmll.running.timer import Timer
-from abmll.running.tracking import check_trackers
 from abmll.running.world import join_world, leave_world
 
 app = command_app()
@@ -45,13 +45,17 @@ def train(
     Example: `abmll train recipes/train.yaml training.iterations=200 -o runs/mine`
     """
     config = load_config(RunConfig, recipe, overrides or [])
-    check_trackers(config)
-    tasks = without_leaks(config, load_run_tasks(config))
+    folder = out or Path("runs") / config.name
+    check_run(config, folder)
+    tasks = load_run_tasks(config)
+    check_tasks(config, tasks.train, tasks.unseen + tasks.validation)
+    tasks = without_leaks(config, tasks)
+    check_tasks(config, tasks.train, tasks.unseen + tasks.validation)
     build_episodes(config, tasks.train)
     if dry_run:
         show_plan(out_console, config, [config], tasks)
         return
-    folder, world = out or Path("runs") / config.name, join_world()
+    world = join_world()
     allowed = allow_change or ()
     target = Target(config.name, config, folder, tasks.train, (), tasks.validation, strict=strict, allow_change=allowed)
     with ProgressDisplay(err_console) as display, target.run.locked(world):

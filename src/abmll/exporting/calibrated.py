@@ -15,8 +15,8 @@ from abmll.adapters.folder import write_adapter
 from abmll.errors import AbmllError
 from abmll.exporting.mean import source_of
 from abmll.exporting.place import REPORT_FILE, check_size
-from abmll.files import write_json
-from abmll.metrics.calibration import TEMPERATURES
+from abmll.files import write_sealed_json
+from abmll.metrics.calibration import TEMPERATURES, check_finite
 from abmll.metrics.predictions import Prediction
 from abmll.running.adapt import PredictionPlan, predict
 from abmll.running.build import System
@@ -113,8 +113,8 @@ def export_calibrated(
     text = {"format": FORMAT, "likelihood": stored.facts.likelihood.model_dump(), **asdict(found), "use": USE[kind]}
 
     def calibration_too(place: Path) -> None:
-        write_json(place / CALIBRATION_FILE, text)
-        write_json(place / REPORT_FILE, {"kind": "calibrated mean", **source_of(stored)})
+        write_sealed_json(place / CALIBRATION_FILE, text)
+        write_sealed_json(place / REPORT_FILE, {"kind": "calibrated mean", **source_of(stored)})
         write_card(place, about or About(out.name, stored.facts))
 
     write_adapter(stored, out, calibration_too)
@@ -148,10 +148,15 @@ def nearest_temperature(mean: Float[np.ndarray, "N K"], averaged: Float[np.ndarr
 
     The objective is convex in 1 / T. Choices that a question has not are zero in both.
 
+    Raises:
+        NonFiniteError: a probability is NaN or infinite.
+
     >>> sharp, flat = np.array([[0.8, 0.2]]), np.array([[2 / 3, 1 / 3]])  # 0.8 : 0.2 is (2/3 : 1/3) squared
     >>> round(nearest_temperature(sharp, flat), 4)
     2.0
     """
+    for table in (mean, averaged):
+        check_finite("probability", table)
     logits = _logits(mean)
     known = np.where(np.isfinite(logits), logits, 0.0)
 

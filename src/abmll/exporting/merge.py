@@ -7,7 +7,8 @@ from torch import Tensor
 
 from abmll.adapters.base_weights import is_quantised
 from abmll.adapters.layer import AdaptedLinear, AdapterSet
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
+from abmll.running.finite import dtype_advice
 from abmll.running.posterior import draw_key
 
 MOST_LOSS = 0.25
@@ -63,11 +64,12 @@ def merge(adapters: AdapterSet, draw: int | None = None) -> Rounding:
 
     Raises:
         AbmllError: a base layer is quantised, or there are no stds to draw by; nothing is changed then.
+        NonFiniteError: a merged weight is NaN or infinite in the weights' dtype; names the layer.
     """
     check_mergeable(adapters)
     if draw is not None and not adapters.has_std:
         raise AbmllError("this system holds no stds, so there is nothing to draw: merge its mean")
-    sums = {path: _merge_layer(layer, draw) for path, layer in adapters.layers.items()}
+    sums = {path: _merge_layer(path, layer, draw) for path, layer in adapters.layers.items()}
     errors = {path: _relative(lost, part) for path, (lost, part, _, _) in sums.items()}
     worst = max(errors, key=lambda path: errors[path])
     lost, part, touched, changed = (sum(column) for column in zip(*sums.values(), strict=True))
@@ -92,7 +94,7 @@ def check_mergeable(adapters: AdapterSet) -> None:
         )
 
 
-def _merge_layer(layer: AdaptedLinear, draw: int | None) -> tuple[float, float, int, int]:
+def _merge_layer(path: str, layer: AdaptedLinear, draw: int | None) -> tuple[float, float, int, int]:
     """Merge one layer; squared norms of R - D and of P, counts of the weights where P is not 0, and that changed."""
     weight, mean = _weight(layer), layer.task.dense_mean()
     update = mean if draw is None else layer.task.dense_draw(draw_key(draw), layer.index)
@@ -101,6 +103,9 @@ def _merge_layer(layer: AdaptedLinear, draw: int | None) -> tuple[float, float, 
         update, part = update.T, part.T
     before = weight.to(torch.float32, copy=True)
     weight.copy_(before + update)
+    if not bool(weight.isfinite().all()):
+        dtype = str(weight.dtype).removeprefix("torch.")
+        raise NonFiniteError(f"{path}: merged, it holds NaN or infinity; nothing was written; {dtype_advice(dtype)}")
     kept = weight.float() - before
     lost = float((kept - update).double().square().sum())
     touched = part != 0

@@ -11,15 +11,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from abmll.adapters.attach import detach
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
 from abmll.exporting.merge import Rounding, check_mergeable, merge
 from abmll.exporting.place import REPORT_FILE, check_size
-from abmll.files import folder_beside, write_json
+from abmll.files import folder_beside, write_sealed_json
 from abmll.models import LanguageModel, weight_bytes
 from abmll.models.pretrained import read_pretrained
 from abmll.running.adapters import base_facts
 from abmll.running.build import System
 from abmll.running.card import About, write_card
+from abmll.running.finite import dtype_advice
 from abmll.running.posterior import drawn
 
 PROBES, PROBE_TOKENS = 8, 16
@@ -73,6 +74,7 @@ def export_merged(
         about: for its model card; None: none is written.
 
     Raises:
+        NonFiniteError: a merged weight, or a logit before or after, is NaN or infinite; names the dtype.
         AbmllError: the base is quantised, the dtype would swallow the update, the folder is in use, or what was read
             again is not what was written.
         OSError: the disk is full, ...; nothing is left then.
@@ -83,7 +85,7 @@ def export_merged(
     check_size(weight_bytes(base.model), out, confirmed)
     tokens = _probe_tokens(base)
     with nullcontext() if draw is None else drawn(adapters, draw):
-        wanted = _logits(base, tokens)
+        wanted = _logits(base, tokens, "the adapters on their base")
     rounding = merge(adapters, draw)
     detach(base.model, adapters)
     if rounding.swallowed and not force:
@@ -91,11 +93,11 @@ def export_merged(
             f"{rounding.dtype} would swallow the {rounding.part}: {rounding.describe()}. Merge in a wider dtype "
             "(model.dtype=float32), or write it as it is with --force"
         )
-    report = _report(draw, rounding, wanted, _logits(base, tokens))
+    report = _report(draw, rounding, wanted, _logits(base, tokens, "the merged model"))
     with folder_beside(out) as beside:
         _save(base, beside)
         _check_again(base, beside, out)
-        write_json(beside / REPORT_FILE, {**asdict(report), "base": base_facts(base).model_dump()})
+        write_sealed_json(beside / REPORT_FILE, {**asdict(report), "base": base_facts(base).model_dump()})
         if about is not None:
             write_card(beside, about, "merged")
     return report
@@ -120,8 +122,11 @@ def _probe_tokens(base: LanguageModel) -> Int[Tensor, "B T"]:
 
 
 @torch.no_grad()
-def _logits(base: LanguageModel, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+def _logits(base: LanguageModel, tokens: Int[Tensor, "B T"], what: str) -> Float[Tensor, "B T V"]:
     found: Tensor = base.model(input_ids=tokens, use_cache=False).logits
+    if not bool(found.isfinite().all()):
+        dtype = str(base.dtype).removeprefix("torch.")
+        raise NonFiniteError(f"logits of {what} are NaN or infinite; nothing was written; {dtype_advice(dtype)}")
     return found.float()
 
 

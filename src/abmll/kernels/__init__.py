@@ -6,6 +6,7 @@ multiplies by frozen weights on CPUs where that is faster than PyTorch's own way
 """
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any, Literal, cast, get_args
 
@@ -15,7 +16,7 @@ from abmll.errors import AbmllError, unknown_name
 from abmll.kernels import eager, onednn
 from abmll.kernels.factors import Factors, StdForm, Variance
 
-__all__ = ["Backend", "Factors", "StdForm", "Variance", "backend_for", "fallbacks", "op", "use"]
+__all__ = ["Backend", "Factors", "StdForm", "Variance", "backend_for", "check_usable", "fallbacks", "op", "use"]
 
 Backend = Literal["auto", "eager", "triton", "onednn"]
 
@@ -50,6 +51,25 @@ def use(backend: str) -> None:
     if backend == "onednn" and (error := onednn.onednn_error()) is not None:
         raise AbmllError(f"engine.kernels=onednn: {error}; use auto")
     _chosen[0] = cast(Backend, backend)
+
+
+def check_usable(backend: str, device: torch.device) -> None:
+    """Refuse a backend that cannot compute on a device.
+
+    Raises:
+        AbmllError: says why, and what to use.
+    """
+    reason = None
+    if backend == "triton" and (missing := triton_error()) is not None:
+        reason = f"Triton cannot be used here ({missing})"
+    elif backend == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        reason = f"Triton computes on CUDA, not on {device.type} (but in its interpreter, TRITON_INTERPRET=1)"
+    elif backend == "onednn" and device.type != "cpu":
+        reason = f"oneDNN computes on the CPU, not on {device.type}"
+    elif backend == "onednn":
+        reason = onednn.onednn_error()
+    if reason is not None:
+        raise AbmllError(f"engine.kernels={backend}: {reason}; use engine.kernels=auto")
 
 
 def backend_for(device: torch.device) -> Backend:

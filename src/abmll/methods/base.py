@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from abmll.adapters.layer import AdapterSet
@@ -79,6 +79,10 @@ class Group(NamedTuple):
     float64_state: bool = False
 
 
+MOST_RATE = 3e37
+"""AdamW's first step multiplies a rate by ten, and float32 ends at 3.4e38."""
+
+
 class Settings(BaseModel):
     """What a user can set of every method (docs/method.md, sections 2 and 4); each method has defaults of its own.
 
@@ -111,6 +115,13 @@ class Settings(BaseModel):
     inner_schedule: Schedule = "constant"
     warmup: int = Field(0, ge=0)
     temperature_lr: float = Field(1e-2, gt=0)
+
+    @model_validator(mode="after")
+    def _rates_are_float32(self) -> "Settings":
+        large = [name for name, value in self if name.endswith("_lr") and value > MOST_RATE]
+        if large:
+            raise ValueError(f"{', '.join(large)}: a rate above {MOST_RATE:g} is no number of float32's to step by")
+        return self
 
 
 class Method(abc.ABC):

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import binomtest
 
 from abmll.errors import AbmllError
+from abmll.metrics.calibration import check_finite
 
 LEVEL = 0.9
 """Confidence of the promise."""
@@ -109,11 +110,15 @@ def thresholds(
         held_back: number of held-back rows.
         risk, level: of the promise.
 
+    Raises:
+        NonFiniteError: a confidence is NaN or infinite.
+
     >>> thresholds(np.linspace(0, 1, 101), held_back=30, risk=0.1)  # few rows: one test, of them all
     (-inf,)
     >>> [round(x, 2) for x in thresholds(np.linspace(0, 1, 101), held_back=400, risk=0.1)][:3]
     [0.9, 0.77, 0.64]
     """
+    check_finite("confidence", confidence)
     first = rows_needed(risk, 1 - (1 - level) / 2)
     smallest = (first + 2 * math.sqrt(first)) / max(1, held_back)
     if smallest > 0.5 or len(confidence) == 0:  # so few rows are better spent on one test
@@ -142,6 +147,7 @@ def certify(
 
     Raises:
         AbmllError: risk or level is not between 0 and 1, or nothing is to be tested.
+        NonFiniteError: a confidence is NaN or infinite: it is neither above a threshold nor below.
 
     >>> sure = np.full(22, 0.9), np.ones(22, dtype=bool)
     >>> [found.promised for found in certify(*sure, (-math.inf,), risk=0.1)]
@@ -151,6 +157,7 @@ def certify(
     check_share("level", level)
     if not tested or list(tested) != sorted(tested, reverse=True):
         raise AbmllError("thresholds to test: at least one, the highest first")
+    check_finite("confidence", confidence)
     weights = np.zeros(len(tested))
     weights[0] += 0.5
     weights[-1] += 0.5

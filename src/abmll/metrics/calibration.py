@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
 
 BINS = 15
 TEMPERATURES = (0.05, 20.0)
@@ -187,6 +187,7 @@ def fit_temperature(probabilities: Float[np.ndarray, "N K"], answers: Int[np.nda
 
     Raises:
         AbmllError: there are no questions to fit to.
+        NonFiniteError: a probability is NaN or infinite.
 
     >>> overconfident = np.array([[0.9, 0.1]] * 4)  # right 3 times in 4: sigmoid(log(9) / T) = 3 / 4
     >>> round(fit_temperature(overconfident, np.array([0, 0, 0, 1])), 3)
@@ -194,6 +195,7 @@ def fit_temperature(probabilities: Float[np.ndarray, "N K"], answers: Int[np.nda
     """
     if len(answers) == 0:
         raise AbmllError("no questions to fit a temperature to; score without temperature scaling")
+    check_finite("probability", probabilities)
     possible = probabilities[np.arange(len(answers)), answers] > 0
     if not possible.any():
         return 1.0
@@ -216,12 +218,14 @@ def apply_temperature(probabilities: Float[np.ndarray, "N K"], temperature: floa
 
     Raises:
         AbmllError: the temperature is not a finite number above zero.
+        NonFiniteError: a probability is NaN or infinite.
 
     >>> apply_temperature(np.array([[0.9, 0.1]]), 2.0).round(4).tolist()
     [[0.75, 0.25]]
     """
     if not 0 < temperature < np.inf:
         raise AbmllError(f"temperature {temperature}: expected a finite number above zero")
+    check_finite("probability", probabilities)
     if probabilities.size == 0:
         return probabilities.copy()
     logits = _log(probabilities / probabilities.max(axis=1, keepdims=True))  # at most 0: nothing overflows
@@ -237,6 +241,27 @@ def share_ties(confidence: Float[np.ndarray, "N"], correct: Bool[np.ndarray, "N"
     """
     _, group = np.unique(confidence, return_inverse=True)
     return (np.bincount(group, correct.astype(np.float64)) / np.bincount(group))[group]
+
+
+def check_finite(what: str, values: Float[np.ndarray, "*shape"]) -> None:
+    """Refuse numbers from which nothing follows.
+
+    Args:
+        what: names one of them.
+        values: a row of them, or a table with a row for each question.
+
+    Raises:
+        NonFiniteError: one is NaN or infinite; names the first row.
+
+    >>> check_finite("confidence", np.array([0.5, np.nan]))
+    Traceback (most recent call last):
+    ...
+    abmll.errors.NonFiniteError: a confidence of row 1 (from 0) is NaN or infinite: that is no answer
+    """
+    bad = ~np.isfinite(values)
+    if bad.any():
+        row = int(np.argmax(bad.reshape(len(values), -1).any(axis=1)))
+        raise NonFiniteError(f"a {what} of row {row} (from 0) is NaN or infinite: that is no answer")
 
 
 def check_confidence(confidence: Float[np.ndarray, "N"]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import SEAL, check_regular, seal, write_text
 
 FORMAT = 1
@@ -34,6 +34,14 @@ class Prediction:
             options (confidence kind `vocabulary`); None for `cloze`, where it is undefined.
         spread: standard deviation of each probability over posterior draws; None without draws.
         group: questions of one group belong together, see `abmll.Question`; None: it stands alone.
+
+    Raises:
+        NonFiniteError: a number is NaN or infinite: that is no prediction.
+
+    >>> Prediction("a", 0, (float("nan"), 0.5))
+    Traceback (most recent call last):
+    ...
+    abmll.errors.NonFiniteError: question 'a': a probability, spread or confidence is nan, which is no prediction
     """
 
     id: str
@@ -42,6 +50,15 @@ class Prediction:
     vocabulary_confidence: float | None = None
     spread: tuple[float, ...] | None = None
     group: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are not finite."""
+        confidence = () if self.vocabulary_confidence is None else (self.vocabulary_confidence,)
+        for value in (*self.probabilities, *(self.spread or ()), *confidence):
+            if not math.isfinite(value):
+                raise NonFiniteError(
+                    f"question {self.id!r}: a probability, spread or confidence is {value}, which is no prediction"
+                )
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,7 @@ class Predictions:
             scaling should be fitted to; empty if that was not done.
         label_counts: how often each label is the answer among the adaptation examples, for a task with fixed
             labels; None where the choices differ between questions.
+        adapted: whether the task was adapted to before predicting; None where a file of an early version does not say.
     """
 
     system: str
@@ -72,6 +90,7 @@ class Predictions:
     adaptation_rows: tuple[Prediction, ...] = ()
     label_counts: tuple[int, ...] | None = None
     held_out_rows: tuple[Prediction, ...] = ()
+    adapted: bool | None = None
 
     def answers(self) -> Int[np.ndarray, "N"]:
         """Right choices of the test questions."""
@@ -84,6 +103,7 @@ class Predictions:
     def write(self, path: Path) -> None:
         """Write the file, atomically."""
         header = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.endswith("rows")}
+        header = {name: value for name, value in header.items() if name != "adapted" or value is not None}
         splits = dict(zip(SPLITS, (self.rows, self.adaptation_rows, self.held_out_rows), strict=True))
         head = {"abmll_predictions": FORMAT, **header, "row_counts": _counts(splits)}
         lines = []
@@ -168,10 +188,11 @@ def _with_header(
     held_out_rows: tuple[Prediction, ...],
 ) -> Predictions:
     kinds = {"system": str, "task": str, "seed": int, "draw": int, "examples_consumed": int}
-    counts = header.pop("label_counts", None)
+    counts, adapted = header.pop("label_counts", None), header.pop("adapted", None)
     wrong = {name for name, kind in kinds.items() if type(header.get(name)) is not kind} | (
         header.keys() - kinds.keys()
     )
+    wrong |= set() if adapted is None or isinstance(adapted, bool) else {"adapted"}
     if wrong or not (counts is None or (isinstance(counts, list) and all(type(c) is int for c in counts))):
         raise AbmllError(f"{path}:1: the header is damaged ({', '.join(sorted(wrong)) or 'label_counts'})")
     return Predictions(
@@ -180,6 +201,7 @@ def _with_header(
         adaptation_rows=adaptation_rows,
         label_counts=None if counts is None else tuple(counts),
         held_out_rows=held_out_rows,
+        adapted=adapted,
     )
 
 

@@ -33,7 +33,7 @@ METRICS: Registry[Metric] = Registry(
     reserved=(
         *SCORES,
         *("n", "kind", "n_tasks", "n_seeds", "n_draws", "examples_consumed"),
-        *("against_reference", "before_adaptation", "cost"),
+        *("against_reference", "before_adaptation", "cost", "not_finite"),
     ),
 )
 """Every metric that a recipe can name in `metrics`; the library's own scores are always there."""

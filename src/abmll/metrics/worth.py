@@ -10,6 +10,7 @@ from scipy.stats import permutation_test
 
 from abmll.errors import AbmllError
 from abmll.metrics.abstention import error_interval
+from abmll.metrics.calibration import check_finite
 from abmll.metrics.scores import question_nll
 from abmll.metrics.statistics import Interval, bootstrap_interval
 
@@ -35,13 +36,21 @@ class WorthRow:
         accuracy: share of right answers, where equally probable choices share the answer, with its exact 95 % interval
             (Clopper and Pearson 1934), or a bootstrap one where rows come in clusters.
         nll: mean negative log-likelihood, nats, with a 95 % bootstrap interval over rows or clusters of them.
+        not_finite: why there are no numbers; None where there are.
     """
 
     name: str
-    accuracy: float
-    accuracy_interval: Interval
-    nll: float
-    nll_interval: Interval
+    accuracy: float | None
+    accuracy_interval: Interval | None
+    nll: float | None
+    nll_interval: Interval | None
+    not_finite: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, without the name."""
+        intervals = {"accuracy_interval": self.accuracy_interval, "nll_interval": self.nll_interval}
+        ends = {name: None if ends is None else list(ends) for name, ends in intervals.items()}
+        return {"accuracy": self.accuracy, "nll": self.nll, **ends, "not_finite": self.not_finite}
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Worth:
         n, folds: labelled rows, and parts they were dealt to.
         clusters: of rows that belong together; n if each stands alone.
         rows: the table, in the order of `ORDER`.
-        verdict: one of "helps", "hurts", "no evidence".
+        verdict: one of "helps", "hurts", "no evidence", "not finite".
         text: the verdict in words.
     """
 
@@ -65,15 +74,7 @@ class Worth:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        table = {
-            row.name: {
-                "accuracy": row.accuracy,
-                "accuracy_interval": list(row.accuracy_interval),
-                "nll": row.nll,
-                "nll_interval": list(row.nll_interval),
-            }
-            for row in self.rows
-        }
+        table = {row.name: row.to_dict() for row in self.rows}
         counts = {"n": self.n, "clusters": self.clusters, "folds": self.folds}
         return {**counts, "table": table, "verdict": self.verdict, "text": list(self.text)}
 
@@ -82,6 +83,7 @@ def weigh(
     probabilities: Mapping[str, Float[np.ndarray, "N K"]],
     answers: Int[np.ndarray, "N"],
     folds: int,
+    not_finite: Mapping[str, str] | None = None,
     groups: Int[np.ndarray, "N"] | None = None,
 ) -> Worth:
     """The table and the verdict, from what each system said of rows that it was not fitted to.
@@ -91,23 +93,35 @@ def weigh(
     needs no other correction). It hurts if it is worse than `pretrained` likewise. Anything else is no evidence. The
     verdict is about this adapter on rows like these; how often it is wrong by chance: `experiments/size`.
 
+    A system that is not finite has a row that says so. Nothing is compared with it: if it is one of `WITHOUT` there is
+    no evidence either way, if it is the run, there is no answer.
+
     Args:
         probabilities: by the names of `ORDER`; zero where a row has fewer choices. `FREQUENCY` may be missing.
         answers: right choices.
         folds: into which the rows were dealt.
+        not_finite: systems whose answers are not finite, and why.
         groups: number of the cluster that each row is of; the rows of one are flipped and resampled together.
 
     Raises:
         AbmllError: `RUN` or `PRETRAINED` is missing, or there are no rows.
+        NonFiniteError: a probability is NaN or infinite.
     """
-    if RUN not in probabilities or PRETRAINED not in probabilities or not len(answers):
+    broken = dict(not_finite or {})
+    if not {RUN, PRETRAINED} <= {*probabilities, *broken} or not len(answers):
         raise AbmllError(f"nothing to weigh: {len(answers)} rows of {', '.join(probabilities) or 'no system'}")
+    for table in probabilities.values():
+        check_finite("probability", table)
     groups = np.arange(len(answers)) if groups is None else np.unique(groups, return_inverse=True)[1]
     named = {name: probabilities[name] for name in ORDER if name in probabilities}
     measures = losses_of(named, answers)
-    rows = tuple(_row(name, measures["accuracy"][name], measures["NLL"][name], groups) for name in named)
-    verdict, text = verdict_of(measures, groups)
-    return Worth(len(answers), folds, rows, verdict, text, int(groups.max()) + 1)
+    rows = [_row(name, measures["accuracy"][name], measures["NLL"][name], groups) for name in named]
+    rows += [WorthRow(name, None, None, None, None, why) for name, why in broken.items()]
+    verdict, text = _not_finite(broken) if broken.keys() & {RUN, *WITHOUT} else verdict_of(measures, groups)
+    if FRESH in broken and RUN in named:
+        text = (*text, "A fresh LoRA fitted to the same rows is not finite, so nothing is said against it.")
+    ordered = tuple(sorted(rows, key=lambda row: ORDER.index(row.name)))
+    return Worth(len(answers), folds, ordered, verdict, text, int(groups.max()) + 1)
 
 
 def losses_of(probabilities: Mapping[str, Float[np.ndarray, "N K"]], answers: Int[np.ndarray, "N"]) -> Measures:
@@ -116,6 +130,13 @@ def losses_of(probabilities: Mapping[str, Float[np.ndarray, "N K"]], answers: In
         "NLL": {name: question_nll(p, answers) for name, p in probabilities.items()},
         "accuracy": {name: _wrong(p, answers) for name, p in probabilities.items()},
     }
+
+
+def _not_finite(broken: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+    if RUN in broken:
+        return "not finite", (f"Adapting gives numbers that are not finite. Do not use it: {broken[RUN]}",)
+    name = next(name for name in WITHOUT if name in broken)
+    return "no evidence", (f"No evidence that adapting helps: {name} is not finite ({broken[name]}).",)
 
 
 def _wrong(probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:

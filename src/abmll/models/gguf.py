@@ -8,7 +8,6 @@ cached folder is complete when it has COMPLETE.json, which is written last and l
 import contextlib
 import hashlib
 import io
-import json
 import logging
 import os
 import shutil
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from abmll.errors import AbmllError
-from abmll.files import check_regular, write_json
+from abmll.files import check_regular, read_sealed_json, write_sealed_json
 from abmll.models.pretrained import read_gguf, read_pretrained
 
 FORMAT = 1
@@ -87,12 +86,12 @@ def cached_folder(path: Path) -> Path | None:
 def find_damage(folder: Path) -> str:
     """What is wrong with a cached folder, in words; empty if it holds exactly the files that were written."""
     try:
-        expected = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
+        expected = read_sealed_json(folder / MARKER, folder.name)["files"]
         present = {file.name for file in folder.iterdir()} - {MARKER}
         if present != set(expected):
             return f"its files are {sorted(present)}, not {sorted(expected)}"
         changed = [name for name in sorted(expected) if _sha256(folder / name) != expected[name]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:  # AbmllError is a ValueError
         return f"{MARKER}: {error!r}"
     return f"{changed[0]} is not what was written" if changed else ""
 
@@ -103,7 +102,7 @@ def _build(path: Path, workplace: Path, folder: Path) -> Path | None:
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting of transformers turns off
         model, tokenizer = read_gguf(path, dtype=torch.float32, device=torch.device("cpu"))
     try:
-        _write(workplace, model, tokenizer, path.name)
+        _write(workplace, model, tokenizer, path.name, folder.name)
         _move(workplace, folder)
     except (OSError, SafetensorError) as error:
         logger.warning("the cache %s cannot be written (%s): each load of %s will be slow", folder, error, path.name)
@@ -112,17 +111,16 @@ def _build(path: Path, workplace: Path, folder: Path) -> Path | None:
     return folder
 
 
-def _write(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+def _write(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, name: str) -> None:
+    """Everything, and last the marker, sealed for the name that the folder will have: of one file and version."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     files = sorted(folder.iterdir())
     for file in files:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-    write_json(
-        folder / MARKER,
-        {"format": FORMAT, "source": source, "files": {file.name: _sha256(file) for file in files}},
-    )
+    sums = {file.name: _sha256(file) for file in files}
+    write_sealed_json(folder / MARKER, {"format": FORMAT, "source": source, "files": sums}, name)
 
 
 def _move(workplace: Path, folder: Path) -> None:

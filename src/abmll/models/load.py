@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from abmll.errors import AbmllError, unknown_name
+from abmll.errors import AbmllError, NonFiniteError, unknown_name
 from abmll.models.frozen import freeze
 from abmll.models.gguf import load_gguf
 from abmll.models.language_model import LanguageModel, hash_architecture, hash_tokenizer, model_fingerprint
@@ -155,6 +155,7 @@ def check_attention(attention: str) -> None:
 def _freeze(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None
 ) -> LanguageModel:
+    _check_finite(model, name)
     freeze(model)
     keep_differentiable(model)
     if tokenizer.pad_token is None:  # padding is masked, so any token will do and no embedding is added
@@ -172,6 +173,17 @@ def _freeze(
         tokenizer_hash=hash_tokenizer(tokenizer),
         architecture=hash_architecture(model),
     )
+
+
+def _check_finite(model: PreTrainedModel, name: str) -> None:
+    """Refuse weights that are NaN or infinite, as they are in this dtype: attention can make finite answers of them."""
+    for path, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.numel() and not all(end.isfinite() for end in weight.aminmax()):
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise NonFiniteError(
+                f"model {name!r}: {path} holds NaN or infinity in {dtype}: get the model again, or try "
+                "model.dtype=float32 or model.dtype=bfloat16"
+            )
 
 
 def _check_trust(source: str, revision: str | None) -> None:

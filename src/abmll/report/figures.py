@@ -3,7 +3,7 @@
 Everything is drawn from the summary (`results.json`), so a figure can be made again without the predictions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -120,8 +120,10 @@ def pictures(summary: Summary) -> list[Picture]:
 
 
 def learning_curve(summary: Summary) -> Picture | None:
-    """Accuracy and ECE over the examples consumed in meta-training: the paper's Figure 2."""
+    """Accuracy and ECE over the examples consumed in meta-training: the paper's Figure 2; None if nothing is finite."""
     names = _systems(summary)
+    if all(point["not_finite"] for points in summary["curve"].values() for point in points):
+        return None
     panels = tuple(
         Panel(title, partial(_draw_curves, summary=summary, metric=metric, scale=scale))
         for title, metric, scale in (("Accuracy, %", "accuracy", 100), ("ECE", "ece", 1))
@@ -131,17 +133,22 @@ def learning_curve(summary: Summary) -> Picture | None:
         "Learning curve",
         "After adaptation to the unseen tasks, mean over them; higher accuracy and lower ECE are better. Bars are "
         "standard errors over seeds, the dotted line is a system without meta-training, the grey dashes a uniform "
-        "guess.",
+        "guess." + (" A cross at the foot is a point that is not finite." if _has_broken_points(summary) else ""),
         panels,
-        _legend(names),
+        _legend(names, [name for name in names if not summary["systems"][name]["not_finite"]]),
         columns=2,
     )
 
 
+def _has_broken_points(summary: Summary) -> bool:
+    return any(point["not_finite"] for points in summary["curve"].values() for point in points)
+
+
 def _draw_curves(area: FigureBase, summary: Summary, metric: str, scale: int) -> None:
     axes = area.subplots()
+    _draw_broken(axes, summary)
     for name, style in styles(_systems(summary)).items():
-        points = summary["curve"][name]
+        points = [point for point in summary["curve"][name] if not point["not_finite"]]
         x = [point["examples_consumed"] for point in points]
         y = [scale * point[metric] for point in points]
         errors = [scale * (point[f"{metric}_standard_error"] or 0) for point in points]
@@ -158,12 +165,24 @@ def _draw_curves(area: FigureBase, summary: Summary, metric: str, scale: int) ->
     axes.margins(y=0.12)
 
 
+def _draw_broken(axes: Axes, summary: Summary) -> None:
+    """A cross at the foot for every point that is not finite, one system's above another's."""
+    for height, (name, style) in enumerate(styles(_systems(summary)).items()):
+        for point in summary["curve"][name]:
+            if point["not_finite"]:
+                x, y, foot = point["examples_consumed"], 0.03 + 0.05 * height, axes.get_xaxis_transform()
+                axes.plot(x, y, "x", transform=foot, color=style.colour, markeredgewidth=1.8)
+
+
 def reliability(summary: Summary) -> Picture | None:
-    """Reliability diagrams, a panel a system, each with a histogram of its confidences."""
+    """Reliability diagrams, a panel a system, each with a histogram of its confidences; None if none is finite."""
     panels = tuple(
         Panel(_short(name), partial(_draw_reliability, summary=summary, name=name, style=style), 3.6)
         for name, style in styles(_systems(summary)).items()
+        if name in summary["reliability"]
     )
+    if not panels:
+        return None
     return Picture(
         "reliability",
         "Reliability",
@@ -195,21 +214,23 @@ def _draw_reliability(area: FigureBase, summary: Summary, name: str, style: Styl
 
 
 def risk_coverage(summary: Summary) -> Picture | None:
-    """Error rate among the most confident answers."""
+    """Error rate among the most confident answers; None if no system is finite."""
+    if not summary["risk_coverage"]:
+        return None
     return Picture(
         "risk_coverage",
         "Risk and coverage",
         "Error rate if only the most confident share of questions is answered, mean over tasks: a line that falls "
         "to the left means that confidence tells right from wrong; lower is better.",
         (Panel("Error rate, %", partial(_draw_risk, summary=summary), 3.2),),
-        _legend(_systems(summary)),
+        _legend(_systems(summary), summary["risk_coverage"]),
     )
 
 
 def _draw_risk(area: FigureBase, summary: Summary) -> None:
     axes = area.subplots()
-    for name, style in styles(_systems(summary)).items():
-        curve = summary["risk_coverage"][name]
+    for name, curve in summary["risk_coverage"].items():
+        style = styles(_systems(summary))[name]
         coverage, risk = 100 * np.array(curve["coverage"]), 100 * np.array(curve["risk"])
         axes.plot(coverage, risk, color=style.colour, markevery=6, **_line(style))
     axes.set(xlabel="share of questions answered, %", xlim=(0, 102))
@@ -312,8 +333,10 @@ def _draw_legend(area: Any, legend: Sequence[tuple[str, Style]], columns: int) -
     area.legend(handles, names, loc="center", ncols=min(columns, len(names)), labelcolor=colour(MUTED), fontsize=9)
 
 
-def _legend(names: Sequence[str]) -> tuple[tuple[str, Style], ...]:
-    return tuple((_short(name), style) for name, style in styles(names).items())
+def _legend(names: Sequence[str], finite: Collection[str]) -> tuple[tuple[str, Style], ...]:
+    """Every system, also one that has no line: it says why."""
+    looks = styles(names).items()
+    return tuple((_short(name) + ("" if name in finite else " (not finite)"), style) for name, style in looks)
 
 
 def _systems(summary: Summary) -> list[str]:

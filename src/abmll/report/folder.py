@@ -2,21 +2,24 @@
 
 The layout is `OUT/comparison.json` and, for every system and training seed, `OUT/SYSTEM/seed-N/` with
 `cost.json`, `environment.json`, `journal.jsonl` and `predictions/CHECKPOINT/draw-D/TASK.jsonl`. CHECKPOINT is
-`examples-00000360` (meta-trained on so many examples, then adapted) or `before-adaptation`.
+`examples-00000360` (meta-trained on so many examples, then adapted) or `before-adaptation`. Where numbers are not
+finite, `TASK.not-finite.json` stands in the place of a predictions file.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from abmll.errors import AbmllError
 from abmll.files import read_sealed_json
+from abmll.metrics.not_finite import END, TRAINING, NotFinite, read_not_finite
 from abmll.metrics.predictions import Predictions, read_predictions
 from abmll.metrics.registered import METRICS, score_with
 from abmll.metrics.scores import Scores
+from abmll.running.record import COST, ENVIRONMENT, owner
 from abmll.tensors import strict_json
 
 Cell = tuple[int, str]
@@ -43,6 +46,8 @@ class Run:
         cost: `cost.json`, None if there is none.
         environment: `environment.json`, None if there is none.
         ended: whether the journal says that training came to its end; None without a journal.
+        not_finite: examples consumed -> cell -> what stands there instead of scores; no checkpoint without any.
+        before_not_finite: the same of those without adaptation.
     """
 
     system: str
@@ -53,6 +58,13 @@ class Run:
     cost: Mapping[str, Any] | None
     environment: Mapping[str, Any] | None
     ended: bool | None
+    not_finite: Mapping[int, Mapping[Cell, NotFinite]] = field(default_factory=dict)
+    before_not_finite: Mapping[Cell, NotFinite] = field(default_factory=dict)
+
+    @property
+    def broken(self) -> Mapping[Cell, NotFinite]:
+        """Cells of the final checkpoint that are not finite."""
+        return self.not_finite.get(self.examples, {})
 
     @property
     def examples(self) -> int:
@@ -72,7 +84,8 @@ class Comparison:
         draws: adaptation draws that were asked for.
         reference: the system that the others are tested against.
         tasks: names of the unseen tasks.
-        runs: system -> its counted runs: those with every task and draw, at the system's last checkpoint.
+        runs: system -> its counted runs: those with every task and draw, finite or not, at the system's last
+            checkpoint.
         missing: one sentence for everything that is not there.
         metrics: names of registered metrics that the tables show.
     """
@@ -91,6 +104,10 @@ class Comparison:
     def cells(self) -> list[Cell]:
         """Every draw of every task, in the order of the tables."""
         return [(draw, task) for task in self.tasks for draw in range(self.draws)]
+
+    def finite_runs(self) -> dict[str, tuple[Run, ...]]:
+        """The systems that have scores: one that is not finite in any seed, draw or task has none."""
+        return {system: runs for system, runs in self.runs.items() if not any(run.broken for run in runs)}
 
 
 def collect(folder: Path) -> Comparison:
@@ -147,35 +164,39 @@ def _checked(path: Path, value: dict[str, Any], key: str, kind: type) -> Any:
     return value[key]
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path, of: str | None = None) -> dict[str, Any]:
     if not path.exists():
         raise AbmllError(f"{path}: not found; is {path.parent} the folder of a comparison?")
     try:
         strict_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise AbmllError(f"{path}: cannot be read ({error}); the file is damaged, delete it") from error
-    return read_sealed_json(path)
+    return read_sealed_json(path, of)
 
 
 def _read_run(folder: Path, system: str, seed: int, wanted: Mapping[str, Any]) -> Run:
     tasks, metrics = wanted["tasks"], wanted["metrics"]
     checkpoints: dict[int, dict[Cell, Scores]] = {}
+    not_finite: dict[int, Mapping[Cell, NotFinite]] = {}
     final: dict[Cell, Predictions] = {}
     for examples, path in sorted(_checkpoint_folders(folder)):
         # rows are kept of the last checkpoint only: a long curve over many tasks would fill the memory
-        final = _read_cells(path, system, seed, tasks, examples)
+        final, broken = _read_cells(path, system, seed, tasks, examples)
         checkpoints[examples] = {cell: _score(path, predictions, metrics) for cell, predictions in final.items()}
+        not_finite |= {examples: broken} if broken else {}
     path = folder / "predictions" / "before-adaptation"
-    before = _read_cells(path, system, seed, tasks, None)
+    before, before_broken = _read_cells(path, system, seed, tasks, None)
     return Run(
         system=system,
         seed=seed,
         checkpoints=checkpoints,
         final=final,
         before={cell: _score(path, predictions, metrics) for cell, predictions in before.items()},
-        cost=_read_cost(folder / "cost.json"),
-        environment=_read_if_there(folder / "environment.json"),
+        cost=_read_cost(folder / COST, owner(COST, system, seed)),
+        environment=_read_if_there(folder / ENVIRONMENT, owner(ENVIRONMENT, system, seed)),
         ended=_journal_ended(folder / "journal.jsonl"),
+        not_finite=not_finite,
+        before_not_finite=before_broken,
     )
 
 
@@ -191,23 +212,35 @@ def _checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
 
 def _read_cells(
     folder: Path, system: str, seed: int, tasks: tuple[str, ...], examples: int | None
-) -> dict[Cell, Predictions]:
-    """The predictions files of a checkpoint; one whose header says that it belongs elsewhere is an error."""
+) -> tuple[dict[Cell, Predictions], dict[Cell, NotFinite]]:
+    """The predictions of a checkpoint, and what stands in the place of some; `examples` is None before adaptation."""
+    expected: dict[str, Any] = {"system": system, "seed": seed, "adapted": examples is not None}
+    expected |= {} if examples is None else {"examples_consumed": examples}
     out: dict[Cell, Predictions] = {}
+    broken: dict[Cell, NotFinite] = {}
     for path in sorted(folder.glob("draw-*/*.jsonl")):
         found = read_predictions(path)
-        draw = re.fullmatch(r"draw-(\d+)", path.parent.name)
-        expected = {"system": system, "seed": seed, "draw": int(draw[1]) if draw else path.parent.name}
-        expected |= {} if examples is None else {"examples_consumed": examples}
-        for key, value in expected.items():
-            if getattr(found, key) != value:
-                raise AbmllError(f"{path}:1: its {key} is {getattr(found, key)!r}, but it lies where {value!r} belongs")
-        if found.task not in tasks:
-            raise AbmllError(f"{path}:1: task {found.task!r} is not in comparison.json, which has {', '.join(tasks)}")
-        if (found.draw, found.task) in out:
-            raise AbmllError(f"{path}: a second file for task {found.task!r}, draw {found.draw}")
-        out[found.draw, found.task] = found
-    return out
+        out[_cell_of(found, path, expected, tasks, out)] = found
+    for path in sorted(folder.glob(f"draw-*/*{END}")):
+        marker = read_not_finite(path)
+        broken[_cell_of(marker.asked, path, expected, tasks, {**out, **broken})] = marker
+    return out, broken
+
+
+def _cell_of(
+    found: Predictions, path: Path, expected: Mapping[str, Any], tasks: tuple[str, ...], known: Mapping[Cell, object]
+) -> Cell:
+    """The cell of a file; one whose header says that it belongs elsewhere is an error."""
+    draw = re.fullmatch(r"draw-(\d+)", path.parent.name)
+    for key, value in {**expected, "draw": int(draw[1]) if draw else path.parent.name}.items():
+        said = getattr(found, key)
+        if said != value and not (key == "adapted" and said is None):  # early versions did not say
+            raise AbmllError(f"{path}:1: its {key} is {said!r}, but it lies where {value!r} belongs")
+    if found.task not in tasks:
+        raise AbmllError(f"{path}:1: task {found.task!r} is not in comparison.json, which has {', '.join(tasks)}")
+    if (found.draw, found.task) in known:
+        raise AbmllError(f"{path}: a second file for task {found.task!r}, draw {found.draw}; delete one of them")
+    return found.draw, found.task
 
 
 def _score(folder: Path, predictions: Predictions, metrics: Sequence[str]) -> Scores:
@@ -217,12 +250,12 @@ def _score(folder: Path, predictions: Predictions, metrics: Sequence[str]) -> Sc
         raise AbmllError(f"{folder}, draw {predictions.draw}, task {predictions.task!r}: {error}") from error
 
 
-def _read_if_there(path: Path) -> dict[str, Any] | None:
-    return _read_object(path) if path.exists() else None
+def _read_if_there(path: Path, of: str) -> dict[str, Any] | None:
+    return _read_object(path, of) if path.exists() else None
 
 
-def _read_cost(path: Path) -> dict[str, Any] | None:
-    cost = _read_if_there(path)
+def _read_cost(path: Path, of: str) -> dict[str, Any] | None:
+    cost = _read_if_there(path, of)
     for name, value in (cost or {}).items():
         number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST_COST
         if name.endswith(NUMBERS) and value is not None and not number:
@@ -254,7 +287,7 @@ def _shortfall(run: Run, furthest: int, wanted: Mapping[str, Any]) -> str:
     if run.examples < furthest:
         return f"stands at {run.examples:,} examples where another seed reached {furthest:,}; not counted"
     cells = [(draw, task) for task in wanted["tasks"] for draw in range(wanted["draws"])]
-    absent = [f"{task} draw {draw}" for draw, task in cells if (draw, task) not in run.final]
+    absent = [f"{task} draw {draw}" for draw, task in cells if (draw, task) not in {**run.final, **run.broken}]
     if not absent:
         return ""
     names = ", ".join(absent[:_LISTED]) + (", ..." if len(absent) > _LISTED else "")
@@ -262,4 +295,6 @@ def _shortfall(run: Run, furthest: int, wanted: Mapping[str, Any]) -> str:
 
 
 def _remark(run: Run) -> str:
-    return "training has not ended; its last checkpoint so far is shown" if run.ended is False else ""
+    stopped = any(found.stage == TRAINING for found in run.broken.values())
+    unended = run.ended is False and not stopped
+    return "training has not ended; its last checkpoint so far is shown" if unended else ""

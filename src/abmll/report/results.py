@@ -10,7 +10,7 @@ from abmll.errors import AbmllError
 from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM, label_frequency, uniform
 from abmll.metrics.calibration import BINS, reliability_bins
 from abmll.metrics.predictions import Predictions
-from abmll.metrics.registered import definition, score_with
+from abmll.metrics.registered import SCORES, definition, score_with
 from abmll.metrics.scores import Scores, confidence_and_correct, risk_coverage
 from abmll.metrics.statistics import standard_error
 from abmll.report.evidence import INTERVAL_METRICS, Evidence, paired_tests
@@ -20,6 +20,7 @@ __all__ = ["Comparison", "collect", "summarise"]
 
 FORMAT = 1
 COVERAGES = np.linspace(0.05, 1.0, 39)  # below 5 % of a small task the risk is that of a handful of questions
+_LISTED = 3  # cells spelt out in a sentence
 
 Summary = dict[str, Any]
 
@@ -28,14 +29,15 @@ def summarise(comparison: Comparison) -> Summary:
     """Everything that a report says, ready for JSON.
 
     A system's score is the unweighted mean over the unseen tasks, its counted seeds and adaptation draws;
-    that of `label_frequency` is over the tasks with fixed labels only (`n_tasks`).
+    that of `label_frequency` is over the tasks with fixed labels only (`n_tasks`). A system that is not finite in any
+    of these has no scores: every METRIC is null, and `not_finite` lists where (of the others it is empty).
 
     Returns:
         {"systems": {NAME: {kind, n, n_tasks, n_seeds, n_draws, examples_consumed, METRIC, METRIC_interval,
-        METRIC_standard_error, against_reference, before_adaptation, cost}}, "tasks": {TASK: {NAME: scores}},
-        "curve", "reliability", "risk_coverage", "environment", "missing", "metrics" (of registered metrics, the
-        definitions), "n_groups" (of the questions of all tasks; as many as questions if each stands alone), and the
-        comparison's own fields}.
+        METRIC_standard_error, against_reference, before_adaptation, cost, not_finite}},
+        "tasks": {TASK: {NAME: scores}}, "curve", "reliability", "risk_coverage", "environment", "missing",
+        "not_finite", "metrics" (of registered metrics, the definitions), "n_groups" (of the questions of all tasks; as
+        many as questions if each stands alone), and the comparison's own fields}.
 
     Raises:
         AbmllError: no system has predictions for every task and draw.
@@ -49,9 +51,17 @@ def summarise(comparison: Comparison) -> Summary:
             "task and draw yet; run `abmll compare` again. " + "; ".join(comparison.missing)
         )
     runs, tasks = _with_baselines(comparison)
-    evidence = {system: Evidence(runs[system], tasks[system], comparison.draws) for system in runs}
-    tests = paired_tests({system: evidence[system] for system in comparison.runs}, comparison.reference)
-    systems = {system: _entry(runs[system], tasks[system], evidence[system]) for system in runs}
+    finite = comparison.finite_runs()
+    evidence = {
+        s: Evidence(runs[s], tasks[s], comparison.draws) for s in runs if s in finite or s not in comparison.runs
+    }
+    tests = paired_tests({system: evidence[system] for system in finite}, comparison.reference)
+    systems = {
+        system: _entry(runs[system], tasks[system], evidence[system])
+        if system in evidence
+        else _without_scores(runs[system], comparison)
+        for system in runs
+    }
     for system, entry in systems.items():
         entry["kind"] = "system" if system in comparison.runs else "baseline"
         entry["against_reference"] = tests.get(system) or None
@@ -67,12 +77,13 @@ def summarise(comparison: Comparison) -> Summary:
         "metrics": {name: definition(name) for name in comparison.metrics},
         "n_groups": max(each.count_groups() for each in evidence.values()),
         "systems": systems,
-        "tasks": {task: _task(runs, tasks, task, comparison.draws) for task in comparison.tasks},
-        "curve": {system: _curve(found, comparison.cells()) for system, found in comparison.runs.items()},
-        "reliability": {system: _reliability(_final(runs[system], tasks[system])) for system in comparison.runs},
-        "risk_coverage": {system: _risk(_final(runs[system], tasks[system])) for system in comparison.runs},
+        "tasks": {task: _task(runs, tasks, task, comparison) for task in comparison.tasks},
+        "curve": {system: _curve(found, comparison) for system, found in comparison.runs.items()},
+        "reliability": {system: _reliability(_final(runs[system], tasks[system])) for system in finite},
+        "risk_coverage": {system: _risk(_final(runs[system], tasks[system])) for system in finite},
         "environment": _environment(comparison),
         "missing": list(comparison.missing),
+        "not_finite": [line for runs in comparison.runs.values() for run in runs for line in _told_broken(run)],
     }
 
 
@@ -81,7 +92,7 @@ def _with_baselines(comparison: Comparison) -> tuple[dict[str, Sequence[Run]], d
     runs: dict[str, Sequence[Run]] = dict(comparison.runs)
     tasks = {system: list(comparison.tasks) for system in runs}
     source = runs.get(comparison.reference) or next(iter(runs.values()))
-    answers = {run.seed: {cell: run.final[cell] for cell in comparison.cells()} for run in source}
+    answers = {run.seed: {cell: _asked(run, cell) for cell in comparison.cells()} for run in source}
     runs[UNIFORM] = [
         _baseline(UNIFORM, seed, {cell: uniform(found) for cell, found in cells.items()}, comparison.metrics)
         for seed, cells in answers.items()
@@ -101,6 +112,26 @@ def _with_baselines(comparison: Comparison) -> tuple[dict[str, Sequence[Run]], d
     return runs, tasks
 
 
+def _asked(run: Run, cell: Cell) -> Predictions:
+    """The questions of a cell, which it has even if the answers to them are not finite."""
+    return run.final[cell] if cell in run.final else run.broken[cell].asked
+
+
+def _told_broken(run: Run) -> list[str]:
+    """A sentence for each reason why cells of any checkpoint are not finite."""
+    found = [(f"after {examples:,} examples", cells) for examples, cells in sorted(run.not_finite.items())]
+    found += [("before adaptation", run.before_not_finite)]
+    reasons: dict[str, list[str]] = {}
+    for when, cells in found:
+        for (draw, task), broken in cells.items():
+            reasons.setdefault(f"{broken.stage}: {broken.why}", []).append(f"{task} draw {draw} {when}")
+    return [f"{run.system} seed {run.seed}, {_some(places)}, {reason}" for reason, places in reasons.items()]
+
+
+def _some(places: Sequence[str]) -> str:
+    return "; ".join(places[:_LISTED]) + (f"; and {len(places) - _LISTED} more" if len(places) > _LISTED else "")
+
+
 def _baseline(system: str, seed: int, final: dict[Cell, Predictions], metrics: Sequence[str]) -> Run:
     scores = {cell: score_with(predictions, metrics) for cell, predictions in final.items()}
     return Run(system, seed, {0: scores}, final, before={}, cost=None, environment=None, ended=None)
@@ -116,13 +147,7 @@ def _entry(runs: Sequence[Run], tasks: Sequence[str], evidence: Evidence) -> Sum
     cells = [(draw, task) for task in tasks for draw in range(evidence.draws)]
     by_seed = [mean_scores(run.checkpoints[run.examples][cell] for cell in cells) for run in runs]
     before = [mean_scores(run.before[c] for c in cells) for run in runs if all(c in run.before for c in cells)]
-    entry: Summary = {
-        "n": sum(len(runs[0].final[0, task].rows) for task in tasks),
-        "n_tasks": len(tasks),
-        "n_seeds": len(runs),
-        "n_draws": evidence.draws,
-        "examples_consumed": runs[0].examples,
-    }
+    entry = _counts(runs, tasks, evidence.draws)
     for metric, value in _mean_rows(by_seed).items():
         values = [seed[metric] for seed in by_seed if seed[metric] is not None]
         # a baseline has no training seed: its error over seeds would be 0 and look like a finding
@@ -135,6 +160,32 @@ def _entry(runs: Sequence[Run], tasks: Sequence[str], evidence: Evidence) -> Sum
             entry[f"{metric}_interval"] = evidence.interval(metric)
     entry["before_adaptation"] = _mean_rows(before) if before else None
     entry["cost"] = _cost([run.cost for run in runs if run.cost is not None])
+    return {**entry, "not_finite": []}
+
+
+def _counts(runs: Sequence[Run], tasks: Sequence[str], draws: int) -> Summary:
+    return {
+        "n": sum(len(_asked(runs[0], (0, task)).rows) for task in tasks),
+        "n_tasks": len(tasks),
+        "n_seeds": len(runs),
+        "n_draws": draws,
+        "examples_consumed": runs[0].examples,
+    }
+
+
+def _without_scores(runs: Sequence[Run], comparison: Comparison) -> Summary:
+    """The entry of a system that is not finite somewhere: to average the rest would hide that it breaks."""
+    entry = _counts(runs, comparison.tasks, comparison.draws)
+    for metric in (*SCORES, *comparison.metrics):
+        entry |= {metric: None, f"{metric}_standard_error": None}
+        entry |= {f"{metric}_interval": None} if metric in INTERVAL_METRICS else {}
+    entry["before_adaptation"] = None
+    entry["cost"] = _cost([run.cost for run in runs if run.cost is not None])
+    entry["not_finite"] = [
+        {"seed": run.seed, "draw": draw, "task": task, "stage": broken.stage, "why": broken.why}
+        for run in runs
+        for (draw, task), broken in run.broken.items()
+    ]
     return entry
 
 
@@ -160,26 +211,44 @@ def _cost(costs: Sequence[Mapping[str, Any]]) -> Summary | None:
     return out
 
 
-def _task(runs: Mapping[str, Sequence[Run]], tasks: Mapping[str, list[str]], task: str, draws: int) -> Summary:
+def _task(
+    runs: Mapping[str, Sequence[Run]], tasks: Mapping[str, list[str]], task: str, comparison: Comparison
+) -> Summary:
     out: Summary = {}
     for system, found in runs.items():
-        if task in tasks[system]:
-            scores = [run.checkpoints[run.examples][draw, task] for run in found for draw in range(draws)]
-            out[system] = {"n": scores[0].n, **mean_scores(scores)}
+        if task not in tasks[system]:
+            continue
+        places = [(run, (draw, task)) for run in found for draw in range(comparison.draws)]
+        n = len(_asked(found[0], (0, task)).rows)
+        if any(cell in run.broken for run, cell in places):
+            out[system] = {"n": n, **dict.fromkeys((*SCORES, *comparison.metrics)), "not_finite": True}
+        else:
+            scores = mean_scores(run.checkpoints[run.examples][cell] for run, cell in places)
+            out[system] = {"n": n, **scores, "not_finite": False}
     return out
 
 
-def _curve(runs: Sequence[Run], cells: list[Cell]) -> list[Summary]:
-    """Scores over examples consumed, at the checkpoints that every counted seed has whole."""
-    whole = [{e for e, found in run.checkpoints.items() if all(c in found for c in cells)} for run in runs]
-    points = []
-    for examples in sorted(set.intersection(*whole)):
-        by_seed = [mean_scores(run.checkpoints[examples][cell] for cell in cells) for run in runs]
-        point: Summary = {"examples_consumed": examples, "n_seeds": len(runs), **_mean_rows(by_seed)}
-        for metric in ("accuracy", "ece", "nll"):
-            point[f"{metric}_standard_error"] = standard_error(np.array([seed[metric] for seed in by_seed]))
-        points.append(point)
-    return points
+def _curve(runs: Sequence[Run], comparison: Comparison) -> list[Summary]:
+    """Scores over examples consumed, at the checkpoints that every counted seed has whole; null where not finite."""
+    cells = comparison.cells()
+    whole = [{e for e in run.checkpoints if all(_is_there(run, e, c) for c in cells)} for run in runs]
+    return [_point(runs, comparison, examples) for examples in sorted(set.intersection(*whole))]
+
+
+def _is_there(run: Run, examples: int, cell: Cell) -> bool:
+    return cell in run.checkpoints[examples] or cell in run.not_finite.get(examples, {})
+
+
+def _point(runs: Sequence[Run], comparison: Comparison, examples: int) -> Summary:
+    point: Summary = {"examples_consumed": examples, "n_seeds": len(runs)}
+    errors = [f"{metric}_standard_error" for metric in ("accuracy", "ece", "nll")]
+    if any(examples in run.not_finite for run in runs):
+        return {**point, **dict.fromkeys((*SCORES, *comparison.metrics, *errors)), "not_finite": True}
+    by_seed = [mean_scores(run.checkpoints[examples][cell] for cell in comparison.cells()) for run in runs]
+    point |= _mean_rows(by_seed)
+    for metric, name in zip(("accuracy", "ece", "nll"), errors, strict=True):
+        point[name] = standard_error(np.array([seed[metric] for seed in by_seed]))
+    return {**point, "not_finite": False}
 
 
 def _final(runs: Sequence[Run], tasks: Sequence[str]) -> list[Predictions]:

@@ -14,6 +14,7 @@ from abmll.report.words import difference_note, footnotes, one_of
 Summary = dict[str, Any]
 Entry = dict[str, Any]
 
+NOT_FINITE = "not finite"
 WIDE = 128  # columns of a terminal from which the main table fits in one piece
 _NONE = "-"
 
@@ -61,6 +62,8 @@ def signed(value: float | None) -> str:
 
 def _with_error(metric: str, form: Callable[[float | None], str]) -> Callable[[Entry], str]:
     def cell(entry: Entry) -> str:
+        if entry["not_finite"]:
+            return NOT_FINITE
         error = entry[f"{metric}_standard_error"]
         return form(entry[metric]) + ("" if error is None else f" ± {form(error)}")
 
@@ -151,8 +154,12 @@ def task_table(summary: Summary, metric: str) -> Table:
     rows = []
     for task, scores in summary["tasks"].items():
         count = max(found["n"] for found in scores.values())
-        rows.append((task, f"{count:,}", *(form(scores.get(name, {}).get(metric)) for name in systems)))
+        rows.append((task, f"{count:,}", *(_of_task(scores.get(name, {}), metric, form) for name in systems)))
     return Table(title, ("Task", "n", *systems), tuple(rows))
+
+
+def _of_task(scores: dict[str, Any], metric: str, form: Callable[[float | None], str]) -> str:
+    return NOT_FINITE if scores.get("not_finite") else form(scores.get(metric))
 
 
 def cost_table(summary: Summary) -> Table:
@@ -206,8 +213,8 @@ def markdown_report(summary: Summary) -> str:
         parts += [f"## {tests.title}", markdown(tests), difference_note(summary)]
     for table in (task_table(summary, "accuracy"), task_table(summary, "nll_over_uniform"), cost_table(summary)):
         parts += [f"## {table.title}", markdown(table)] if table.rows else []
-    if summary["missing"]:
-        parts += ["## Missing", _list(_markdown_cell(line) for line in summary["missing"])]
+    for title, lines in (("Not finite", summary["not_finite"]), ("Missing", summary["missing"])):
+        parts += [f"## {title}", _list(map(_markdown_cell, lines))] if lines else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -236,8 +243,9 @@ class TerminalReport:
             yield Text()
             yield _rich(tests)
             yield Text(difference_note(self.summary), style="dim")
-        for line in self.summary["missing"]:
-            yield Text(f"missing: {line}", style="yellow")
+        for what, lines in (("not finite", self.summary["not_finite"]), ("missing", self.summary["missing"])):
+            for line in lines:
+                yield Text(f"{what}: {line}", style="yellow")
 
 
 def _rich(table: Table) -> RichTable:

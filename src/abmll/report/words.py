@@ -12,7 +12,12 @@ ONE_SEED = "One seed, so no standard error: another seed may order the systems o
 
 def lede(summary: Summary) -> list[str]:
     """The verdict, a few sentences; its claims of a difference come from the paired tests alone."""
-    systems = {name: entry for name, entry in summary["systems"].items() if entry["kind"] == "system"}
+    every = {name: entry for name, entry in summary["systems"].items() if entry["kind"] == "system"}
+    systems = {name: entry for name, entry in every.items() if not entry["not_finite"]}
+    broken = [name for name in every if name not in systems]
+    told = [f"Not finite, and so without scores: {', '.join(broken)}."] if broken else []
+    if not systems:
+        return [f"{scope(summary)}.", *told]
     best = max(systems, key=lambda name: systems[name]["accuracy"])
     surest = min(systems, key=lambda name: systems[name]["nll"])
     guess = summary["systems"][UNIFORM]
@@ -26,7 +31,7 @@ def lede(summary: Summary) -> list[str]:
     ]
     if losers:
         out.append(f"Negative log-likelihood not below that of a uniform guess: {', '.join(losers)}.")
-    return out + [_verdict(summary, metric) for metric in ("accuracy", "nll")]
+    return out + told + [_verdict(summary, metric) for metric in ("accuracy", "nll")]
 
 
 def scope(summary: Summary) -> str:
@@ -64,6 +69,11 @@ def footnotes(summary: Summary) -> list[str]:
         f"{UNIFORM}: every choice equally probable, the first one predicted.",
         *(f"{name}: {definition}" for name, definition in summary.get("metrics", {}).items()),
     ]
+    if broken := [name for name, entry in entries.items() if entry["not_finite"]]:
+        lines.append(
+            f"Not finite: {', '.join(broken)} gave NaN or infinity in a seed, draw or task, which is no answer; a mean "
+            "over the others would hide it. Where and why is listed below."
+        )
     if LABEL_FREQUENCY in entries:
         tasks = entries[LABEL_FREQUENCY]["n_tasks"]
         part = "" if tasks == len(summary["tasks"]) else f"; * over the {tasks} tasks with fixed labels only"
@@ -133,7 +143,8 @@ def _verdict(summary: Summary, metric: str) -> str:
     label, form, sign = {"accuracy": ("Accuracy", _points, 1), "nll": ("NLL", _nats, -1)}[metric]
     tests, reference = _tests(summary, metric), summary["reference"]
     if not tests:
-        return f"{label}: nothing could be tested against {reference}."
+        why = ", which is not finite" if summary["systems"].get(reference, {}).get("not_finite") else ""
+        return f"{label}: nothing could be tested against {reference}{why}."
     tested = {name: test for name, test in tests.items() if test["p_holm"] is not None}
     if not tested:
         once = _or([once for test in tests.values() for once in test["measured_once"]])

@@ -19,6 +19,7 @@ from abmll.metrics.predictions import Prediction
 from abmll.metrics.scores import floored_probabilities, negative_log_likelihood, temperature_of
 from abmll.running.batcher import Batcher
 from abmll.running.failed_batch import ADAPTATION
+from abmll.running.finite import check_adapted, check_answers
 from abmll.running.graphs import Graphs
 from abmll.running.inner import inner_steps
 from abmll.running.optimizers import GroupOptimizer
@@ -75,7 +76,7 @@ def adapt(
 
     Raises:
         AbmllError: the task has too few train rows.
-        NonFiniteError: a loss or gradient was not finite; nothing was updated by it.
+        NonFiniteError: a loss or gradient was not finite, and nothing was updated by it; or phi is not, at the end.
         Stopped: between two steps, if the process was asked to stop.
     """
     examples, batches = adaptation_batches(
@@ -85,6 +86,7 @@ def adapt(
     optimizer = GroupOptimizer(method.task()) if optimizer is None else optimizer
     optimizer.restart()
     inner_steps(method, optimizer, batcher, batches, (plan.seed, ADAPTATION, draw), graphs=graphs)
+    check_adapted(task.name, method.adapters)
     return examples
 
 
@@ -116,6 +118,7 @@ def predict(
         graphs: where forward passes are captured.
 
     Raises:
+        NonFiniteError: a probability is NaN or infinite; names the rows and the dtype.
         Stopped: between two forward passes, if the process was asked to stop.
     """
     out: list[Prediction | None] = [None] * len(questions)
@@ -149,7 +152,7 @@ def draw_by_batch(
 ) -> Iterator[tuple[list[int], list[Draw]]]:
     """What `predict` averages: the places of a batch's questions, and its probabilities under each draw.
 
-    Args as `predict`.
+    Args and errors as `predict`: no probability that is not finite leaves the model.
     """
     graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
     keys = [noise_key("predict", *place, sample) for sample in range(plan.samples if is_drawing(method, plan) else 1)]
@@ -157,7 +160,10 @@ def draw_by_batch(
     limits = {"share_prefix": batcher.share_prefix, "buckets": batcher.buckets}
     for indices in sorted_batches(encoded, plan.batch_tokens, **limits):
         chosen = [questions[i] for i in indices]
-        yield indices, _draws(method, likelihood, batcher, chosen, plan, keys, graphs)
+        draws = _draws(method, likelihood, batcher, chosen, plan, keys, graphs)
+        tables = [table for draw in draws for table in draw if table is not None]
+        check_answers(questions, indices, tables, method.adapters)
+        yield indices, draws
 
 
 @torch.no_grad()
@@ -253,7 +259,5 @@ def mean_nll_scaled(predictions: Sequence[Prediction]) -> float:
     (1.728, 0.562)
     """
     rows = tuple(predictions)
-    if not all(np.isfinite(row.probabilities).all() for row in rows):
-        return float("nan")
     scaled = apply_temperature(floored_probabilities(rows), temperature_of(rows))
     return negative_log_likelihood(scaled, np.array([row.answer for row in rows]))

@@ -1,5 +1,6 @@
 """Answers to a user's questions: probabilities averaged over posterior draws, and how far the draws disagree."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import entr
 
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
+from abmll.metrics.calibration import check_finite
 from abmll.running.adapt import PredictionPlan, draw_by_batch, is_drawing
 from abmll.running.build import System
 from abmll.running.posterior import POSTERIOR
@@ -25,6 +27,9 @@ class Answer:
         spread: standard deviation, over the draws, of the probability of that choice; None without draws.
         information: mutual information of answer and weights, nats: the entropy of the averaged probabilities less the
             mean entropy of each draw's. 0 where all draws agree, log K at most; None without draws.
+
+    Raises:
+        NonFiniteError: a number is NaN or infinite: that is no answer.
     """
 
     probabilities: tuple[float, ...]
@@ -32,6 +37,12 @@ class Answer:
     confidence: float
     spread: float | None
     information: float | None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are not finite."""
+        numbers = (*self.probabilities, self.confidence, self.spread or 0.0, self.information or 0.0)
+        if not all(map(math.isfinite, numbers)):
+            raise NonFiniteError(f"{self}: a number is NaN or infinite, which is no answer")
 
 
 def answer(system: System, questions: Sequence[Question], plan: PredictionPlan) -> tuple[Answer, ...]:
@@ -44,6 +55,7 @@ def answer(system: System, questions: Sequence[Question], plan: PredictionPlan) 
 
     Raises:
         AbmllError: a question does not fit the model; names its file and line.
+        NonFiniteError: a probability is NaN or infinite; names the rows and the dtype.
     """
     for question in questions:
         _encode(system, question)
@@ -71,6 +83,7 @@ def summarise(draws: Float[np.ndarray, "S K"], drawing: bool = True) -> Answer:
     >>> found.probabilities, found.choice, found.spread, round(found.information, 4)  # log 2: the draws decide it
     ((0.5, 0.5), 0, 0.5, 0.6931)
     """
+    check_finite("probability", draws)
     mean = draws.mean(axis=0)
     choice = int(mean.argmax())
     information = float(entr(mean).sum() - entr(draws).sum(axis=1).mean()) if drawing else None

@@ -18,7 +18,7 @@ from abmll.adapters.folder import EXTRAS_FILE, read_facts
 from abmll.config import RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.files import seal, write_text
-from abmll.running.record import Record, ScoreRow, TaskFacts, read_record, score_run
+from abmll.running.record import Record, ScoreRow, TaskFacts, broken_tasks, read_record, score_run
 
 CARD_FILE = "README.md"
 Form = Literal["adapter", "merged"]
@@ -44,6 +44,7 @@ class About:
         note: the run's own.
         record: tasks that the shared weights were trained on.
         scores: of the run on unseen tasks.
+        not_finite: unseen tasks on which its numbers are not finite, so that it has no scores there.
         adapting: settings that these were made with.
         details: of a saved task.
         licence: of the adapter itself, as the hub calls it.
@@ -54,6 +55,7 @@ class About:
     note: str = ""
     record: Record | None = None
     scores: tuple[ScoreRow, ...] = ()
+    not_finite: tuple[str, ...] = ()
     adapting: Mapping[str, Any] | None = None
     details: Mapping[str, Any] | None = None
     licence: str | None = None
@@ -70,7 +72,8 @@ def about_run(run: Path, facts: AdapterFacts, details: Mapping[str, Any] | None 
         about = replace(about, name=name or config.name, note=config.note, adapting=config.adaptation.model_dump())
         about = replace(about, record=read_record(run))
         if about.record is not None and facts.slot == "shared":
-            about = replace(about, scores=score_run(run, about.record.examples))
+            examples = about.record.examples
+            about = replace(about, scores=score_run(run, examples), not_finite=broken_tasks(run, examples))
     except AbmllError as error:
         log.warning("the model card of %s is less than it could be: %s", about.name, error)
     return about
@@ -221,8 +224,10 @@ def _scores(about: About) -> list[str]:
         return _check(check)
     if about.facts.slot == "task":
         return ["Not scored. `abmll adapt RUN ROWS --save NAME` ends with a check, whose table then stands here."]
+    names = plain(", ".join(about.not_finite))
+    broken = [f"On {names} its numbers are not finite (NaN or infinity): no scores."] if names else []
     if not about.scores:
-        return [
+        return broken or [
             "Not scored yet. `abmll adapt RUN TASKS` adapts to unseen tasks, predicts their test rows and writes their "
             "scores here."
         ]
@@ -232,6 +237,7 @@ def _scores(about: About) -> list[str]:
         f"On unseen tasks, each after adapting to {a.get('examples', 'some')} examples in {a.get('steps', 'some')} "
         f"steps; {how}. \\[ \\] is a 95 % bootstrap interval over questions, means over tasks are unweighted, and the "
         "training seed is one. These weights are the start of it: they have not been adapted yet.",
+        *broken,
         _table(("task", "questions", "draws", "accuracy %", "NLL, nats", "ECE"), map(_score_row, about.scores)),
     ]
 
@@ -251,7 +257,7 @@ def _score_row(row: ScoreRow) -> tuple[object, ...]:
 def _check(check: Mapping[str, Any]) -> list[str]:
     """The table that `abmll adapt --save` ends with."""
     rows = [
-        (name, *(_between(row.get(key), row.get(f"{key}_interval")) for key in ("accuracy", "nll")))
+        (name, *(_checked(row, key) for key in ("accuracy", "nll")))
         for name, row in check["table"].items()
         if isinstance(row, Mapping)
     ]
@@ -261,6 +267,10 @@ def _check(check: Mapping[str, Any]) -> list[str]:
         _table(("", "accuracy", "NLL, nats"), rows),
         f"Verdict: {plain(check.get('verdict', 'none'))}.",
     ]
+
+
+def _checked(row: Mapping[str, Any], key: str) -> str:
+    return "not finite" if row.get("not_finite") else _between(row.get(key), row.get(f"{key}_interval"))
 
 
 def _between(value: Any, ends: Any) -> str:

@@ -1,7 +1,8 @@
 """Systems x seeds x adaptation draws as build targets: whatever has its file already is not done again."""
 
 import itertools
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,19 @@ from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, write_sealed_json, write_text
 from abmll.metrics.registered import METRICS
 from abmll.models import LanguageModel
-from abmll.running.build import build_episodes, check_tasks, method_settings
+from abmll.running.build import build_episodes, check_tasks
 from abmll.running.faults import together
 from abmll.running.lock import FolderLock
 from abmll.running.origin import differences, task_hash, told
+from abmll.running.overrides import check_fit, check_run, check_systems, of_system
 from abmll.running.roles import RunTasks, load_run_tasks, without_leaks
 from abmll.running.target import Target, row_names
-from abmll.running.tracking import check_trackers
 from abmll.running.world import World
+
+log = logging.getLogger(__name__)
+
+COMPARISON = "comparison.json"
+_ADVICE = "put it back from a copy, or give another folder with --out"
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -34,7 +40,8 @@ def run_comparison(
 ) -> None:
     """Train, adapt and predict whatever is missing under `out`.
 
-    Everything that could be wrong with the configuration and the tasks is looked at before the model is loaded.
+    Everything that could be wrong with the configuration and the tasks is looked at before the model is loaded. A
+    system whose training, adaptation or prediction is not finite is a result: kept as such and told, and others go on.
 
     Args:
         config: what to compare.
@@ -50,13 +57,30 @@ def run_comparison(
         Stopped: the process was asked to stop; what is done is on disk.
     """
     runs = [(name, seed, config.run(name, seed)) for name, seed in itertools.product(config.systems, config.seeds)]
-    tasks = comparison_tasks(config)
+    tasks = comparison_tasks(config, out)
     targets = [(seed, _target(name, run, out, tasks, config.curve, strict)) for name, seed, run in runs]
     with _locked(out, world):
         with together(world):
             if world.is_main:
                 _keep_configuration(config, out, runs, tasks)
         _make_missing(config, targets, load, listener, world)
+        with together(world):
+            if world.is_main:
+                _warn_of_non_finite(targets)
+
+
+def _warn_of_non_finite(targets: Sequence[tuple[int, Target]]) -> None:
+    """Name every system and seed whose numbers are not finite, and say how to try again."""
+    for seed, target in targets:
+        found = list(target.cells.markers())
+        if found:
+            path, first = found[0]
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            log.warning(
+                "%s seed %d is not finite, and so in the report (task %s, draw %d%s): %s. It is not tried again by "
+                "itself: to do so delete %s%s; or compare with another model.dtype into another folder (--out)",
+                *(target.name, seed, first.asked.task, first.asked.draw, more, first.why, path, more),
+            )
 
 
 def _target(name: str, run: RunConfig, out: Path, tasks: RunTasks, curve: int, strict: bool) -> Target:
@@ -64,7 +88,8 @@ def _target(name: str, run: RunConfig, out: Path, tasks: RunTasks, curve: int, s
     seed = f"seed-{run.training.seed}"
     means = out / f"{name}_mean" / seed / "predictions"
     roles = (tasks.train, tasks.unseen, tasks.validation)
-    return Target(name, run, out / name / seed, *roles, curve, strict=strict, mean_predictions=means)
+    folder = out / name / seed
+    return Target(name, run, folder, *roles, curve, strict=strict, mean_predictions=means, record_non_finite=True)
 
 
 @contextmanager
@@ -90,31 +115,52 @@ def _make_missing(
         return
     listener({"event": "loading", "model": config.model.source or config.model.shape})
     base = load()
+    for _, target in missing:  # all of them before the first is trained, which may take days
+        with of_system(target.name):
+            check_fit(target.config, base, (*target.train, *target.validation, *target.unseen))
     for seed, target in missing:
         listener({"event": "target", "system": target.name, "seed": seed, "iterations": target.iterations})
         target.make(base, listener, world)
 
 
-def comparison_tasks(config: CompareConfig) -> RunTasks:
+def comparison_tasks(config: CompareConfig, out: Path | None = None) -> RunTasks:
     """A comparison's tasks, after a look at everything that can be wrong with it before a model is loaded.
+
+    Args:
+        config: what to compare.
+        out: its folder, where some of it may be done; None: all is to be done.
 
     Raises:
         AbmllError: a setting, a tracker or a name is wrong, or a task has two roles, is too small, leaks, ...
     """
-    tasks = load_run_tasks(config)
+    for metric in config.metrics:
+        METRICS.lookup(metric)
+    check_systems(config)
+    runs = {name: config.run(name, config.seeds[0]) for name in config.systems}
+    for name, run in runs.items():
+        folders = () if out is None else tuple(out / name / f"seed-{seed}" for seed in config.seeds)
+        with of_system(name):
+            check_run(run, *folders)
+    _check_rows(config)
+    tasks = load_run_tasks(config, tuple(runs.values()))
     if not tasks.unseen:
         raise AbmllError("tasks.unseen names no task to compare on")
-    runs = [config.run(name, config.seeds[0]) for name in config.systems]
-    for name in config.metrics:
-        METRICS.lookup(name)
-    for run in runs:
-        method_settings(run)
-        check_trackers(run)
     tasks = _checked(config, tasks)
-    for run in runs:
-        build_episodes(run, tasks.train)
-    _check_rows(config)
+    for name, run in runs.items():
+        with of_system(name):
+            _check_own(run, tasks)
     return tasks
+
+
+def _check_own(run: RunConfig, tasks: RunTasks) -> None:
+    """What a system asks of the tasks by settings of its own."""
+    build_episodes(run, tasks.train)
+    check_tasks(run, tasks.train, tasks.unseen + tasks.validation)
+    if run.training.validate_every is not None and not tasks.validation:
+        raise AbmllError(
+            f"training.validate_every={run.training.validate_every}, but tasks.validation names no tasks to choose by; "
+            "name some for the comparison, or leave it out"
+        )
 
 
 def _checked(config: CompareConfig, tasks: RunTasks) -> RunTasks:
@@ -144,6 +190,7 @@ def _keep_configuration(
     config: CompareConfig, out: Path, runs: list[tuple[str, int, RunConfig]], tasks: RunTasks
 ) -> None:
     """Write what is compared, refusing to mix with results of another configuration."""
+    _refuse_lost_files(out, [out / name / f"seed-{seed}" for name, seed, _ in runs])
     before = load_config(CompareConfig, out / "config.yaml") if (out / "config.yaml").exists() else config
     if before.curve != config.curve:
         raise AbmllError(
@@ -173,13 +220,24 @@ def _keep_configuration(
         "data": data,
     }
     write_text(out / "config.yaml", config.to_sealed_yaml())
-    write_sealed_json(out / "comparison.json", described)
+    write_sealed_json(out / COMPARISON, described)
+
+
+def _refuse_lost_files(out: Path, runs: Sequence[Path]) -> None:
+    """What says which rows and points results are of must be there if any results are."""
+    lost = [out / name for name in ("config.yaml", COMPARISON) if not (out / name).exists()]
+    begun = [run for run in runs if (run / "config.yaml").exists()]
+    if lost and begun:
+        raise AbmllError(
+            f"{lost[0]}: is missing, though {begun[0]} has been begun, so what its results are of cannot be told; "
+            f"{_ADVICE}"
+        )
 
 
 def _refuse_other_rows(out: Path, data: dict[str, str]) -> None:
     """Results that are there belong to the rows they were made from; a folder of before rows were hashed is taken."""
-    file = out / "comparison.json"
-    before = read_sealed_json(file).get("data", data) if file.exists() else data
+    file = out / COMPARISON
+    before = read_sealed_json(file, advice=_ADVICE).get("data", data) if file.exists() else data
     if before != data:
         change = told({"data": (before, data)}) if isinstance(before, dict) else "data"
         raise AbmllError(f"{out} was made from other rows: {change}. Give another folder with --out, or remove it")

@@ -61,7 +61,7 @@ class Engine:
         """
 
         def all_files(beside: Path) -> None:
-            write_text(beside / CONFIG_FILE, self.session.config.to_yaml())
+            write_text(beside / CONFIG_FILE, self.session.config.to_sealed_yaml())
             write_card(beside, about_run(self.session.folder, stored.facts, {}, folder.name))
             also(beside)
 

@@ -15,6 +15,7 @@ from abmll.running.adapt import AdaptationPlan, PredictionPlan, adapt
 from abmll.running.adapters import use_adapter
 from abmll.running.answers import Answer, answer
 from abmll.running.build import System, adaptation_plan, build_system, load_base, prediction_plan
+from abmll.running.overrides import OWN_ROWS, check_settings, check_trained
 from abmll.running.saved_tasks import SavedTask, read_task
 from abmll.running.shipped import read_probe, warn_of_other_weights, with_same_tokenizer
 from abmll.tasks.question import Question, Task
@@ -122,14 +123,28 @@ def open_run(
     return session, saved
 
 
-def settings_of(folder: Path, overrides: Sequence[str] = (), saved: SavedTask | None = None) -> RunConfig:
+def settings_of(
+    folder: Path,
+    overrides: Sequence[str] = (),
+    saved: SavedTask | None = None,
+    fixed: Mapping[str, str] = OWN_ROWS,
+) -> RunConfig:
     """The configuration of a run, with what a saved task was adapted with and, on top, what the user sets.
 
+    Args:
+        folder: the run directory.
+        overrides: `section.key=value`.
+        saved: a saved task.
+        fixed: what cannot be set here, besides what cannot of any trained run, and why.
+
     Raises:
-        AbmllError: there is no such run, or a value is wrong.
+        AbmllError: there is no such run, a value is wrong, or it cannot be set any more.
     """
-    config = load_config(RunConfig, folder / "config.yaml")
-    return _laid(config, _brought_by(saved), *map(parse_override, overrides), where=folder)
+    config = _laid(load_config(RunConfig, folder / "config.yaml"), _brought_by(saved), where=folder)
+    found = _laid(config, *map(parse_override, overrides), where=folder)
+    check_trained(config, found, folder, fixed)
+    check_settings(found)
+    return found
 
 
 def _laid(config: RunConfig, *laid: Mapping[str, Any], where: Path) -> RunConfig:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from abmll.errors import AbmllError
+from abmll.errors import NonFiniteError as NonFiniteError
 from abmll.methods.base import Place
 from abmll.running.stopping import Stopped
 from abmll.running.world import News, World
@@ -24,18 +25,6 @@ class FailedBatch:
     questions: tuple[Question, ...]
     place: Place
     outer: bool = False
-
-
-class NonFiniteError(AbmllError):
-    """A loss or gradient is NaN or infinite; nothing was updated by it.
-
-    Attributes:
-        batch: what it was met on, where that is known.
-    """
-
-    def __init__(self, message: str, batch: FailedBatch | None = None) -> None:
-        super().__init__(message)
-        self.batch = batch
 
 
 NOTHING, NON_FINITE, FAILED = 0, 1000, 1001

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from abmll.errors import NonFiniteError
 from abmll.metrics.predictions import Prediction
 from abmll.running.adapt import AdaptationPlan
 from abmll.running.labelled import clusters
@@ -42,8 +43,10 @@ def deal(rows: Sequence[Question], folds: int = FOLDS, seed: int = 0) -> tuple[F
     return tuple(Fold(tuple(sorted(every - set(part))), tuple(sorted(part))) for part in parts if len(part) < len(rows))
 
 
-Predict = Callable[[tuple[Question, ...], tuple[Question, ...]], list[tuple[Prediction, ...]]]
-"""Questions, and the examples that were adapted to -> predictions, by every row of a system."""
+Answered = tuple[Prediction, ...] | NonFiniteError
+"""Predictions by one row of a system; or why there are none."""
+Predict = Callable[[tuple[Question, ...], tuple[Question, ...]], list[Answered]]
+"""Questions, and the examples that were adapted to -> what every row of a system says."""
 
 
 def held_out(
@@ -53,7 +56,7 @@ def held_out(
     examples: tuple[Question, ...],
     plan: AdaptationPlan,
     folds: int,
-) -> list[tuple[Prediction, ...]]:
+) -> list[Answered]:
     """Predict each example after adapting, by as many steps, to the examples of the other folds alone.
 
     Args:
@@ -65,13 +68,22 @@ def held_out(
         folds: at most so many; fewer where there are fewer examples.
 
     Returns:
-        For each row of the system, predictions in the order of `examples`.
+        For each row of the system, predictions in the order of `examples`; or the error of a fold that has none.
     """
-    found: dict[int, list[Prediction]] = {}
-    for number, fold in enumerate(deal(examples, folds, plan.seed)):
+    dealt = deal(examples, folds, plan.seed)
+    by_fold: list[list[Answered]] = []
+    for number, fold in enumerate(dealt):
         fitted = tuple(examples[i] for i in fold.fitted)
         adapt(Task(f"{task.name} fold {number}", fitted), replace(plan, examples=len(fitted)))
-        by_row = predict(tuple(examples[i] for i in fold.answered), fitted)
-        for place, predictions in zip(fold.answered, zip(*by_row, strict=True), strict=True):
-            found[place] = list(predictions)
-    return [tuple(column) for column in zip(*(found[i] for i in sorted(found)), strict=True)]
+        by_fold.append(predict(tuple(examples[i] for i in fold.answered), fitted))
+    return [_in_order(dealt, row) for row in zip(*by_fold, strict=True)]
+
+
+def _in_order(folds: Sequence[Fold], answered: Sequence[Answered]) -> Answered:
+    """One row's predictions of every fold, in the order of the examples."""
+    found: dict[int, Prediction] = {}
+    for fold, part in zip(folds, answered, strict=True):
+        if isinstance(part, NonFiniteError):
+            return part
+        found |= zip(fold.answered, part, strict=True)
+    return tuple(found[place] for place in sorted(found))

@@ -7,10 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from abmll.adapters.layer import AdapterSet
 from abmll.kernels.noise import key_tensor, noise_key
 from abmll.methods.base import Method, Place, Terms, backward_by_share
 from abmll.running.batcher import Batcher
 from abmll.running.faults import FailedBatch, NonFiniteError
+from abmll.running.finite import dtype_advice
 from abmll.running.graphs import Graphs
 from abmll.running.optimizers import GroupOptimizer
 from abmll.running.stopping import stop_if_asked
@@ -62,7 +64,7 @@ def inner_steps(
         for parameter, gradient in zip(method.temperature, temperature, strict=True):
             parameter.grad = gradient.clone()
         if not optimizer.skips_by_itself or step == len(batches) - 1:
-            _check_steps(taken, batches, place)
+            _check_steps(taken, batches, place, method.adapters)
     return [terms_of(values) for values in taken]
 
 
@@ -97,10 +99,12 @@ def terms_of(values: Float[Tensor, " parts"]) -> Terms:
     return Terms((values[0],), values[1], values[3] if len(values) > 3 else None)
 
 
-def _check_steps(taken: Sequence[Tensor], batches: Sequence[Sequence[Question]], place: Place) -> None:
+def _check_steps(
+    taken: Sequence[Tensor], batches: Sequence[Sequence[Question]], place: Place, adapters: AdapterSet
+) -> None:
     for step, is_bad in enumerate(torch.stack([values[2] for values in taken]).tolist()):
         if is_bad:
-            raise _error(f"inner step {step}", FailedBatch(tuple(batches[step]), (*place, step)))
+            raise _error(f"inner step {step}", FailedBatch(tuple(batches[step]), (*place, step)), adapters)
 
 
 def clear(parameters: Sequence[Tensor]) -> None:
@@ -117,20 +121,22 @@ def not_finite(terms: Terms | None, gradients: Sequence[Tensor]) -> Float[Tensor
     return 1.0 - torch.stack(numbers).isfinite().all().float()
 
 
-def check_finite(terms: Terms | None, gradients: Sequence[Tensor], what: str, batch: FailedBatch) -> None:
+def check_finite(
+    terms: Terms | None, gradients: Sequence[Tensor], what: str, batch: FailedBatch, adapters: AdapterSet
+) -> None:
     """Stop before an update by a non-finite loss or gradient; one wait for the device in all.
 
     Raises:
         NonFiniteError: names `what` and the questions.
     """
     if (terms is not None or gradients) and bool(not_finite(terms, gradients)):
-        raise _error(what, batch)
+        raise _error(what, batch, adapters)
 
 
-def _error(what: str, batch: FailedBatch) -> NonFiniteError:
+def _error(what: str, batch: FailedBatch, adapters: AdapterSet) -> NonFiniteError:
     ids = ", ".join(question.id for question in batch.questions) or "none"
     return NonFiniteError(
         f"{what}: the loss or a gradient is not finite (questions {ids}); nothing was updated. "
-        "Lower the learning rates, or look at these questions",
+        f"Lower the learning rates, or look at these questions; {dtype_advice(adapters.base_dtype)}",
         batch,
     )

@@ -76,7 +76,7 @@ def keep_origin(folder: Path, config: RunConfig, origin: Origin, allowed: Collec
         write_sealed_json(folder / ORIGIN, {**vars(origin), "changes": []})
         return
     before = load_config(RunConfig, file)
-    kept = read_sealed_json(folder / ORIGIN) if (folder / ORIGIN).exists() else {**vars(origin), "changes": []}
+    kept = _read_origin(folder, origin)
     changed = differences(before, config)
     changed |= {name: (kept.get(name), value) for name, value in vars(origin).items() if kept.get(name) != value}
     refused = {n: pair for n, pair in changed.items() if not (_may(n, pair, config) or _in(n, allowed or ()))}
@@ -94,6 +94,14 @@ def keep_origin(folder: Path, config: RunConfig, origin: Origin, allowed: Collec
     changes = [*kept.get("changes", []), *({"field": n, "from": a, "to": b} for n, (a, b) in changed.items())]
     write_sealed_json(folder / ORIGIN, {**vars(origin), "changes": changes})
     write_text(file, _pinned(config).to_sealed_yaml())
+
+
+def _read_origin(folder: Path, now: Origin) -> dict[str, Any]:
+    """What the run was computed on; where that is lost, what is there now, with a warning."""
+    if (folder / ORIGIN).exists():
+        return read_sealed_json(folder / ORIGIN, advice="put it back from a copy, or delete it to go on without it")
+    log.warning("%s: is missing, so whether data, tokenizer and model are the same cannot be told", folder / ORIGIN)
+    return {**vars(now), "changes": []}
 
 
 def differences(before: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:

@@ -130,11 +130,13 @@ def saved_answers(session: Session, saved: SavedTask) -> HeldBack | None:
     """The answers to the rows that `adapt --hold-back` held back; None if there were none.
 
     Raises:
-        AbmllError: they were made in another way than answers are now; or are damaged.
+        AbmllError: they were made in another way than answers are now, are damaged, or are not known to be what was
+            saved.
     """
     kept = saved.details.get("held_back")
     if kept is None:
         return None
+    _refuse_unsealed(saved)
     try:
         found = HeldBack(np.array(kept["confidence"], dtype=np.float64), np.array(kept["correct"], dtype=bool))
         settings: Mapping[str, Any] = dict(kept["settings"])
@@ -151,12 +153,31 @@ def saved_answers(session: Session, saved: SavedTask) -> HeldBack | None:
     return found
 
 
+def _refuse_unsealed(saved: SavedTask) -> None:
+    """No promise stands on what anybody may have edited.
+
+    What it stands on (the answers to the rows held back, and which rows were adapted to) is in this file alone, so
+    there is nothing to derive it from again.
+
+    Raises:
+        AbmllError: the details have no seal.
+    """
+    if not saved.sealed:
+        raise AbmllError(
+            f"{saved.folder}: its task.json has no SHA-256 (version 0.1.0 wrote none, or it was edited), so nothing "
+            "can be promised by it; adapt again with `abmll adapt --save --replace`, or predict without "
+            "--abstain-below-risk"
+        )
+
+
 def fresh_answers(session: Session, saved: SavedTask, rows: Sequence[Question]) -> HeldBack:
     """Answers to labelled rows that a user gives with --held-back; of a group, or of rows that ask the same, one.
 
     Raises:
-        AbmllError: one of them was adapted to (names file and line), or the saved task does not say what was.
+        AbmllError: one of them was adapted to (names file and line), or the saved task does not say what was, or is not
+            known to be what was saved.
     """
+    _refuse_unsealed(saved)
     used = saved.details.get("adapted_to")
     if not isinstance(used, list):
         raise AbmllError(f"{saved.folder}: does not say what it was adapted to; adapt again with `abmll adapt --save`")

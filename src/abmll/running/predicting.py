@@ -212,7 +212,7 @@ def _question(table: Table, layout: Layout, line: int, row: Any, place: str) -> 
 
 def _ours(question: Question, answer: Answer, layout: Layout, prefix: str, threshold: Covered | None) -> dict[str, Any]:
     """Our columns of one row."""
-    silent = threshold is not None and answer.confidence < threshold.threshold
+    silent = threshold is not None and not answer.confidence >= threshold.threshold
     values: dict[str, Any] = {"prediction": None if silent else question.choices[answer.choice]}
     values["confidence"] = answer.confidence
     if threshold is not None:

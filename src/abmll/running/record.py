@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, write_sealed_json
 from abmll.metrics.calibration import expected_calibration_error
+from abmll.metrics.not_finite import END, read_not_finite
 from abmll.metrics.predictions import Predictions, read_predictions
 from abmll.metrics.resampling import group_numbers
 from abmll.metrics.scores import confidence_and_correct, question_nll, score
@@ -22,7 +23,7 @@ from abmll.metrics.statistics import (
 from abmll.tasks.catalogue.entries import catalogue_entry, catalogue_names
 from abmll.tasks.question import Task
 
-RECORD = "trained.json"
+RECORD, COST, ENVIRONMENT = "trained.json", "cost.json", "environment.json"
 
 
 class _Part(BaseModel):
@@ -115,6 +116,15 @@ class ScoreRow:
     ece_interval: Interval
 
 
+def owner(file: str, system: str, seed: int) -> str:
+    """What a file of a run in a comparison is sealed for: that of another seed or system in its place is noticed.
+
+    >>> owner(COST, "lora", 3)
+    'cost.json of lora seed 3'
+    """
+    return f"{file} of {system} seed {seed}"
+
+
 def place_of(examples: int) -> str:
     """The folder of predictions by the weights after so many questions.
 
@@ -127,16 +137,29 @@ def place_of(examples: int) -> str:
 def score_run(run: Path, examples: int) -> tuple[ScoreRow, ...]:
     """A row for each unseen task that was predicted by the weights after so many questions, and one for their mean.
 
+    A task with a draw that is not finite has no row, and then there is no mean either.
+
     Raises:
         AbmllError: a predictions file is damaged.
     """
+    broken = broken_tasks(run, examples)
     found: dict[str, list[Predictions]] = defaultdict(list)
     for file in sorted((run / "predictions" / place_of(examples)).glob("draw-*/*.jsonl")):
         predictions = read_predictions(file)
-        if _asks_the_same(predictions, found[predictions.task]):
+        if predictions.task not in broken and _asks_the_same(predictions, found[predictions.task]):
             found[predictions.task].append(predictions)
     rows = [_row(task, {task: draws}) for task, draws in found.items()]
-    return (*rows, _row("mean", found)) if len(rows) > 1 else tuple(rows)
+    return (*rows, _row("mean", found)) if len(rows) > 1 and not broken else tuple(rows)
+
+
+def broken_tasks(run: Path, examples: int) -> tuple[str, ...]:
+    """Unseen tasks that were not finite by the weights after so many questions, in some draw.
+
+    Raises:
+        AbmllError: a file is damaged.
+    """
+    files = sorted((run / "predictions" / place_of(examples)).glob(f"draw-*/*{END}"))
+    return tuple(dict.fromkeys(read_not_finite(file).asked.task for file in files))
 
 
 def mean_scores(files: Sequence[Path]) -> dict[str, float]:

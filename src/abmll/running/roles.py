@@ -48,15 +48,20 @@ class Leak:
         return f"{pair.first.place} ({self.first}): {WORDS[pair.kind]} {pair.second.place} ({self.second})"
 
 
-def load_run_tasks(config: RunConfig) -> RunTasks:
+def load_run_tasks(config: RunConfig, runs: Sequence[RunConfig] = ()) -> RunTasks:
     """Every task that a configuration names.
+
+    Args:
+        config: names them.
+        runs: of a comparison's systems, which may be chosen by validation tasks each for itself.
 
     Raises:
         AbmllError: a source cannot be read, or training is to be chosen by validation tasks that are not named.
     """
     if config.training.validate_every is not None and config.tasks.validation is None:
         raise AbmllError("training.validate_every is set, but tasks.validation names no tasks to choose by")
-    if config.training.validate_every is None and config.tasks.validation is not None:
+    chosen = [run for run in (runs or (config,)) if run.training.validate_every is not None]
+    if not chosen and config.tasks.validation is not None:
         log.warning("tasks.validation is named, but not used: training.validate_every is not set")
     return RunTasks(tasks_of(config.tasks.train), tasks_of(config.tasks.validation), tasks_of(config.tasks.unseen))
 

@@ -20,7 +20,17 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from abmll.errors import AbmllError
-from abmll.files import OLD, append_line, folder_beside, naming, recover, remove_folder, replaced_by, write_bytes
+from abmll.files import (
+    OLD,
+    append_line,
+    folder_beside,
+    naming,
+    recover,
+    refuse_non_finite,
+    remove_folder,
+    replaced_by,
+    write_bytes,
+)
 from abmll.running.faults import together
 from abmll.running.lock import FolderLock
 from abmll.running.world import World
@@ -95,9 +105,11 @@ class RunDirectory:
         """Add one line to the journal: all of it, or nothing.
 
         Raises:
+            NonFiniteError: a number in it is NaN or infinite, which JSON has not.
             OSError: the disk is full, ...
         """
-        append_line(self.journal, json.dumps(event, ensure_ascii=False))
+        refuse_non_finite(self.journal, event)
+        append_line(self.journal, json.dumps(event, ensure_ascii=False, allow_nan=False))
 
     def cut_journal(self, step: int) -> None:
         """Drop what the journal says of steps after `step`: they will be done again. It says so if training ends.

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from abmll.adapters.facts import StoredAdapter
-from abmll.adapters.folder import EXTRAS_FILE, read_adapter, read_facts, write_adapter
+from abmll.adapters.folder import EXTRAS_FILE, checksum, read_adapter, read_facts, write_adapter
 from abmll.config import RunConfig
 from abmll.errors import AbmllError, unknown_name
-from abmll.files import OLD, check_name, check_regular, recover, replaced_by, write_json
+from abmll.files import OLD, check_name, check_regular, read_and_tell_seal, recover, replaced_by, write_sealed_json
 from abmll.running.adapters import adapter_of, use_adapter
 from abmll.running.build import System
 from abmll.running.card import about_run, write_card
@@ -32,12 +32,15 @@ class SavedTask:
         folder: its files.
         details: what was kept with it: how it was adapted, on what, ...
         adapter: means and stds, and the facts about them.
+        sealed: whether the details are known to be what was saved with this very adapter; version 0.1.0 did not seal
+            them.
     """
 
     name: str
     folder: Path
     details: dict[str, Any]
     adapter: StoredAdapter
+    sealed: bool = True
 
 
 def save_task(
@@ -73,7 +76,7 @@ def save_task(
     stored = adapter_of(config, system, "task")
 
     def details_too(place: Path) -> None:
-        write_json(place / DETAILS_FILE, {"name": name, "details": dict(details or {})})
+        _write_details(place, name, details or {})
         write_card(place, about_run(run, stored.facts, details or {}, name))
 
     write_adapter(stored, folder, details_too)
@@ -111,9 +114,9 @@ def write_details(
     folder = _folder(run, name)
     if name not in _names(run):
         raise unknown_name(f"saved task of {run}", name, _names(run))
-    if before is not None and _read_details(folder / DETAILS_FILE) != json.loads(json.dumps(dict(before))):
+    if before is not None and _read_details(folder, name)[0] != json.loads(json.dumps(dict(before))):
         raise AbmllError(f"{folder}: another process has replaced it meanwhile; what was found is not kept with it")
-    write_json(folder / DETAILS_FILE, {"name": name, "details": dict(details)})
+    _write_details(folder, name, details)
     write_card(folder, about_run(run, read_facts(folder / EXTRAS_FILE), details, name))
 
 
@@ -141,7 +144,14 @@ def read_task(run: Path | str, name: str) -> SavedTask:
     adapter = read_adapter(folder)
     if adapter.facts.slot != "task":
         raise AbmllError(f"{folder}: holds the shared weights of a run, not a task's")
-    return SavedTask(name, folder, _read_details(folder / DETAILS_FILE), adapter)
+    details, sealed = _read_details(folder, name)
+    if not sealed:
+        logger.warning(
+            "%s has no SHA-256, as version 0.1.0 wrote none (or it was edited): it is taken as it is, but promises "
+            "nothing (--abstain-below-risk)",
+            folder / DETAILS_FILE,
+        )
+    return SavedTask(name, folder, details, adapter, sealed)
 
 
 def load_task(run: Path | str, name: str, system: System) -> SavedTask:
@@ -177,18 +187,30 @@ def _folder(run: Path, name: str) -> Path:
     return folder
 
 
-def _read_details(file: Path) -> dict[str, Any]:
+def _write_details(folder: Path, name: str, details: Mapping[str, Any]) -> None:
+    write_sealed_json(folder / DETAILS_FILE, {"name": name, "details": dict(details)}, _of(folder, name))
+
+
+def _of(folder: Path, name: str) -> str:
+    """What the details are sealed for: this name and this adapter, so that no other task's are taken for them."""
+    return f"{DETAILS_FILE} of {name}, adapter {checksum(folder)}"
+
+
+def _read_details(folder: Path, name: str) -> tuple[dict[str, Any], bool]:
+    """The details, and whether they are sealed."""
+    file, advice = folder / DETAILS_FILE, f"adapt again with `abmll adapt ... --save {name} --replace`"
     try:
         check_regular(file)
         if file.stat().st_size > MOST_DETAILS:
             raise AbmllError(f"{file}: {file.stat().st_size:,} bytes are too many")
-        found = strict_json(file.read_bytes())["details"]
+        strict_json(file.read_bytes())
     except OSError as error:
-        raise AbmllError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
+        raise AbmllError(f"{file}: cannot be read ({error.strerror}); {advice}") from error
+    except ValueError as error:
         if isinstance(error, AbmllError):
             raise
-        raise AbmllError(f"{file}: not what was saved ({error})") from error
-    if not isinstance(found, dict):
-        raise AbmllError(f"{file}: not what was saved")
-    return found
+        raise AbmllError(f"{file}: not what was saved ({error}); {advice}") from error
+    value, sealed = read_and_tell_seal(file, _of(folder, name), advice)
+    if not isinstance(value.get("details"), dict):
+        raise AbmllError(f"{file}: not what was saved; {advice}")
+    return value["details"], sealed

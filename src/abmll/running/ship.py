@@ -5,10 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from abmll.adapters.folder import EXTRAS_FILE, read_facts
-from abmll.files import write_json
 from abmll.running.card import about_run, write_card
 from abmll.running.everyday import open_run
-from abmll.running.shipped import ADAPTER, HERE, PROBE_FILE, copy_run, measure_probe
+from abmll.running.shipped import ADAPTER, HERE, copy_run, measure_probe, write_probe
 
 
 def ship(run: Path, name: str, place: Path = HERE) -> Path:
@@ -21,7 +20,7 @@ def ship(run: Path, name: str, place: Path = HERE) -> Path:
         AbmllError: it is no run that was trained to its end.
     """
     session, _ = open_run(run)
-    write_json(run / PROBE_FILE, vars(measure_probe(session.system)))
+    write_probe(run, measure_probe(session.system))
     copy_run(run, place / name)
     write_shipped_card(place / name)
     return place / name

@@ -1,7 +1,6 @@
 """Meta-trained adapters that come with the package, so that adapting needs no training. `ship` makes them."""
 
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -9,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from abmll.adapters.facts import StoredAdapter
+from abmll.adapters.folder import checksum
 from abmll.errors import AbmllError
-from abmll.files import folder_beside
+from abmll.files import folder_beside, read_sealed_json, write_sealed_json
 from abmll.models import LanguageModel
 from abmll.running.adapt import PredictionPlan, mean_nll
 from abmll.running.build import System
@@ -110,12 +110,28 @@ def measure_probe(system: System) -> Probe:
 
 
 def read_probe(folder: Path) -> Probe | None:
-    """The probe of a run; None if it has none, or none that this version knows."""
-    try:
-        values = json.loads((folder / PROBE_FILE).read_text(encoding="utf-8"))
-        return Probe(float(values["nll"]), str(values["tokens"]), int(values["questions"]))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+    """The probe of a run; None if it has none, or none that this version knows.
+
+    Raises:
+        AbmllError: it is damaged.
+    """
+    if not (folder / PROBE_FILE).exists():
         return None
+    advice = "delete it: it only tells copies of a base model apart"
+    values = read_sealed_json(folder / PROBE_FILE, _of(folder), advice)
+    try:
+        return Probe(float(values["nll"]), str(values["tokens"]), int(values["questions"]))
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
+
+
+def write_probe(folder: Path, probe: Probe) -> None:
+    """Keep a probe beside the adapter that it was measured with."""
+    write_sealed_json(folder / PROBE_FILE, vars(probe), _of(folder))
+
+
+def _of(folder: Path) -> str:
+    return f"{PROBE_FILE} of the adapter {checksum(folder / ADAPTER)}"
 
 
 def with_same_tokenizer(

@@ -2,9 +2,8 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from abmll.config import RunConfig
 from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, write_sealed_json
 from abmll.methods import method_class
-from abmll.metrics.predictions import Prediction, Predictions
+from abmll.metrics.not_finite import TRAINING
 from abmll.models import LanguageModel
-from abmll.running.adapt import AdaptationPlan, PredictionPlan, examples_of, mean_nll, mean_nll_scaled
+from abmll.running.adapt import AdaptationPlan, PredictionPlan, mean_nll, mean_nll_scaled
 from abmll.running.adapters import adapter_of
 from abmll.running.build import (
     System,
@@ -27,17 +26,15 @@ from abmll.running.build import (
     build_system,
     iterations_of,
     method_settings,
-    prediction_plan,
     training_plan,
 )
 from abmll.running.card import about_run, rewrite_run_card, write_card
+from abmll.running.cells import BEFORE, Cell, Cells
 from abmll.running.environment import environment, peak_memory
-from abmll.running.failed_batch import save_batch
 from abmll.running.faults import NonFiniteError, together
-from abmll.running.folds import Predict, held_out
 from abmll.running.optimizers import rates_at
 from abmll.running.origin import keep_origin, origin_of
-from abmll.running.record import Record, keep_record, mean_scores, place_of, task_facts
+from abmll.running.record import COST, ENVIRONMENT, Record, keep_record, mean_scores, owner, place_of, task_facts
 from abmll.running.resume import restore_theta
 from abmll.running.rundir import RunDirectory
 from abmll.running.stopping import gently
@@ -45,14 +42,11 @@ from abmll.running.timer import Timer
 from abmll.running.tracking import Tracking
 from abmll.running.train import meta_train
 from abmll.running.world import World
-from abmll.tasks.question import Question, Task
-from abmll.tasks.shots import with_examples
+from abmll.tasks.question import Task
 
 log = logging.getLogger(__name__)
 
 Listener = Callable[[dict[str, Any]], None]
-
-BEFORE = "before-adaptation"
 
 
 def row_names(name: str, config: RunConfig) -> list[str]:
@@ -74,6 +68,8 @@ class Target:
         allow_change: fields of the configuration that may differ from those of the run that goes on; see `keep_origin`.
         predictions: where predictions go; None: `predictions/` in the run directory.
         mean_predictions: where those by the mean weights go, if the system has stds; None: `mean/` in `predictions`.
+        record_non_finite: a training, adaptation or prediction that is not finite is a result, which is kept as such
+            and not tried again (`metrics.not_finite`); else it is an error.
     """
 
     def __init__(
@@ -90,10 +86,9 @@ class Target:
         allow_change: Collection[str] | None = None,
         predictions: Path | None = None,
         mean_predictions: Path | None = None,
+        record_non_finite: bool = False,
     ) -> None:
         self.name, self.config, self.folder = name, config, folder
-        self._predictions = predictions or folder / "predictions"
-        self._mean_predictions = mean_predictions or self._predictions / "mean"
         self.train, self.unseen, self.validation = train, unseen, validation
         self.run, self.allow_change = RunDirectory(folder, strict=strict), allow_change
         self.tracking = Tracking(config, folder)
@@ -101,16 +96,26 @@ class Target:
         self.points = curve_steps(self.iterations, curve)
         self.episodes = build_episodes(config, train)
         self.names = row_names(name, config)
+        drawn = predictions or folder / "predictions"
+        places = (drawn, mean_predictions or drawn / "mean")[: len(self.names)]
+        self.cells = Cells(config, self.names, folder, places, record_non_finite)
+
+    def _of(self, file: str) -> str:
+        return owner(file, self.name, self.config.training.seed)
 
     def done(self) -> bool:
-        """Whether every file is there: `cost.json`, written last, says where training ended."""
+        """Whether every file is there: `cost.json`, written last, says where training ended.
+
+        A cell that is not finite has a file too, and is not tried again.
+        """
         try:
-            final = read_sealed_json(self.folder / "cost.json")["final_step"]
+            final = read_sealed_json(self.folder / COST, self._of(COST))["final_step"]
+            read_sealed_json(self.folder / ENVIRONMENT, self._of(ENVIRONMENT))
         except (AbmllError, KeyError):
             return False
         draws = range(self.config.adaptation.draws)
         places = [(place_of(self.examples(step)), draw) for step in self._curve(final) for draw in draws]
-        return all(self._files_exist(where, draw, self.unseen) for where, draw in [*places, (BEFORE, 0)])
+        return all(self.cells.exist(where, draw, self.unseen) for where, draw in [*places, (BEFORE, 0)])
 
     def make(self, base: LanguageModel, listener: Listener, world: World, renewed: System | None = None) -> None:
         """Train, then adapt and predict at every point of the curve and, at the end, without adaptation.
@@ -123,6 +128,7 @@ class Target:
                 is built, and closed.
 
         Raises:
+            NonFiniteError: something is not finite, and that is not to be kept as a result.
             Stopped: the process was asked to stop; what is done is on disk.
         """
         with self.run.locked(world), self.tracking:
@@ -134,16 +140,43 @@ class Target:
         if base.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(base.device)
         try:
-            final = self.meta_train(system, listener, world, timer)
+            try:
+                final = self.meta_train(system, listener, world, timer)
+            except NonFiniteError as error:
+                if not self.cells.record_non_finite:
+                    raise
+                with together(world):
+                    if world.is_main:
+                        self._mark_training(error)
+                        self._write_cost(system, self.iterations, timer)
+                return
             with together(world, long=True):
                 if world.is_main:
+                    self._unmark_training()
                     self.evaluate(system, final, listener, timer)
                     self._tell_scores(final)
-                    write_sealed_json(self.folder / "environment.json", environment(base.device))
-                    write_sealed_json(self.folder / "cost.json", {"final_step": final, **self._cost(system, timer)})
+                    self._write_cost(system, final, timer)
         finally:
             if renewed is None:
                 system.close()
+
+    def _write_cost(self, system: System, final: int, timer: Timer) -> None:
+        """What there is to tell of the whole target; written last."""
+        device, cost = system.language_model.device, {"final_step": final, **self._cost(system, timer)}
+        write_sealed_json(self.folder / ENVIRONMENT, environment(device), self._of(ENVIRONMENT))
+        write_sealed_json(self.folder / COST, cost, self._of(COST))
+
+    def _mark_training(self, error: NonFiniteError) -> None:
+        """Where training came to no end, no cell has predictions."""
+        for cell in self._every_cell(self.iterations):
+            if not self.cells.exist(cell.where, cell.draw, (cell.task,)):
+                self.cells.mark(cell, TRAINING, error)
+
+    def _unmark_training(self) -> None:
+        """What an earlier training did not come to is not true any more."""
+        for path, found in self.cells.markers():
+            if found.stage == TRAINING:
+                path.unlink()
 
     def meta_train(self, system: System, listener: Listener, world: World, timer: Timer) -> int:
         """Meta-train into the run directory and write the adapter; returns the step whose weights theta holds."""
@@ -204,15 +237,23 @@ class Target:
             self._evaluate_curve(system, final, listener, timer)
 
     def _evaluate_curve(self, system: System, final: int, listener: Listener, timer: Timer) -> None:
+        for step, cells in itertools.groupby(self._every_cell(final), lambda cell: cell.step):
+            restore_theta(system.method, self.run, step)
+            for cell in cells:
+                self.cells.make(system, cell, timer)
+                listener(self._told(cell.task, cell.draw, step, cell.plan.steps))
+
+    def _every_cell(self, final: int) -> Iterator[Cell]:
+        """Each point of the curve up to `final`, draw and task; at the end those without adaptation."""
         plan = adaptation_plan(self.config)
         for step in self._curve(final):
-            restore_theta(system.method, self.run, step)
             for draw, task in itertools.product(range(self.config.adaptation.draws), self.unseen):
-                self._evaluate(system, task, draw, step, place_of(self.examples(step)), plan, timer)
-                listener(self._told(task, draw, step, plan.steps))
-        for task in self.unseen:  # theta is that of the final step now
-            self._evaluate(system, task, 0, final, BEFORE, replace(plan, steps=0), timer)
-            listener(self._told(task, 0, final, 0))
+                yield self._cell(task, draw, step, place_of(self.examples(step)), plan)
+        for task in self.unseen:
+            yield self._cell(task, 0, final, BEFORE, replace(plan, steps=0))
+
+    def _cell(self, task: Task, draw: int, step: int, where: str, plan: AdaptationPlan) -> Cell:
+        return Cell(task, draw, step, self.examples(step), where, plan)
 
     def _tell_scores(self, final: int) -> None:
         """Put the scores on the model card and, as means over tasks and draws, to the trackers."""
@@ -220,8 +261,9 @@ class Target:
         if self.tracking.wanted:
             where, draws = place_of(self.examples(final)), range(self.config.adaptation.draws)
             places = [(where, draw, task) for draw, task in itertools.product(draws, self.unseen)]
-            scores = {name: mean_scores([self._file(name, *place) for place in places]) for name in self.names}
-            self.tracking.summary({"unseen": scores}, final)
+            files = {name: [self.cells.file(name, *place) for place in places] for name in self.names}
+            finite = {name: mean_scores(each) for name, each in files.items() if all(file.exists() for file in each)}
+            self.tracking.summary({"unseen": finite}, final)
 
     def predict_at(self, system: System, step: int, listener: Listener, timer: Timer) -> list[Path]:
         """Adapt to every unseen task from theta as it is now, and predict; returns the files of this system."""
@@ -232,11 +274,10 @@ class Target:
         files = []
         for draw, task in itertools.product(range(self.config.adaptation.draws), self.unseen):
             where = place_of(self.examples(step))
-            for name in self.names:
-                self._file(name, where, draw, task).unlink(missing_ok=True)
-            self._evaluate(system, task, draw, step, where, adaptation_plan(self.config), timer)
+            self.cells.remove(where, draw, task)
+            self.cells.make(system, self._cell(task, draw, step, where, adaptation_plan(self.config)), timer)
             listener(self._told(task, draw, step, self.config.adaptation.steps))
-            files += [self._file(name, where, draw, task) for name in self.names]
+            files += [self.cells.file(name, where, draw, task) for name in self.names]
         if (self.folder / "adapter").is_dir():
             rewrite_run_card(self.folder)
         return files
@@ -249,7 +290,7 @@ class Target:
         """Question forward passes of adapting to a task and predicting; a backward pass counts as two."""
         a = self.config.adaptation
         folds = a.folds if steps or a.in_context else 0
-        questions = len(self._scored(task)) + a.examples * (2 if folds else 1)
+        questions = len(self.cells.scored(task)) + a.examples * (2 if folds else 1)
         return 3 * steps * a.batch_size * (folds + 1) + questions * ((a.samples if len(self.names) > 1 else 0) + 1)
 
     def units(self) -> int:
@@ -268,78 +309,9 @@ class Target:
         plan = PredictionPlan("mean", 1, self.config.adaptation.batch_tokens)
         found = []
         for task in self.validation:
-            self._adapt(system, task, adaptation_plan(self.config), 0)
-            rows = self._scored(task)
-            found.append(judge(system.predict(rows, plan, (0,))))
+            self.cells.adapt(system, task, adaptation_plan(self.config), 0)
+            found.append(judge(system.predict(self.cells.scored(task), plan, (0,))))
         return sum(found) / len(found)
-
-    def _evaluate(
-        self, system: System, task: Task, draw: int, step: int, where: str, plan: AdaptationPlan, timer: Timer
-    ) -> None:
-        """Adapt to one task and write the predictions of this system and, where it has stds, of its mean weights."""
-        if self._files_exist(where, draw, (task,)):
-            return
-        predict = partial(self._predict, system, (self.config.training.seed, draw, task.name))
-        with timer("adapt_seconds"):
-            held = self._held_out(system, task, draw, plan, predict)
-            examples = self._adapt(system, task, plan, draw)
-        with timer("predict_seconds"):
-            scored, learned = (predict(questions, examples) for questions in (self._scored(task), examples))
-        for number, name in enumerate(self.names):
-            Predictions(
-                system=name,
-                task=task.name,
-                seed=self.config.training.seed,
-                draw=draw,
-                examples_consumed=self.examples(step),
-                rows=scored[number],
-                adaptation_rows=learned[number],
-                label_counts=_label_counts(task, examples),
-                held_out_rows=held[number] if held else (),
-            ).write(self._file(name, where, draw, task))
-
-    def _predict(
-        self,
-        system: System,
-        place: tuple[int | str, ...],
-        questions: tuple[Question, ...],
-        examples: tuple[Question, ...],
-    ) -> list[tuple[Prediction, ...]]:
-        """Predictions by each row of the system: drawn and, where it has stds, by the mean weights."""
-        if self.config.adaptation.in_context:
-            questions = tuple(with_examples(q, examples, system.batcher.encoder) for q in questions)
-        drawn = prediction_plan(self.config)
-        kinds = [drawn, PredictionPlan("mean", 1, drawn.batch_tokens)][: len(self.names)]
-        return [system.predict(questions, kind, place) for kind in kinds]
-
-    def _held_out(
-        self, system: System, task: Task, draw: int, plan: AdaptationPlan, predict: Predict
-    ) -> list[tuple[Prediction, ...]]:
-        """Predictions of the examples by folds; nothing where nothing is learned that they could be held out of."""
-        a = self.config.adaptation
-        if not a.folds or not (plan.steps or a.in_context):
-            return []
-        examples = examples_of(task, plan, draw)
-        return held_out(lambda part, of: self._adapt(system, part, of, draw), predict, task, examples, plan, a.folds)
-
-    def _adapt(self, system: System, task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, ...]:
-        """As `System.adapt`; a batch that is not finite is kept in the run directory."""
-        try:
-            return system.adapt(task, plan, draw)
-        except NonFiniteError as error:
-            text = self.config.to_sealed_yaml()
-            raise save_batch(error, self.folder, system.method, system.batcher, task.name, text) from error
-
-    def _scored(self, task: Task) -> tuple[Question, ...]:
-        """The test questions that are scored: all, or the first so many."""
-        return task.test[: self.config.adaptation.test_questions]
-
-    def _file(self, name: str, where: str, draw: int, task: Task) -> Path:
-        folder = self._predictions if name == self.name else self._mean_predictions
-        return folder / where / f"draw-{draw}" / f"{task.name}.jsonl"
-
-    def _files_exist(self, where: str, draw: int, tasks: tuple[Task, ...]) -> bool:
-        return all(self._file(name, where, draw, task).exists() for name in self.names for task in tasks)
 
     def examples(self, step: int) -> int:
         """Examples consumed after so many meta-iterations."""
@@ -352,7 +324,7 @@ class Target:
     def _spent(self) -> dict[str, Any]:
         """The cost of an earlier call, which made most of what is there."""
         try:
-            return read_sealed_json(self.folder / "cost.json") if (self.folder / "cost.json").exists() else {}
+            return read_sealed_json(self.folder / COST, self._of(COST)) if (self.folder / COST).exists() else {}
         except AbmllError as error:
             log.warning("%s; what was spent before is forgotten", error)
             return {}
@@ -378,9 +350,3 @@ def curve_steps(iterations: int, points: int) -> tuple[int, ...]:
     if points == 1:
         return (iterations,)
     return tuple(sorted({round(iterations * i / (points - 1)) for i in range(points)}))
-
-
-def _label_counts(task: Task, examples: tuple[Question, ...]) -> tuple[int, ...] | None:
-    if task.fixed_labels is None:
-        return None
-    return tuple(sum(q.answer == k for q in examples) for k in range(len(task.fixed_labels)))

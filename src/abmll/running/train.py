@@ -1,5 +1,7 @@
 """meta_train: the one outer loop of every system."""
 
+import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from abmll.running.rundir import Checkpoint, RunDirectory
 from abmll.running.stopping import Stopped, gently, stop_if_asked
 from abmll.running.world import World
 from abmll.tasks.episodes import Episodes
+
+log = logging.getLogger(__name__)
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -152,7 +156,7 @@ def _iteration(work: _Work) -> dict[str, Any]:
         event["examples_consumed"] = progress.step * plan.meta_batch * work.episodes.examples
         if validates and work.validate is not None:
             with together(work.world):
-                event["validation_nll"] = _judge(_validated(method, work.validate), progress)
+                event |= _judged(_validated(method, work.validate), progress)
     except Stopped as stopped:
         state = before or work.trained.checkpoint()  # without a copy nothing has moved yet
         with together(work.world, long=True):
@@ -188,6 +192,8 @@ def _final(work: _Work) -> int:
     """The step whose weights are the result; theta takes them."""
     best = work.progress.best_step
     if work.validate is None or not work.plan.validate_every or best in (0, work.progress.step):
+        if work.progress.bad and not best:
+            log.warning("no validation was finite, so the weights are those of the last step, chosen by nothing")
         return work.progress.step
     load_theta(work.method, work.run.load(best).shared)
     return best
@@ -227,7 +233,8 @@ def _meta_step(work: _Work, step: int, positions: range) -> dict[str, Any]:
             event = _run_task(work, step, positions[index], 1.0 / len(positions))
     alone.sum_(totals)
     what = f"outer step {step}, task {event.get('task', '?')}"
-    check_finite(None, totals, f"{what}, summed over tasks", FailedBatch((), (), outer=True))
+    summed = FailedBatch((), (), outer=True)
+    check_finite(None, totals, f"{what}, summed over tasks", summed, work.method.adapters)
     for parameter, gradient in zip(work.outer.parameters, totals, strict=True):
         parameter.grad = gradient
     work.outer.set_rates(schedule_factor(s.outer_schedule, step, work.plan.iterations, s.warmup))
@@ -255,7 +262,7 @@ def _run_task(work: _Work, step: int, position: int, share: float) -> dict[str, 
         batch = FailedBatch(tuple(query), (*place, len(support)), outer=True)
         sums = (work.outer, work.totals)
         terms = add_outer_gradient(method, work.batcher, query, batch.place, sums, share, work.graphs)
-        check_finite(terms, work.totals, f"outer step {step}, task {episode.task}", batch)
+        check_finite(terms, work.totals, f"outer step {step}, task {episode.task}", batch, method.adapters)
     except NonFiniteError as error:
         raise save_batch(error, work.run.path, method, work.batcher, episode.task) from error
     row = {"task": episode.task, **_as_numbers(taken, terms)}
@@ -279,7 +286,7 @@ def _as_numbers(taken: Sequence[Terms], query: Terms | None) -> dict[str, Any]:
     if not found:
         return {}
     values = torch.stack(list(found.values())).tolist()
-    return {name: value for name, value in zip(found, values, strict=True) if value == value}
+    return {name: value for name, value in zip(found, values, strict=True) if math.isfinite(value)}
 
 
 def _note(method: Method, plan: TrainingPlan, progress: Progress, event: dict[str, Any], seconds: float) -> None:
@@ -294,21 +301,33 @@ def _note(method: Method, plan: TrainingPlan, progress: Progress, event: dict[st
         event["mean_squared_distance"] = progress.distance
 
 
-def _validated(method: Method, validate: Callable[[], float]) -> float:
-    """The validation NLL. Validating adapts phi; one that training goes on with is put back afterwards."""
+def _validated(method: Method, validate: Callable[[], float]) -> tuple[float, str]:
+    """The validation NLL, and why it is infinite where it is not finite.
+
+    Validating adapts phi; one that training goes on with is put back afterwards.
+    """
     phi = {n: t.clone() for n, t in method.adapters.state_dict("task").items()} if method.keeps_phi else None
-    nll = validate()
-    if phi is not None:
-        method.adapters.load_state_dict("task", phi)
-    return nll
+    try:
+        nll = validate()
+    except NonFiniteError as error:
+        return math.inf, str(error)
+    finally:
+        if phi is not None:
+            method.adapters.load_state_dict("task", phi)
+    return (nll, "") if math.isfinite(nll) else (math.inf, f"the NLL is {nll}")
 
 
-def _judge(nll: float, progress: Progress) -> float:
+def _judged(found: tuple[float, str], progress: Progress) -> dict[str, Any]:
+    """What the journal says of a validation. One that is not finite is worse than every other, and is told."""
+    nll, why = found
     if nll < progress.best_nll:
         progress.best_nll, progress.best_step, progress.bad = nll, progress.step, 0
     else:
         progress.bad += 1
-    return nll
+    if not why:
+        return {"validation_nll": nll}
+    log.warning("step %d: the validation is not finite, so it counts as worse than any other: %s", progress.step, why)
+    return {"validation_nll": None, "validation_not_finite": why}
 
 
 def _out_of_patience(progress: Progress, plan: TrainingPlan) -> bool:

@@ -1,11 +1,13 @@
 """The k-fold check that `adapt` ends with: every labelled row is answered by systems that were not fitted to it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from jaxtyping import Float
 
 from abmll.config import MethodConfig, RunConfig
+from abmll.errors import NonFiniteError
 from abmll.metrics.baselines import smoothed_shares
 from abmll.metrics.calibration import apply_temperature, fit_temperature
 from abmll.metrics.scores import PROBABILITY_FLOOR
@@ -14,6 +16,7 @@ from abmll.running.adapt import PredictionPlan
 from abmll.running.answers import Answer, answer
 from abmll.running.build import System, build_system
 from abmll.running.everyday import Session, adapt_named
+from abmll.running.finite import without_folders
 from abmll.running.folds import FOLDS, Fold, deal
 from abmll.running.labelled import Labelled, clusters
 from abmll.tasks.question import Question, Task
@@ -38,7 +41,8 @@ def check_worth(
 
     phi is used up by it. Rivals: `uniform`; `label frequency` (plain classification; add-one shares of the fold's other
     rows); the pretrained model; the same with a temperature fitted to the fold's other rows; and a LoRA of the run's
-    rank and layers that starts at zero and takes as many steps on the same rows, at the rate of `pretrained`.
+    rank and layers that starts at zero and takes as many steps on the same rows, at the rate of `pretrained`. One of
+    them that is not finite in some fold has a row that says so, and the others go on.
 
     Args:
         session: a run.
@@ -48,19 +52,35 @@ def check_worth(
     rows = labelled.rows
     folds = deal(rows, seed=session.config.adaptation.seed)
     total = 2 * len(folds)
-    found = {RUN: _by_folds(session, session.system, rows, folds, session.drawing, lambda n: tell(n, total))}
+    found, broken = dict[str, Table](), dict[str, str]()
+    with _kept(RUN, broken):
+        ours = _by_folds(session, session.system, rows, folds, session.drawing, lambda n: tell(n, total))
+        found[RUN] = ours
     session.system.close()
     fresh = build_system(_plain(session.config), session.base)
     try:
         mean = PredictionPlan("mean", 1, session.drawing.batch_tokens)
         fresh.method.begin_task(first=True)
-        found[PRETRAINED] = _table(answer(fresh, rows, mean))
-        found[FRESH] = _by_folds(session, fresh, rows, folds, mean, lambda n: tell(len(folds) + n, total))
+        with _kept(PRETRAINED, broken):
+            found[PRETRAINED] = _table(answer(fresh, rows, mean))
+        with _kept(FRESH, broken):
+            found[FRESH] = _by_folds(session, fresh, rows, folds, mean, lambda n: tell(len(folds) + n, total))
     finally:
         fresh.close()
     answers = np.array([row.answer for row in rows], dtype=np.int64)
-    found |= _without_model(rows, folds, found[PRETRAINED], answers, labelled.layout.labels)
-    return weigh(found, answers, len(folds), groups=np.array(clusters(rows)))
+    found |= _without_model(rows, folds, found.get(PRETRAINED), answers, labelled.layout.labels)
+    broken |= {SCALED: broken[PRETRAINED]} if PRETRAINED in broken else {}
+    told = {name: without_folders(why, rows) for name, why in broken.items()}
+    return weigh(found, answers, len(folds), told, groups=np.array(clusters(rows)))
+
+
+@contextmanager
+def _kept(name: str, broken: dict[str, str]) -> Iterator[None]:
+    """That a system is not finite in some fold is what the check finds, and not its end."""
+    try:
+        yield
+    except NonFiniteError as error:
+        broken[name] = str(error)
 
 
 def _plain(config: RunConfig) -> RunConfig:
@@ -97,20 +117,27 @@ def _table(answers: Sequence[Answer]) -> Table:
 def _without_model(
     rows: Sequence[Question],
     folds: Sequence[Fold],
-    pretrained: Table,
+    pretrained: Table | None,
     answers: np.ndarray,
     labels: tuple[str, ...] | None,
 ) -> dict[str, Table]:
+    """Guesses and, where the pretrained model is finite, its probabilities at the temperature of the other folds."""
     counts = np.array([len(row.choices) for row in rows])
-    real = np.arange(pretrained.shape[1]) < counts[:, None]
-    found = {UNIFORM: real / counts[:, None], SCALED: np.zeros_like(pretrained)}
-    floored = np.where(real, np.maximum(pretrained, PROBABILITY_FLOOR), 0.0)
+    real = np.arange(counts.max()) < counts[:, None]
+    found = {UNIFORM: real / counts[:, None]}
     if labels is not None:
-        found[FREQUENCY] = np.zeros_like(pretrained)
+        found[FREQUENCY] = np.zeros(real.shape)
+        for fold in folds:
+            shares = smoothed_shares(np.bincount(answers[list(fold.fitted)], minlength=len(labels)))
+            found[FREQUENCY][list(fold.answered)] = shares
+    if pretrained is not None:
+        found[SCALED] = _scaled(np.where(real, np.maximum(pretrained, PROBABILITY_FLOOR), 0.0), folds, answers)
+    return found
+
+
+def _scaled(floored: Table, folds: Sequence[Fold], answers: np.ndarray) -> Table:
+    out = np.zeros_like(floored)
     for fold in folds:
         fitted, asked = list(fold.fitted), list(fold.answered)
-        temperature = fit_temperature(floored[fitted], answers[fitted])
-        found[SCALED][asked] = apply_temperature(floored[asked], temperature)
-        if labels is not None:
-            found[FREQUENCY][asked] = smoothed_shares(np.bincount(answers[fitted], minlength=len(labels)))
-    return found
+        out[asked] = apply_temperature(floored[asked], fit_temperature(floored[fitted], answers[fitted]))
+    return out

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import pyarrow
 import pyarrow.parquet
 
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import file_beside
 from abmll.tasks.normal import first_sign
 from abmll.tasks.rows import printable
@@ -33,7 +33,11 @@ class RowWriter(Protocol):
     """Takes rows in order."""
 
     def write(self, rows: Sequence[Mapping[str, Any]], added: Sequence[Mapping[str, Any]]) -> None:
-        """Rows of the user, and the columns that are added to each."""
+        """Rows of the user, and the columns that are added to each.
+
+        Raises:
+            NonFiniteError: a number in an added column is NaN or infinite.
+        """
 
 
 def neutral(text: str) -> str:
@@ -96,6 +100,7 @@ class _Csv:
 
     def write(self, rows: Sequence[Mapping[str, Any]], added: Sequence[Mapping[str, Any]]) -> None:
         """As `RowWriter`."""
+        _refuse_non_finite(added)
         for row, extra in zip(rows, added, strict=True):
             ours = (_short(extra.get(name)) for name in self._added)
             self._put([_cell(value) for value in (*map(row.get, self._columns), *ours)])
@@ -125,13 +130,28 @@ class _Jsonl:
 
     def write(self, rows: Sequence[Mapping[str, Any]], added: Sequence[Mapping[str, Any]]) -> None:
         """As `RowWriter`."""
+        _refuse_non_finite(added)
         for row, extra in zip(rows, added, strict=True):
             values = {**{key: _json(value) for key, value in row.items()}, **extra}
-            self._file.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
+            self._file.write(json.dumps(values, ensure_ascii=False, default=str, allow_nan=False) + "\n")
 
 
 def _json(value: Any) -> Any:
+    """A user's own value; NaN and infinities, which JSON has not, become null, wherever they stand in it."""
+    if isinstance(value, Mapping):
+        return {key: _json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _refuse_non_finite(added: Sequence[Mapping[str, Any]]) -> None:
+    """Our own numbers are finite, or there is no answer to write."""
+    for extra in added:
+        for name, value in extra.items():
+            numbers = value if isinstance(value, list) else [value]
+            if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+                raise NonFiniteError(f"column {name!r}: {value} is no answer (not finite); nothing was written")
 
 
 def _parquet(
@@ -149,6 +169,7 @@ class _Parquet:
 
     def write(self, rows: Sequence[Mapping[str, Any]], added: Sequence[Mapping[str, Any]]) -> None:
         """As `RowWriter`."""
+        _refuse_non_finite(added)
         values = [{**row, **extra} for row, extra in zip(rows, added, strict=True)]
         try:
             self._writer.write_table(pyarrow.Table.from_pylist(values, self._schema))

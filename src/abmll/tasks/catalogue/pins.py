@@ -5,6 +5,7 @@ lie in ABMLL_PINS, or in abmll/hub-pins.json in the user's configuration folder.
 the same rows are read elsewhere.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from abmll.errors import AbmllError
-from abmll.files import check_regular, write_json
+from abmll.files import read_sealed_json, write_sealed_json
 from abmll.tasks.catalogue.entries import Entry
 
 
@@ -37,6 +38,9 @@ class Pin(BaseModel):
     verified: bool
 
 
+PINS = "hub pins"
+"""What a file of pins is sealed for, whatever its name is."""
+ADVICE = "remove it and call `abmll tasks pin` again; or, if you know what it says, remove its entry sha256"
 _PINS = TypeAdapter(dict[str, Pin])
 
 
@@ -56,16 +60,16 @@ def read_pins() -> dict[str, Pin]:
     """
     path = pins_file()
     try:
-        check_regular(path)
-        text = path.read_text(encoding="utf-8")
+        path.stat()
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise AbmllError(
             f"{path}: the pins of hub tasks cannot be read ({error}). The environment's ABMLL_PINS names the file"
         ) from error
+    values = read_sealed_json(path, PINS, ADVICE)
     try:
-        return _PINS.validate_json(text)
+        return _PINS.validate_json(json.dumps(values))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -100,7 +104,7 @@ def write_pin(name: str, pin: Pin) -> Path:
     path = pins_file()
     pins = {**read_pins(), name: pin}
     try:
-        write_json(path, {key: pins[key].model_dump(mode="json") for key in sorted(pins)})
+        write_sealed_json(path, {key: pins[key].model_dump(mode="json") for key in sorted(pins)}, PINS)
     except OSError as error:
         raise AbmllError(
             f"{path}: cannot be written ({error.strerror}). Name another file in the environment variable ABMLL_PINS"
