@@ -338,13 +338,14 @@ def test_what_is_there_is_said_with_an_example():
     [("rank", 0), ("alpha", 0.0), ("std_init", -1.0), ("std_floor", float("inf")), ("std_relative", float("nan"))],
 )
 def test_a_number_that_makes_no_gaussian_is_said(name, value):
-    assert message_of(**{name: value}) == f"adapter.{name} is {value!r}; it must be a positive number"
+    section = "method" if name.startswith("std") else "adapter"
+    assert message_of(**{name: value}) == f"{section}.{name} is {value!r}; it must be a positive number"
 
 
 def test_std_relative_of_packed_weights_says_what_to_give_instead():
     model = nn.Sequential(nn.Linear(3, 2))
     model[0].weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.int8), requires_grad=False)
     assert message_of(model=model, targets=("0",), std_relative=0.1) == (
-        "adapter.std_relative needs floating-point weights, 0 is quantised; give adapter.std_init"
+        "method.std_relative needs floating-point weights, 0 is quantised; give method.std_init"
     )
     assert attach(model, ("0",)).layers["0"].task.rank == 8

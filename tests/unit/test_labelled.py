@@ -207,7 +207,9 @@ def test_rows_that_ask_the_same_are_one_row_and_on_one_side() -> None:
     assert len(held) == 1
     assert len(fitted) == 6
     assert held[0] in rows[:3], "the first of those that ask the same"
-    with pytest.raises(AbmllError, match=r"--hold-back 2 of 3 different rows leaves fewer than two to adapt to$"):
+    with pytest.raises(
+        AbmllError, match=r"--hold-back 2 of 3 different rows or groups of rows leaves fewer than two to adapt to$"
+    ):
         hold_back(rows, 2, seed=0)
     assert hold_back(rows, 0, seed=0) == (rows, ())
     assert hold_back(rows[:1], 0, seed=0) == (rows[:1], ())
@@ -220,7 +222,10 @@ def test_used_rows_are_refused_by_their_places() -> None:
     refuse_used([], used)
     with pytest.raises(AbmllError) as caught:
         refuse_used(rows, used[1:3])
-    assert str(caught.value) == ("2 of the rows held back were adapted to, so they promise nothing: f.csv:3, f.csv:4")
+    assert str(caught.value) == (
+        "2 of the rows held back were adapted to (or another row of their group was), so they promise nothing: "
+        "f.csv:3, f.csv:4"
+    )
     with pytest.raises(AbmllError) as caught:
         refuse_used(rows, used)
     assert str(caught.value).endswith("f.csv:10, f.csv:11, ...")
