@@ -31,7 +31,7 @@ HEAD = """# Questions: one setting at a time
 Written by `python -m experiments.unseen answers`. One training seed, two adaptation draws. Minus chosen: the point less
 the same system and seed at the settings that the search chose, on the same questions and draws; p by paired bootstrap
 over draws and questions, not adjusted. A point that equals the chosen settings is that seed trained again: on a GPU
-not to the bit."""
+not to the bit. Structured LoRA begins each task without moments of the inner steps (`inner_optimizer_state: fresh`)."""
 
 
 @dataclass(frozen=True)

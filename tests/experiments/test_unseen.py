@@ -22,6 +22,7 @@ from abmll.metrics.ensemble import ensemble
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.metrics.statistics import holm, paired_hierarchical_bootstrap
 from abmll.running.build import load_base, method_settings
+from abmll.running.roles import RunTasks
 from experiments.unseen.__main__ import main
 from experiments.unseen.bundles import Bundles, read_bundle, unpack
 from experiments.unseen.evidence import Values, against, entry, paired
@@ -33,7 +34,7 @@ from experiments.unseen.questions import read_points
 from experiments.unseen.rank import gains
 from experiments.unseen.results import ENSEMBLE, read_results
 from experiments.unseen.run import failures, told_seconds
-from experiments.unseen.search import best, join, search, trials
+from experiments.unseen.search import Search, best, join, search, trials
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
 HARNESS = Path(__file__).parents[2] / "experiments/unseen"
@@ -94,7 +95,34 @@ def test_a_control_takes_what_was_chosen_for_its_parent(tmp_path: Path) -> None:
     assert method_settings(adam).inner_lr == 0.001
     frozen = method_settings(protocol.run("abmll_frozen", 0))
     assert (frozen.std_lr, frozen.train_stds) == (0.002, False)
-    assert method_settings(protocol.run("structured", 0)) == resolve_settings("structured")
+    fresh = {"inner_optimizer_state": "fresh"}
+    assert method_settings(protocol.run("structured", 0)) == resolve_settings("structured", given=fresh)
+
+
+@pytest.mark.parametrize("name", ["protocol.yaml", "second.yaml"])
+def test_structured_is_what_the_committed_results_are_of(name: str, tmp_path: Path) -> None:
+    protocol = load_protocol(HARNESS / name)
+    ours = [s for s in protocol.config.systems if s.startswith("structured")]
+    assert len(ours) == 3
+    for config in [protocol.run(system, 0) for system in ours]:
+        assert method_settings(config).inner_optimizer_state == "fresh"
+    trial = Search(protocol, RunTasks((), (), ()), tmp_path).config(
+        "structured", {"inner_lr": 1e-3}, protocol.search["rungs"][0], seed=100
+    )
+    assert trial.method.settings() == {"inner_optimizer_state": "fresh", "inner_lr": 1e-3}
+    default = Search(protocol, RunTasks((), (), ()), tmp_path).config(
+        "structured", {}, protocol.search["rungs"][0], seed=100
+    )
+    assert default.method.settings() == {"inner_optimizer_state": "fresh"}, "what was chosen before is no default"
+
+
+@pytest.mark.parametrize("folder", ["", "second", "second/letter", "second/in_domain", "second/curve"])
+def test_tables_say_whose_moments_begin_anew(folder: str) -> None:
+    summary = json.loads((HARNESS / folder / "summary.json").read_text())
+    fresh = [name for name in summary["systems"] if name.startswith("structured")]
+    assert summary["fresh_moments"] == sorted(fresh) != []
+    sentence = f"(`inner_optimizer_state: fresh`) in {', '.join(sorted(fresh))};"
+    assert sentence in (HARNESS / folder / "tables.md").read_text()
 
 
 def test_prepare_caps_and_drops_leaks(place: Path, tmp_path: Path) -> None:

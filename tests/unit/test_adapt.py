@@ -1,6 +1,7 @@
 """Adapting to an unseen task by the training's own inner steps, and predicting by the mean of probabilities."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from abmll.kernels.noise import key_tensor, noise_key
 from abmll.metrics.predictions import Prediction
 from abmll.running import adapt as adapting
 from abmll.running.adapt import ADAPTATION, AdaptationPlan, PredictionPlan, adapt, mean_nll, predict
-from abmll.running.build import System
-from tests.systems import TASKS, key_of, questions, same, scramble, system_of, values
+from abmll.running.build import System, build_episodes, training_plan
+from abmll.running.rundir import RunDirectory
+from abmll.running.train import meta_train
+from tests.systems import TASKS, key_of, questions, run_config, same, scramble, system_of, values
 from tests.tiny import tiny_tasks
 
 SYSTEMS = ("pretrained", "lora", "structured", "reptile", "fomaml", "abmll")
@@ -130,6 +133,22 @@ def test_a_persistent_phi_is_made_anew_for_an_unseen_task() -> None:
         adapt(system.method, system.batcher, UNSEEN, AdaptationPlan(examples=4, steps=2), 0)
         ends.append(values(system, "task"))
     assert same(*ends)
+
+
+@pytest.mark.parametrize("name", ["lora", "structured"])
+def test_moments_that_go_on_in_training_begin_anew_for_an_unseen_task(name: str, tmp_path: Path) -> None:
+    system, config = system_of(name, inner_steps=2), run_config(name, inner_steps=2)
+    plan, run = training_plan(config), RunDirectory(tmp_path)
+    meta_train(system.method, build_episodes(config, TASKS), system.batcher, plan, run, optimizers=system.training)
+    kept = {n: t.clone() for n, t in system.training.inner.state_dict().items()}
+    theta = values(system, "shared")
+    system.adapt(UNSEEN, AdaptationPlan(examples=4, steps=2), 0)
+    other = system_of(name)
+    other.method.adapters.load_state_dict("shared", theta)
+    other.adapt(UNSEEN, AdaptationPlan(examples=4, steps=2), 0)
+    assert same(values(system, "task"), values(other, "task"))
+    assert same(system.training.inner.state_dict(), kept), "adapting used the moments of training"
+    assert {float(t) for n, t in kept.items() if n.endswith(".step")} == {9.0}
 
 
 def test_too_few_rows_to_adapt_on_are_refused() -> None:

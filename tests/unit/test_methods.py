@@ -74,7 +74,8 @@ def assert_close(ours: dict[str, Tensor | None], theirs: dict[str, Tensor], tole
 
 def test_reptile_with_whole_steps_equals_structured(tmp_path: Path) -> None:
     same_rates = {"inner_lr": 1e-3, "outer_schedule": "constant"}
-    structured, _ = train(run_config("structured", **same_rates), tmp_path / "structured")
+    fresh = run_config("structured", inner_optimizer_state="fresh", **same_rates)
+    structured, _ = train(fresh, tmp_path / "structured")
     reptile, _ = train(run_config("reptile", outer_lr=1.0, **same_rates), tmp_path / "reptile")
     halved, _ = train(run_config("reptile", outer_lr=0.5, **same_rates), tmp_path / "halved")
     assert same(values(structured, "shared"), values(reptile, "shared"))
@@ -104,18 +105,51 @@ def test_reptile_moves_a_and_b_apart_by_an_annealed_part(
         seen.append(theta)
 
 
-def test_lora_keeps_its_moments_and_structured_does_not(tmp_path: Path) -> None:
-    counters = {}
-    for name in ("lora", "structured"):
-        _, final = train(run_config(name), tmp_path / name)
-        saved = RunDirectory(tmp_path / name).load(final).optimizer
-        counters[name] = {n: float(t) for n, t in saved.items() if n.startswith("inner.") and n.endswith(".step")}
-    assert set(counters["lora"].values()) == {18.0}  # 3 iterations of 6 steps
-    assert counters["structured"] == {}
+FRESH = {"inner_optimizer_state": "fresh"}
 
 
-def test_structured_restarts_its_moments_for_each_task() -> None:
+@pytest.mark.parametrize(
+    ("name", "settings", "steps"),
+    [("lora", {}, {18.0}), ("structured", {}, {18.0}), ("structured", FRESH, set()), ("reptile", {}, set())],
+)
+def test_moments_go_on_from_task_to_task_in_lora_and_structured(
+    name: str, settings: dict[str, Any], steps: set[float], tmp_path: Path
+) -> None:
+    _, final = train(run_config(name, **settings), tmp_path)  # 3 iterations of 6 steps
+    saved = RunDirectory(tmp_path).load(final).optimizer
+    assert {float(t) for n, t in saved.items() if n.startswith("inner.") and n.endswith(".step")} == steps
+
+
+@pytest.mark.parametrize("meta_batch", [1, 2])
+def test_structured_is_default_lora_on_structured_data(meta_batch: int, tmp_path: Path) -> None:
+    training = {"iterations": 4, "meta_batch": meta_batch}
+    structured, _ = train(run_config("structured", training=training), tmp_path / "structured")
+    lora, _ = train(run_config("lora", episodes="by_task", training=training), tmp_path / "lora")
+    fresh, _ = train(run_config("structured", **FRESH, training=training), tmp_path / "fresh")
+    assert same(values(structured, "shared"), values(lora, "shared"))
+    assert not same(values(structured, "shared"), values(fresh, "shared"))
+
+
+def test_structured_is_one_adamw_over_all_batches_in_order(tmp_path: Path) -> None:
+    """Against torch's own optimizer, which is told nothing of tasks."""
+    config = run_config("structured", training={"iterations": 3})
+    trained, _ = train(config, tmp_path)
     system = system_of("structured")
+    parameters = system.method.adapters.parameters("task", "mean")
+    optimizer = torch.optim.AdamW(parameters, lr=resolve_settings("structured").inner_lr, weight_decay=0.0)
+    system.method.begin_task()
+    for iteration in range(3):
+        for batch in build_episodes(config, TASKS).draw(iteration).batches:
+            optimizer.zero_grad()
+            system.likelihood.nll(system.batcher.batch(batch)).backward()
+            optimizer.step()
+    expected = values(system, "task")
+    start = values(system_of("structured"), "shared")
+    assert largest_difference(values(trained, "shared"), expected) < 1e-4 * largest_difference(start, expected)
+
+
+def test_fresh_moments_restart_for_each_task() -> None:
+    system = system_of("structured", **FRESH)
     optimizer = GroupOptimizer(system.method.task())
     ends = []
     for _ in range(2):
