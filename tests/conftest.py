@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rounding-seed", type=int, default=0, help="which of all the possible errors")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _rounding(request: pytest.FixtureRequest) -> Iterator[None]:
     size = request.config.getoption("--rounding")
     if not size:
