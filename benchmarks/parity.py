@@ -23,6 +23,8 @@ from abmll.running.rundir import RunDirectory
 from abmll.running.train import meta_train, theta
 from benchmarks.common import describe, write_result
 
+SETTINGS = {"structured": {"inner_optimizer_state": "fresh"}}
+"""What was a default when the results were made."""
 LAST_LAYERS = r".*layers\.(24|25|26|27|28|29)\.self_attn\.(q|v)_proj"
 
 
@@ -71,8 +73,9 @@ def main() -> None:
             ("other_seed", {}, 1),
         ):
             training = {**values["training"], "seed": seed}
+            settings = {"name": method, **SETTINGS.get(method, {})}
             config = check(
-                RunConfig, {**values, "training": training, "engine": engine, "method": {"name": method}}, "benchmark"
+                RunConfig, {**values, "training": training, "engine": engine, "method": settings}, "benchmark"
             )
             ends[name] = run(base, config)
             result.setdefault(method, {})[name] = ends[name][0]

@@ -6,9 +6,29 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of huggingface_hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; read where a kernel is defined
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 from jaxtyping import install_import_hook
+
+from tests.rounding import OtherRounding
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from more, and workers would fight over the cores
 
 install_import_hook("abmll", "beartype.beartype")  # from here on: annotations of abmll are enforced
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rounding", type=float, default=0.0, help="imitate another processor: see tests/rounding.py")
+    parser.addoption("--rounding-seed", type=int, default=0, help="which of all the possible errors")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _rounding(request: pytest.FixtureRequest) -> Iterator[None]:
+    size = request.config.getoption("--rounding")
+    if not size:
+        yield
+        return
+    with OtherRounding(size, request.config.getoption("--rounding-seed")):
+        yield

@@ -98,7 +98,7 @@ def _phi_table(rows: dict[str, Any], summary: Summary, spread: str) -> str:
     for group in ("points", "rank-reptile"):
         for name, row in summary.get(group, {}).items():
             if name.startswith(f"{spread}."):
-                label = _short(name) if group == "points" else f"reptile, rank {_short(name)}"
+                label = _point(_short(name), row) if group == "points" else f"reptile, rank {_short(name)}"
                 lines += [
                     [label, str(steps), *(_cell(row[part].get(m)) for m in _PHI)]
                     for part, steps in (("phi", 10), ("phi_converged", 60))
@@ -109,6 +109,12 @@ def _phi_table(rows: dict[str, Any], summary: Summary, spread: str) -> str:
     for name, label in _REFERENCES.items():
         lines.append([f"*{label}*", "", *(_cell(summary[REFERENCE][spread][name].get(m)) for m in _PHI)])
     return _table(["outer step, stds start", "steps", *_PHI.values()], lines)
+
+
+def _point(name: str, row: dict[str, Any]) -> str:
+    """A point method, with what of its settings is not what its name says by default."""
+    moments = row["setting"]["settings"].get("inner_optimizer_state")
+    return name if moments is None else f"{name}, moments {moments}"
 
 
 def _plain(rows: dict[str, Any], first: str = "") -> str:

@@ -31,7 +31,8 @@ HEAD = """# Questions: one setting at a time
 Written by `python -m experiments.unseen answers`. One training seed, two adaptation draws. Minus chosen: the point less
 the same system and seed at the settings that the search chose, on the same questions and draws, with a 95 % interval
 over draws and questions alone. There is no p: another seed may answer otherwise, and of nine points that are the chosen
-settings trained again, on a GPU not to the bit, two had intervals that left 0 out."""
+settings trained again, on a GPU not to the bit, two had intervals that left 0 out. Structured LoRA begins each task
+without moments of the inner steps (`inner_optimizer_state: fresh`)."""
 
 
 @dataclass(frozen=True)

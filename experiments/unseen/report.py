@@ -6,6 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from abmll.config import MethodConfig
 from abmll.files import write_bytes, write_json, write_text
 from abmll.metrics.baselines import UNIFORM
 from abmll.report import summarise
@@ -36,6 +39,7 @@ def summary_of(results: Results, signal: Sequence[str]) -> dict[str, Any]:
     best = min(tested, key=lambda name: others[name])
     return {
         "systems": systems,
+        "fresh_moments": fresh_moments(results),
         "against_abmll": tests,
         "against_pretrained": against(values, PLAIN, *told) if PLAIN in results.final else {},
         BEFORE_TESTS: _against_before(results, *told),
@@ -54,6 +58,16 @@ def summary_of(results: Results, signal: Sequence[str]) -> dict[str, Any]:
         "devices": sorted({str(one.about["environment"]["device"]) for one in results.packed}),
         "commits": sorted({str(one.about["commit"] or one.about["environment"]["commit"]) for one in results.packed}),
     }
+
+
+def fresh_moments(results: Results) -> list[str]:
+    """Systems of structured LoRA that began each task without moments, as it is not by default."""
+    methods = {o.about["system"]: MethodConfig(**yaml.safe_load(o.about["config"])["method"]) for o in results.packed}
+    return sorted(
+        name
+        for name, method in methods.items()
+        if method.name == "structured" and method.settings().get("inner_optimizer_state", "fresh") == "fresh"
+    )
 
 
 def _against_before(results: Results, tasks: Sequence[str], signal: Sequence[str]) -> dict[str, Any]:
@@ -111,6 +125,12 @@ def tables(summary: dict[str, Any]) -> str:
         "scaled. p, tasks drawn: tasks are a sample as well. There is no p where a training seed or a draw of examples "
         "was measured once, nor of ensembles that share members: nobody knows what another would show.",
     ]
+    if fresh := summary["fresh_moments"]:
+        parts.append(
+            "Moments of the inner steps begin anew with each task (`inner_optimizer_state: fresh`) in "
+            f"{', '.join(fresh)}; those of the paper's structured LoRA, the default of `structured`, go on from task "
+            "to task."
+        )
     for table in (score_table(summary), seed_table(summary), *difference_tables(summary), task_table(summary)):
         parts += [f"## {table.title}", markdown(table)]
     return "\n\n".join(parts) + "\n"

@@ -84,8 +84,8 @@ class Search:
 
     def config(self, system: str, settings: Mapping[str, Any], rung: Mapping[str, Any], seed: int) -> RunConfig:
         """The configuration of a trial: the base and the system's own part, not what was chosen before."""
-        own = self.protocol.config.systems[system]
-        method = {"name": own["method"]["name"], **settings}
+        own, chosen = self.protocol.config.systems[system], self.protocol.chosen.get(system, {})
+        method = {**{name: value for name, value in own["method"].items() if name not in chosen}, **settings}
         systems = {system: {**own, "method": method}}
         config = self.protocol.config.model_copy(update={"systems": systems})
         run = config.run(system, seed).model_dump(mode="json")

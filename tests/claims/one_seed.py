@@ -26,7 +26,7 @@ def one_seed() -> list[Claim]:
         ("reptile", "reptile"),
         ("abmll, frozen stds", "abmll_frozen"),
         ("abmll", "abmll"),
-        ("structured", "structured"),
+        ("structured, `fresh`", "structured"),
         ("fomaml", "fomaml"),
     ):
         numbers = (
@@ -57,19 +57,19 @@ def one_seed() -> list[Claim]:
         ("; Reptile {}, {}, {}, {}; FOMAML", "reptile", (100, None, 1000, 2000)),
         ("; FOMAML {}, {}, {}, {}; LoRA", "fomaml", (100, None, 1000, 2000)),
         ("; LoRA {}, {}, {}, {}; structured", "lora", (100, None, 1000, 2000)),
-        ("; structured {}, {}, {}, {} |", "structured", (100, None, 1000, 2000)),
+        ("; structured (`fresh`) {}, {}, {}, {} |", "structured", (100, None, 1000, 2000)),
     ):
         out.append(Claim(EVIDENCE, start, tuple(_at("iterations", system, value) for value in values)))
     for text, question, system, values in (
         ("ABMLL {}, {}, {}, {}, {}; Reptile", "examples", "abmll", (5, 10, None, 50, 100)),
         ("; Reptile {}, {}, {}, {}, {}; structured", "examples", "reptile", (5, 10, None, 50, 100)),
-        ("; structured {}, {}, {}, {} and {}.", "examples", "structured", (5, 10, None, 50, 100)),
+        ("; structured (`fresh`) {}, {}, {}, {} and {}.", "examples", "structured", (5, 10, None, 50, 100)),
         ("ABMLL {}, {}, {}, {}, {}; Reptile", "steps", "abmll", (0, 1, 5, None, 30)),
         ("; Reptile {}, {}, {}, {}, {}; structured", "steps", "reptile", (0, 1, 5, None, 30)),
-        ("; structured {}, {}, {}, {}, {} |", "steps", "structured", (0, 1, 5, None, 30)),
+        ("; structured (`fresh`) {}, {}, {}, {}, {} |", "steps", "structured", (0, 1, 5, None, 30)),
         ("ABMLL {}, {}, {}; Reptile", "training_tasks", "abmll", (2, 8, None)),
         ("; Reptile {}, {}, {}; structured", "training_tasks", "reptile", (2, 8, None)),
-        ("; structured {}, {}, {} |", "training_tasks", "structured", (2, 8, None)),
+        ("; structured (`fresh`) {}, {}, {} |", "training_tasks", "structured", (2, 8, None)),
         ("1e-6, 1e-4, 1e-2, 1 | {}, {}, {}, not finite |", "std_lr", "abmll", (1e-6, 1e-4, 1e-2)),
         ("1e-6, 1e-4, 7.5e-3, 1e-2, 1 | {}, {}, {}, {}, not finite.", "std_init", "abmll", (1e-6, 1e-4, None, 1e-2)),
     ):

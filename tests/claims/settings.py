@@ -48,7 +48,7 @@ def forgetting() -> list[Claim]:
         Claim(EVIDENCE, "| fomaml (0) | {} |", (second("fomaml"),)),
         Claim(EVIDENCE, "| reptile (0) | {} [", (second("reptile"),)),
         Claim(EVIDENCE, "| lora (0) | {} [", (second("lora"),)),
-        Claim(EVIDENCE, "| structured (0) | {} [", (second("structured"),)),
+        Claim(EVIDENCE, "| structured, `fresh` (0) | {} [", (second("structured"),)),
         Claim(
             EVIDENCE,
             "| the adapter that comes with abmll (60 iterations on built-in questions) | +0{} [",

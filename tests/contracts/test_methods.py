@@ -36,6 +36,7 @@ def _variants() -> dict[str, tuple[str, str, dict[str, Any]]]:
     out["abmll-persistent-phi"] = ("abmll", "default", {"phi": "persistent"})
     out["abmll-frozen-stds"] = ("abmll", "default", {"train_stds": False})
     out["structured-prior"] = ("structured", "default", {"mean_prior_weight": 1e-3})
+    out["structured-fresh"] = ("structured", "default", {"inner_optimizer_state": "fresh"})
     out["reptile-dropout"] = ("reptile", "default", {"dropout": 0.2})
     out["reptile-adamw"] = ("reptile", "default", {"outer_optimizer": "adamw", "outer_lr": 3e-4})
     out["abmll-part-of-the-entries"] = ("abmll", "default", {"kl_entries": 0.5, "training_samples": 2})

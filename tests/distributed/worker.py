@@ -28,7 +28,8 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     "lora": ("lora", SHORT, 2),
     "abmll-persistent": ("abmll", {**SHORT, "phi": "persistent"}, 2),
     "fomaml-three-tasks": ("fomaml", SHORT, 3),
-    "structured-one-task": ("structured", SHORT, 1),
+    "structured": ("structured", SHORT, 2),
+    "structured-one-task": ("structured", {**SHORT, "inner_optimizer_state": "fresh"}, 1),
 }
 """Name -> method, settings, tasks of a meta-batch; the last two do not divide by two ranks."""
 

@@ -1,7 +1,7 @@
 """The harness of experiments/unseen, end to end on the tiny model, and its statistics where the truth is known."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +16,15 @@ from scipy.stats import spearmanr, ttest_1samp
 from abmll.adapters.facts import AdapterFacts, BaseFacts, LayerFacts, StoredAdapter
 from abmll.adapters.folder import write_adapter
 from abmll.adapters.gaussian import LowRankGaussian
-from abmll.config import ModelConfig
+from abmll.config import ModelConfig, RunConfig
 from abmll.errors import AbmllError
 from abmll.kernels import Variance
 from abmll.methods import resolve_settings
 from abmll.metrics.ensemble import ensemble
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.metrics.statistics import holm
-from abmll.running.build import load_base, method_settings
+from abmll.running.build import System, load_base, method_settings
+from abmll.running.roles import RunTasks
 from abmll.tasks.question import Question, Task
 from experiments.unseen.__main__ import main
 from experiments.unseen.bundles import Bundles, read_bundle, unpack
@@ -37,8 +38,8 @@ from experiments.unseen.questions import read_points
 from experiments.unseen.rank import gains
 from experiments.unseen.report import BEFORE_TESTS, difference_tables
 from experiments.unseen.results import ENSEMBLE, read_results
-from experiments.unseen.run import failures, told_seconds
-from experiments.unseen.search import best, join, search, trials
+from experiments.unseen.run import Renewing, failures, told_seconds
+from experiments.unseen.search import Search, best, join, search, trials
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
 HARNESS = Path(__file__).parents[2] / "experiments/unseen"
@@ -99,7 +100,34 @@ def test_a_control_takes_what_was_chosen_for_its_parent(tmp_path: Path) -> None:
     assert method_settings(adam).inner_lr == 0.001
     frozen = method_settings(protocol.run("abmll_frozen", 0))
     assert (frozen.std_lr, frozen.train_stds) == (0.002, False)
-    assert method_settings(protocol.run("structured", 0)) == resolve_settings("structured")
+    fresh = {"inner_optimizer_state": "fresh"}
+    assert method_settings(protocol.run("structured", 0)) == resolve_settings("structured", given=fresh)
+
+
+@pytest.mark.parametrize("name", ["protocol.yaml", "second.yaml"])
+def test_structured_is_what_the_committed_results_are_of(name: str, tmp_path: Path) -> None:
+    protocol = load_protocol(HARNESS / name)
+    ours = [s for s in protocol.config.systems if s.startswith("structured")]
+    assert len(ours) == 3
+    for config in [protocol.run(system, 0) for system in ours]:
+        assert method_settings(config).inner_optimizer_state == "fresh"
+    trial = Search(protocol, RunTasks((), (), ()), tmp_path).config(
+        "structured", {"inner_lr": 1e-3}, protocol.search["rungs"][0], seed=100
+    )
+    assert trial.method.settings() == {"inner_optimizer_state": "fresh", "inner_lr": 1e-3}
+    default = Search(protocol, RunTasks((), (), ()), tmp_path).config(
+        "structured", {}, protocol.search["rungs"][0], seed=100
+    )
+    assert default.method.settings() == {"inner_optimizer_state": "fresh"}, "what was chosen before is no default"
+
+
+@pytest.mark.parametrize("folder", ["", "second", "second/letter", "second/in_domain", "second/curve"])
+def test_tables_say_whose_moments_begin_anew(folder: str) -> None:
+    summary = json.loads((HARNESS / folder / "summary.json").read_text())
+    fresh = [name for name in summary["systems"] if name.startswith("structured")]
+    assert summary["fresh_moments"] == sorted(fresh) != []
+    sentence = f"(`inner_optimizer_state: fresh`) in {', '.join(sorted(fresh))};"
+    assert sentence in (HARNESS / folder / "tables.md").read_text()
 
 
 def test_prepare_caps_and_drops_leaks(place: Path, tmp_path: Path) -> None:
@@ -213,11 +241,27 @@ def test_validation_tasks_choose_the_weights_where_they_are_asked(place: Path, t
     assert found.about["cost"]["final_step"] == scores.index(min(scores)) + 1
 
 
-def test_a_target_that_is_not_finite_does_not_end_the_run(place: Path, tmp_path: Path) -> None:
-    broken = ("--set", "systems.structured.method.inner_lr=1e30")
+def make_not_finite(monkeypatch: pytest.MonkeyPatch, concerned: Callable[[RunConfig], bool]) -> None:
+    """From here on the losses of systems of some configurations are NaN."""
+    get = Renewing.get
+
+    def poisoned(self: Renewing, config: RunConfig) -> System:
+        system = get(self, config)
+        if concerned(config):
+            nll = system.method.nll
+            system.method.nll = lambda batch: nll(batch) * float("nan")
+        return system
+
+    monkeypatch.setattr(Renewing, "get", poisoned)
+
+
+def test_a_target_that_is_not_finite_does_not_end_the_run(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_not_finite(monkeypatch, lambda config: config.method.name == "structured")
     arguments = ("--out", str(tmp_path), "--packed", str(tmp_path / "none"))
     only = ("--only", "structured.seed-0,reptile.seed-0")
-    assert call(place, "run", *arguments, *only, *broken, "--set", "training.iterations=2") == 0
+    assert call(place, "run", *arguments, *only, "--set", "training.iterations=2") == 0
     assert Bundles(tmp_path).names() == {"reptile.cloze.seed-0.parquet"}
     assert list(failures(tmp_path / "log.jsonl")) == ["structured.cloze.seed-0.parquet"]
 
@@ -428,13 +472,14 @@ def test_report_of_what_was_measured(place: Path, measured: Path, tmp_path: Path
     assert {"controls.png", "reliability.png", "reliability_scaled.png", "risk_coverage.png"} <= names
 
 
-def test_questions_are_points_of_the_same_harness(place: Path, tmp_path: Path) -> None:
+def test_questions_are_points_of_the_same_harness(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_not_finite(monkeypatch, lambda config: config.method.settings().get("std_init") == 0.5)
     asked = {
         "set": ["adaptation.draws=1"],
         "seed": 0,
         "questions": {
             "steps": {"systems": ["abmll", "structured"], "values": [0, 2], "set": ["adaptation.steps={}"]},
-            "std_init": {"systems": ["abmll"], "values": [1e9], "set": ["systems.abmll.method.std_init={}"]},
+            "std_init": {"systems": ["abmll"], "values": [0.5], "set": ["systems.abmll.method.std_init={}"]},
         },
     }
     file = tmp_path / "questions.yaml"
@@ -450,7 +495,7 @@ def test_questions_are_points_of_the_same_harness(place: Path, tmp_path: Path) -
     assert [e["value"] for e in found["steps"]["structured"]] == [0, 2]
     assert {"abmll", "abmll_mean", "structured", "uniform"} <= set(found["steps"])
     assert [e["value"] for e in found["steps"]["uniform"]] == [0, 2], "once, though it stands beside each system"
-    assert found["std_init"]["abmll"] == [{"value": 1e9, "failed": True}]
+    assert found["std_init"]["abmll"] == [{"value": 0.5, "failed": True}]
     none, same = (one["minus_chosen"] for one in found["steps"]["structured"])
     assert (same["nll_scaled"]["difference"], same["accuracy"]["difference"]) == (0, 0), (
         "the chosen settings themselves"
@@ -465,9 +510,9 @@ def test_questions_are_points_of_the_same_harness(place: Path, tmp_path: Path) -
     bundle = (tmp_path / "out/steps-2.structured/results-1.tar").read_bytes()
     assert call(place, "questions", *arguments, "--only", "steps-*") == 0
     assert (tmp_path / "out/steps-2.structured/results-1.tar").read_bytes() == bundle
-    log = (tmp_path / "out/std_init-1e+09.abmll/log.jsonl").read_text()
+    log = (tmp_path / "out/std_init-0.5.abmll/log.jsonl").read_text()
     assert call(place, "questions", *arguments, "--only", "std_init-*") == 0
-    assert (tmp_path / "out/std_init-1e+09.abmll/log.jsonl").read_text() == log, "what failed is not run again"
+    assert (tmp_path / "out/std_init-0.5.abmll/log.jsonl").read_text() == log, "what failed is not run again"
     assert main(["answers", "--questions", str(file), "--out", str(tmp_path / "empty"), "--place", str(tmp_path)]) == 1
     assert (tmp_path / "figures/questions.png").stat().st_size > 1000
 

@@ -176,7 +176,10 @@ def test_trust_09_an_estimator_does_not_take_the_labels_of_another(place: Path) 
         Classifier.load(one.parent)
     values = json.loads(text)
     values.pop(SEAL)
-    one.write_text(json.dumps(values))  # as version 0.1.0 wrote it
+    one.write_text(json.dumps(values))
+    with pytest.raises(AbmllError, match=r"classifier\.json: has no SHA-256 of its own"):
+        Classifier.load(one.parent)
+    one.write_text(json.dumps({**values, "abmll_classifier": 1}))  # as version 0.1.0 wrote it
     with inside(place):
         assert Classifier.load(Path("saved-0")).classes_.tolist() == ["bad", "good"]
 

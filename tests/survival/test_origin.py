@@ -148,6 +148,49 @@ def test_a_run_of_a_version_that_wrote_no_defaults_goes_on(run: Path) -> None:
     assert go_on(run, run_config("abmll", **PLAIN)) == 2
 
 
+STRUCTURED: dict[str, Any] = {**PLAIN, "inner_optimizer_state": "fresh"}
+NOW_PERSISTENT = r"inner_optimizer_state was fresh, is persistent\. .*\(method\.inner_optimizer_state=fresh\)"
+
+
+@pytest.fixture
+def structured(tmp_path: Path) -> Path:
+    """A run of structured LoRA from before its moments went on from task to task."""
+    go_on(tmp_path / "run", run_config("structured", **STRUCTURED))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("names_it", [True, False])
+def test_trust_03_a_structured_run_with_fresh_moments_goes_on_with_them_or_is_refused(
+    names_it: bool, structured: Path
+) -> None:
+    if not names_it:  # as a version that wrote no defaults left it
+        (structured / "config.yaml").write_text(run_config("structured", **PLAIN).to_sealed_yaml())
+    before = {file: file.read_bytes() for file in structured.rglob("*") if file.is_file()}
+    longer = {"training": {"iterations": 3}}
+    for allowed in ((), ("method.inner_optimizer_state",), ("method",)):
+        with pytest.raises(AbmllError, match=NOW_PERSISTENT) as caught:
+            go_on(structured, run_config("structured", **{**PLAIN, **longer}), allowed=allowed)
+        assert "no moments" in str(caught.value)
+        assert "--allow-change" not in str(caught.value)
+    assert {file: file.read_bytes() for file in structured.rglob("*") if file.is_file()} == before
+    assert go_on(structured, run_config("structured", **{**STRUCTURED, **longer})) == 3
+    assert not any(name.startswith("inner.") for name in RunDirectory(structured).load(3).optimizer)
+
+
+def test_trust_03_a_checkpoint_without_its_moments_is_not_gone_on_from(structured: Path) -> None:
+    (structured / "config.yaml").unlink()
+    with pytest.raises(AbmllError, match=r"step-000002.*no moments.*inner_optimizer_state=fresh"):
+        go_on(structured, run_config("structured", **PLAIN))
+    assert go_on(structured.parent / "new", run_config("structured", **PLAIN)) == 2
+    longer = {**PLAIN, "training": {"iterations": 3}}
+    assert go_on(structured.parent / "new", run_config("structured", **longer)) == 3
+
+
+def test_trust_03_the_settings_of_before_are_named_as_they_can_be_given(run: Path) -> None:
+    with pytest.raises(AbmllError, match=r"Go back to its configuration \(adapter\.rank=3 likelihood\.kind=cloze\) or"):
+        go_on(run, changed(adapter={"rank": 2}, likelihood={"kind": "letter"}))
+
+
 def test_trust_03_on_the_command_line(tmp_path: Path) -> None:
     place = place_comparison(tmp_path)
     short = ["training.iterations=1", "tasks.validation=null", "training.validate_every=null", "-o", "run"]

@@ -148,7 +148,7 @@ def test_gpt2_s_transposed_linear_is_adapted_like_any_other():
     for layer in adapters.layers.values():  # the same weights merged into the base, O x I transposed
         layer.base.weight += layer.task.dense_mean().detach().T
     detach(model, adapters)
-    torch.testing.assert_close(changed, logits(model), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(changed, logits(model), rtol=0, atol=1e-4 * float(changed.detach().abs().max()))
 
 
 @pytest.mark.parametrize("sampler", ["mean", "weight"])
@@ -188,7 +188,7 @@ def test_std_to_zero_makes_the_sampled_forward_equal_stock_peft_lora(sampler):
             layer.task.mean_b.normal_(generator=torch.Generator().manual_seed(layer.index))
     reference = logits(peft_with_our_means(adapters, targets))
     assert not torch.allclose(reference, logits(tiny_model()), atol=0.1)
-    torch.testing.assert_close(drawn_logits(model, adapters, sampler), reference, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(drawn_logits(model, adapters, sampler), reference, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", ["weight", "activation"])
@@ -223,7 +223,7 @@ def test_trust_23_merged_and_unmerged_forward_agree(sampler):
         added = layer.task.dense_mean() if sampler == "mean" else layer.task.dense_draw(11, layer.index)
         layer.base.weight += added.detach()
     detach(model, adapters)
-    torch.testing.assert_close(logits(model), unmerged, rtol=1e-5, atol=1e-5 * float(unmerged.detach().abs().max()))
+    torch.testing.assert_close(logits(model), unmerged, rtol=0, atol=1e-4 * float(unmerged.detach().abs().max()))
 
 
 @pytest.mark.parametrize("sampler", ["mean", "weight", "activation"])
@@ -287,7 +287,7 @@ def test_trust_24_sdpa_and_eager_attention_agree_under_a_draw():
         adapters = attach(model, std_init=0.05)
         move(adapters)
         results.append(drawn_logits(model, adapters, "weight"))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5 * float(results[0].detach().abs().max()))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-4 * float(results[0].detach().abs().max()))
 
 
 # -------------------- what is taken where nothing is said, and what is said where something is wrong

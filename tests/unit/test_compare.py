@@ -192,6 +192,18 @@ def test_trust_03_another_configuration_in_the_folder_is_refused(
     assert (copy / "config.yaml").read_bytes() == before
 
 
+def test_trust_03_a_comparison_with_fresh_moments_of_structured_goes_on_with_them_or_is_refused(
+    tmp_path: Path, configure: Callable[..., CompareConfig]
+) -> None:
+    fresh = {"method": {"name": "structured", "inner_optimizer_state": "fresh", **SHORT}}
+    begun = {"systems": {"structured": fresh}, "seeds": [0]}
+    run_comparison(configure(**begun), tmp_path, tiny_base)
+    advised = r"fresh, is persistent\. Go back to it \(systems\.structured\.method\.inner_optimizer_state=fresh\)"
+    with pytest.raises(AbmllError, match=advised):
+        run_comparison(configure(systems={"structured": SYSTEMS["structured"]}, seeds=[0]), tmp_path, never)
+    run_comparison(configure(**begun), tmp_path, never)
+
+
 def test_a_system_can_be_added_later(copy: Path, configure: Callable[..., CompareConfig]) -> None:
     systems = {**SYSTEMS, "pretrained": {"method": {"name": "pretrained", **SHORT}}}
     events: list[dict[str, Any]] = []

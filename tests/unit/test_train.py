@@ -33,6 +33,7 @@ LEARNED = {"likelihood": {"learn_temperature": True}}
 RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lora": ("lora", "default", {}),
     "lora-meta-batch": ("lora", "default", {"training": {"meta_batch": 2}}),
+    "structured": ("structured", "default", {"training": {"meta_batch": 2}}),
     "reptile": ("reptile", "default", {"warmup": 2, "inner_schedule": "cosine"}),
     "fomaml-temperature": ("fomaml", "default", LEARNED),
     "abmll": (

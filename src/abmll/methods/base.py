@@ -88,7 +88,9 @@ class Settings(BaseModel):
 
     Attributes:
         episodes: all batches of a meta-iteration come from one task, or each row from any task.
-        inner_optimizer_state: new moments for each task, or moments kept from step to step of the whole run.
+        inner_optimizer_state: new moments for each task, or moments that go on from step to step of the whole run: then
+            the tasks of a meta-batch follow each other, each with an outer step of its own. Adapting to an unseen task
+            begins with new ones in either case.
         inner_optimizer: rule of the inner steps.
         inner_lr: its rate for the means.
         inner_steps: gradient steps before the outer one; a method without a query batch takes one more.

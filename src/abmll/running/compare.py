@@ -15,7 +15,7 @@ from abmll.models import LanguageModel
 from abmll.running.build import build_episodes, check_tasks
 from abmll.running.faults import together
 from abmll.running.lock import FolderLock
-from abmll.running.origin import differences, task_hash, told
+from abmll.running.origin import advice, configuration_of_run, differences, task_hash, told
 from abmll.running.overrides import check_fit, check_run, check_systems, of_system
 from abmll.running.roles import RunTasks, load_run_tasks, without_leaks
 from abmll.running.target import Target, row_names
@@ -199,11 +199,11 @@ def _keep_configuration(
         )
     for name, seed, run in runs:
         file = out / name / f"seed-{seed}" / "config.yaml"
-        changed = differences(load_config(RunConfig, file), run) if file.exists() else {}
+        changed = differences(configuration_of_run(file), run) if file.exists() else {}
         if changed:
             raise AbmllError(
-                f"{file.parent} was made with another configuration: {told(changed)}. Give another folder with --out, "
-                "or remove it"
+                f"{file.parent} was made with another configuration: {told(changed)}. Go back to it"
+                f"{advice(changed, f'systems.{name}.')}, give another folder with --out, or remove it"
             )
     data = {task.name: task_hash(task) for task in tasks.train + tasks.validation + tasks.unseen}
     _refuse_other_rows(out, data)

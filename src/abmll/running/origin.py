@@ -1,6 +1,7 @@
 """What a run was made from: configuration, data, base model; and whether a run that goes on still has the same."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ NOTED = (
     *("engine.", "model.device", "tasks.unseen"),
 )
 """Fields (or their beginnings) that may change with a note: they change no result, beyond rounding."""
+EARLIER_DEFAULTS: dict[str, dict[str, Any]] = {"structured": {"inner_optimizer_state": "fresh"}}
+"""Settings of methods that had another default when the first runs did not yet write their defaults down."""
+MOST_ADVISED = 4
 
 
 @dataclass(frozen=True)
@@ -75,16 +79,15 @@ def keep_origin(folder: Path, config: RunConfig, origin: Origin, allowed: Collec
         write_text(file, _pinned(config).to_sealed_yaml())
         write_sealed_json(folder / ORIGIN, {**vars(origin), "changes": []})
         return
-    before = load_config(RunConfig, file)
+    before = configuration_of_run(file)
     kept = _read_origin(folder, origin)
     changed = differences(before, config)
     changed |= {name: (kept.get(name), value) for name, value in vars(origin).items() if kept.get(name) != value}
-    refused = {n: pair for n, pair in changed.items() if not (_may(n, pair, config) or _in(n, allowed or ()))}
+    refused = {n: pair for n, pair in changed.items() if not (_may(n, pair, config) or _allowed(n, pair, allowed))}
     if refused:
-        flags = "" if allowed is None else f", or accept it with {' '.join(f'--allow-change {n}' for n in refused)}"
         raise AbmllError(
-            f"{folder} holds a run of another configuration: {told(refused)}. Go back to its configuration or choose "
-            f"another folder{flags}"
+            f"{folder} holds a run of another configuration: {told(refused)}. Go back to its configuration"
+            f"{advice(refused)} or choose another folder{_flags(refused, allowed)}"
         )
     for name, pair in changed.items():
         log.warning("%s: %s; what is there was made before the change", folder, told({name: pair}))
@@ -102,6 +105,17 @@ def _read_origin(folder: Path, now: Origin) -> dict[str, Any]:
         return read_sealed_json(folder / ORIGIN, advice="put it back from a copy, or delete it to go on without it")
     log.warning("%s: is missing, so whether data, tokenizer and model are the same cannot be told", folder / ORIGIN)
     return {**vars(now), "changes": []}
+
+
+def configuration_of_run(file: Path) -> RunConfig:
+    """What a run was begun with: a default that its configuration does not name is that of then.
+
+    Raises:
+        AbmllError: the file is damaged.
+    """
+    config = load_config(RunConfig, file)
+    method = {**EARLIER_DEFAULTS.get(config.method.name, {}), **config.method.model_dump(mode="json")}
+    return config.model_copy(update={"method": MethodConfig(**method)})
 
 
 def differences(before: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
@@ -143,6 +157,25 @@ def told(changed: Mapping[str, tuple[Any, Any]]) -> str:
     )
 
 
+def advice(changed: Mapping[str, tuple[Any, Any]], section: str = "") -> str:
+    """The settings of before as overrides in brackets, where they are few and can be written so.
+
+    >>> advice({"adapter.rank": (8, 4), "method.phi": ("reset", "persistent")})
+    ' (adapter.rank=8 method.phi=reset)'
+    """
+    short = all("." in name and isinstance(pair[0], str | int | float | None) for name, pair in changed.items())
+    if not short or len(changed) > MOST_ADVISED:
+        return ""
+    values = {n: before if isinstance(before, str) else json.dumps(before) for n, (before, _) in changed.items()}
+    return f" ({' '.join(f'{section}{name}={value}' for name, value in values.items())})"
+
+
+def _flags(refused: Mapping[str, tuple[Any, Any]], allowed: Collection[str] | None) -> str:
+    if any(_lacks_moments(name, pair) for name, pair in refused.items()):
+        return ": its checkpoints hold no moments of the inner steps to go on with"
+    return "" if allowed is None else f", or accept it with {' '.join(f'--allow-change {n}' for n in refused)}"
+
+
 def _told_data(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     parts = {
         "other rows in": [name for name in now if name in before and before[name] != now[name]],
@@ -166,5 +199,11 @@ def _may(name: str, pair: tuple[Any, Any], config: RunConfig) -> bool:
     return name.startswith(NOTED) or (name.startswith("method.") and name.endswith("lr"))
 
 
-def _in(name: str, allowed: Collection[str]) -> bool:
-    return any(name == field or name.startswith(f"{field}.") for field in allowed)
+def _allowed(name: str, pair: tuple[Any, Any], allowed: Collection[str] | None) -> bool:
+    """Whether a field was allowed to change by name, and can."""
+    named = any(name == field or name.startswith(f"{field}.") for field in allowed or ())
+    return named and not _lacks_moments(name, pair)
+
+
+def _lacks_moments(name: str, pair: tuple[Any, Any]) -> bool:
+    return name == "method.inner_optimizer_state" and pair == ("fresh", "persistent")

@@ -98,8 +98,22 @@ def resume(trained: Trained, run: RunDirectory, world: World) -> None:
 
 
 def _put_back(trained: Trained, found: Checkpoint, run: RunDirectory) -> None:
+    _check_moments(trained.method, found, run)
     with _of_this_run(run, found.step):
         trained.put_back(found)
+
+
+def _check_moments(method: Method, found: Checkpoint, run: RunDirectory) -> None:
+    """Refuse to go on without the moments that should have been kept: it would not be what an unstopped run does."""
+    settings = method.settings
+    steps = settings.inner_steps + (not method.uses_query)
+    keeps = settings.inner_optimizer_state == "persistent" and settings.inner_optimizer == "adamw" and steps > 0
+    trained = found.step > found.state.get("skipped", 0)
+    if keeps and trained and not any(name.startswith("inner.") for name in found.optimizer):
+        raise AbmllError(
+            f"{run.checkpoint_path(found.step)}: holds no moments of the inner steps, so it was begun with "
+            "method.inner_optimizer_state=fresh. Go on with that, or begin again in another folder"
+        )
 
 
 @contextmanager
