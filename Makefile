@@ -34,7 +34,7 @@ soak: setup  ## the long campaigns (kills, signals, damage, memory), about half 
 shipped: setup  ## make again the adapter that comes with abmll (recipes/shipped.yaml), from nothing
 	rm -rf runs/shipped
 	$(BIN)/abmll train recipes/shipped.yaml -o runs/shipped
-	$(BIN)/python -m abmll.running.ship runs/shipped smollm2
+	$(BIN)/python -m abmll.everyday.ship runs/shipped smollm2
 
 synthetic: setup  ## ABMLL where the truth is known, what is missing of it; writes experiments/synthetic/results
 	OMP_NUM_THREADS=1 PYTHONPATH=.:src $(BIN)/python -m experiments.synthetic run

@@ -16,9 +16,9 @@ import torch
 
 from abmll.config import RunConfig, check
 from abmll.models import LanguageModel
-from abmll.running.adapt import PredictionPlan
-from abmll.running.build import build_system, load_base
-from abmll.tasks.question import Question
+from abmll.question import Question
+from abmll.systems.build import build_system, load_base
+from abmll.systems.predict import PredictionPlan
 from abmll.tasks.sources import load_tasks
 from benchmarks.common import describe, write_result
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from abmll.config import RunConfig, check
-from abmll.running.build import build_episodes, build_system, load_base, training_plan
-from abmll.running.roles import load_run_tasks
-from abmll.running.rundir import RunDirectory
-from abmll.running.train import meta_train, theta
+from abmll.runs.roles import load_run_tasks
+from abmll.systems.build import build_episodes, build_system, load_base, training_plan
+from abmll.training.checkpoints import RunDirectory
+from abmll.training.train import meta_train, theta
 from benchmarks.common import describe, write_result
 
 SETTINGS = {"structured": {"inner_optimizer_state": "fresh"}}

@@ -25,10 +25,10 @@ from abmll.config import RunConfig, check
 from abmll.kernels import fallbacks
 from abmll.models import LanguageModel, load_model
 from abmll.models.shapes import SHAPES
-from abmll.running.build import System, build_system
-from abmll.running.inner import inner_steps
-from abmll.tasks.batches import ChoiceBatch, collate
-from abmll.tasks.prompts import EncodedQuestion
+from abmll.prompts.batches import ChoiceBatch, collate
+from abmll.prompts.encode import EncodedQuestion
+from abmll.systems.build import System, build_system
+from abmll.training.inner import inner_steps
 from benchmarks.common import describe, write_result
 
 TARGETS = {

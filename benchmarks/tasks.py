@@ -23,12 +23,12 @@ from torch import nn
 
 from abmll.config import RunConfig, check
 from abmll.models import LanguageModel, load_model
-from abmll.running.adapt import AdaptationPlan, PredictionPlan
-from abmll.running.build import System, build_system
-from abmll.running.rundir import RunDirectory
-from abmll.running.train import TrainingPlan, meta_train
+from abmll.question import Question, Task
+from abmll.systems.build import System, build_system
+from abmll.systems.predict import AdaptationPlan, PredictionPlan
 from abmll.tasks.episodes import Episodes
-from abmll.tasks.question import Question, Task
+from abmll.training.checkpoints import RunDirectory
+from abmll.training.train import TrainingPlan, meta_train
 from benchmarks.common import describe, write_result
 
 

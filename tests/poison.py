@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from abmll.models import LanguageModel, load_model
-from abmll.tasks.question import Question, Task
+from abmll.question import Question, Task
 from tests.systems import tiny_base
 from tests.tiny import tiny_tokenizer
 
@@ -37,7 +37,7 @@ def poisoned_base() -> LanguageModel:
 
 
 def poisoned_load(*arguments: Any, **options: Any) -> LanguageModel:
-    """As `load_model`, of a tiny model in a folder; to stand in for it in `abmll.running.build`."""
+    """As `load_model`, of a tiny model in a folder; to stand in for it in `abmll.systems.build`."""
     return poison(load_model(*arguments, **options))
 
 

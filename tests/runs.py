@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from abmll.config import RunConfig
-from abmll.running.build import System, build_system, load_base, tasks_of
-from abmll.running.target import Target
-from abmll.running.timer import Timer
-from abmll.running.world import World
-from abmll.tasks.question import Question
+from abmll.process.timer import Timer
+from abmll.process.world import World
+from abmll.question import Question
+from abmll.runs.target import Target
+from abmll.systems.build import System, build_system, load_base, tasks_of
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
 UNSEEN = tiny_tasks(6, seed=2)[4]  # no row is one of those of `place_tiny`

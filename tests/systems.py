@@ -10,11 +10,11 @@ from torch import Tensor
 from abmll.config import RunConfig
 from abmll.kernels.noise import key_tensor, noise_key
 from abmll.models import LanguageModel
-from abmll.running.build import System, build_episodes, build_system, training_plan
-from abmll.running.rundir import RunDirectory
-from abmll.running.train import meta_train
-from abmll.running.world import World
-from abmll.tasks.question import Question, Task
+from abmll.process.world import World
+from abmll.question import Question, Task
+from abmll.systems.build import System, build_episodes, build_system, training_plan
+from abmll.training.checkpoints import RunDirectory
+from abmll.training.train import meta_train
 from tests.tiny import tiny_model, tiny_tasks, tiny_tokenizer
 
 TASKS = tiny_tasks(4)

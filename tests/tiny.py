@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from abmll.tasks.question import Question, Task
+from abmll.question import Question, Task
 
 Kind = Literal["bpe", "sentencepiece"]
 

@@ -9,7 +9,7 @@ import torch
 
 from abmll.errors import AbmllError
 from abmll.files import write_json, write_text
-from abmll.running.environment import environment
+from abmll.process.environment import environment
 from experiments.calibrators.compare import compare
 from experiments.calibrators.cost import costs
 from experiments.calibrators.files import read_systems

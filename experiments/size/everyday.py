@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from scipy.special import softmax
 
 from abmll.metrics.worth import FREQUENCY, PRETRAINED, RUN, SCALED, UNIFORM, losses_of, verdict_of
-from abmll.running.folds import FOLDS
+from abmll.systems.folds import FOLDS
 
 ROWS = (24, 60)
 CLUSTER, CORRELATION = 5, 0.6

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from abmll.tasks.question import Question, Task
+from abmll.question import Question, Task
 
 OUT, IN, ROWS = 12, 10, 20
 """O, I, and the rows of a dataset, of which a task adapts on one."""

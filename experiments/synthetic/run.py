@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from abmll.files import write_json
-from abmll.running.environment import environment
+from abmll.process.environment import environment
 from experiments.synthetic.problem import make_problem
 from experiments.synthetic.scores import of_system, reference
 from experiments.synthetic.settings import SEEDS, Setting

@@ -19,14 +19,14 @@ from abmll.adapters.layer import AdaptedLinear
 from abmll.kernels.noise import key_tensor, noise_key
 from abmll.methods import method_class, resolve_settings
 from abmll.methods.base import Method
-from abmll.running.adapt import AdaptationPlan, adapt
-from abmll.running.batcher import Batcher
-from abmll.running.rundir import RunDirectory
-from abmll.running.train import TrainingPlan, meta_train
-from abmll.tasks.batches import ChoiceBatch, collate
+from abmll.prompts.batches import ChoiceBatch, collate
+from abmll.prompts.encode import EncodedQuestion
+from abmll.question import Question, Task
+from abmll.systems.predict import AdaptationPlan, adapt
 from abmll.tasks.episodes import Episode, Episodes
-from abmll.tasks.prompts import EncodedQuestion
-from abmll.tasks.question import Question, Task
+from abmll.training.batcher import Batcher
+from abmll.training.checkpoints import RunDirectory
+from abmll.training.train import TrainingPlan, meta_train
 from experiments.synthetic.problem import NOISE_VARIANCE, ROWS, Problem
 
 

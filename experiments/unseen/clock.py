@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import psutil
 
-from abmll.running.stopping import listening
+from abmll.process.stopping import listening
 
 
 def since_start() -> float:
@@ -19,7 +19,7 @@ def since_start() -> float:
 
 @contextmanager
 def deadline(minutes: float | None) -> Iterator[None]:
-    """Ask this process to stop when it is so old; inside, `abmll.running.stopping.Stopped` comes out at a safe place.
+    """Ask this process to stop when it is so old; inside, `abmll.process.stopping.Stopped` comes out at a safe place.
 
     None: it is never asked to.
     """

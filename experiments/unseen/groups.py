@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from abmll.metrics.predictions import Predictions
-from abmll.tasks.question import Task
+from abmll.question import Task
 from experiments.unseen.packing import Packed
 from experiments.unseen.protocol import HERE
 

@@ -17,7 +17,7 @@ import pyarrow.parquet
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import read_sealed_json, write_bytes
 from abmll.metrics.predictions import SPLITS, Prediction, Predictions, read_predictions
-from abmll.running.record import COST, ENVIRONMENT, owner
+from abmll.runs.record import COST, ENVIRONMENT, owner
 
 ABOUT = b"about"
 LOGS = pyarrow.list_(pyarrow.float32())

@@ -8,10 +8,10 @@ from typing import Any
 
 from abmll.config import CompareConfig
 from abmll.files import write_json, write_text
-from abmll.running.build import check_tasks
-from abmll.running.roles import RunTasks, find_leaks, load_run_tasks, without_leaks
+from abmll.question import Question, Task
+from abmll.runs.roles import RunTasks, find_leaks, load_run_tasks, without_leaks
+from abmll.systems.build import check_tasks
 from abmll.tasks.leaks import overlaps, rows_of
-from abmll.tasks.question import Question, Task
 
 TRAIN_ROWS = 500
 """Rows of a training task: 300 meta-iterations use 12 rows each, so about 106 of a task's."""

@@ -12,9 +12,9 @@ from abmll.metrics.predictions import Prediction
 from abmll.metrics.scores import floored_probabilities, question_nll
 from abmll.metrics.statistics import bootstrap_interval
 from abmll.models import LanguageModel
-from abmll.running.adapt import PredictionPlan
-from abmll.running.build import build_system
-from abmll.tasks.question import Task
+from abmll.question import Task
+from abmll.systems.build import build_system
+from abmll.systems.predict import PredictionPlan
 
 MOST_ROWS = 400
 

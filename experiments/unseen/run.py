@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from abmll.config import RunConfig
+from abmll.errors import NonFiniteError
 from abmll.files import append_line, remove_folder
 from abmll.models import LanguageModel
-from abmll.running.build import System, build_system
-from abmll.running.faults import NonFiniteError
-from abmll.running.roles import RunTasks
-from abmll.running.stopping import Stopped
-from abmll.running.target import Target, row_names
-from abmll.running.world import World
+from abmll.process.stopping import Stopped
+from abmll.process.world import World
+from abmll.runs.roles import RunTasks
+from abmll.runs.target import Target, row_names
+from abmll.systems.build import System, build_system
 from experiments.unseen.bundles import Bundles
 from experiments.unseen.clock import deadline, since_start
 from experiments.unseen.packing import pack, read_target

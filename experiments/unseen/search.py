@@ -13,16 +13,15 @@ import yaml
 from scipy.stats import qmc
 
 from abmll.config import RunConfig, check, merge
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import remove_folder, write_json, write_text
 from abmll.metrics.predictions import read_predictions
 from abmll.metrics.scores import score
 from abmll.models import LanguageModel
-from abmll.running.faults import NonFiniteError
-from abmll.running.roles import RunTasks
-from abmll.running.stopping import Stopped
-from abmll.running.target import Target
-from abmll.running.world import World
+from abmll.process.stopping import Stopped
+from abmll.process.world import World
+from abmll.runs.roles import RunTasks
+from abmll.runs.target import Target
 from experiments.unseen.clock import deadline, since_start
 from experiments.unseen.protocol import Protocol
 from experiments.unseen.run import Renewing

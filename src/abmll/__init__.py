@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from abmll.adapters.peft import write_peft
     from abmll.classifier import Classifier
     from abmll.config import CompareConfig, RunConfig, load_config
-    from abmll.errors import AbmllError
+    from abmll.errors import AbmllError, NonFiniteError
+    from abmll.everyday.saved import SavedTask, list_tasks, load_task, save_task
     from abmll.exporting import export_calibrated, export_mean, export_merged
     from abmll.likelihood import ChoiceLikelihood
     from abmll.methods import METHODS, Method, register_method, resolve_settings
@@ -27,15 +28,14 @@ if TYPE_CHECKING:
     from abmll.metrics.registered import register_metric
     from abmll.metrics.scores import Scores, score
     from abmll.models import LanguageModel, load_model
+    from abmll.question import Question, Task
     from abmll.report import write_report
-    from abmll.running.adapt import adapt, predict
-    from abmll.running.adapters import load_adapter
-    from abmll.running.compare import run_comparison
-    from abmll.running.saved_tasks import SavedTask, list_tasks, load_task, save_task
-    from abmll.running.train import meta_train
-    from abmll.tasks.question import Question, Task
+    from abmll.runs.compare import run_comparison
+    from abmll.systems.adapters import load_adapter
+    from abmll.systems.predict import adapt, predict
     from abmll.tasks.registered import RawTask, register_source
     from abmll.tasks.sources import load_tasks
+    from abmll.training.train import meta_train
 
 _MODULES = {
     "AbmllError": "abmll.errors",
@@ -47,37 +47,38 @@ _MODULES = {
     "LowRankGaussian": "abmll.adapters.gaussian",
     "METHODS": "abmll.methods",
     "Method": "abmll.methods",
+    "NonFiniteError": "abmll.errors",
     "Prediction": "abmll.metrics.predictions",
     "Predictions": "abmll.metrics.predictions",
-    "Question": "abmll.tasks.question",
+    "Question": "abmll.question",
     "RawTask": "abmll.tasks.registered",
     "RunConfig": "abmll.config",
-    "SavedTask": "abmll.running.saved_tasks",
+    "SavedTask": "abmll.everyday.saved",
     "Scores": "abmll.metrics.scores",
     "StoredAdapter": "abmll.adapters.facts",
-    "Task": "abmll.tasks.question",
-    "adapt": "abmll.running.adapt",
+    "Task": "abmll.question",
+    "adapt": "abmll.systems.predict",
     "attach": "abmll.adapters.attach",
     "detach": "abmll.adapters.attach",
     "export_calibrated": "abmll.exporting",
     "export_mean": "abmll.exporting",
     "export_merged": "abmll.exporting",
-    "list_tasks": "abmll.running.saved_tasks",
-    "load_adapter": "abmll.running.adapters",
+    "list_tasks": "abmll.everyday.saved",
+    "load_adapter": "abmll.systems.adapters",
     "load_config": "abmll.config",
     "load_model": "abmll.models",
-    "load_task": "abmll.running.saved_tasks",
+    "load_task": "abmll.everyday.saved",
     "load_tasks": "abmll.tasks.sources",
-    "meta_train": "abmll.running.train",
-    "predict": "abmll.running.adapt",
+    "meta_train": "abmll.training.train",
+    "predict": "abmll.systems.predict",
     "read_adapter": "abmll.adapters.folder",
     "read_predictions": "abmll.metrics.predictions",
     "register_method": "abmll.methods",
     "register_metric": "abmll.metrics.registered",
     "register_source": "abmll.tasks.registered",
     "resolve_settings": "abmll.methods",
-    "run_comparison": "abmll.running.compare",
-    "save_task": "abmll.running.saved_tasks",
+    "run_comparison": "abmll.runs.compare",
+    "save_task": "abmll.everyday.saved",
     "score": "abmll.metrics.scores",
     "write_adapter": "abmll.adapters.folder",
     "write_peft": "abmll.adapters.peft",
@@ -95,6 +96,7 @@ __all__ = [
     "LanguageModel",
     "LowRankGaussian",
     "Method",
+    "NonFiniteError",
     "Prediction",
     "Predictions",
     "Question",

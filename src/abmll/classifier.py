@@ -14,17 +14,17 @@ from sklearn.utils.validation import check_is_fitted
 
 from abmll.adapters.folder import checksum
 from abmll.errors import AbmllError
+from abmll.everyday.shared_session import Engine, Posterior, engine_of, read_engine
 from abmll.files import check_regular, read_and_tell_seal, write_sealed_json
-from abmll.running.answers import Answer
-from abmll.running.engines import Engine, Posterior, engine_of, read_engine
-from abmll.tasks.frames import labels_in, rows_in
-from abmll.tasks.labels import Classes, as_array, classes_from_json, classes_to_json
-from abmll.tasks.layouts import Layout
-from abmll.tasks.normal import lookalikes, same_form
-from abmll.tasks.question import Question
-from abmll.tasks.reading import Rows
-from abmll.tasks.rows import BadRow, named, report, shown
-from abmll.tasks.values import plain
+from abmll.question import Question
+from abmll.systems.answers import Answer
+from abmll.tables.collect import Rows
+from abmll.tables.frames import labels_in, rows_in
+from abmll.tables.labels import Classes, as_array, classes_from_json, classes_to_json
+from abmll.tables.layouts import Layout
+from abmll.tables.normal import lookalikes, same_form
+from abmll.tables.rows import BadRow, named, report, shown
+from abmll.tables.values import plain
 from abmll.tensors import strict_json
 
 FILE = "classifier.json"

@@ -1,7 +1,7 @@
 """The run configuration: frozen pydantic models, YAML in and out, dotted overrides, a content hash.
 
-Only `running` and `cli` read it; everything else takes plain arguments. Paths below the home folder are kept as
-`~/...`: a configuration is written into every run, and a run is for sharing.
+Only `systems` and what is built on it read it; everything else takes plain arguments. Paths below the home folder are
+kept as `~/...`: a configuration is written into every run, and a run is for sharing.
 """
 
 import difflib
@@ -250,7 +250,7 @@ class CompareConfig(RunConfig):
 
     Attributes:
         systems: name -> what differs from the base, as a part of a run configuration. Model, tasks, draws and scored
-            questions are those of the comparison (`abmll.running.overrides.SHARED`): another value is refused.
+            questions are those of the comparison (`abmll.runs.overrides.SHARED`): another value is refused.
         seeds: training seeds.
         reference: the system that the paired tests compare against.
         curve: points of the learning curve, evenly spaced over training, start and end included.

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, masking_utils
 
 from abmll.adapters.layer import AdaptedLinear
 from abmll.errors import AbmllError
-from abmll.tasks.batches import ChoiceBatch
-from abmll.tasks.prompts import LikelihoodKind
+from abmll.prompts.batches import ChoiceBatch
+from abmll.prompts.encode import LikelihoodKind
 
 
 class ChoiceScores(NamedTuple):

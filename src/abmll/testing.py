@@ -22,15 +22,14 @@ from abmll.methods import method_class, resolve_settings
 from abmll.methods.base import Method
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.metrics.registered import definition, score_with
-from abmll.running.build import System, build_episodes, build_system, load_base, training_plan
-from abmll.running.inner import inner_steps
-from abmll.running.optimizers import GroupOptimizer
-from abmll.running.rundir import RunDirectory
-from abmll.running.train import meta_train
-from abmll.tasks.leaks import same_question
-from abmll.tasks.normal import same_form
-from abmll.tasks.question import Question, Task
+from abmll.question import Question, Task
+from abmll.systems.build import System, build_episodes, build_system, load_base, training_plan
+from abmll.tables.normal import same_form, same_question
 from abmll.tasks.sources import load_tasks
+from abmll.training.checkpoints import RunDirectory
+from abmll.training.inner import inner_steps
+from abmll.training.optimizers import GroupOptimizer
+from abmll.training.train import meta_train
 
 __all__ = ["check_method", "check_metric", "check_source"]
 

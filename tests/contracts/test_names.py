@@ -77,7 +77,7 @@ def commands() -> dict[str, Any]:
     """`adapt`, `tasks list`, ... -> the command."""
     calls: dict[str, Any] = {}
     for name in COMMANDS:
-        command = get_command(import_module(f"abmll.cli.{name}").app)
+        command = get_command(import_module(f"abmll.cli.verbs.{name}").app)
         calls[name] = command
         calls |= {f"{name} {sub}": one for sub, one in getattr(command, "commands", {}).items()}
     return calls

@@ -7,11 +7,11 @@ import yaml
 
 from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.methods import resolve_settings
-from abmll.running.build import build_system, load_base, method_settings, tasks_of
-from abmll.running.compare import run_comparison
-from abmll.running.target import Target
-from abmll.running.timer import Timer
-from abmll.running.world import World
+from abmll.process.timer import Timer
+from abmll.process.world import World
+from abmll.runs.compare import run_comparison
+from abmll.runs.target import Target
+from abmll.systems.build import build_system, load_base, method_settings, tasks_of
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))

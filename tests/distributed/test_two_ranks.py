@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file
 
 from abmll.adapters.folder import read_adapter
-from abmll.running.rundir import RunDirectory
-from abmll.running.world import World
+from abmll.process.world import World
+from abmll.training.checkpoints import RunDirectory
 from tests.distributed.worker import CASES, run_case
 from tests.systems import largest_difference, same
 

@@ -14,10 +14,10 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from abmll.adapters.folder import write_adapter
-from abmll.running.adapters import adapter_of
-from abmll.running.inner import NonFiniteError
-from abmll.running.train import theta
-from abmll.running.world import World, join_world, leave_world
+from abmll.process.world import World, join_world, leave_world
+from abmll.systems.adapters import adapter_of
+from abmll.training.inner import NonFiniteError
+from abmll.training.train import theta
 from tests.systems import run_config, system_of, train
 
 SHORT: dict[str, Any] = {"inner_steps": 2}

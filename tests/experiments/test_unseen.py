@@ -23,9 +23,9 @@ from abmll.methods import resolve_settings
 from abmll.metrics.ensemble import ensemble
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.metrics.statistics import holm
-from abmll.running.build import System, load_base, method_settings
-from abmll.running.roles import RunTasks
-from abmll.tasks.question import Question, Task
+from abmll.question import Question, Task
+from abmll.runs.roles import RunTasks
+from abmll.systems.build import System, load_base, method_settings
 from experiments.unseen.__main__ import main
 from experiments.unseen.bundles import Bundles, read_bundle, unpack
 from experiments.unseen.evidence import Values, against, entry, paired

@@ -27,8 +27,8 @@ import torch
 
 from abmll.config import RunConfig
 from abmll.methods.means import PAPER_CONSTANT
-from abmll.running.build import build_system
-from abmll.tasks.question import Task
+from abmll.question import Task
+from abmll.systems.build import build_system
 from tests.exact import exact_base, float64
 from tests.systems import TASKS, run_config, train
 

@@ -25,6 +25,8 @@ from abmll.adapters.peft import CONFIG_FILE, MODEL_FILE, read_peft
 from abmll.adapters.stored import take_adapter
 from abmll.config import CompareConfig, load_config
 from abmll.errors import AbmllError
+from abmll.everyday.labelled import read_labelled, remarks
+from abmll.everyday.saved import DETAILS_FILE, read_task
 from abmll.files import SEAL, write_json, write_text
 from abmll.metrics.not_finite import END, NotFinite
 from abmll.metrics.predictions import read_predictions
@@ -33,16 +35,14 @@ from abmll.models.load import load_model
 from abmll.report import collect, render_terminal, summarise, write_report
 from abmll.report.page import page
 from abmll.report.tables import markdown_report
-from abmll.running.build import method_settings, tasks_of, training_plan
-from abmll.running.labelled import read_labelled, remarks
-from abmll.running.record import RECORD, Record, keep_record, read_record, task_facts
-from abmll.running.rundir import MARKER, Checkpoint, RunDirectory
-from abmll.running.saved_tasks import DETAILS_FILE, read_task
+from abmll.runs.record import RECORD, Record, keep_record, read_record, task_facts
+from abmll.systems.build import method_settings, tasks_of, training_plan
+from abmll.tables.layouts import Layout
 from abmll.tasks.catalogue.entries import catalogue_entry
 from abmll.tasks.catalogue.pins import Pin, read_pins
-from abmll.tasks.layouts import Layout
 from abmll.tasks.sources import load_tasks, read_questions
 from abmll.tensors import read_header
+from abmll.training.checkpoints import MARKER, Checkpoint, RunDirectory
 from tests.adapters import move
 from tests.hostile.mutations import Mutation, json_file, json_line, safetensors_header, yaml_file
 from tests.report_folder import make_folder

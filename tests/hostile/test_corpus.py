@@ -10,7 +10,7 @@ import pytest
 from abmll.adapters.peft import MODEL_FILE, read_peft
 from abmll.cli import main
 from abmll.errors import AbmllError
-from abmll.running.rundir import MARKER, RunDirectory
+from abmll.training.checkpoints import MARKER, RunDirectory
 from tests.hostile.corpus import bad, spoilt, tally
 from tests.hostile.targets import TARGETS
 

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from abmll.likelihood import ChoiceLikelihood
-from abmll.tasks.batches import ChoiceBatch, collate, sorted_batches
-from abmll.tasks.prompts import EncodedQuestion
+from abmll.prompts.batches import ChoiceBatch, collate, sorted_batches
+from abmll.prompts.encode import EncodedQuestion
 from tests.tiny import tiny_model
 
 MODEL = tiny_model(layers=1).double()

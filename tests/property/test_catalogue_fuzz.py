@@ -6,10 +6,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from abmll.tables.collect import collect
+from abmll.tables.rows import BadRow
 from abmll.tasks.catalogue.entries import catalogue_entry
 from abmll.tasks.catalogue.mapping import columns_of, map_row
-from abmll.tasks.reading import collect
-from abmll.tasks.rows import BadRow
 from tests.hub_layouts import LAYOUTS
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=6) | st.sampled_from(["A", "1", "(A) x (B) y", "a ) 1"])

@@ -5,8 +5,8 @@ from itertools import chain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from abmll.question import Question, Task
 from abmll.tasks.episodes import Episodes, adaptation_batches
-from abmll.tasks.question import Question, Task
 
 counts = st.integers(0, 2**40)
 

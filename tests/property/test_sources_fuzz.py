@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from abmll.errors import AbmllError
-from abmll.tasks.question import Question
-from abmll.tasks.rows import BadRow, question_from_row
+from abmll.question import Question
+from abmll.tables.rows import BadRow, question_from_row
 from abmll.tasks.sources import read_questions
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=8)  # lone surrogates and NUL too

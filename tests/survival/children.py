@@ -96,7 +96,7 @@ def command(folder: Path, *arguments: str) -> Callable[[], None]:
         from rich.console import Console
 
         from abmll import cli
-        from abmll.cli import compare, train
+        from abmll.cli.verbs import compare, train
 
         logging.getLogger().handlers.clear()  # pytest's
         os.chdir(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from abmll import files
-from abmll.running.rundir import RunDirectory
+from abmll.training.checkpoints import RunDirectory
 from tests.survival.children import in_child
 from tests.survival.places import assert_same_run, leftovers, rows, trainer
 

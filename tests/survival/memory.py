@@ -12,8 +12,8 @@ import psutil
 import torch
 
 from abmll.models import LanguageModel
-from abmll.running.adapt import PredictionPlan
-from abmll.running.build import build_system
+from abmll.systems.build import build_system
+from abmll.systems.predict import PredictionPlan
 from tests.survival.children import in_child
 from tests.systems import run_config, tiny_base, train
 from tests.tiny import tiny_model, tiny_tasks, tiny_tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from abmll.files import OLD, PART
-from abmll.running.rundir import Checkpoint, RunDirectory
+from abmll.training.checkpoints import Checkpoint, RunDirectory
 from tests.systems import run_config, same, train
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from abmll.running import world as worlds
-from abmll.running.stopping import Stopped, listening
-from abmll.running.world import World, join_world
+from abmll.process import world as worlds
+from abmll.process.stopping import Stopped, listening
+from abmll.process.world import World, join_world
 from tests.survival.children import Child, in_child
 
 

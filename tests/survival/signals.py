@@ -11,13 +11,13 @@ from tests.survival.children import Child, command, in_child
 from tests.survival.places import leftovers, results
 
 PHASES: dict[str, tuple[str, str, int]] = {  # module, function, how often it is called in the tiny comparison at least
-    "loading": ("abmll.cli.compare", "load_base", 1),
-    "inner loop": ("abmll.running.inner", "_step", 12),
-    "outer step": ("abmll.running.train", "add_outer_gradient", 6),
-    "validation": ("abmll.running.train", "_validated", 3),
-    "saving": ("abmll.running.rundir", "_contiguous", 8),
-    "evaluation": ("abmll.running.adapt", "_score", 20),
-    "writing the adapter": ("abmll.running.target", "write_adapter", 2),
+    "loading": ("abmll.cli.verbs.compare", "load_base", 1),
+    "inner loop": ("abmll.training.inner", "_step", 12),
+    "outer step": ("abmll.training.train", "add_outer_gradient", 6),
+    "validation": ("abmll.training.train", "_validated", 3),
+    "saving": ("abmll.training.checkpoints", "_contiguous", 8),
+    "evaluation": ("abmll.systems.predict", "_score", 20),
+    "writing the adapter": ("abmll.runs.target", "write_adapter", 2),
 }
 """Phase -> a function that is called in it. The signal comes as the function begins, as good as any other moment."""
 

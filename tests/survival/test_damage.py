@@ -12,14 +12,14 @@ import pytest
 from abmll.classifier import Classifier
 from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
+from abmll.everyday.adapt import fresh_answers, saved_answers
+from abmll.everyday.saved import read_task
+from abmll.everyday.session import open_run
 from abmll.files import SEAL, read_sealed_json, write_json, write_sealed_json
 from abmll.metrics.predictions import read_predictions
 from abmll.models.gguf import find_damage
-from abmll.running.compare import run_comparison
-from abmll.running.everyday import open_run
-from abmll.running.own_tasks import fresh_answers, saved_answers
-from abmll.running.rundir import FORMAT, Checkpoint, RunDirectory
-from abmll.running.saved_tasks import read_task
+from abmll.runs.compare import run_comparison
+from abmll.training.checkpoints import FORMAT, Checkpoint, RunDirectory
 from tests.survival.children import command, in_child
 from tests.survival.damage import campaign, damaged, delete, swapped
 from tests.survival.places import place_comparison, rows, trainer

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from abmll.files import PART, append_line, explain_failure, write_bytes
-from abmll.running.rundir import Checkpoint, RunDirectory
+from abmll.training.checkpoints import Checkpoint, RunDirectory
 from tests.survival.children import Child, command, in_child
 from tests.survival.disks import limit_files, small_disk
 from tests.survival.places import assert_same_run, leftovers, place_comparison, trainer

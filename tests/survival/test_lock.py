@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from abmll.errors import AbmllError
-from abmll.running.lock import OWNER, FolderLock
-from abmll.running.rundir import RunDirectory
+from abmll.process.lock import OWNER, FolderLock
+from abmll.training.checkpoints import RunDirectory
 from tests.survival.children import Child, command, in_child
 from tests.survival.places import leftovers, place_comparison, trainer
 

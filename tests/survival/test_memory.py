@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from abmll.tasks import prompts
-from abmll.tasks.prompts import Encoder
+from abmll.prompts import encode as prompts
+from abmll.prompts.encode import Encoder
 from tests.survival.memory import can_measure, peak_of_prediction, train_and_watch
 from tests.tiny import tiny_tasks, tiny_tokenizer
 

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from abmll.config import RunConfig
-from abmll.errors import AbmllError
-from abmll.running.build import System, build_system, load_base, tasks_of
-from abmll.running.faults import NonFiniteError
-from abmll.running.replay import replay_batch
-from abmll.running.rundir import RunDirectory
-from abmll.running.target import Target
-from abmll.running.timer import Timer
-from abmll.running.world import World
+from abmll.diagnosis.batch import replay_batch
+from abmll.errors import AbmllError, NonFiniteError
+from abmll.process.timer import Timer
+from abmll.process.world import World
+from abmll.runs.target import Target
+from abmll.systems.build import System, build_system, load_base, tasks_of
+from abmll.training.checkpoints import RunDirectory
 from tests.runs import config_in, place_tiny, silent
 from tests.survival.children import command, in_child
 from tests.survival.places import rows
@@ -114,7 +113,7 @@ def test_a_finite_batch_is_said_to_be_finite(place: Path, tmp_path: Path) -> Non
     config = config_in(place)
     trained(config, tmp_path / "run", "activations")
     folder = tmp_path / "run" / "non-finite" / "step-000000-position-0"
-    from abmll.running import replay
+    from abmll.diagnosis import batch as replay
 
     stored = replay.read_batch(folder)
     system = build_system(config, load_base(config.model))

@@ -12,13 +12,13 @@ from abmll.errors import AbmllError
 from abmll.files import read_sealed_json
 from abmll.methods import resolve_settings
 from abmll.models import LanguageModel
-from abmll.running.build import build_system
-from abmll.running.origin import ORIGIN
-from abmll.running.rundir import RunDirectory
-from abmll.running.target import Target
-from abmll.running.timer import Timer
-from abmll.running.world import World
-from abmll.tasks.question import Task
+from abmll.process.timer import Timer
+from abmll.process.world import World
+from abmll.question import Task
+from abmll.runs.origin import ORIGIN
+from abmll.runs.target import Target
+from abmll.systems.build import build_system
+from abmll.training.checkpoints import RunDirectory
 from tests.survival.children import command, in_child
 from tests.survival.places import place_comparison
 from tests.systems import TASKS, run_config, tiny_base

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from abmll.errors import AbmllError
-from abmll.running.faults import NonFiniteError, together
-from abmll.running.rundir import RunDirectory
-from abmll.running.stopping import Stopped
-from abmll.running.world import World
+from abmll.errors import AbmllError, NonFiniteError
+from abmll.process.stopping import Stopped
+from abmll.process.together import together
+from abmll.process.world import World
+from abmll.training.checkpoints import RunDirectory
 from tests.survival.children import UNCAUGHT, in_child
 from tests.survival.places import assert_same_run, rows
 from tests.survival.ranks import start_ranks

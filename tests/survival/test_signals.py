@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from abmll.running.rundir import RunDirectory
-from abmll.running.stopping import Stopped, gently, listening, stop_if_asked
+from abmll.process.stopping import Stopped, gently, listening, stop_if_asked
+from abmll.training.checkpoints import RunDirectory
 from tests.survival.children import UNCAUGHT, in_child
 from tests.survival.places import SYSTEMS, assert_same_run, place_comparison, trainer
 from tests.survival.signals import PHASES, campaign, from_outside
@@ -31,7 +31,7 @@ def test_trust_01_a_stop_in_the_inner_loop_saves_the_start_of_the_meta_iteration
     """By a real signal; the state that is saved is the one before the meta-iteration, moments and phi included."""
 
     def stopped() -> None:
-        from abmll.running import inner
+        from abmll.training import inner
 
         plain, calls = inner._step, []
 

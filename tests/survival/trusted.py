@@ -22,27 +22,27 @@ from abmll.adapters.folder import read_adapter
 from abmll.classifier import Classifier
 from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
+from abmll.everyday.adapt import adapt_and_save
+from abmll.everyday.labelled import Labelled
+from abmll.everyday.saved import read_task
+from abmll.everyday.session import open_run, read_shared
+from abmll.everyday.shipped import Probe, read_probe, write_probe
 from abmll.exporting import export_calibrated, export_mean, export_merged
 from abmll.files import read_sealed_json, write_sealed_json
 from abmll.models import LanguageModel, load_model
 from abmll.models.gguf import _write, find_damage
 from abmll.report import collect
-from abmll.running import build
-from abmll.running.adapters import use_adapter
-from abmll.running.compare import run_comparison
-from abmll.running.everyday import open_run, read_shared
-from abmll.running.failed_batch import read_batch
-from abmll.running.labelled import Labelled
-from abmll.running.origin import _read_origin, origin_of
-from abmll.running.own_tasks import adapt_and_save
-from abmll.running.record import read_record
-from abmll.running.rundir import RunDirectory
-from abmll.running.saved_tasks import read_task
-from abmll.running.shipped import Probe, read_probe, write_probe
-from abmll.running.tracking import KEPT
+from abmll.runs.compare import run_comparison
+from abmll.runs.origin import _read_origin, origin_of
+from abmll.runs.record import read_record
+from abmll.runs.tracking import KEPT
+from abmll.systems import build
+from abmll.systems.adapters import use_adapter
+from abmll.tables.layouts import Layout
 from abmll.tasks.catalogue.entries import catalogue_entry
 from abmll.tasks.catalogue.pins import Pin, read_pins, write_pin
-from abmll.tasks.layouts import Layout
+from abmll.training.checkpoints import RunDirectory
+from abmll.training.failed_batch import read_batch
 from tests.everyday import texts
 from tests.poison import mark, poisoned_load
 from tests.tiny import save_tiny, tiny_tasks, write_tasks

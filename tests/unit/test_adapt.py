@@ -12,12 +12,12 @@ from abmll.adapters.attach import detach
 from abmll.errors import AbmllError
 from abmll.kernels.noise import key_tensor, noise_key
 from abmll.metrics.predictions import Prediction
-from abmll.running import adapt as adapting
-from abmll.running.adapt import ADAPTATION, AdaptationPlan, PredictionPlan, adapt, mean_nll, predict
-from abmll.running.build import System, build_episodes, training_plan
-from abmll.running.optimizers import GroupOptimizer
-from abmll.running.rundir import RunDirectory
-from abmll.running.train import meta_train
+from abmll.systems import predict as adapting
+from abmll.systems.build import System, build_episodes, training_plan
+from abmll.systems.predict import ADAPTATION, AdaptationPlan, PredictionPlan, adapt, mean_nll, predict
+from abmll.training.checkpoints import RunDirectory
+from abmll.training.optimizers import GroupOptimizer
+from abmll.training.train import meta_train
 from tests.systems import TASKS, key_of, questions, run_config, same, scramble, system_of, values
 from tests.tiny import tiny_tasks
 
@@ -93,7 +93,7 @@ def test_steps_and_examples_need_not_match() -> None:
 
 
 def test_adaptation_is_the_training_loops_own_inner_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    from abmll.running import inner, train
+    from abmll.training import inner, train
 
     assert adapting.inner_steps is train.inner_steps is inner.inner_steps
     seen: list[int] = []

@@ -11,10 +11,10 @@ import pytest
 from abmll import cli
 from abmll.config import CompareConfig, TaskSource
 from abmll.report import write_report
-from abmll.running.build import load_base, tasks_of
-from abmll.running.compare import run_comparison
-from abmll.running.roles import tasks_to_score
-from abmll.running.rundir import Checkpoint, RunDirectory
+from abmll.runs.compare import run_comparison
+from abmll.runs.roles import tasks_to_score
+from abmll.systems.build import load_base, tasks_of
+from abmll.training.checkpoints import Checkpoint, RunDirectory
 from tests.everyday import place_run
 from tests.runs import config_in
 from tests.tiny import tiny_tasks, write_tasks

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from abmll.tasks.batches import BatchSignature, ChoiceBatch, bucket, collate, sorted_batches
-from abmll.tasks.prompts import EncodedQuestion
+from abmll.prompts.batches import BatchSignature, ChoiceBatch, bucket, collate, sorted_batches
+from abmll.prompts.encode import EncodedQuestion
 
 KINDS = {  # share_prefix, letter
     "packed": (True, False),

@@ -20,16 +20,16 @@ from typer.testing import CliRunner
 from abmll.adapters.facts import AdapterFacts, BaseFacts, LayerFacts
 from abmll.adapters.folder import read_adapter
 from abmll.cli import app
+from abmll.everyday.saved import read_task, save_task, write_details
+from abmll.everyday.ship import write_shipped_card
+from abmll.everyday.shipped import HERE
 from abmll.exporting import export_mean
 from abmll.metrics.predictions import Prediction, Predictions
-from abmll.running.build import tasks_of
-from abmll.running.card import CARD_FILE, About, about_run, card_text, is_ours, plain, rewrite_run_card, write_card
-from abmll.running.record import RECORD, Record, keep_record, place_of, read_record, score_run, task_facts
-from abmll.running.saved_tasks import read_task, save_task, write_details
-from abmll.running.ship import write_shipped_card
-from abmll.running.shipped import HERE
+from abmll.question import Question, Task
+from abmll.runs.card import CARD_FILE, About, about_run, card_text, is_ours, plain, rewrite_run_card, write_card
+from abmll.runs.record import RECORD, Record, keep_record, place_of, read_record, score_run, task_facts
+from abmll.systems.build import tasks_of
 from abmll.tasks.catalogue.entries import catalogue_entry
-from abmll.tasks.question import Question, Task
 from tests.runs import UNSEEN, config_in, place_tiny, train_run
 from tests.tiny import write_tasks
 

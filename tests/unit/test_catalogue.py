@@ -17,12 +17,12 @@ from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
 from abmll.errors import AbmllError
+from abmll.tables.rows import BadRow
 from abmll.tasks.catalogue import hub, pins
 from abmll.tasks.catalogue.entries import catalogue_entry, catalogue_names
 from abmll.tasks.catalogue.load import choose_files, load_hub_task, pin_hub_task
 from abmll.tasks.catalogue.mapping import map_row
 from abmll.tasks.catalogue.pins import pins_file, read_pins
-from abmll.tasks.rows import BadRow
 from abmll.tasks.sources import load_tasks
 from tests.fake_hub import COMMIT, FakeHub, install, put, varied
 from tests.hub_layouts import LAYOUTS

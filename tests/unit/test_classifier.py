@@ -24,10 +24,10 @@ import abmll
 from abmll.adapters.folder import read_adapter
 from abmll.classifier import Classifier
 from abmll.errors import AbmllError
+from abmll.everyday import shared_session as engines
 from abmll.files import SEAL
-from abmll.running import engines
-from abmll.tasks.labels import label_text
-from abmll.tasks.question import Question
+from abmll.question import Question
+from abmll.tables.labels import label_text
 from tests.everyday import asked, place_run, texts
 
 TEXTS, NAMES = zip(*texts(16), strict=True)

@@ -14,7 +14,7 @@ import pytest
 
 from abmll import cli
 from abmll.cli import main
-from abmll.running.stopping import Stopped
+from abmll.process.stopping import Stopped
 from tests.everyday import place_run, texts, write_csv, write_texts
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 

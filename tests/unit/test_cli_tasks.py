@@ -7,10 +7,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from abmll.cli import app
-from abmll.cli import tasks as cli_tasks
+from abmll.cli.verbs import tasks as cli_tasks
 from abmll.errors import AbmllError
+from abmll.question import Question, Task
 from abmll.tasks.inspection import Lengths, inspect_task
-from abmll.tasks.question import Question, Task
 from tests.asked import asked, plant, write
 from tests.fake_hub import COMMIT, FakeHub, install, put
 from tests.tiny import save_tiny

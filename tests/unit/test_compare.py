@@ -16,8 +16,8 @@ from abmll.errors import AbmllError, NonFiniteError
 from abmll.metrics.predictions import Prediction, read_predictions
 from abmll.models import LanguageModel
 from abmll.report import write_report
-from abmll.running.adapt import mean_nll, mean_nll_scaled
-from abmll.running.compare import run_comparison
+from abmll.runs.compare import run_comparison
+from abmll.systems.predict import mean_nll, mean_nll_scaled
 from tests.systems import tiny_base
 from tests.tiny import tiny_tasks, write_tasks
 

@@ -14,10 +14,10 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from abmll.errors import AbmllError
-from abmll.tasks.control import ControlTokens
-from abmll.tasks.prompts import EncodedQuestion, Encoder
-from abmll.tasks.question import Question
-from abmll.tasks.shots import with_examples
+from abmll.prompts.control import ControlTokens
+from abmll.prompts.encode import EncodedQuestion, Encoder
+from abmll.prompts.in_context import with_examples
+from abmll.question import Question
 from tests.tiny import tiny_tasks, tiny_tokenizer
 
 CHAT = "{{ bos_token }}{% for m in messages %}[INST] {{ m['content'] | trim }} [/INST]{{ eos_token }}{% endfor %}>"

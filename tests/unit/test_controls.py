@@ -15,15 +15,15 @@ from abmll.errors import AbmllError
 from abmll.kernels.noise import kept, key_tensor, noise_key
 from abmll.metrics.predictions import Prediction, Predictions, read_predictions
 from abmll.metrics.scores import score
-from abmll.running.adapt import AdaptationPlan, PredictionPlan
-from abmll.running.build import build_system
-from abmll.running.folds import held_out
-from abmll.running.target import Target, row_names
-from abmll.running.world import World
+from abmll.process.world import World
+from abmll.prompts.encode import Encoder
+from abmll.prompts.in_context import with_examples
+from abmll.question import Task
+from abmll.runs.target import Target, row_names
+from abmll.systems.build import build_system
+from abmll.systems.folds import held_out
+from abmll.systems.predict import AdaptationPlan, PredictionPlan
 from abmll.tasks.episodes import adaptation_batches
-from abmll.tasks.prompts import Encoder
-from abmll.tasks.question import Task
-from abmll.tasks.shots import with_examples
 from tests.systems import (
     TASKS,
     gradients,

@@ -15,14 +15,14 @@ import pyarrow.parquet
 import pytest
 
 from abmll.errors import AbmllError
-from abmll.running.labelled import read_labelled, read_unlabelled
-from abmll.tasks.delimited import Dialect, find_dialect
-from abmll.tasks.layouts import Layout
-from abmll.tasks.question import Question
-from abmll.tasks.rows import MOST_CELL, BadRow
+from abmll.everyday.labelled import read_labelled, read_unlabelled
+from abmll.question import Question
+from abmll.tables.delimited import Dialect, find_dialect
+from abmll.tables.layouts import Layout
+from abmll.tables.read import Table
+from abmll.tables.rows import MOST_CELL, BadRow
+from abmll.tables.write import writing
 from abmll.tasks.sources import load_tasks, read_questions
-from abmll.tasks.streams import Table
-from abmll.tasks.writing import writing
 
 ROWS = [{"text": "Good, and cheap", "label": "a"}, {"text": 'He said "no"; then left', "label": "b"}]
 PLAIN = 'text,label\n"Good, and cheap",a\n"He said ""no""; then left",b\n'

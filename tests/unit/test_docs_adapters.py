@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 
 from abmll.adapters.folder import read_adapter
 from abmll.cli import main
+from abmll.everyday.saved import list_tasks
 from abmll.files import write_text
-from abmll.running.saved_tasks import list_tasks
 from tests.runs import UNSEEN, config_in, place_tiny, train_run
 from tests.tiny import tiny_model, write_tasks
 

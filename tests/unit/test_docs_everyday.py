@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 from abmll.cli import main
+from abmll.everyday import saved as saved_tasks
+from abmll.everyday import shipped
+from abmll.everyday.ship import ship
 from abmll.metrics.abstention import rows_needed
-from abmll.running import saved_tasks, shipped
-from abmll.running.ship import ship
 from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
 
 DOCS = Path(__file__).parents[2] / "docs"

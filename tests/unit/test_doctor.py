@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from abmll import kernels
 from abmll.cli import app
+from abmll.diagnosis import machine as doctor
+from abmll.diagnosis.machine import diagnose
 from abmll.kernels import onednn
-from abmll.running import doctor
-from abmll.running.doctor import diagnose
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def test_trust_47_doctor_tells_whether_there_is_a_token_and_not_which(monkeypatc
 
 def test_on_a_gpu_the_wait_for_compiling_is_announced_beside_the_json(monkeypatch: pytest.MonkeyPatch) -> None:
     found = diagnose(check=False)
-    monkeypatch.setattr("abmll.cli.doctor.diagnose", lambda check: found)
+    monkeypatch.setattr("abmll.cli.verbs.doctor.diagnose", lambda check: found)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(kernels, "triton_error", lambda: None)
     told = CliRunner().invoke(app, ["doctor", "--json"])
@@ -120,5 +120,5 @@ def test_on_a_gpu_the_wait_for_compiling_is_announced_beside_the_json(monkeypatc
     assert CliRunner().invoke(app, ["doctor", "--json"]).stderr == "", "nothing is compiled"
     monkeypatch.undo()
     if not torch.cuda.is_available():
-        monkeypatch.setattr("abmll.cli.doctor.diagnose", lambda check: found)
+        monkeypatch.setattr("abmll.cli.verbs.doctor.diagnose", lambda check: found)
         assert CliRunner().invoke(app, ["doctor", "--json"]).stderr == ""

@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import chisquare
 
 from abmll.errors import AbmllError
+from abmll.question import Question, Task
 from abmll.tasks.episodes import Episode, Episodes, adaptation_batches
-from abmll.tasks.question import Question, Task
 
 KINDS = ["by_task", "mixed"]
 

@@ -17,14 +17,15 @@ import pytest
 from scipy.stats import entropy
 
 from abmll import cli
-from abmll.cli import adapt as cli_adapt
-from abmll.cli import predict as cli_predict
+from abmll.cli.verbs import adapt as cli_adapt
+from abmll.cli.verbs import predict as cli_predict
+from abmll.everyday import adapt as own_tasks
+from abmll.everyday import predict as predicting
+from abmll.everyday.adapt import layout_of
+from abmll.everyday.labelled import read_unlabelled
+from abmll.everyday.saved import read_task, write_details
+from abmll.everyday.session import open_run
 from abmll.exporting.calibrated import calibrate
-from abmll.running import own_tasks, predicting
-from abmll.running.everyday import open_run
-from abmll.running.labelled import read_unlabelled
-from abmll.running.own_tasks import layout_of
-from abmll.running.saved_tasks import read_task, write_details
 from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
 
 ADAPT = ["abmll", "adapt", "runs/mine", "my.csv", "--save", "t", "--hold-back", "26", "--no-check"]
@@ -102,8 +103,8 @@ def test_predict_keeps_the_rows_and_adds_answers_in_every_format(abmll: Command,
 
 def test_answers_are_those_of_the_exported_draws(abmll: Command, tmp_path: Path) -> None:
     """The mean and the standard deviation over the very draws that `abmll export --draw` merges."""
-    from abmll.running.everyday import open_run
-    from abmll.running.posterior import drawn
+    from abmll.everyday.session import open_run
+    from abmll.systems.noise import drawn
 
     session, saved = open_run(tmp_path / "runs" / "mine", task="t")
     assert saved is not None

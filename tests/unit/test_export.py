@@ -22,16 +22,16 @@ from abmll.adapters.folder import read_adapter
 from abmll.cli import main
 from abmll.config import RunConfig
 from abmll.errors import AbmllError
+from abmll.everyday.saved import load_task, save_task
 from abmll.exporting import calibrated as calibrating
 from abmll.exporting import check_size, export_calibrated, export_mean, export_merged, merged, merged_bytes
 from abmll.exporting.calibrated import nearest_temperature, spread_questions
 from abmll.exporting.merge import MOST_LOSS, merge
 from abmll.files import write_text
-from abmll.running.adapt import PredictionPlan, adapt, predict
-from abmll.running.adapters import use_adapter
-from abmll.running.build import System, adaptation_plan
-from abmll.running.posterior import POSTERIOR, draw_key
-from abmll.running.saved_tasks import load_task, save_task
+from abmll.systems.adapters import use_adapter
+from abmll.systems.build import System, adaptation_plan
+from abmll.systems.noise import POSTERIOR, draw_key
+from abmll.systems.predict import PredictionPlan, adapt, predict
 from tests.adapters import move
 from tests.runs import UNSEEN, config_in, place_tiny, plain_probabilities, system_in, train_run
 from tests.tiny import tiny_gpt2, tiny_model, tiny_tasks, write_tasks
@@ -119,7 +119,7 @@ def test_trust_30_the_exported_mean_by_stock_peft_gives_our_mean_mode(
 def test_a_mean_of_zeros_is_exported_with_a_warning(
     config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from abmll.running.adapters import adapter_of
+    from abmll.systems.adapters import adapter_of
 
     export_mean(adapter_of(config, system_in(config), "shared"), tmp_path / "zeros")
     assert "every mean is zero" in caplog.text
@@ -243,7 +243,7 @@ def test_a_draw_whose_noise_is_lost_is_refused_though_its_mean_survives(config: 
 
 
 def test_without_stds_there_is_nothing_to_draw_or_to_calibrate(place: Path, tmp_path: Path) -> None:
-    from abmll.running.adapters import adapter_of
+    from abmll.systems.adapters import adapter_of
 
     lora = config_in(place, "lora")
     with pytest.raises(AbmllError, match="no stds"):
@@ -394,7 +394,7 @@ def test_the_temperature_that_made_the_target_is_found_though_choices_are_missin
 def test_the_calibrated_mean_is_nearer_and_the_rest_is_written_beside_it(
     kind: str, own: float, place: Path, tmp_path: Path
 ) -> None:
-    from abmll.running.adapters import adapter_of
+    from abmll.systems.adapters import adapter_of
 
     config = config_in(place, likelihood={"kind": kind, "temperature": own})
     system = system_in(config)
@@ -413,7 +413,7 @@ def test_the_calibrated_mean_is_nearer_and_the_rest_is_written_beside_it(
 
 def test_the_temperature_as_a_server_applies_it(place: Path, tmp_path: Path) -> None:
     """`use` taken by its word, on logits of stock PEFT and transformers: log-probabilities over T, renormalised."""
-    from abmll.running.adapters import adapter_of
+    from abmll.systems.adapters import adapter_of
 
     config = config_in(place, likelihood={"kind": "letter", "temperature": 1.5})
     system = system_in(config)

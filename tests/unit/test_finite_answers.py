@@ -18,6 +18,11 @@ from abmll import cli
 from abmll.adapters.folder import read_adapter, write_adapter
 from abmll.classifier import Classifier
 from abmll.errors import NonFiniteError
+from abmll.everyday import shared_session as engines
+from abmll.everyday.check import check_worth
+from abmll.everyday.labelled import Labelled, read_labelled
+from abmll.everyday.saved import read_task, save_task
+from abmll.everyday.session import open_run
 from abmll.exporting import export_merged
 from abmll.exporting.calibrated import nearest_temperature
 from abmll.exporting.merge import merge
@@ -26,22 +31,18 @@ from abmll.metrics.abstention import certify, thresholds
 from abmll.metrics.calibration import apply_temperature, fit_temperature
 from abmll.metrics.worth import FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, weigh
 from abmll.models import load_model
-from abmll.running import build, engines
-from abmll.running.adapt import AdaptationPlan, PredictionPlan
-from abmll.running.answers import Answer, summarise
-from abmll.running.build import System, build_system
-from abmll.running.everyday import open_run
-from abmll.running.labelled import Labelled, read_labelled
-from abmll.running.rundir import RunDirectory
-from abmll.running.saved_tasks import read_task, save_task
-from abmll.running.target import Target
-from abmll.running.timer import Timer
-from abmll.running.world import World
-from abmll.running.worth import check_worth
+from abmll.process.timer import Timer
+from abmll.process.world import World
+from abmll.question import Task
+from abmll.runs.target import Target
+from abmll.systems import build
+from abmll.systems.answers import Answer, summarise
+from abmll.systems.build import System, build_system
+from abmll.systems.predict import AdaptationPlan, PredictionPlan
+from abmll.tables.layouts import Layout
+from abmll.tables.write import writing
 from abmll.tasks.episodes import adaptation_batches
-from abmll.tasks.layouts import Layout
-from abmll.tasks.question import Task
-from abmll.tasks.writing import writing
+from abmll.training.checkpoints import RunDirectory
 from tests.everyday import place_run, texts, write_csv, write_texts
 from tests.poison import SIGN, marked, poisoned_base, poisoned_load
 from tests.runs import config_in, system_in

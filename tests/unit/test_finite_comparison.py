@@ -23,15 +23,15 @@ from abmll.metrics.baselines import label_frequency
 from abmll.metrics.not_finite import END, NotFinite, read_not_finite
 from abmll.metrics.predictions import Prediction, Predictions, read_predictions
 from abmll.models import LanguageModel
+from abmll.question import Task
 from abmll.report import render_terminal, write_report
 from abmll.report.figures import pictures
 from abmll.report.folder import collect
-from abmll.running import build
-from abmll.running.adapt import AdaptationPlan, examples_of
-from abmll.running.compare import run_comparison
-from abmll.running.folds import held_out
-from abmll.running.record import broken_tasks, score_run
-from abmll.tasks.question import Task
+from abmll.runs.compare import run_comparison
+from abmll.runs.record import broken_tasks, score_run
+from abmll.systems import build
+from abmll.systems.folds import held_out
+from abmll.systems.predict import AdaptationPlan, examples_of
 from tests.poison import mark, poisoned_base, poisoned_load
 from tests.systems import TASKS, tiny_base
 from tests.tiny import save_tiny, tiny_tasks, write_tasks

@@ -12,9 +12,9 @@ import torch
 from scipy import sparse
 
 from abmll.errors import AbmllError
-from abmll.tasks.frames import labels_in, rows_in
-from abmll.tasks.question import Question
-from abmll.tasks.values import plain
+from abmll.question import Question
+from abmll.tables.frames import labels_in, rows_in
+from abmll.tables.values import plain
 
 TEXTS = ["one", "two", "three"]
 LABELS = ["a", "b", "a"]

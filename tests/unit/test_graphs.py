@@ -15,14 +15,14 @@ from torch import Tensor
 
 from abmll.kernels.noise import key_tensor
 from abmll.methods.base import Group, Terms
-from abmll.running import build
-from abmll.running.adapt import PredictionPlan, _together, predict
-from abmll.running.build import System
-from abmll.running.graphs import EAGER_VISITS, Graphs
-from abmll.running.inner import NonFiniteError, as_values, inner_steps, not_finite, terms_of
-from abmll.running.optimizers import GroupOptimizer
-from abmll.running.outer import add_outer_gradient
-from abmll.tasks.batches import ChoiceBatch
+from abmll.prompts.batches import ChoiceBatch
+from abmll.systems import build
+from abmll.systems.build import System
+from abmll.systems.predict import PredictionPlan, _together, predict
+from abmll.training.graphs import EAGER_VISITS, Graphs
+from abmll.training.inner import NonFiniteError, as_values, inner_steps, not_finite, terms_of
+from abmll.training.optimizers import GroupOptimizer
+from abmll.training.outer import add_outer_gradient
 from tests.systems import (
     TASKS,
     gradients,

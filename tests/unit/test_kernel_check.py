@@ -14,9 +14,9 @@ pytest.importorskip("triton")
 
 from abmll import kernels
 from abmll.cli import app
+from abmll.diagnosis import machine as doctor
 from abmll.kernels import check, onednn, triton_kl
 from abmll.kernels.check import check_kernels, is_bad
-from abmll.running import doctor
 
 CPU = torch.device("cpu")
 AGREES = re.compile(r"agrees with float64 to \d\.\de-\d\d(, in bfloat16 to \d\.\de-\d\d)?")

@@ -288,7 +288,7 @@ def test_gradients_are_multiplied_by_the_gradient_from_above(upstream):
 def test_the_size_of_tiles_changes_nothing(monkeypatch, entries):
     pair = far_pair((29, 13, 4)).leaves()
     whole = layer_kl(*pair)
-    monkeypatch.setattr("abmll.kernels.eager._TILE_ENTRIES", entries)
+    monkeypatch.setattr("abmll.kernels.eager.tiles._TILE_ENTRIES", entries)
     tiled = layer_kl(*pair)
     assert len(row_blocks(29, 13)) == {1: 29, 13: 29, 100: 5}[entries]
     assert relative_error(tiled, whole) < 1e-12

@@ -8,17 +8,17 @@ import pytest
 from scipy.stats import binomtest
 
 from abmll.errors import AbmllError
-from abmll.running.labelled import (
+from abmll.everyday.labelled import (
     Labelled,
     hold_back,
-    identity,
     read_labelled,
     read_unlabelled,
     refuse_used,
     remarks,
 )
-from abmll.tasks.layouts import Layout
-from abmll.tasks.question import Question
+from abmll.question import Question
+from abmll.tables.layouts import Layout
+from abmll.tasks.identity import identity
 
 TEXTS = "text,label\na,good\nb,bad\nc,good\n"
 

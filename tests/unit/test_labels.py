@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from abmll.errors import AbmllError
-from abmll.tasks.labels import Classes, as_array, classes_from_json, classes_to_json, label_text
-from abmll.tasks.rows import BadRow
+from abmll.tables.labels import Classes, as_array, classes_from_json, classes_to_json, label_text
+from abmll.tables.rows import BadRow
 
 
 class Word(enum.StrEnum):

@@ -47,7 +47,7 @@ def test_every_public_name_is_there_and_type_checkers_see_the_same() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_list_says_what_the_command_says(name: str) -> None:
-    command = get_command(import_module(f"abmll.cli.{name}").app)
+    command = get_command(import_module(f"abmll.cli.verbs.{name}").app)
     assert inspect.cleandoc(command.help).split("\n\n")[0].replace("\n", " ") == COMMANDS[name]
     shown = CliRunner().invoke(app, [name, "--help"], prog_name="abmll")
     assert shown.exit_code == 0

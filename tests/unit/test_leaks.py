@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 from abmll.cli import app
 from abmll.config import CompareConfig, RunConfig, load_config, parse_override
 from abmll.errors import AbmllError
-from abmll.running.compare import run_comparison
-from abmll.running.roles import RunTasks, find_leaks, load_run_tasks, without_leaks
+from abmll.question import Question, Task
+from abmll.runs.compare import run_comparison
+from abmll.runs.roles import RunTasks, find_leaks, load_run_tasks, without_leaks
+from abmll.tables.normal import gist
 from abmll.tasks import leaks
 from abmll.tasks.leaks import Row, overlaps, repeats, rows_of
-from abmll.tasks.normal import gist
-from abmll.tasks.question import Question, Task
 from tests.asked import asked, plant, write
 from tests.tiny import tiny_tasks, write_tasks
 
@@ -263,7 +263,7 @@ def test_warn_tells_and_goes_on_and_off_does_not_look(
     tasks = load_run_tasks(config)
     assert without_leaks(config, tasks) is tasks
     assert "train-task.train.jsonl:31 (trained on)" in caplog.text
-    monkeypatch.setattr("abmll.running.roles.find_leaks", never)
+    monkeypatch.setattr("abmll.runs.roles.find_leaks", never)
     assert without_leaks(configured(recipe, "off"), tasks) is tasks
 
 

@@ -30,9 +30,9 @@ from abmll.adapters.layer import AdapterSet
 from abmll.errors import AbmllError
 from abmll.kernels.noise import key_tensor
 from abmll.likelihood import ChoiceLikelihood, ChoiceScores
-from abmll.tasks.batches import ChoiceBatch, collate
-from abmll.tasks.prompts import LETTERS, Encoder
-from abmll.tasks.question import Question
+from abmll.prompts.batches import ChoiceBatch, collate
+from abmll.prompts.encode import LETTERS, Encoder
+from abmll.question import Question
 from tests.tiny import NOUNS, tiny_gpt2, tiny_model, tiny_tasks, tiny_tokenizer
 
 TOKENIZERS = {kind: tiny_tokenizer(kind) for kind in ("bpe", "sentencepiece")}

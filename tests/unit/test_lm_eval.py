@@ -15,13 +15,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from abmll.errors import AbmllError, NonFiniteError
+from abmll.everyday.saved import save_task
+from abmll.everyday.session import open_run
 from abmll.exporting import export_merged
 from abmll.files import write_text
-from abmll.running import build
-from abmll.running.adapt import adapt
-from abmll.running.build import adaptation_plan
-from abmll.running.everyday import open_run
-from abmll.running.saved_tasks import save_task
+from abmll.systems import build
+from abmll.systems.build import adaptation_plan
+from abmll.systems.predict import adapt
 from tests.poison import poisoned_load
 from tests.runs import UNSEEN, config_in, train_run
 from tests.tiny import Kind, save_tiny, tiny_tasks, write_tasks

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from abmll.methods import resolve_settings
 from abmll.methods.base import Group
-from abmll.running.build import System, build_episodes, build_system
-from abmll.running.inner import NonFiniteError, inner_steps
-from abmll.running.optimizers import GroupOptimizer, schedule_factor
-from abmll.running.rundir import RunDirectory
+from abmll.systems.build import System, build_episodes, build_system
+from abmll.training.checkpoints import RunDirectory
+from abmll.training.inner import NonFiniteError, inner_steps
+from abmll.training.optimizers import GroupOptimizer, schedule_factor
 from tests.dense import relative_error
 from tests.oracle import draw_key, leaves, slow_gradients, slow_kl, slow_nll, slow_prior
 from tests.systems import (

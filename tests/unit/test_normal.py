@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abmll.tasks.normal import alike, first_sign, gist, lookalikes, same_form, tidy, trimmed
+from abmll.tables.normal import alike, first_sign, gist, lookalikes, same_form, tidy, trimmed
 
 FORMS = {  # of one label
     "spaces": "  New York ",

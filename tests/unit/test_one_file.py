@@ -11,9 +11,9 @@ import pytest
 
 import abmll
 from abmll.config import RunConfig
-from abmll.running.build import System, adaptation_plan, build_system, prediction_plan
-from abmll.running.failed_batch import ADAPTATION
+from abmll.systems.build import System, adaptation_plan, build_system, prediction_plan
 from abmll.tasks.episodes import adaptation_batches
+from abmll.training.failed_batch import ADAPTATION
 from tests.systems import TASKS, tiny_base, train
 from tests.tiny import tiny_tasks
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from abmll.methods.base import Group
-from abmll.running.optimizers import GroupOptimizer
+from abmll.training.optimizers import GroupOptimizer
 
 
 def stepped(gradients: list[float], kind: str = "adamw", wide: bool = False) -> list[float]:

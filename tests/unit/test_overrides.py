@@ -18,12 +18,12 @@ from abmll import cli
 from abmll.classifier import Classifier
 from abmll.config import CompareConfig, MethodConfig, RunConfig, TrackingConfig, load_config
 from abmll.errors import AbmllError
+from abmll.everyday.session import settings_of
 from abmll.models import LanguageModel
 from abmll.report import write_report
-from abmll.running import overrides
-from abmll.running.compare import comparison_tasks, run_comparison
-from abmll.running.everyday import settings_of
-from abmll.running.overrides import STILL, TRAINED, check_run, fields_of
+from abmll.runs import overrides
+from abmll.runs.compare import comparison_tasks, run_comparison
+from abmll.runs.overrides import STILL, TRAINED, check_run, fields_of
 from tests.everyday import place_run
 from tests.runs import config_in
 from tests.systems import tiny_base
@@ -285,7 +285,7 @@ def test_a_system_that_cannot_work_is_refused_before_the_model_is_loaded(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("abmll.running.tracking.get_available_trackers", list)
+    monkeypatch.setattr("abmll.runs.tracking.get_available_trackers", list)
     monkeypatch.setattr("abmll.kernels.triton_error", lambda: "no such module")
     with pytest.raises(AbmllError, match=message):
         run_comparison(configure(own), tmp_path / "out", never)
@@ -491,7 +491,7 @@ def test_a_trained_run_needs_neither_the_start_nor_the_tracker_that_it_was_train
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = place_run(tmp_path)
-    monkeypatch.setattr("abmll.running.tracking.get_available_trackers", list)
+    monkeypatch.setattr("abmll.runs.tracking.get_available_trackers", list)
     gone = {"adapter": {"start": str(tmp_path / "gone")}, "tracking": {"tracker": "mlflow"}}
     config = config_in(place, **gone)
     with pytest.raises(AbmllError):
@@ -533,7 +533,7 @@ def test_commands_on_a_trained_run_refuse_it_before_the_model_is_loaded(
     write_tasks(home / "unseen", tiny_tasks(6, n_rows=20, seed=2)[4:])
     (home / "my.csv").write_text("text,label\n" + "".join(f"row {i},{'ab'[i % 2]}\n" for i in range(8)))
     monkeypatch.chdir(home)
-    monkeypatch.setattr("abmll.running.build.load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("abmll.systems.build.load_model", lambda *a, **k: pytest.fail("the model was loaded"))
     monkeypatch.setattr(sys, "argv", ["abmll", *line.split()])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

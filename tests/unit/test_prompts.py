@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from abmll.errors import AbmllError
-from abmll.tasks import prompts
-from abmll.tasks.prompts import LETTERS, EncodedQuestion, Encoder, split_at_seam
-from abmll.tasks.question import Question
+from abmll.prompts import encode as prompts
+from abmll.prompts.encode import LETTERS, EncodedQuestion, Encoder, split_at_seam
+from abmll.question import Question
 from tests.tiny import tiny_tasks, tiny_tokenizer
 
 TOKENIZERS = {kind: tiny_tokenizer(kind) for kind in ("bpe", "sentencepiece")}

@@ -19,8 +19,8 @@ from abmll.errors import AbmllError
 from abmll.exporting.merge import merge
 from abmll.models import LanguageModel, load_model
 from abmll.models import quantised as quantised_module
-from abmll.running.adapters import base_facts, load_adapter
-from abmll.running.posterior import drawn
+from abmll.systems.adapters import base_facts, load_adapter
+from abmll.systems.noise import drawn
 from tests.adapters import move
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from abmll.errors import AbmllError
-from abmll.tasks import rendering
-from abmll.tasks.prompts import Encoder
+from abmll.prompts import rendering
+from abmll.prompts.encode import Encoder
 from tests.tiny import tiny_tasks, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -9,13 +9,13 @@ import pyarrow.parquet
 import pytest
 
 from abmll.errors import AbmllError
-from abmll.tasks.layouts import Layout, parse_labels
-from abmll.tasks.question import Question
-from abmll.tasks.reading import Rows, collect, reject_repeats, settle
-from abmll.tasks.rows import BadRow, question_from_row, report, shown
+from abmll.question import Question
+from abmll.tables.collect import Rows, collect, reject_repeats, settle
+from abmll.tables.formats import parquet_rows
+from abmll.tables.layouts import Layout, parse_labels
+from abmll.tables.read import Table, as_text, extension_of
+from abmll.tables.rows import BadRow, question_from_row, report, shown
 from abmll.tasks.sources import read_questions
-from abmll.tasks.streams import Table, as_text, extension_of
-from abmll.tasks.tables import parquet_rows
 
 GOOD: dict[str, Any] = {"question": "Which is a metal?", "choices": ["oxygen", "iron"], "answer": 1}
 TWO = "a question needs two or more"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from abmll.errors import AbmllError
-from abmll.running.rundir import MARKER, Checkpoint, RunDirectory
+from abmll.training.checkpoints import MARKER, Checkpoint, RunDirectory
 
 
 def checkpoint(step: int) -> Checkpoint:

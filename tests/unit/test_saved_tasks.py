@@ -8,11 +8,11 @@ from peft import PeftModel
 
 from abmll.config import RunConfig
 from abmll.errors import AbmllError, NonFiniteError
-from abmll.running import saved_tasks
-from abmll.running.adapt import PredictionPlan, adapt, predict
-from abmll.running.build import System, adaptation_plan
-from abmll.running.posterior import POSTERIOR
-from abmll.running.saved_tasks import list_tasks, load_task, read_task, save_task, write_details
+from abmll.everyday import saved as saved_tasks
+from abmll.everyday.saved import list_tasks, load_task, read_task, save_task, write_details
+from abmll.systems.build import System, adaptation_plan
+from abmll.systems.noise import POSTERIOR
+from abmll.systems.predict import PredictionPlan, adapt, predict
 from tests.runs import UNSEEN, config_in, place_tiny, system_in
 from tests.systems import same, scramble, values
 
@@ -179,7 +179,7 @@ def test_details_that_are_damaged_are_an_error_that_names_the_file(
 
 def test_the_shared_weights_of_a_run_are_no_task(config: RunConfig, adapted: System, tmp_path: Path) -> None:
     from abmll.adapters.folder import write_adapter
-    from abmll.running.adapters import adapter_of
+    from abmll.systems.adapters import adapter_of
 
     write_adapter(adapter_of(config, adapted, "shared"), tmp_path / "tasks" / "t")
     with pytest.raises(AbmllError, match="not a task's"):

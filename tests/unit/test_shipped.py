@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM
 from abmll.adapters.folder import read_adapter
 from abmll.config import RunConfig, load_config
 from abmll.errors import AbmllError
-from abmll.running import shipped
-from abmll.running.build import method_settings
-from abmll.running.everyday import open_run
-from abmll.running.origin import differences
-from abmll.running.ship import ship
-from abmll.running.shipped import HERE, find_run, read_probe, shipped_names
+from abmll.everyday import shipped
+from abmll.everyday.session import open_run
+from abmll.everyday.ship import ship
+from abmll.everyday.shipped import HERE, find_run, read_probe, shipped_names
+from abmll.runs.origin import differences
+from abmll.systems.build import method_settings
 from tests.everyday import place_run
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from abmll.errors import AbmllError
-from abmll.tasks.question import Question
+from abmll.question import Question
 from abmll.tasks.sources import load_tasks, read_questions
 
 GOOD = {"id": "q", "question": "Which is a metal?", "context": "", "choices": ["oxygen", "iron"], "answer": 1}

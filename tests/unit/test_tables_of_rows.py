@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abmll.errors import AbmllError
-from abmll.tasks.layouts import Layout, parse_labels
-from abmll.tasks.rows import BadRow
-from abmll.tasks.streams import Table
-from abmll.tasks.writing import neutral, writing
+from abmll.tables.layouts import Layout, parse_labels
+from abmll.tables.read import Table
+from abmll.tables.rows import BadRow
+from abmll.tables.write import neutral, writing
 
 ROWS = [{"text": "a", "n": 1}, {"text": "b", "n": 2}]
 

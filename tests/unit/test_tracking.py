@@ -24,13 +24,13 @@ from abmll.files import read_sealed_json, write_sealed_json
 from abmll.metrics.predictions import read_predictions
 from abmll.metrics.scores import score
 from abmll.models import LanguageModel
-from abmll.running.build import tasks_of
-from abmll.running.compare import run_comparison
-from abmll.running.optimizers import GroupOptimizer, rates_at, schedule_factor
-from abmll.running.target import Target
-from abmll.running.timer import Timer
-from abmll.running.tracking import KEPT, Tracking, check_trackers
-from abmll.running.world import World
+from abmll.process.timer import Timer
+from abmll.process.world import World
+from abmll.runs.compare import run_comparison
+from abmll.runs.target import Target
+from abmll.runs.tracking import KEPT, Tracking, check_trackers
+from abmll.systems.build import tasks_of
+from abmll.training.optimizers import GroupOptimizer, rates_at, schedule_factor
 from tests.runs import config_in, place_tiny, silent, system_in, train_run
 from tests.systems import system_of, tiny_base
 from tests.tiny import tiny_tasks, write_tasks

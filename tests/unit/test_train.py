@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from abmll.config import RunConfig
-from abmll.running.build import System, build_episodes
-from abmll.running.inner import inner_steps
-from abmll.running.optimizers import GroupOptimizer
-from abmll.running.rundir import Checkpoint, RunDirectory
+from abmll.systems.build import System, build_episodes
+from abmll.training.checkpoints import Checkpoint, RunDirectory
+from abmll.training.inner import inner_steps
+from abmll.training.optimizers import GroupOptimizer
 from tests.systems import (
     TASKS,
     gradients,

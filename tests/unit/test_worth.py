@@ -9,24 +9,22 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, log_loss
 
 from abmll.errors import AbmllError
-from abmll.metrics.worth import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, sign_flip_p, weigh
-from abmll.running import worth
-from abmll.running.adapt import AdaptationPlan
-from abmll.running.build import System
-from abmll.running.everyday import adapt_named, open_run
-from abmll.running.labelled import (
+from abmll.everyday import check as worth
+from abmll.everyday.check import _without_model, check_worth, deal
+from abmll.everyday.labelled import (
     Labelled,
-    clusters,
     hold_back,
-    identities,
-    identity,
     read_labelled,
     refuse_used,
     remarks,
 )
-from abmll.running.worth import _without_model, check_worth, deal
-from abmll.tasks.layouts import Layout
-from abmll.tasks.question import Question, Task
+from abmll.everyday.session import adapt_named, open_run
+from abmll.metrics.worth import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, sign_flip_p, weigh
+from abmll.question import Question, Task
+from abmll.systems.build import System
+from abmll.systems.predict import AdaptationPlan
+from abmll.tables.layouts import Layout
+from abmll.tasks.identity import clusters, identities, identity
 from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
 
 

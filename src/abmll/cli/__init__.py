@@ -11,7 +11,7 @@ from rich.text import Text
 from abmll.cli.lazy import LazyGroup, add_placeholders
 from abmll.errors import AbmllError
 from abmll.files import explain_failure
-from abmll.running.stopping import Stopped, listening
+from abmll.process.stopping import Stopped, listening
 
 COMMANDS = {
     "train": "Meta-train one system, going on from its last checkpoint if it was stopped.",

@@ -15,13 +15,13 @@ def command_app() -> typer.Typer:
 
 
 class LazyGroup(TyperGroup):
-    """A group whose commands are placeholders with a line of help; `abmll.cli.NAME.app` is what is called."""
+    """A group whose commands are placeholders with a line of help; `abmll.cli.verbs.NAME.app` is what is called."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, placeholder, rest = super().resolve_command(ctx, args)
         if name is None or placeholder is None:
             return name, placeholder, rest
-        command = typer.main.get_command(import_module(f"abmll.cli.{name}").app)
+        command = typer.main.get_command(import_module(f"abmll.cli.verbs.{name}").app)
         if "transformers" in sys.modules:
             import_module("abmll.cli.quiet").quieten_libraries()
         return name, command, rest

@@ -18,11 +18,11 @@ from abmll.exporting.place import REPORT_FILE, check_size
 from abmll.files import write_sealed_json
 from abmll.metrics.calibration import TEMPERATURES, check_finite
 from abmll.metrics.predictions import Prediction
-from abmll.running.adapt import PredictionPlan, predict
-from abmll.running.build import System
-from abmll.running.card import About, write_card
-from abmll.running.posterior import POSTERIOR
-from abmll.tasks.question import Question, Task
+from abmll.question import Question, Task
+from abmll.runs.card import About, write_card
+from abmll.systems.build import System
+from abmll.systems.noise import POSTERIOR
+from abmll.systems.predict import PredictionPlan, predict
 
 CALIBRATION_FILE = "calibration.json"
 FORMAT = 1

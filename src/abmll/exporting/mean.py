@@ -7,7 +7,7 @@ from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import write_adapter
 from abmll.exporting.place import REPORT_FILE, check_size
 from abmll.files import write_sealed_json
-from abmll.running.card import About, write_card
+from abmll.runs.card import About, write_card
 
 logger = logging.getLogger(__name__)
 

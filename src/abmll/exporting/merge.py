@@ -8,8 +8,8 @@ from torch import Tensor
 from abmll.adapters.base_weights import is_quantised
 from abmll.adapters.layer import AdaptedLinear, AdapterSet
 from abmll.errors import AbmllError, NonFiniteError
-from abmll.running.finite import dtype_advice
-from abmll.running.posterior import draw_key
+from abmll.systems.noise import draw_key
+from abmll.training.finite import dtype_advice
 
 MOST_LOSS = 0.25
 """Relative error of the rounded update from which on it counts as swallowed."""

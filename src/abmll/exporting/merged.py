@@ -17,11 +17,11 @@ from abmll.exporting.place import REPORT_FILE, check_size
 from abmll.files import folder_beside, write_sealed_json
 from abmll.models import LanguageModel, weight_bytes
 from abmll.models.pretrained import read_pretrained
-from abmll.running.adapters import base_facts
-from abmll.running.build import System
-from abmll.running.card import About, write_card
-from abmll.running.finite import dtype_advice
-from abmll.running.posterior import drawn
+from abmll.runs.card import About, write_card
+from abmll.systems.adapters import base_facts
+from abmll.systems.build import System
+from abmll.systems.noise import drawn
+from abmll.training.finite import dtype_advice
 
 PROBES, PROBE_TOKENS = 8, 16
 PROBE_TEXT = "Answer: A) 12, B) naïve; 漢"

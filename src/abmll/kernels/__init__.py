@@ -97,7 +97,7 @@ def op(name: str, device: torch.device) -> Callable[..., Any]:
         AbmllError: no such op; the message lists them.
 
     >>> op("task_kl", torch.device("cpu")).__module__
-    'abmll.kernels.eager'
+    'abmll.kernels.eager.divergence'
     """
     if name not in OPS:
         raise unknown_name("op", name, OPS)

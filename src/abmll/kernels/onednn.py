@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from abmll.kernels import eager
+from abmll.kernels.eager.output import frozen_linear as plain_linear
+from abmll.kernels.eager.output import weight_output as plain_weight_output
 from abmll.kernels.factors import Factors, Variance
 
 LEAST_WORK = 1 << 21
@@ -84,7 +85,7 @@ def frozen_linear(
         or weight.is_inference()
         or torch.is_autocast_enabled("cpu")
     ):
-        return eager.frozen_linear(x, weight, bias)
+        return plain_linear(x, weight, bias)
     return _Product.apply(x, weight, bias, packed, False)
 
 
@@ -97,7 +98,7 @@ def weight_output(
     layer: int,
 ) -> Float[Tensor, "*tokens O"]:
     """Eager's `weight_output`, its tiles multiplied as frozen weights are."""
-    return eager.weight_output(y0, x, factors, variance, keys, layer, product=_times)
+    return plain_weight_output(y0, x, factors, variance, keys, layer, product=_times)
 
 
 def _times(x: Tensor, weight: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from abmll.kernels import StdForm
 from abmll.kernels.noise import derived_key
 from abmll.methods.base import Group, Method, OptimizerName, Settings, Terms, backward_by_share
 from abmll.methods.means import PAPER_CONSTANT
-from abmll.tasks.batches import ChoiceBatch
+from abmll.prompts.batches import ChoiceBatch
 
 
 class ABMLLSettings(Settings):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from abmll.adapters.layer import AdapterSet
-from abmll.tasks.batches import ChoiceBatch
+from abmll.prompts.batches import ChoiceBatch
 
 OptimizerName = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "linear", "cosine"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from abmll.methods.base import Group, OptimizerName, Terms, backward_by_share
 from abmll.methods.means import MeansOnly, MeansSettings
-from abmll.tasks.batches import ChoiceBatch
+from abmll.prompts.batches import ChoiceBatch
 
 
 class _FOMAMLSettings(MeansSettings):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from abmll.methods.base import Group, Schedule
 from abmll.methods.means import MeansOnly, MeansSettings
-from abmll.tasks.batches import ChoiceBatch
+from abmll.prompts.batches import ChoiceBatch
 
 
 class _Displacement(MeansOnly):

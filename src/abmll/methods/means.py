@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from abmll.methods.base import Group, Method, Settings, Terms
-from abmll.tasks.batches import ChoiceBatch
+from abmll.prompts.batches import ChoiceBatch
 
 PAPER_CONSTANT = 2.06e-9
 """e^-20: the paper's prior variance of the means, and what it adds to the products that stds are made from."""

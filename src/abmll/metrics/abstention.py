@@ -4,7 +4,7 @@ The promise: with probability `level` over the held-back rows, at most a share `
 the long run, for rows of the same kind as those held back. It holds for any model and any distribution, with ties and
 with few rows, as long as held-back rows and the rows to come are exchangeable: drawn alike, and each by itself. Where
 the rows to come differ (later, harder, from elsewhere) it does not hold, and no test of the held-back rows can notice
-(`experiments/size` has a case). Rows that come in groups count as one each, see `abmll.running.labelled.hold_back`.
+(`experiments/size` has a case). Rows that come in groups count as one each, see `abmll.everyday.labelled.hold_back`.
 
 A threshold is fixed before a held-back label is looked at; the errors above it are then binomial, and the exact
 binomial test says whether their rate may be above `risk`. Several thresholds are tested by the fallback procedure

@@ -19,7 +19,7 @@ from abmll.metrics.not_finite import END, TRAINING, NotFinite, read_not_finite
 from abmll.metrics.predictions import Predictions, read_predictions
 from abmll.metrics.registered import METRICS, score_with
 from abmll.metrics.scores import Scores
-from abmll.running.record import COST, ENVIRONMENT, owner
+from abmll.runs.record import COST, ENVIRONMENT, owner
 from abmll.tensors import strict_json
 
 Cell = tuple[int, str]

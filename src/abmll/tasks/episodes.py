@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from abmll.errors import AbmllError
-from abmll.tasks.question import Question, Task
+from abmll.question import Question, Task
 
 
 @dataclass(frozen=True)

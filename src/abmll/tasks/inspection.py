@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from abmll.question import Question, Task
+from abmll.tables.normal import lookalikes
 from abmll.tasks.leaks import overlaps, repeats, rows_of
-from abmll.tasks.normal import lookalikes
-from abmll.tasks.question import Question, Task
 
 Measure = Callable[[Sequence[str]], Sequence[int]]
 

@@ -11,15 +11,15 @@ their rarest words. That is exact, not a guess: rows of which 7 words in 10 are 
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from rapidfuzz import fuzz
 
-from abmll.tasks.normal import gist
-from abmll.tasks.question import Question
+from abmll.question import Question
+from abmll.tables.normal import gist, same_question
 
 SIMILAR = 90.0  # percent of characters
 COMMON = 7, 10  # of two rows' words, in ten
@@ -90,20 +90,6 @@ class Overlap:
     def turned(self) -> "Overlap":
         """The same pair the other way round."""
         return Overlap(self.kind, self.second, self.first)
-
-
-def same_question(question: Question, form: Callable[[str], str] = gist) -> tuple[str, str, tuple[str, ...]]:
-    """What makes two rows the same question, whatever their answers and the order of their choices: the one definition.
-
-    Args:
-        question: the row.
-        form: of its texts: `gist`, or `same_form` for what looks the same to the letter.
-
-    >>> ask = lambda text, *choices: same_question(Question("1", text, choices, 0))
-    >>> ask("Is iron a metal?", "yes", "no") == ask("is IRON a  metal", "no", "yes")
-    True
-    """
-    return form(question.context), form(question.question), tuple(sorted(map(form, question.choices)))
 
 
 def rows_of(task: str, questions: Iterable[Question]) -> tuple[Row, ...]:

@@ -8,10 +8,10 @@ from typing import Any
 
 from abmll.errors import AbmllError, unknown_name
 from abmll.files import without_home
+from abmll.question import Task
 from abmll.registry import Registry
-from abmll.tasks.question import Task
-from abmll.tasks.reading import OnBadRow, Rows, collect, reject_repeats, settle
-from abmll.tasks.rows import BadRow, shown
+from abmll.tables.collect import OnBadRow, Rows, collect, reject_repeats, settle
+from abmll.tables.rows import BadRow, shown
 
 
 @dataclass(frozen=True)

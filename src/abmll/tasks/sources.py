@@ -6,15 +6,15 @@ from pathlib import Path
 
 from abmll.errors import AbmllError, unknown_name
 from abmll.files import check_regular, is_device, without_home
+from abmll.question import Question, Task
+from abmll.tables.collect import OnBadRow, Rows, collect, reject_repeats, settle
+from abmll.tables.normal import same_form
+from abmll.tables.read import EXTENSIONS, Table
+from abmll.tables.rows import CHOICE_COLUMN, FIELDS, printable, shown
 from abmll.tasks.builtin import builtin_names, builtin_task, builtin_tasks
 from abmll.tasks.catalogue.entries import catalogue_names
 from abmll.tasks.catalogue.load import load_hub_task
-from abmll.tasks.normal import same_form
-from abmll.tasks.question import Question, Task
-from abmll.tasks.reading import OnBadRow, Rows, collect, reject_repeats, settle
 from abmll.tasks.registered import SOURCES, load_registered, nearest_source
-from abmll.tasks.rows import CHOICE_COLUMN, FIELDS, printable, shown
-from abmll.tasks.streams import EXTENSIONS, Table
 
 _SPLIT_FILE = re.compile(rf"(?P<name>.+)\.(?P<split>train|test)\.(?:{'|'.join(EXTENSIONS)})", re.I | re.S)
 _TASK_NAME = re.compile(r"[^\W_][\w .+-]{0,99}")  # it becomes a file name: predictions/NAME.jsonl

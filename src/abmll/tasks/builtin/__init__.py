@@ -3,9 +3,9 @@
 import functools
 
 from abmll.errors import unknown_name
+from abmll.question import Task
 from abmll.tasks.builtin import everyday, geography, language, numbers
 from abmll.tasks.builtin.family import FAMILIES, build
-from abmll.tasks.question import Task
 
 __all__ = ["builtin_names", "builtin_task", "builtin_tasks"]
 

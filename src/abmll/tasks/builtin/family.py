@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from abmll.tasks.question import Question, Task
+from abmll.question import Question, Task
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, errors, hf_hub_download
 
 from abmll.errors import AbmllError
-from abmll.tasks.rows import shown
+from abmll.tables.rows import shown
 
 PARQUET = "refs/convert/parquet"
 SECONDS = 20  # to wait for the hub's list of files

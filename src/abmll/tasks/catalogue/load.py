@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from abmll.errors import AbmllError
+from abmll.question import Question, Task
+from abmll.tables.collect import OnBadRow, Rows, collect, reject_repeats, settle
+from abmll.tables.delimited import Row
+from abmll.tables.formats import parquet_rows
+from abmll.tables.rows import BadRow
 from abmll.tasks.catalogue import hub
 from abmll.tasks.catalogue.entries import Columns, Entry, catalogue_entry
 from abmll.tasks.catalogue.mapping import columns_of, map_row
 from abmll.tasks.catalogue.pins import Pin, pin_of, write_pin
-from abmll.tasks.delimited import Row
-from abmll.tasks.question import Question, Task
-from abmll.tasks.reading import OnBadRow, Rows, collect, reject_repeats, settle
-from abmll.tasks.rows import BadRow
-from abmll.tasks.tables import parquet_rows
 
 log = logging.getLogger(__name__)
 

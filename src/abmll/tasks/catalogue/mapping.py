@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from abmll.tables.rows import BadRow, shown
 from abmll.tasks.catalogue.entries import Answer, Choices, Columns
-from abmll.tasks.rows import BadRow, shown
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _BRACES = re.compile(r"\{([^{}]+)\}")

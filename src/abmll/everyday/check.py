@@ -1,0 +1,144 @@
+"""The k-fold check that `adapt` ends with: every labelled row is answered by systems that were not fitted to it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from jaxtyping import Float
+
+from abmll.config import MethodConfig, RunConfig
+from abmll.errors import NonFiniteError
+from abmll.everyday.labelled import Labelled
+from abmll.everyday.session import Session, adapt_named
+from abmll.metrics.baselines import smoothed_shares
+from abmll.metrics.calibration import apply_temperature, fit_temperature
+from abmll.metrics.scores import PROBABILITY_FLOOR
+from abmll.metrics.worth import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, weigh
+from abmll.question import Question, Task
+from abmll.systems.answers import Answer, answer
+from abmll.systems.build import System, build_system
+from abmll.systems.folds import FOLDS, Fold, deal
+from abmll.systems.predict import PredictionPlan
+from abmll.tasks.identity import clusters
+from abmll.training.finite import without_folders
+
+FEWEST = 4
+"""Labelled rows without which there is no check."""
+
+Table = Float[np.ndarray, "N K"]
+
+
+def estimate_seconds(session: Session, labelled: Labelled, step: float, row: float) -> float:
+    """Seconds that the check will take, from those of one adaptation step and of one row's answer by one draw."""
+    fitted = len(labelled.rows) * (FOLDS - 1) // FOLDS
+    steps = 2 * FOLDS * session.plan(fitted).steps
+    return steps * step + len(labelled.rows) * row * (session.drawing.samples + 2)
+
+
+def check_worth(
+    session: Session, labelled: Labelled, tell: Callable[[int, int], None] = lambda done, of: None
+) -> Worth:
+    """Answer every labelled row out of its fold, by this run and by its rivals, and weigh them.
+
+    phi is used up by it. Rivals: `uniform`; `label frequency` (plain classification; add-one shares of the fold's other
+    rows); the pretrained model; the same with a temperature fitted to the fold's other rows; and a LoRA of the run's
+    rank and layers that starts at zero and takes as many steps on the same rows, at the rate of `pretrained`. One of
+    them that is not finite in some fold has a row that says so, and the others go on.
+
+    Args:
+        session: a run.
+        labelled: rows that nothing else was done with; `FEWEST` or more.
+        tell: hears of every fold done, out of how many.
+    """
+    rows = labelled.rows
+    folds = deal(rows, seed=session.config.adaptation.seed)
+    total = 2 * len(folds)
+    found, broken = dict[str, Table](), dict[str, str]()
+    with _kept(RUN, broken):
+        ours = _by_folds(session, session.system, rows, folds, session.drawing, lambda n: tell(n, total))
+        found[RUN] = ours
+    session.system.close()
+    fresh = build_system(_plain(session.config), session.base)
+    try:
+        mean = PredictionPlan("mean", 1, session.drawing.batch_tokens)
+        fresh.method.begin_task(first=True)
+        with _kept(PRETRAINED, broken):
+            found[PRETRAINED] = _table(answer(fresh, rows, mean))
+        with _kept(FRESH, broken):
+            found[FRESH] = _by_folds(session, fresh, rows, folds, mean, lambda n: tell(len(folds) + n, total))
+    finally:
+        fresh.close()
+    answers = np.array([row.answer for row in rows], dtype=np.int64)
+    found |= _without_model(rows, folds, found.get(PRETRAINED), answers, labelled.layout.labels)
+    broken |= {SCALED: broken[PRETRAINED]} if PRETRAINED in broken else {}
+    told = {name: without_folders(why, rows) for name, why in broken.items()}
+    return weigh(found, answers, len(folds), told, groups=np.array(clusters(rows)))
+
+
+@contextmanager
+def _kept(name: str, broken: dict[str, str]) -> Iterator[None]:
+    """That a system is not finite in some fold is what the check finds, and not its end."""
+    try:
+        yield
+    except NonFiniteError as error:
+        broken[name] = str(error)
+
+
+def _plain(config: RunConfig) -> RunConfig:
+    """The configuration of an ordinary LoRA, and of the pretrained model, on the same layers."""
+    return config.model_copy(update={"method": MethodConfig(name="pretrained")})
+
+
+def _by_folds(
+    session: Session,
+    system: System,
+    rows: Sequence[Question],
+    folds: Sequence[Fold],
+    plan: PredictionPlan,
+    tell: Callable[[int], None],
+) -> Table:
+    out: list[Answer | None] = [None] * len(rows)
+    for number, fold in enumerate(folds):
+        task = Task(f"fold {number}", tuple(rows[i] for i in fold.fitted))
+        adapt_named(system, task, session.plan(len(fold.fitted)))
+        for place, found in zip(fold.answered, answer(system, [rows[i] for i in fold.answered], plan), strict=True):
+            out[place] = found
+        tell(number + 1)
+    return _table([found for found in out if found is not None])
+
+
+def _table(answers: Sequence[Answer]) -> Table:
+    """Probabilities, zero where a row has fewer choices than another."""
+    out = np.zeros((len(answers), max(len(a.probabilities) for a in answers)))
+    for row, found in enumerate(answers):
+        out[row, : len(found.probabilities)] = found.probabilities
+    return out
+
+
+def _without_model(
+    rows: Sequence[Question],
+    folds: Sequence[Fold],
+    pretrained: Table | None,
+    answers: np.ndarray,
+    labels: tuple[str, ...] | None,
+) -> dict[str, Table]:
+    """Guesses and, where the pretrained model is finite, its probabilities at the temperature of the other folds."""
+    counts = np.array([len(row.choices) for row in rows])
+    real = np.arange(counts.max()) < counts[:, None]
+    found = {UNIFORM: real / counts[:, None]}
+    if labels is not None:
+        found[FREQUENCY] = np.zeros(real.shape)
+        for fold in folds:
+            shares = smoothed_shares(np.bincount(answers[list(fold.fitted)], minlength=len(labels)))
+            found[FREQUENCY][list(fold.answered)] = shares
+    if pretrained is not None:
+        found[SCALED] = _scaled(np.where(real, np.maximum(pretrained, PROBABILITY_FLOOR), 0.0), folds, answers)
+    return found
+
+
+def _scaled(floored: Table, folds: Sequence[Fold], answers: np.ndarray) -> Table:
+    out = np.zeros_like(floored)
+    for fold in folds:
+        fitted, asked = list(fold.fitted), list(fold.answered)
+        out[asked] = apply_temperature(floored[asked], fit_temperature(floored[fitted], answers[fitted]))
+    return out

@@ -1,0 +1,225 @@
+"""Answers to a table of rows, written beside them: every row is checked first, then answered a few at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+
+from abmll.errors import AbmllError
+from abmll.everyday.session import Session
+from abmll.metrics.abstention import Covered
+from abmll.question import Question
+from abmll.systems.answers import Answer
+from abmll.tables.collect import Rows
+from abmll.tables.layouts import Layout
+from abmll.tables.normal import same_form
+from abmll.tables.read import Table, extension_of
+from abmll.tables.rows import BadRow, printable, report, shown
+from abmll.tables.write import writing
+
+CHUNK = 256
+"""Rows in memory at once."""
+PILOT = 1024
+"""First rows, whose confidences fix the thresholds that are tested; in memory at once where one abstains."""
+_TOLD = 1000  # bad rows that are kept; 50 are printed
+
+Tell = Callable[[int], None]
+Choose = Callable[[np.ndarray], Covered]
+"""Confidences of rows without labels -> the threshold to answer by."""
+
+
+@dataclass
+class Survey:
+    """What a first look at a table found.
+
+    Attributes:
+        rows: how many.
+        columns: their names, in order of first appearance.
+        schema: their types, where the output needs them.
+    """
+
+    rows: int = 0
+    columns: dict[str, None] = field(default_factory=dict)
+    schema: pyarrow.Schema | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `predict_table` wrote.
+
+    Attributes:
+        rows: of the table.
+        answered: those not abstained from.
+        cut: those whose text or context was too long, and lost its start.
+        threshold: of the confidence, where one abstains.
+    """
+
+    rows: int
+    answered: int
+    cut: int
+    threshold: Covered | None = None
+
+
+def survey(table: Table, layout: Layout, out: Path) -> Survey:
+    """Check every row of a table before any is answered.
+
+    Raises:
+        AbmllError: the file cannot be read or has no rows, a row is bad (as file:line: reason), or its columns cannot
+            be written to `out`.
+    """
+    found, problems, label = Survey(schema=table.schema()), Rows(printable(table.path)), printable(table.path)
+    typed = extension_of(out) == "parquet" and table.extension == "jsonl"
+    rows, answerable = table.rows(), 0
+    while batch := list(islice(rows, CHUNK)):
+        good: list[Any] = []
+        for line, row in batch:
+            found.rows += 1
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                layout.question(row, line, labelled=False, untyped=table.untyped)
+                found.columns.update(dict.fromkeys(row))
+                good.append(row)
+            except BadRow as reason:
+                problems.reject(line, reason)
+        answerable += len(good)
+        if len(problems.problems) > _TOLD:
+            problems.problems.append(f"{label}: and maybe more after line {line}, which were not looked at")
+            break
+        if typed:
+            found.schema = _unified(found.schema, good, out, f"{label}:{batch[0][0]}")
+    if problems.problems:
+        raise report(problems.told(answerable), len(problems.problems))
+    if not found.rows:
+        raise AbmllError(f"{label}:1: the file has no rows")
+    return found
+
+
+def _unified(schema: pyarrow.Schema | None, rows: Sequence[Any], out: Path, where: str) -> pyarrow.Schema | None:
+    """The types of rows of JSON, together with those of earlier ones."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    try:
+        here = pyarrow.schema([(name, pyarrow.array([row.get(name) for row in rows]).type) for name in names])
+        return pyarrow.unify_schemas([schema, here] if schema else [here], promote_options="permissive")
+    except (pyarrow.ArrowException, ValueError, TypeError, OverflowError) as error:
+        raise AbmllError(
+            f"{where}: here or soon after, a column changes its type, which {printable(out)} cannot hold "
+            f"({shown(str(error))}); write .jsonl"
+        ) from error
+
+
+def added_columns(layout: Layout, prefix: str, abstains: bool) -> dict[str, type]:
+    """Names and types of the columns that are written beside a row's own."""
+    names: dict[str, type] = {f"{prefix}prediction": str, f"{prefix}confidence": float}
+    if abstains:
+        names[f"{prefix}answered"] = bool
+    if layout.labels is None:
+        names[f"{prefix}probabilities"] = list
+    else:
+        names |= {f"{prefix}p_{label}": float for label in layout.labels}
+    return names | {f"{prefix}spread": float, f"{prefix}information": float}
+
+
+def predict_table(
+    session: Session,
+    table: Table,
+    layout: Layout,
+    out: Path,
+    *,
+    prefix: str = "",
+    choose: Choose | None = None,
+    tell: Tell = lambda rows: None,
+    seen: Survey | None = None,
+) -> Written:
+    """Answer every row of a table by phi as it is now; `out` has its rows and columns, in order, and ours after them.
+
+    Memory does not depend on the number of rows. `out` is there whole, or as it was before.
+
+    Args:
+        session: a run, with the task in its task slot.
+        table: the rows.
+        layout: of their columns.
+        out: .csv, .tsv, .jsonl or .parquet.
+        prefix: goes before the names of our columns.
+        choose: gives the threshold of confidence below which nothing is predicted; None: every row is answered.
+        tell: hears how many more rows are done.
+        seen: of `survey`, if that was done.
+
+    Raises:
+        AbmllError: see `survey`; a column of ours is in the table already; or what `choose` raises.
+    """
+    seen = survey(table, layout, out) if seen is None else seen
+    added = added_columns(layout, prefix, choose is not None)
+    theirs = set(map(same_form, map(str, seen.columns)))
+    if taken := [name for name in added if same_form(name) in theirs]:
+        raise AbmllError(
+            f"{printable(table.path)}: has a column {shown(taken[0])} already, which would be ours; --prefix puts "
+            "something before our names"
+        )
+    written = Written(seen.rows, 0, 0)
+    chunks = _answered(session, table, layout, tell)
+    with writing(out, list(seen.columns), added, schema=seen.schema) as writer:
+        threshold, first = None, []
+        if choose is not None:
+            first = list(islice(chunks, -(-PILOT // CHUNK)))
+            threshold = choose(np.array([answer.confidence for part in first for answer in part.answers]))
+        for part in _chain(first, chunks):
+            ours = [_ours(q, a, layout, prefix, threshold) for q, a in zip(part.questions, part.answers, strict=True)]
+            writer.write(part.rows, ours)
+            answered = sum(extra[f"{prefix}prediction"] is not None for extra in ours)
+            written = Written(written.rows, written.answered + answered, written.cut + part.cut, threshold)
+    return written
+
+
+@dataclass(frozen=True)
+class _Part:
+    rows: list[Any]
+    questions: list[Question]
+    answers: tuple[Answer, ...]
+    cut: int
+
+
+def _chain(first: list[_Part], rest: Iterator[_Part]) -> Iterator[_Part]:
+    while first:
+        yield first.pop(0)
+    yield from rest
+
+
+def _answered(session: Session, table: Table, layout: Layout, tell: Tell) -> Iterator[_Part]:
+    rows, label, encoder = table.rows(), printable(table.path), session.system.batcher.encoder
+    encoder.forget()
+    while batch := list(islice(rows, CHUNK)):
+        questions = [_question(table, layout, line, row, f"{label}:{line}") for line, row in batch]
+        answers = session.answer(questions)
+        part = _Part([row for _, row in batch], questions, answers, len(encoder.truncated))
+        encoder.forget()
+        tell(len(batch))
+        yield part
+
+
+def _question(table: Table, layout: Layout, line: int, row: Any, place: str) -> Question:
+    try:
+        if isinstance(row, BadRow):
+            raise row
+        return layout.question(row, line, labelled=False, untyped=table.untyped, place=place)
+    except BadRow as reason:
+        raise AbmllError(f"{place}: {reason}; the file changed while it was read") from None
+
+
+def _ours(question: Question, answer: Answer, layout: Layout, prefix: str, threshold: Covered | None) -> dict[str, Any]:
+    """Our columns of one row."""
+    silent = threshold is not None and not answer.confidence >= threshold.threshold
+    values: dict[str, Any] = {"prediction": None if silent else question.choices[answer.choice]}
+    values["confidence"] = answer.confidence
+    if threshold is not None:
+        values["answered"] = not silent
+    if layout.labels is None:
+        values["probabilities"] = list(answer.probabilities)
+    else:
+        values |= {f"p_{label}": p for label, p in zip(layout.labels, answer.probabilities, strict=True)}
+    values |= {"spread": answer.spread, "information": answer.information}
+    return {f"{prefix}{name}": value for name, value in values.items()}

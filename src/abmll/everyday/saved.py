@@ -1,0 +1,216 @@
+"""Task-adapted posteriors by name: `tasks/NAME/` in a run directory, each a stock PEFT LoRA with its stds beside it."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from abmll.adapters.facts import StoredAdapter
+from abmll.adapters.folder import EXTRAS_FILE, checksum, read_adapter, read_facts, write_adapter
+from abmll.config import RunConfig
+from abmll.errors import AbmllError, unknown_name
+from abmll.files import OLD, check_name, check_regular, read_and_tell_seal, recover, replaced_by, write_sealed_json
+from abmll.runs.card import about_run, write_card
+from abmll.systems.adapters import adapter_of, use_adapter
+from abmll.systems.build import System
+from abmll.tensors import strict_json
+
+DETAILS_FILE = "task.json"
+MOST_DETAILS = 4 << 20  # bytes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class SavedTask:
+    """One saved posterior: q(phi | D) of a task.
+
+    Attributes:
+        name: by which it is loaded.
+        folder: its files.
+        details: what was kept with it: how it was adapted, on what, ...
+        adapter: means and stds, and the facts about them.
+        sealed: whether the details are known to be what was saved with this very adapter; version 0.1.0 did not seal
+            them.
+    """
+
+    name: str
+    folder: Path
+    details: dict[str, Any]
+    adapter: StoredAdapter
+    sealed: bool = True
+
+
+def save_task(
+    run: Path | str,
+    name: str,
+    config: RunConfig,
+    system: System,
+    details: Mapping[str, Any] | None = None,
+    *,
+    replace: bool = False,
+) -> Path:
+    """Keep phi, as it is now, under a name; the folder is there whole or not at all.
+
+    Args:
+        run: the run directory.
+        name: of the saved task: up to 80 letters, digits, '-', '_' and '.'.
+        config: of the run.
+        system: its task slot is saved.
+        details: JSON values to keep with it.
+        replace: put it in the place of one of the same name.
+
+    Returns:
+        The folder, which stock PEFT loads too.
+
+    Raises:
+        AbmllError: the name cannot be one, or is taken.
+        OSError: the disk is full, ...; an earlier one of that name is then as it was.
+    """
+    run = Path(run)
+    check_free(run, name, replace=replace)
+    folder = _folder(run, name)
+
+    stored = adapter_of(config, system, "task")
+
+    def details_too(place: Path) -> None:
+        _write_details(place, name, details or {})
+        write_card(place, about_run(run, stored.facts, details or {}, name))
+
+    write_adapter(stored, folder, details_too)
+    return folder
+
+
+def check_free(run: Path | str, name: str, *, replace: bool = False) -> None:
+    """Refuse a name that `save_task` would refuse, before the work is done.
+
+    Raises:
+        AbmllError: the name cannot be one, or is taken.
+    """
+    run = Path(run)
+    _folder(run, name)
+    taken = [other for other in _names(run) if other.lower() == name.lower()]
+    if taken and not (replace and taken == [name]):
+        raise AbmllError(f"{run} has a saved task {taken[0]!r} already: choose another name, or replace it (--replace)")
+
+
+def write_details(
+    run: Path | str, name: str, details: Mapping[str, Any], before: Mapping[str, Any] | None = None
+) -> None:
+    """Put other details in the place of a saved task's, and on its model card; its adapter stays as it is.
+
+    Args:
+        run: its run directory.
+        name: of the saved task.
+        details: the new ones.
+        before: those that must be there now; None: any.
+
+    Raises:
+        AbmllError: there is none of that name, it is damaged, or it is not the one with `before` any more.
+    """
+    run = Path(run)
+    folder = _folder(run, name)
+    if name not in _names(run):
+        raise unknown_name(f"saved task of {run}", name, _names(run))
+    if before is not None and _read_details(folder, name)[0] != json.loads(json.dumps(dict(before))):
+        raise AbmllError(f"{folder}: another process has replaced it meanwhile; what was found is not kept with it")
+    _write_details(folder, name, details)
+    write_card(folder, about_run(run, read_facts(folder / EXTRAS_FILE), details, name))
+
+
+def list_tasks(run: Path | str) -> tuple[SavedTask, ...]:
+    """The saved tasks of a run, by name; a damaged one is passed over with a warning."""
+    found = []
+    for name in _names(Path(run)):
+        try:
+            found.append(read_task(run, name))
+        except AbmllError as error:
+            logger.warning("%s; passed over", error)
+    return tuple(found)
+
+
+def read_task(run: Path | str, name: str) -> SavedTask:
+    """A saved task, apart from any model.
+
+    Raises:
+        AbmllError: there is none of that name (says which there are), or it is damaged.
+    """
+    run = Path(run)
+    folder = _folder(run, name)
+    if name not in _names(run):
+        raise unknown_name(f"saved task of {run}", name, _names(run))
+    adapter = read_adapter(folder)
+    if adapter.facts.slot != "task":
+        raise AbmllError(f"{folder}: holds the shared weights of a run, not a task's")
+    details, sealed = _read_details(folder, name)
+    if not sealed:
+        logger.warning(
+            "%s has no SHA-256, as version 0.1.0 wrote none (or it was edited): it is taken as it is, but promises "
+            "nothing (--abstain-below-risk)",
+            folder / DETAILS_FILE,
+        )
+    return SavedTask(name, folder, details, adapter, sealed)
+
+
+def load_task(run: Path | str, name: str, system: System) -> SavedTask:
+    """Put a saved posterior into phi of a system, ready to predict; theta stays as it is.
+
+    Raises:
+        AbmllError: there is none of that name, it is damaged, or it belongs to another base model.
+    """
+    saved = read_task(run, name)
+    use_adapter(saved.adapter, system, saved.folder, ("task",))
+    return saved
+
+
+def _names(run: Path) -> list[str]:
+    """Names of the folders that can be saved tasks."""
+    place = run / "tasks"
+    if not place.is_dir():
+        return []
+    for old in place.glob(f".*{OLD}"):
+        recover(replaced_by(old))
+    return sorted(folder.name for folder in place.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+
+
+def _folder(run: Path, name: str) -> Path:
+    """Where a saved task is, which no name and no link can move out of the run directory.
+
+    Raises:
+        AbmllError: the name cannot be one, or the place is a link that leaves the run directory.
+    """
+    folder = run / "tasks" / check_name("task", name)
+    if not folder.resolve().is_relative_to(run.resolve()):
+        raise AbmllError(f"{folder}: a link that leaves the run directory; remove it")
+    return folder
+
+
+def _write_details(folder: Path, name: str, details: Mapping[str, Any]) -> None:
+    write_sealed_json(folder / DETAILS_FILE, {"name": name, "details": dict(details)}, _of(folder, name))
+
+
+def _of(folder: Path, name: str) -> str:
+    """What the details are sealed for: this name and this adapter, so that no other task's are taken for them."""
+    return f"{DETAILS_FILE} of {name}, adapter {checksum(folder)}"
+
+
+def _read_details(folder: Path, name: str) -> tuple[dict[str, Any], bool]:
+    """The details, and whether they are sealed."""
+    file, advice = folder / DETAILS_FILE, f"adapt again with `abmll adapt ... --save {name} --replace`"
+    try:
+        check_regular(file)
+        if file.stat().st_size > MOST_DETAILS:
+            raise AbmllError(f"{file}: {file.stat().st_size:,} bytes are too many")
+        strict_json(file.read_bytes())
+    except OSError as error:
+        raise AbmllError(f"{file}: cannot be read ({error.strerror}); {advice}") from error
+    except ValueError as error:
+        if isinstance(error, AbmllError):
+            raise
+        raise AbmllError(f"{file}: not what was saved ({error}); {advice}") from error
+    value, sealed = read_and_tell_seal(file, _of(folder, name), advice)
+    if not isinstance(value.get("details"), dict):
+        raise AbmllError(f"{file}: not what was saved; {advice}")
+    return value["details"], sealed

@@ -1,0 +1,196 @@
+"""A trained run opened for a user's own task: its shared weights on their base model, ready to adapt and to answer."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from abmll.adapters.facts import StoredAdapter
+from abmll.adapters.folder import read_adapter
+from abmll.config import RunConfig, check, load_config, merge, parse_override
+from abmll.errors import AbmllError
+from abmll.everyday.saved import SavedTask, read_task
+from abmll.everyday.shipped import read_probe, warn_of_other_weights, with_same_tokenizer
+from abmll.models import LanguageModel
+from abmll.question import Question, Task
+from abmll.runs.overrides import OWN_ROWS, check_settings, check_trained
+from abmll.systems.adapters import use_adapter
+from abmll.systems.answers import Answer, answer
+from abmll.systems.build import System, adaptation_plan, build_system, load_base, prediction_plan
+from abmll.systems.predict import AdaptationPlan, PredictionPlan, adapt
+
+STEPS = "adaptation.steps"
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run, opened.
+
+    Attributes:
+        folder: the run directory.
+        config: its configuration, with what the user set.
+        system: the run's system; theta is in its shared slot.
+        steps: gradient steps of an adaptation if the user set them; None: see `steps_for`.
+    """
+
+    folder: Path
+    config: RunConfig
+    system: System
+    steps: int | None = None
+
+    @property
+    def base(self) -> LanguageModel:
+        """The base model."""
+        return self.system.language_model
+
+    def plan(self, rows: int) -> AdaptationPlan:
+        """How so many rows are adapted to: all of them are examples."""
+        usual = adaptation_plan(self.config)
+        steps = steps_for(rows, usual) if self.steps is None else self.steps
+        return AdaptationPlan(rows, steps, usual.batch_size, usual.seed)
+
+    @property
+    def drawing(self) -> PredictionPlan:
+        """How answers are drawn."""
+        return prediction_plan(self.config)
+
+    def tuned(self, overrides: Sequence[str]) -> "Session":
+        """The same run on the same model, adapting and drawing in another way (`adaptation.key=value`).
+
+        Raises:
+            AbmllError: a value is wrong.
+        """
+        config = _laid(self.config, *map(parse_override, overrides), where=self.folder)
+        steps = _steps_in(config, overrides)
+        return replace(self, config=config, steps=self.steps if steps is None else steps)
+
+    def adapt(self, name: str, rows: Sequence[Question]) -> float:
+        """Make phi from theta, adapted to all the rows; returns the seconds it took.
+
+        Args:
+            name: of the task; with the plan's seed it decides the order of the rows.
+            rows: labelled questions.
+        """
+        began = time.perf_counter()
+        task = Task(name, tuple(rows))
+        adapt_named(self.system, task, self.plan(len(rows)))
+        return time.perf_counter() - began
+
+    def answer(self, questions: Sequence[Question]) -> tuple[Answer, ...]:
+        """Answer questions by phi as it is now."""
+        return answer(self.system, questions, self.drawing)
+
+
+def adapt_named(system: System, task: Task, plan: AdaptationPlan) -> None:
+    """Adapt to all train rows of a task; an unfit row is named by file and line."""
+    for question in task.train:
+        try:
+            system.batcher.encoder(question)
+        except AbmllError as error:
+            raise AbmllError(f"{question.place}: {error}" if question.place else str(error)) from error
+    adapt(system.method, system.batcher, task, plan, 0, system.adapting, system.graphs)
+
+
+def steps_for(rows: int, usual: AdaptationPlan) -> int:
+    """Gradient steps for so many rows: the run's own number, or as many more as one pass over the rows takes.
+
+    >>> steps_for(20, AdaptationPlan()), steps_for(51, AdaptationPlan())
+    (10, 26)
+    """
+    return max(usual.steps, -(-rows // usual.batch_size))
+
+
+def open_run(
+    folder: Path, overrides: Sequence[str] = (), task: str | None = None, base: LanguageModel | None = None
+) -> tuple[Session, SavedTask | None]:
+    """Open a run directory, with a saved task in the task slot if one is named; else phi is theta.
+
+    Args:
+        folder: the run directory.
+        overrides: `section.key=value`, laid on its configuration.
+        task: a saved task, which brings the likelihood and the draws that it was adapted with.
+        base: the base model, if it is loaded already.
+
+    Raises:
+        AbmllError: there is no such run or task, it was not trained to its end, or the base model cannot be had.
+    """
+    saved = None if task is None else read_task(folder, task)
+    config = settings_of(folder, overrides, saved)
+    session = Session(folder, config, start(config, folder, base), _steps_in(config, overrides))
+    if saved is not None:
+        use_adapter(saved.adapter, session.system, saved.folder, ("task",))
+    return session, saved
+
+
+def settings_of(
+    folder: Path,
+    overrides: Sequence[str] = (),
+    saved: SavedTask | None = None,
+    fixed: Mapping[str, str] = OWN_ROWS,
+) -> RunConfig:
+    """The configuration of a run, with what a saved task was adapted with and, on top, what the user sets.
+
+    Args:
+        folder: the run directory.
+        overrides: `section.key=value`.
+        saved: a saved task.
+        fixed: what cannot be set here, besides what cannot of any trained run, and why.
+
+    Raises:
+        AbmllError: there is no such run, a value is wrong, or it cannot be set any more.
+    """
+    config = _laid(load_config(RunConfig, folder / "config.yaml"), _brought_by(saved), where=folder)
+    found = _laid(config, *map(parse_override, overrides), where=folder)
+    check_trained(config, found, folder, fixed)
+    check_settings(found)
+    return found
+
+
+def _laid(config: RunConfig, *laid: Mapping[str, Any], where: Path) -> RunConfig:
+    values: dict[str, Any] = config.model_dump(mode="json")
+    for each in laid:
+        values = merge(values, each)
+    return check(RunConfig, values, str(where))
+
+
+def _steps_in(config: RunConfig, overrides: Sequence[str]) -> int | None:
+    return config.adaptation.steps if any(text.startswith(f"{STEPS}=") for text in overrides) else None
+
+
+def _brought_by(saved: SavedTask | None) -> dict[str, Any]:
+    """The settings that a saved task was adapted with, and that answers must be made with."""
+    details = {} if saved is None else saved.details
+    sections = {"likelihood": details.get("likelihood"), "adaptation": details.get("answering")}
+    return {name: values for name, values in sections.items() if isinstance(values, dict)}
+
+
+def read_shared(folder: Path) -> StoredAdapter:
+    """The shared weights that a run was trained to.
+
+    Raises:
+        AbmllError: they are not there, as the run was never trained to its end, or they are damaged.
+    """
+    if not (folder / "adapter").is_dir():
+        raise AbmllError(
+            f"{folder}: no adapter/ in it, so it was not trained to its end; `abmll train RECIPE -o {folder}` goes on"
+        )
+    return read_adapter(folder / "adapter")
+
+
+def start(config: RunConfig, folder: Path, base: LanguageModel | None = None) -> System:
+    """The system of a run, its shared weights in both slots.
+
+    Raises:
+        AbmllError: the adapter is missing or damaged, or belongs to another base model.
+    """
+    stored, probe = read_shared(folder), read_probe(folder)
+    system = build_system(config, load_base(config.model) if base is None else base)
+    try:
+        stored = with_same_tokenizer(stored, probe, system.language_model, system.batcher.encoder)
+        use_adapter(stored, system, folder)
+        warn_of_other_weights(stored, probe, system, folder)
+    except BaseException:
+        system.close()
+        raise
+    return system

@@ -1,0 +1,115 @@
+"""One loaded run for many estimators: the model stays; an estimator's posterior is put in when it is used."""
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from abmll.adapters.folder import read_adapter, write_adapter
+from abmll.config import RunConfig, load_config
+from abmll.everyday.session import Session, open_run
+from abmll.everyday.shipped import find_run
+from abmll.files import write_text
+from abmll.question import Question
+from abmll.runs.card import about_run, write_card
+from abmll.systems.adapters import adapter_of, use_adapter
+from abmll.systems.answers import Answer
+from abmll.systems.build import build_system, load_base
+
+CONFIG_FILE = "config.yaml"
+Posterior = dict[str, Tensor]
+"""phi as named tensors, apart from any model."""
+
+
+class Engine:
+    """A session that several estimators take turns in.
+
+    Args:
+        session: a run; its task slot is whoever's turn it is.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session, self._turn = session, threading.Lock()
+
+    def fit(self, name: str, rows: Sequence[Question], tuning: Sequence[str] = ()) -> Posterior:
+        """The posterior of a task, from labelled rows; `tuning` are overrides of `adaptation`."""
+        session = self.session.tuned(tuning)
+        with self._turn:
+            session.adapt(name, rows)
+            return self._taken()
+
+    def answer(self, posterior: Posterior, rows: Sequence[Question], tuning: Sequence[str] = ()) -> tuple[Answer, ...]:
+        """Answers under a posterior."""
+        session = self.session.tuned(tuning)
+        encoder = self.session.system.batcher.encoder
+        with self._turn:
+            self._put(posterior)
+            try:
+                return session.answer(rows)
+            finally:
+                encoder.forget()
+
+    def write(self, posterior: Posterior, folder: Path, also: Callable[[Path], None]) -> None:
+        """Write a posterior and the configuration as a folder that `read` takes, whole or not at all.
+
+        Args:
+            posterior: of `fit`.
+            folder: replaced if it is there.
+            also: writes more files into it.
+        """
+
+        def all_files(beside: Path) -> None:
+            write_text(beside / CONFIG_FILE, self.session.config.to_sealed_yaml())
+            write_card(beside, about_run(self.session.folder, stored.facts, {}, folder.name))
+            also(beside)
+
+        with self._turn:
+            self._put(posterior)
+            stored = adapter_of(self.session.config, self.session.system, "task")
+        write_adapter(stored, folder, all_files)
+
+    def _taken(self) -> Posterior:
+        return {name: t.detach().clone() for name, t in self.session.system.method.adapters.state_dict("task").items()}
+
+    def _put(self, posterior: Posterior) -> None:
+        self.session.system.method.adapters.load_state_dict("task", posterior)
+
+
+def engine_of(run: Path | str, overrides: Sequence[str] = ()) -> Engine:
+    """The engine of a run: the one that is loaded already, if it is the same run with the same settings.
+
+    Raises:
+        AbmllError: there is no such run, or its base model cannot be had.
+    """
+    folder = find_run(run, place=False).resolve()
+    return _engine(folder, _written(folder / "adapter"), tuple(overrides))
+
+
+def read_engine(folder: Path) -> tuple[Engine, Posterior]:
+    """What `Engine.write` wrote, loaded.
+
+    Raises:
+        AbmllError: the folder is not one, is damaged, or belongs to another base model.
+    """
+    stored = read_adapter(folder)
+    config = load_config(RunConfig, folder / CONFIG_FILE)
+    system = build_system(config, load_base(config.model))
+    try:
+        use_adapter(stored, system, folder)
+    except BaseException:
+        system.close()
+        raise
+    return Engine(Session(folder, config, system)), dict(stored.tensors)
+
+
+def _written(folder: Path) -> int:
+    """When an adapter was written: one that was trained again is another."""
+    file = folder / "abmll.safetensors"
+    return file.stat().st_mtime_ns if file.is_file() else 0
+
+
+@functools.lru_cache(maxsize=1)
+def _engine(folder: Path, written: int, overrides: tuple[str, ...]) -> Engine:
+    return Engine(open_run(folder, overrides)[0])

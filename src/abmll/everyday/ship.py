@@ -1,0 +1,36 @@
+"""Put what a run learned into the package: `python -m abmll.everyday.ship RUN NAME`, see `make shipped`."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from abmll.adapters.folder import EXTRAS_FILE, read_facts
+from abmll.everyday.session import open_run
+from abmll.everyday.shipped import ADAPTER, HERE, copy_run, measure_probe, write_probe
+from abmll.runs.card import about_run, write_card
+
+
+def ship(run: Path, name: str, place: Path = HERE) -> Path:
+    """Copy a run's configuration and adapter, with the probe that another copy of its base model is measured by.
+
+    Returns:
+        The folder, `place / name`.
+
+    Raises:
+        AbmllError: it is no run that was trained to its end.
+    """
+    session, _ = open_run(run)
+    write_probe(run, measure_probe(session.system))
+    copy_run(run, place / name)
+    write_shipped_card(place / name)
+    return place / name
+
+
+def write_shipped_card(folder: Path) -> None:
+    """The model card of an adapter that comes along, which has this library's licence."""
+    facts = read_facts(folder / ADAPTER / EXTRAS_FILE)
+    write_card(folder / ADAPTER, replace(about_run(folder, facts), licence="apache-2.0"))
+
+
+if __name__ == "__main__":
+    print(ship(Path(sys.argv[1]), sys.argv[2]))

@@ -1,0 +1,1 @@
+"""The process: stopping it, its ranks, locks, the machine it runs on."""

@@ -1,0 +1,57 @@
+"""What ends a phase of the work, and how all ranks end it together."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from abmll.errors import AbmllError, NonFiniteError
+from abmll.process.stopping import Stopped
+from abmll.process.world import News, World
+
+NOTHING, NON_FINITE, FAILED = 0, 1000, 1001
+"""Codes that ranks tell each other; one in between is the number of the signal that stopped a rank."""
+
+
+@contextmanager
+def together(world: World, *, long: bool = False) -> Iterator[None]:
+    """Ranks meet at the end of the block: what any of them ran into there ends it for all.
+
+    Nothing in the block may wait for another rank.
+
+    Args:
+        world: the ranks.
+        long: some rank may be at work for hours, others wait.
+
+    Raises:
+        Stopped: a rank was asked to stop, and nothing worse happened.
+        NonFiniteError: on a rank, and nothing worse happened.
+        AbmllError: a rank failed; says which, and of what.
+    """
+    problem: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        if world.size == 1:
+            raise
+        problem = error
+    news = world.tell(_code(problem), "" if problem is None else f"{problem}" or type(problem).__name__, long=long)
+    if not news:
+        return
+    worst = max(news, key=lambda found: found.code)
+    if problem is not None and _code(problem) == worst.code:
+        raise problem
+    raise _as_error(worst) from problem
+
+
+def _code(problem: BaseException | None) -> int:
+    if problem is None:
+        return NOTHING
+    if isinstance(problem, Stopped):
+        return problem.signal
+    return NON_FINITE if isinstance(problem, NonFiniteError) else FAILED
+
+
+def _as_error(news: News) -> BaseException:
+    if news.code < NON_FINITE:
+        return Stopped(news.code)
+    kind = NonFiniteError if news.code == NON_FINITE else AbmllError
+    return kind(f"rank {news.rank}: {news.text}")

@@ -1,0 +1,1 @@
+"""From questions to tokens: prompts, chat templates, batches, examples in the prompt."""

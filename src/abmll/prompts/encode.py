@@ -1,0 +1,333 @@
+"""Question -> prompt -> token ids -> ChoiceBatch.
+
+A question becomes one row: its prompt once, then its choices side by side, each seeing the prompt and itself alone
+(a block mask), with positions that go on from the prompt. So a prompt is computed once, not once per choice, in one
+forward pass. Models whose attention takes no such mask get one row per choice instead (`share_prefix=False`).
+"""
+
+import hashlib
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from jinja2 import StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers import PreTrainedTokenizerBase
+
+from abmll.errors import AbmllError
+from abmll.prompts.control import ControlTokens, NoOtherWay
+from abmll.prompts.rendering import TemplateError, check_template, render, render_chat
+from abmll.question import Question
+
+LikelihoodKind = Literal["letter", "cloze"]
+Normalisation = Literal["sum", "token", "byte"]
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# where a cut context may begin: at a word, or anywhere in a run that is too long to be one (a script without spaces)
+CUTS = re.compile(r"(?<!\S)\S|(?<=\S{30})\S")
+
+TEMPLATES: dict[LikelihoodKind, str] = {
+    "cloze": "{% if context %}{{ context }}\n\n{% endif %}Question: {{ question }}\nAnswer:",
+    "letter": (
+        "{% if context %}{{ context }}\n\n{% endif %}Question: {{ question }}\n"
+        "{% for choice in choices %}{{ letters[loop.index0] }}) {{ choice }}\n{% endfor %}Answer:"
+    ),
+}
+
+
+_SANDBOX = ImmutableSandboxedEnvironment(keep_trailing_newline=True, undefined=StrictUndefined)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedQuestion:
+    """A question as token ids.
+
+    Attributes:
+        prefix: ids that all choices share: the prompt.
+        continuations: ids of each choice, from the seam on; one letter token each for `letter`.
+        lengths: what each choice's log-probability is divided by (1, its tokens, or its bytes).
+        answer: index of the right choice, -1 if unknown.
+        key: 32 bits that name the question in noise counters.
+        truncated: whether the context was cut.
+    """
+
+    prefix: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
+    lengths: tuple[float, ...]
+    answer: int
+    key: int
+    truncated: bool
+
+    @property
+    def tokens(self) -> int:
+        """Length of the packed row."""
+        return len(self.prefix) + sum(len(c) for c in self.continuations)
+
+
+MOST_REMEMBERED = 1 << 17
+"""Tokens of encoded questions that are kept, about 5 MB: memory must not grow with the number of tasks or rows."""
+
+
+class MarkedText(str):
+    """A text in which what a user wrote is marked already, so that the control tokens of a template stay: examples."""
+
+    __slots__ = ()
+
+
+class Encoder:
+    """Turns questions into token ids, remembers the latest ones, and counts what it had to cut.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        kind: `cloze` (each choice is a continuation) or `letter` (options listed, the letter is the answer).
+        normalisation: what a `cloze` score is divided by: nothing (`sum`), its tokens, or its UTF-8 bytes.
+        template: "plain", "chat" (the tokenizer's own chat template around the plain prompt), or a Jinja template
+            over `context`, `question`, `choices`, `letters`. Those of the user and of the tokenizer are rendered in
+            Jinja's sandbox and in a process of their own, with limits (`abmll.prompts.rendering`). A space goes between
+            prompt and answer, but not after a chat template or a prompt that ends in white space by itself.
+        max_tokens: longest prompt plus choice. A longer question loses the start of its context, never its stem or
+            its choices: these are kept whole even where they alone are longer.
+        limit: the model's own number of positions, which `max_tokens` cannot exceed; a question whose stem and
+            choices do not fit is an error. None: no limit.
+
+    Attributes:
+        truncated: the questions whose context was cut.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        kind: LikelihoodKind = "cloze",
+        normalisation: Normalisation = "token",
+        template: str = "plain",
+        max_tokens: int = 512,
+        limit: int | None = None,
+    ) -> None:
+        self.tokenizer, self.kind, self.normalisation = tokenizer, kind, normalisation
+        self.chat, self.limit = template == "chat", limit
+        self.max_tokens = max_tokens if limit is None else min(max_tokens, limit)
+        self.truncated: set[Question] = set()
+        self._cache: OrderedDict[Question, EncodedQuestion] = OrderedDict()
+        self._remembered = 0
+        self._own = None if template in ("plain", "chat") else template
+        self._plain = _SANDBOX.from_string(TEMPLATES[kind])
+        self._control = ControlTokens(tokenizer)
+        if self._own is not None:
+            try:
+                check_template(self._own)
+            except TemplateError as error:
+                raise AbmllError(f"likelihood.template is not a valid template: {error}") from error
+
+    def __call__(self, question: Question) -> EncodedQuestion:
+        """Token ids of a question.
+
+        Raises:
+            AbmllError: more options than letters, a letter that is no single token, an answer without a token, or a
+                question that does not fit the model; or a text holds the name of a control token, which the tokenizer
+                cannot write as text.
+        """
+        found = self._cache.get(question)
+        if found is None:
+            try:
+                found = self._cache[question] = self._encode(question)
+            except NoOtherWay as error:
+                raise AbmllError(f"question {question.id!r}: {error}") from error
+            self._remembered += found.tokens
+            while self._remembered > MOST_REMEMBERED:
+                self._remembered -= self._cache.popitem(last=False)[1].tokens
+        else:
+            self._cache.move_to_end(question)
+        return found
+
+    def forget(self) -> None:
+        """Drop what was kept of the questions so far, so that memory does not grow with their number."""
+        self._cache.clear()
+        self.truncated.clear()
+
+    def prompt(self, question: Question, context: str | None = None) -> str:
+        """The text before the answer, with another context in place of the question's own if one is given."""
+        return self._control.unmark(self._marked_prompt(question, context))
+
+    def example(self, question: Question) -> MarkedText:
+        """A question with its right answer, for the context of others.
+
+        Raises:
+            AbmllError: the answer is not known.
+        """
+        if question.answer is None:
+            raise AbmllError(f"example {question.id!r} has no answer to show")
+        prompt, separator = self._before(question, None)
+        return MarkedText(prompt + separator + self._answers(question)[question.answer])
+
+    def marked(self, text: str) -> MarkedText:
+        """A text of a user's, see `ControlTokens.mark`; one that is marked already as it is."""
+        return text if isinstance(text, MarkedText) else MarkedText(self._control.mark(text))
+
+    def count(self, text: MarkedText) -> int:
+        """Tokens of a text that stands inside another."""
+        return len(self._control.ids(text, add_special_tokens=False))
+
+    def _marked_prompt(self, question: Question, context: str | None) -> str:
+        values = {
+            "context": self.marked(question.context if context is None else context),
+            "question": self.marked(question.question),
+            "choices": tuple(map(self.marked, question.choices)),
+            "letters": LETTERS,
+        }
+        try:
+            text = self._plain.render(values) if self._own is None else self._render_own(self._own, values)
+        except TemplateError as error:
+            raise AbmllError(f"likelihood.template failed on question {question.id!r}: {error}") from error
+        return self._in_chat(text) if self.chat else text
+
+    def _render_own(self, template: str, values: dict[str, Any]) -> str:
+        """A template may put two texts side by side, which must not make a control token that is in neither."""
+        text = render(template, values)
+        if steering := self._control.count(text):
+            fence = self._control.fenced
+            texts = {name: fence(values[name]) for name in ("context", "question")}
+            fenced = render(template, {**values, **texts, "choices": tuple(map(fence, values["choices"]))})
+            if self._control.count(fenced) != steering:
+                return fenced
+        return text
+
+    def _in_chat(self, text: str) -> str:
+        own = type(self.tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+        message = [{"role": "user", "content": text}]
+        try:
+            if own:  # a tokenizer with code of its own, and no template
+                return self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            return render_chat(self.tokenizer.get_chat_template(), text, self.tokenizer.special_tokens_map)
+        except Exception as error:  # whatever a tokenizer raises that has no template, or fails
+            raise AbmllError(
+                f"likelihood.template is 'chat', but the tokenizer's chat template fails: {error}"
+            ) from error
+
+    def _encode(self, question: Question) -> EncodedQuestion:
+        if self.kind == "letter" and len(question.choices) > len(LETTERS):
+            raise AbmllError(
+                f"question {question.id!r} has {len(question.choices)} choices, letters go to 26; use cloze"
+            )
+        answers, texts = self._answers(question), partial(self._before, question)
+
+        def size(asked: Sequence[str], context: str) -> int:
+            before = "".join(texts(context))
+            return max(len(self._ids(before + answer)) for answer in asked)
+
+        context = question.context
+        prefix, continuations = split_at_seam(self._ids, *texts(context), answers)
+        if context and (whole := _length(prefix, continuations)) > self.max_tokens:
+            longest = answers[max(range(len(answers)), key=lambda i: len(continuations[i]))]
+            for asked in ((longest,), answers):
+                kept = _longest_fitting_end(question.context, whole, partial(size, asked), self.max_tokens)
+                context = type(question.context)(kept)  # of what is marked, the end is marked too
+                if not context or size(answers, context) <= self.max_tokens:
+                    break  # else, with another context, another answer is the longest
+            prefix, continuations = split_at_seam(self._ids, *texts(context), answers)
+        if context != question.context:
+            self.truncated.add(question)
+        self._check(question, prefix, continuations)
+        return EncodedQuestion(
+            prefix,
+            continuations,
+            self._lengths(question, continuations),
+            -1 if question.answer is None else question.answer,
+            _question_key(question, self._control.unmark(question.context)),
+            context != question.context,
+        )
+
+    def _answers(self, question: Question) -> Sequence[str]:
+        """What may stand after the prompt."""
+        if self.kind == "letter":
+            return LETTERS[: len(question.choices)]
+        return tuple(map(self.marked, question.choices))
+
+    def _before(self, question: Question, context: str | None) -> tuple[str, str]:
+        """The prompt, and what goes between it and an answer."""
+        prompt = self._marked_prompt(question, context)
+        return prompt, "" if self.chat or prompt[-1:].isspace() else " "
+
+    def _ids(self, text: str) -> list[int]:
+        """Ids of a text; an end-of-sequence token that a tokenizer appends by itself is no part of an answer."""
+        ids = self._control.ids(text, add_special_tokens=not self.chat)
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+
+    def _lengths(self, question: Question, continuations: tuple[tuple[int, ...], ...]) -> tuple[float, ...]:
+        if self.kind == "letter" or self.normalisation == "sum":
+            return (1.0,) * len(continuations)
+        if self.normalisation == "token":
+            return tuple(float(len(c)) for c in continuations)
+        return tuple(float(len(choice.encode("utf-8", "replace"))) for choice in question.choices)
+
+    def _check(self, question: Question, prefix: tuple[int, ...], continuations: tuple[tuple[int, ...], ...]) -> None:
+        if not prefix or not all(continuations):
+            raise AbmllError(f"question {question.id!r}: a choice has no token of its own after the prompt")
+        if self.kind == "letter" and (
+            any(len(c) != 1 for c in continuations) or len(set(continuations)) != len(continuations)
+        ):
+            raise AbmllError(
+                f"likelihood 'letter': this tokenizer does not write each answer letter as one token after the prompt "
+                f"(question {question.id!r}); use `likelihood.kind=cloze`"
+            )
+        longest = _length(prefix, continuations)
+        if self.limit is not None and longest > self.limit:
+            raise AbmllError(
+                f"question {question.id!r} needs {longest} tokens for its stem and choices, the model has "
+                f"{self.limit} positions; shorten or remove it"
+            )
+
+
+def split_at_seam(
+    ids: Callable[[str], list[int]], prompt: str, separator: str, answers: Sequence[str]
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """Tokenise prompt + separator + answer as one text each, and cut where the answers begin.
+
+    Tokenising the two sides apart gives ids that the model never saw where a token spans the seam. The cut is the
+    longest run of ids that every full text shares with the prompt alone, so a merged token belongs to the answer.
+
+    Returns:
+        The shared prefix, and what follows it for each answer.
+    """
+    alone = ids(prompt)
+    full = [ids(prompt + separator + answer) for answer in answers]
+    cut = min(_common(alone, row) for row in full)
+    return tuple(alone[:cut]), tuple(tuple(row[cut:]) for row in full)
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    for i, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return i
+    return min(len(first), len(second))
+
+
+def _length(prefix: Sequence[int], continuations: Sequence[Sequence[int]]) -> int:
+    return len(prefix) + max(len(c) for c in continuations)
+
+
+def _longest_fitting_end(text: str, large: int, size: Callable[[str], int], most: int) -> str:
+    """The longest end of `text`, whose own size is `large`, of which `size` is at most `most`; "" if none is.
+
+    It starts at one of `CUTS`, and is guessed by the sizes at both sides, every third time halfway: sizes take long to
+    find, and grow evenly.
+    """
+    small = size("")
+    starts = [match.start() for match in CUTS.finditer(text)] + [len(text)]
+    low, high = -1, len(starts) - 1  # what starts at low is large and does not fit, what starts at high does or is ""
+    turn = 0
+    while high - low > 1:
+        turn += 1
+        share = 0.5 if turn % 3 == 0 or large <= small else (large - most) / (large - small)
+        middle = min(low + max(1, math.ceil(share * (high - low))), high - 1)
+        found = size(text[starts[middle] :])
+        low, large, high, small = (low, large, middle, found) if found <= most else (middle, found, high, small)
+    return text[starts[high] :]
+
+
+def _question_key(question: Question, context: str) -> int:
+    text = "\x1f".join((question.id, context, question.question, *question.choices))
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=4).digest(), "little")

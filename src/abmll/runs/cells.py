@@ -1,0 +1,227 @@
+"""The cells of a table: a system's answers to one unseen task after one adaptation, each a file; or why it has none."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from abmll.config import RunConfig
+from abmll.errors import NonFiniteError
+from abmll.metrics.not_finite import ADAPTING, END, PREDICTING, NotFinite, read_not_finite
+from abmll.metrics.predictions import Prediction, Predictions
+from abmll.process.timer import Timer
+from abmll.prompts.in_context import with_examples
+from abmll.question import Question, Task
+from abmll.systems.build import System, prediction_plan
+from abmll.systems.folds import Answered, held_out
+from abmll.systems.predict import AdaptationPlan, PredictionPlan, examples_of
+from abmll.training.failed_batch import save_batch
+from abmll.training.finite import without_folders
+
+BEFORE = "before-adaptation"
+"""The folder of predictions by the shared weights as they are."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one file of predictions is of.
+
+    Attributes:
+        task: adapted to, and answered.
+        draw: number of the draw of examples.
+        step: meta-iteration whose shared weights are adapted.
+        examples: that meta-training had used until then.
+        where: folder of its file: `BEFORE`, or that of a point of the curve.
+        plan: of the adaptation.
+    """
+
+    task: Task
+    draw: int
+    step: int
+    examples: int
+    where: str
+    plan: AdaptationPlan
+
+
+@dataclass(frozen=True)
+class Cells:
+    """All cells of one system and training seed.
+
+    Attributes:
+        config: of the run.
+        names: its rows in the table; the second, if there is one, answers by the mean weights.
+        folder: its run directory, which batches that are not finite are kept in.
+        predictions: by row, the folder of its files.
+        record_non_finite: a cell that is not finite is a result, and kept as such; else it is an error.
+    """
+
+    config: RunConfig
+    names: Sequence[str]
+    folder: Path
+    predictions: Sequence[Path]
+    record_non_finite: bool = False
+
+    def file(self, name: str, where: str, draw: int, task: Task) -> Path:
+        """Where a row's predictions are."""
+        folder = self.predictions[list(self.names).index(name)]
+        return folder / where / f"draw-{draw}" / f"{task.name}.jsonl"
+
+    def marker(self, name: str, where: str, draw: int, task: Task) -> Path:
+        """Where it is said that they are not finite."""
+        return self.file(name, where, draw, task).with_name(f"{task.name}{END}")
+
+    def exist(self, where: str, draw: int, tasks: Iterable[Task]) -> bool:
+        """Whether every row has its predictions, or the word that they are not finite."""
+        places = [(name, where, draw, task) for name, task in itertools.product(self.names, tasks)]
+        return all(self.file(*place).exists() or self.marker(*place).exists() for place in places)
+
+    def remove(self, where: str, draw: int, task: Task) -> None:
+        """Remove what is there of a cell, in every row."""
+        for name in self.names:
+            self.file(name, where, draw, task).unlink(missing_ok=True)
+            self.marker(name, where, draw, task).unlink(missing_ok=True)
+
+    def markers(self) -> Iterator[tuple[Path, NotFinite]]:
+        """Every cell that is not finite, with its file.
+
+        Raises:
+            AbmllError: such a file is damaged.
+        """
+        for folder in self.predictions:
+            for path in sorted(folder.glob(f"*/draw-*/*{END}")):
+                yield path, read_not_finite(path)
+
+    def scored(self, task: Task) -> tuple[Question, ...]:
+        """The test questions that are scored: all, or the first so many."""
+        return task.test[: self.config.adaptation.test_questions]
+
+    def make(self, system: System, cell: Cell, timer: Timer) -> None:
+        """Adapt to a task and write the predictions of every row, unless they are there.
+
+        Raises:
+            NonFiniteError: an adaptation or prediction is not finite, and that is not to be kept as a result.
+        """
+        if self.exist(cell.where, cell.draw, (cell.task,)):
+            return
+        predict = partial(self._predict, system, (self.config.training.seed, cell.draw, cell.task.name))
+        try:
+            with timer("adapt_seconds"):
+                held = self._held_out(system, cell, predict)
+                examples = self.adapt(system, cell.task, cell.plan, cell.draw)
+        except NonFiniteError as error:
+            self.mark(cell, ADAPTING, error)
+            return
+        with timer("predict_seconds"):
+            parts = [predict(questions, examples) for questions in (self.scored(cell.task), examples)]
+        parts.append(held or [()] * len(self.names))
+        for name, rows in zip(self.names, zip(*parts, strict=True), strict=True):
+            self._write(name, cell, rows)
+
+    def mark(self, cell: Cell, stage: str, error: NonFiniteError) -> None:
+        """Say of a cell, in every row, that it is not finite; or raise the error."""
+        for name in self.names:
+            self._mark(name, cell, stage, error)
+
+    def adapt(self, system: System, task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, ...]:
+        """As `System.adapt`; a batch that is not finite is kept in the run directory."""
+        try:
+            return system.adapt(task, plan, draw)
+        except NonFiniteError as error:
+            text = self.config.to_sealed_yaml()
+            raise save_batch(error, self.folder, system.method, system.batcher, task.name, text) from error
+
+    def _write(self, name: str, cell: Cell, rows: Sequence[Answered]) -> None:
+        """The predictions of a row: of the test questions, of the examples, and of these held out."""
+        answered = [part for part in rows if not isinstance(part, NonFiniteError)]
+        if len(answered) == len(rows):
+            self._of(name, cell, *answered).write(self.file(name, cell.where, cell.draw, cell.task))
+            return
+        self._mark(name, cell, PREDICTING, next(part for part in rows if isinstance(part, NonFiniteError)))
+
+    def _mark(self, name: str, cell: Cell, stage: str, error: NonFiniteError) -> None:
+        if not self.record_non_finite:
+            raise error
+        learned = _guesses(self._examples(cell))
+        a = self.config.adaptation
+        held = learned if a.folds and (cell.plan.steps or a.in_context) else ()
+        asked = self._of(name, cell, _guesses(self.scored(cell.task)), learned, held)
+        below = f"{self.folder.parent.name}/{self.folder.name}"  # where a comparison lies is nobody's business
+        why = without_folders(str(error).replace(str(self.folder), below), (*cell.task.train, *cell.task.test))
+        NotFinite(asked, stage, why).write(self.marker(name, cell.where, cell.draw, cell.task))
+
+    def _of(
+        self,
+        name: str,
+        cell: Cell,
+        rows: tuple[Prediction, ...],
+        learned: tuple[Prediction, ...],
+        held: tuple[Prediction, ...],
+    ) -> Predictions:
+        return Predictions(
+            system=name,
+            task=cell.task.name,
+            seed=self.config.training.seed,
+            draw=cell.draw,
+            examples_consumed=cell.examples,
+            rows=rows,
+            adaptation_rows=learned,
+            label_counts=_label_counts(cell.task, self._examples(cell)),
+            held_out_rows=held,
+            adapted=cell.where != BEFORE,
+        )
+
+    def _examples(self, cell: Cell) -> tuple[Question, ...]:
+        return examples_of(cell.task, cell.plan, cell.draw)
+
+    def _predict(
+        self,
+        system: System,
+        place: tuple[int | str, ...],
+        questions: tuple[Question, ...],
+        examples: tuple[Question, ...],
+    ) -> list[Answered]:
+        """Predictions by each row of the system: drawn and, where it has stds, by the mean weights."""
+        if self.config.adaptation.in_context:
+            questions = tuple(with_examples(q, examples, system.batcher.encoder) for q in questions)
+        drawn = prediction_plan(self.config)
+        kinds = [drawn, PredictionPlan("mean", 1, drawn.batch_tokens)][: len(self.names)]
+        return [self._answered(system, questions, kind, place) for kind in kinds]
+
+    def _answered(
+        self, system: System, questions: tuple[Question, ...], kind: PredictionPlan, place: tuple[int | str, ...]
+    ) -> Answered:
+        try:
+            return system.predict(questions, kind, place)
+        except NonFiniteError as error:
+            if not self.record_non_finite:
+                raise
+            return error
+
+    def _held_out(self, system: System, cell: Cell, predict: "partial[list[Answered]]") -> list[Answered]:
+        """Predictions of the examples by folds; nothing where nothing is learned that they could be held out of."""
+        a, plan = self.config.adaptation, cell.plan
+        if not a.folds or not (plan.steps or a.in_context):
+            return []
+        return held_out(
+            lambda part, of: self.adapt(system, part, of, cell.draw),
+            predict,
+            cell.task,
+            self._examples(cell),
+            plan,
+            a.folds,
+        )
+
+
+def _guesses(questions: Iterable[Question]) -> tuple[Prediction, ...]:
+    """The questions with every choice equally probable."""
+    return tuple(
+        Prediction(q.id, -1 if q.answer is None else q.answer, (1 / len(q.choices),) * len(q.choices))
+        for q in questions
+    )
+
+
+def _label_counts(task: Task, examples: tuple[Question, ...]) -> tuple[int, ...] | None:
+    if task.fixed_labels is None:
+        return None
+    return tuple(sum(q.answer == k for q in examples) for k in range(len(task.fixed_labels)))

@@ -1,0 +1,98 @@
+"""What a run will take, before it is started: steps, examples, memory. No weight is loaded."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from abmll.adapters.attach import features, find_targets
+from abmll.config import RunConfig
+from abmll.methods import method_class
+from abmll.models import count_parameters, load_skeleton
+from abmll.models.load import choose_device, choose_dtype
+from abmll.systems.build import iterations_of, method_settings
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Counts that are exact, and a memory estimate that is not.
+
+    Attributes:
+        meta_iterations: of training.
+        gradient_steps: inner and query batches of training.
+        examples: questions that training consumes.
+        base_parameters: of the base model.
+        adapter_parameters: trained factors of one slot (theta or phi).
+        weight_bytes: base weights in the chosen dtype.
+        adapter_bytes: both slots, their gradients and optimizer moments, in float32.
+        activation_bytes: a rough bound for one batch of questions of `likelihood.max_tokens` tokens: 20 values per
+            token, layer and hidden unit, and three float32 copies of the logits of one token in four.
+    """
+
+    meta_iterations: int
+    gradient_steps: int
+    examples: int
+    base_parameters: int
+    adapter_parameters: int
+    weight_bytes: int
+    adapter_bytes: int
+    activation_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All three."""
+        return self.weight_bytes + self.adapter_bytes + self.activation_bytes
+
+
+def estimate(config: RunConfig) -> Estimate:
+    """Count what a configuration asks for.
+
+    Raises:
+        AbmllError: the model's configuration cannot be had, or no layer matches the targets.
+    """
+    model = load_skeleton(config.model.source, shape=config.model.shape, revision=config.model.revision)
+    settings, cls = method_settings(config), method_class(config.method.name)
+    size = [sum(features(layer)) for layer in find_targets(model, config.adapter.targets).values()]
+    factors = sum(size) * config.adapter.rank * (2 if cls.has_std else 1)
+    dtype = choose_dtype(config.model.dtype, choose_device(config.model.device))
+    batches = iterations_of(config) * config.training.meta_batch * (settings.inner_steps + 1)
+    questions = min(settings.batch_size, config.training.micro_batch or settings.batch_size)
+    return Estimate(
+        meta_iterations=iterations_of(config),
+        gradient_steps=batches,
+        examples=batches * settings.batch_size,
+        base_parameters=count_parameters(model),
+        adapter_parameters=factors,
+        weight_bytes=_weight_bytes(model, dtype, config.model.quantisation),
+        adapter_bytes=factors * 4 * 2 * 4,
+        activation_bytes=_activation_bytes(model.config, questions * config.likelihood.max_tokens, dtype),
+    )
+
+
+def _weight_bytes(model: PreTrainedModel, dtype: torch.dtype, quantisation: str | None) -> int:
+    """Bytes of the weights; packed ones are those of linear layers but the output, NF4's with 4 bytes per 64."""
+    packed = sum(math.prod(features(x)) for x in find_targets(model, "all-linear").values()) if quantisation else 0
+    each = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}.get(quantisation or "", 0.0)
+    return (count_parameters(model) - packed) * dtype.itemsize + round(packed * each)
+
+
+def _activation_bytes(shape: object, tokens: int, dtype: torch.dtype) -> int:
+    layers, hidden = int(getattr(shape, "num_hidden_layers", 0)), int(getattr(shape, "hidden_size", 0))
+    logits = tokens // 4 * int(getattr(shape, "vocab_size", 0)) * 4 * 3
+    return tokens * layers * hidden * 20 * dtype.itemsize + logits
+
+
+def describe(found: Estimate) -> str:
+    """The estimate as a few lines of text."""
+    gib = 2**30
+    return "\n".join(
+        [
+            f"meta-iterations     {found.meta_iterations:,}",
+            f"gradient steps      {found.gradient_steps:,} on {found.examples:,} examples",
+            f"base parameters     {found.base_parameters:,}",
+            f"adapter parameters  {found.adapter_parameters:,} shared, as many per task at work",
+            f"memory, about       {found.total_bytes / gib:.2f} GiB: weights {found.weight_bytes / gib:.2f}, adapters "
+            f"with moments {found.adapter_bytes / gib:.2f}, activations up to {found.activation_bytes / gib:.2f}",
+        ]
+    )

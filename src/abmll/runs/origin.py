@@ -1,0 +1,209 @@
+"""What a run was made from: configuration, data, base model; and whether a run that goes on still has the same."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from abmll.config import MethodConfig, RunConfig, load_config
+from abmll.errors import AbmllError
+from abmll.files import read_sealed_json, write_sealed_json, write_text
+from abmll.models import LanguageModel
+from abmll.question import Task
+from abmll.systems.build import method_settings
+
+log = logging.getLogger(__name__)
+
+ORIGIN = "origin.json"
+FREE = ("name", "note", "tracking.")
+"""Fields that are part of nothing that is computed."""
+NOTED = (
+    *("training.checkpoint_every", "training.log_stds_every", "training.on_non_finite", "training.most_skipped"),
+    *("engine.", "model.device", "tasks.unseen"),
+)
+"""Fields (or their beginnings) that may change with a note: they change no result, beyond rounding."""
+EARLIER_DEFAULTS: dict[str, dict[str, Any]] = {"structured": {"inner_optimizer_state": "fresh"}}
+"""Settings of methods that had another default when the first runs did not yet write their defaults down."""
+MOST_ADVISED = 4
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What was computed on, as SHA-256.
+
+    Attributes:
+        data: name of a training or validation task -> all its rows.
+        tokenizer, model: of the base model.
+    """
+
+    data: Mapping[str, str]
+    tokenizer: str
+    model: str
+
+
+def origin_of(base: LanguageModel, train: Sequence[Task], validation: Sequence[Task]) -> Origin:
+    """The origin of a run: cheap, since a sample stands for the model's weights."""
+    return Origin({t.name: task_hash(t) for t in (*train, *validation)}, base.tokenizer_hash, base.fingerprint)
+
+
+def task_hash(task: Task) -> str:
+    """SHA-256 of all rows of a task, in hexadecimal."""
+    digest = hashlib.sha256()
+    for row in (*task.train, None, *task.test):
+        parts = () if row is None else (row.id, row.context, row.question, str(row.answer), *row.choices)
+        digest.update("\x1f".join((*parts, "\x1e")).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def keep_origin(folder: Path, config: RunConfig, origin: Origin, allowed: Collection[str] | None = None) -> None:
+    """Write `config.yaml` and `origin.json`, or compare with those that are there.
+
+    Every setting of the method is written, also those that nobody gave: a later version may have another default.
+
+    Training may grow longer and change its learning rates, with a note; other differences must be allowed by name.
+
+    Args:
+        folder: the run directory.
+        config, origin: of what is to go on there.
+        allowed: fields that may differ, as the message names them, or a whole section of them; None: none may, and
+            the message does not speak of it.
+
+    Raises:
+        AbmllError: names every field that differs, and its two values.
+    """
+    file = folder / "config.yaml"
+    if not file.exists():
+        write_text(file, _pinned(config).to_sealed_yaml())
+        write_sealed_json(folder / ORIGIN, {**vars(origin), "changes": []})
+        return
+    before = configuration_of_run(file)
+    kept = _read_origin(folder, origin)
+    changed = differences(before, config)
+    changed |= {name: (kept.get(name), value) for name, value in vars(origin).items() if kept.get(name) != value}
+    refused = {n: pair for n, pair in changed.items() if not (_may(n, pair, config) or _allowed(n, pair, allowed))}
+    if refused:
+        raise AbmllError(
+            f"{folder} holds a run of another configuration: {told(refused)}. Go back to its configuration"
+            f"{advice(refused)} or choose another folder{_flags(refused, allowed)}"
+        )
+    for name, pair in changed.items():
+        log.warning("%s: %s; what is there was made before the change", folder, told({name: pair}))
+    schedules = [v for n, v in _fields(_resolved(config)) if n.startswith("method.") and n.endswith("schedule")]
+    if "training.iterations" in changed and any(value != "constant" for value in schedules):
+        log.warning("%s: scheduled rates go by the new training.iterations from here on", folder)
+    changes = [*kept.get("changes", []), *({"field": n, "from": a, "to": b} for n, (a, b) in changed.items())]
+    write_sealed_json(folder / ORIGIN, {**vars(origin), "changes": changes})
+    write_text(file, _pinned(config).to_sealed_yaml())
+
+
+def _read_origin(folder: Path, now: Origin) -> dict[str, Any]:
+    """What the run was computed on; where that is lost, what is there now, with a warning."""
+    if (folder / ORIGIN).exists():
+        return read_sealed_json(folder / ORIGIN, advice="put it back from a copy, or delete it to go on without it")
+    log.warning("%s: is missing, so whether data, tokenizer and model are the same cannot be told", folder / ORIGIN)
+    return {**vars(now), "changes": []}
+
+
+def configuration_of_run(file: Path) -> RunConfig:
+    """What a run was begun with: a default that its configuration does not name is that of then.
+
+    Raises:
+        AbmllError: the file is damaged.
+    """
+    config = load_config(RunConfig, file)
+    method = {**EARLIER_DEFAULTS.get(config.method.name, {}), **config.method.model_dump(mode="json")}
+    return config.model_copy(update={"method": MethodConfig(**method)})
+
+
+def differences(before: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two configurations differ, `FREE` ones apart -> both values; methods by what they resolve to."""
+    one, other = dict(_fields(_resolved(before))), dict(_fields(_resolved(now)))
+    names = [name for name in {**one, **other} if not name.startswith(FREE) and one.get(name) != other.get(name)]
+    return {name: (one.get(name), other.get(name)) for name in names}
+
+
+def _pinned(config: RunConfig) -> RunConfig:
+    """The configuration with every setting of its method as it is now."""
+    method = {**config.method.model_dump(mode="json"), **method_settings(config).model_dump(mode="json")}
+    return config.model_copy(update={"method": MethodConfig(**method)})
+
+
+def _resolved(config: RunConfig) -> dict[str, Any]:
+    """Every value; a preset is what it stands for."""
+    values = _pinned(config).model_dump(mode="json")
+    return {**values, "method": {name: value for name, value in values["method"].items() if name != "preset"}}
+
+
+def _fields(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def told(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Differences in words.
+
+    >>> told({"adapter.rank": (8, 4), "data": ({"a": "1", "b": "2"}, {"a": "3"})})
+    'adapter.rank was 8, is 4; data: other rows in a, without b'
+    """
+    return "; ".join(
+        _told_data(*pair) if name == "data" else f"{name} was {_short(pair[0])}, is {_short(pair[1])}"
+        for name, pair in changed.items()
+    )
+
+
+def advice(changed: Mapping[str, tuple[Any, Any]], section: str = "") -> str:
+    """The settings of before as overrides in brackets, where they are few and can be written so.
+
+    >>> advice({"adapter.rank": (8, 4), "method.phi": ("reset", "persistent")})
+    ' (adapter.rank=8 method.phi=reset)'
+    """
+    short = all("." in name and isinstance(pair[0], str | int | float | None) for name, pair in changed.items())
+    if not short or len(changed) > MOST_ADVISED:
+        return ""
+    values = {n: before if isinstance(before, str) else json.dumps(before) for n, (before, _) in changed.items()}
+    return f" ({' '.join(f'{section}{name}={value}' for name, value in values.items())})"
+
+
+def _flags(refused: Mapping[str, tuple[Any, Any]], allowed: Collection[str] | None) -> str:
+    if any(_lacks_moments(name, pair) for name, pair in refused.items()):
+        return ": its checkpoints hold no moments of the inner steps to go on with"
+    return "" if allowed is None else f", or accept it with {' '.join(f'--allow-change {n}' for n in refused)}"
+
+
+def _told_data(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    parts = {
+        "other rows in": [name for name in now if name in before and before[name] != now[name]],
+        "without": [name for name in before if name not in now],
+        "with": [name for name in now if name not in before],
+    }
+    return "data: " + ", ".join(f"{what} {', '.join(names[:5])}" for what, names in parts.items() if names)
+
+
+def _short(value: Any) -> str:
+    return str(value)[:60]
+
+
+def _may(name: str, pair: tuple[Any, Any], config: RunConfig) -> bool:
+    """Whether a field may change without being allowed by name."""
+    before, now = pair
+    if name == "training.iterations":
+        return bool(now >= before)
+    if name.startswith("adaptation."):
+        return config.tasks.validation is None  # else training stops by it
+    return name.startswith(NOTED) or (name.startswith("method.") and name.endswith("lr"))
+
+
+def _allowed(name: str, pair: tuple[Any, Any], allowed: Collection[str] | None) -> bool:
+    """Whether a field was allowed to change by name, and can."""
+    named = any(name == field or name.startswith(f"{field}.") for field in allowed or ())
+    return named and not _lacks_moments(name, pair)
+
+
+def _lacks_moments(name: str, pair: tuple[Any, Any]) -> bool:
+    return name == "method.inner_optimizer_state" and pair == ("fresh", "persistent")

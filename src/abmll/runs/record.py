@@ -1,0 +1,198 @@
+"""What a run was trained on and how far, kept for its model card; and its scores on unseen tasks, with intervals."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from abmll.errors import AbmllError
+from abmll.files import read_sealed_json, write_sealed_json
+from abmll.metrics.calibration import expected_calibration_error
+from abmll.metrics.not_finite import END, read_not_finite
+from abmll.metrics.predictions import Predictions, read_predictions
+from abmll.metrics.resampling import group_numbers
+from abmll.metrics.scores import confidence_and_correct, question_nll, score
+from abmll.metrics.statistics import (
+    Interval,
+    stratified_bootstrap_interval,
+    stratified_ece_bootstrap_interval,
+)
+from abmll.question import Task
+from abmll.tasks.catalogue.entries import catalogue_entry, catalogue_names
+
+RECORD, COST, ENVIRONMENT = "trained.json", "cost.json", "environment.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TaskFacts(_Part):
+    """A task that a run learned from: its labelled rows, where they came from, and their licence, as far as known.
+
+    `dataset` is its id on the hub, for a set of the catalogue.
+    """
+
+    name: str
+    rows: int
+    source: str
+    licence: str
+    dataset: str | None = None
+
+
+class Record(_Part):
+    """What the shared weights of a run are.
+
+    Attributes:
+        step: meta-iterations that led to them.
+        examples: questions that these used.
+        train: tasks that were trained on.
+        validation: tasks that the step was chosen by.
+    """
+
+    step: int
+    examples: int
+    train: tuple[TaskFacts, ...]
+    validation: tuple[TaskFacts, ...] = ()
+
+
+def task_facts(task: Task) -> TaskFacts:
+    """The facts of a task.
+
+    >>> from abmll.tasks.sources import load_tasks
+    >>> task_facts(load_tasks("builtin:capitals")[0]).licence
+    'Apache-2.0; the facts are of GeoNames, CC BY 4.0'
+    """
+    hub = task.source.startswith(f"hub:{task.name} ") and task.name in catalogue_names()
+    dataset, source = (catalogue_entry(task.name).hub, task.source) if hub else (None, _file_names(task.source))
+    return TaskFacts(name=task.name, rows=len(task.train), source=source, licence=task.licence, dataset=dataset)
+
+
+def _file_names(source: str) -> str:
+    """Files without their folders, which are nobody else's business: a card is for sharing."""
+    return ", ".join(Path(part).name for part in source.split(", "))
+
+
+def keep_record(run: Path, record: Record) -> None:
+    """Write the record into a run directory."""
+    write_sealed_json(run / RECORD, record.model_dump(mode="json"))
+
+
+def read_record(run: Path) -> Record | None:
+    """The record of a run; None if an earlier version made it, which kept none.
+
+    Raises:
+        AbmllError: it is damaged.
+    """
+    if not (run / RECORD).exists():
+        return None
+    try:
+        return Record.model_validate(read_sealed_json(run / RECORD))
+    except ValidationError as error:
+        raise AbmllError(f"{run / RECORD}: not what a run writes ({error.errors()[0]['msg']}); delete it") from error
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """Scores on one task, or the unweighted mean over several; intervals are of 95 %, over questions or groups.
+
+    Attributes:
+        task: its name.
+        questions, draws: answered; and how often others were drawn to adapt on.
+        accuracy, nll, ece: each with its interval; the ECE of 15 equal-width bins of the choices' probability.
+    """
+
+    task: str
+    questions: int
+    draws: int
+    accuracy: float
+    accuracy_interval: Interval
+    nll: float
+    nll_interval: Interval
+    ece: float
+    ece_interval: Interval
+
+
+def owner(file: str, system: str, seed: int) -> str:
+    """What a file of a run in a comparison is sealed for: that of another seed or system in its place is noticed.
+
+    >>> owner(COST, "lora", 3)
+    'cost.json of lora seed 3'
+    """
+    return f"{file} of {system} seed {seed}"
+
+
+def place_of(examples: int) -> str:
+    """The folder of predictions by the weights after so many questions.
+
+    >>> place_of(360)
+    'examples-00000360'
+    """
+    return f"examples-{examples:08d}"
+
+
+def score_run(run: Path, examples: int) -> tuple[ScoreRow, ...]:
+    """A row for each unseen task that was predicted by the weights after so many questions, and one for their mean.
+
+    A task with a draw that is not finite has no row, and then there is no mean either.
+
+    Raises:
+        AbmllError: a predictions file is damaged.
+    """
+    broken = broken_tasks(run, examples)
+    found: dict[str, list[Predictions]] = defaultdict(list)
+    for file in sorted((run / "predictions" / place_of(examples)).glob("draw-*/*.jsonl")):
+        predictions = read_predictions(file)
+        if predictions.task not in broken and _asks_the_same(predictions, found[predictions.task]):
+            found[predictions.task].append(predictions)
+    rows = [_row(task, {task: draws}) for task, draws in found.items()]
+    return (*rows, _row("mean", found)) if len(rows) > 1 and not broken else tuple(rows)
+
+
+def broken_tasks(run: Path, examples: int) -> tuple[str, ...]:
+    """Unseen tasks that were not finite by the weights after so many questions, in some draw.
+
+    Raises:
+        AbmllError: a file is damaged.
+    """
+    files = sorted((run / "predictions" / place_of(examples)).glob(f"draw-*/*{END}"))
+    return tuple(dict.fromkeys(read_not_finite(file).asked.task for file in files))
+
+
+def mean_scores(files: Sequence[Path]) -> dict[str, float]:
+    """Mean over predictions files of every score that all of them have.
+
+    Raises:
+        AbmllError: a file is missing or damaged.
+    """
+    found = [score(read_predictions(file)).to_dict() for file in files]
+    values = {n: [v for scores in found if (v := scores[n]) is not None] for n in (found[0] if found else ())}
+    return {name: float(np.mean(each)) for name, each in values.items() if len(each) == len(found)}
+
+
+def _asks_the_same(one: Predictions, others: Sequence[Predictions]) -> bool:
+    """Draws that were answered on another number of questions (`adaptation.test_questions`) cannot be averaged."""
+    return all([row.id for row in one.rows] == [row.id for row in other.rows] for other in others)
+
+
+def _row(name: str, tasks: Mapping[str, Sequence[Predictions]]) -> ScoreRow:
+    said = {t: [confidence_and_correct(p.probabilities(), p.answers()) for p in draws] for t, draws in tasks.items()}
+    sure = {t: (np.stack([c for c, _ in runs]), np.stack([right for _, right in runs])) for t, runs in said.items()}
+    right = {t: correct.astype(np.float64) for t, (_, correct) in sure.items()}
+    nll = {t: np.stack([question_nll(p.probabilities(), p.answers()) for p in draws]) for t, draws in tasks.items()}
+    groups = {t: group_numbers([row.group for row in draws[0].rows]) for t, draws in tasks.items()}
+    ece = [np.mean([expected_calibration_error(c, r) for c, r in runs]) for runs in said.values()]
+    return ScoreRow(
+        task=name,
+        questions=sum(values.shape[-1] for values in nll.values()),
+        draws=min(len(draws) for draws in tasks.values()),
+        accuracy=float(np.mean([values.mean() for values in right.values()])),
+        accuracy_interval=stratified_bootstrap_interval(right, groups=groups),
+        nll=float(np.mean([values.mean() for values in nll.values()])),
+        nll_interval=stratified_bootstrap_interval(nll, groups=groups),
+        ece=float(np.mean(ece)),
+        ece_interval=stratified_ece_bootstrap_interval(sure, groups=groups),
+    )

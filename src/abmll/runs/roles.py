@@ -1,0 +1,165 @@
+"""The tasks of a run by their roles (to train on, choose by, report), and that no row plays two of them."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from abmll.config import RunConfig, TaskSource
+from abmll.errors import AbmllError
+from abmll.question import Question, Task
+from abmll.systems.build import tasks_of
+from abmll.tasks.leaks import Overlap, Row, overlaps, repeats, rows_of
+
+log = logging.getLogger(__name__)
+
+SHOWN = 20
+TRAINED, CHOSEN = "trained on", "chosen by"
+WORDS = {"same": "the same question as", "near": "nearly the same question as"}
+
+
+@dataclass(frozen=True)
+class RunTasks:
+    """A run's tasks: meta-trained on, chosen by, reported."""
+
+    train: tuple[Task, ...]
+    validation: tuple[Task, ...]
+    unseen: tuple[Task, ...]
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A row that is learned from, or chosen by, and is asked again where it must not have been seen.
+
+    Attributes:
+        overlap: the two rows.
+        first, second: what each of them is for.
+    """
+
+    overlap: Overlap
+    first: str
+    second: str
+
+    def turned(self) -> "Leak":
+        """The same with the second row first."""
+        return Leak(self.overlap.turned(), self.second, self.first)
+
+    def __str__(self) -> str:
+        pair = self.overlap
+        return f"{pair.first.place} ({self.first}): {WORDS[pair.kind]} {pair.second.place} ({self.second})"
+
+
+def load_run_tasks(config: RunConfig, runs: Sequence[RunConfig] = ()) -> RunTasks:
+    """Every task that a configuration names.
+
+    Args:
+        config: names them.
+        runs: of a comparison's systems, which may be chosen by validation tasks each for itself.
+
+    Raises:
+        AbmllError: a source cannot be read, or training is to be chosen by validation tasks that are not named.
+    """
+    if config.training.validate_every is not None and config.tasks.validation is None:
+        raise AbmllError("training.validate_every is set, but tasks.validation names no tasks to choose by")
+    chosen = [run for run in (runs or (config,)) if run.training.validate_every is not None]
+    if not chosen and config.tasks.validation is not None:
+        log.warning("tasks.validation is named, but not used: training.validate_every is not set")
+    return RunTasks(tasks_of(config.tasks.train), tasks_of(config.tasks.validation), tasks_of(config.tasks.unseen))
+
+
+def without_leaks(config: RunConfig, tasks: RunTasks) -> RunTasks:
+    """The tasks, with `tasks.leak_check` done: refused, told, or without the rows that leak.
+
+    Raises:
+        AbmllError: `tasks.leak_check` is "error" and there are leaks; names the rows as file:line.
+    """
+    return _without(config, tasks, () if config.tasks.leak_check == "off" else find_leaks(tasks))
+
+
+def tasks_to_score(config: RunConfig, source: TaskSource | None) -> RunTasks:
+    """The tasks of a run that was trained, to be scored on its unseen ones or on others, with `tasks.leak_check` done.
+
+    Of tasks that it was not trained against, a row that leaks is what `drop` leaves out: training is past.
+
+    Args:
+        config: of the run.
+        source: of the tasks to score; None: its own unseen tasks.
+
+    Raises:
+        AbmllError: as `without_leaks`.
+    """
+    others = tasks_of(config.tasks.train), tasks_of(config.tasks.validation)
+    tasks = RunTasks(*others, tasks_of(source or config.tasks.unseen))
+    if config.tasks.leak_check == "off":
+        return tasks
+    leaks = find_leaks(tasks, repeated=False)
+    if source is not None:
+        leaks = tuple(leak.turned() if leak.first in (TRAINED, CHOSEN) else leak for leak in leaks)
+    return _without(config, tasks, leaks)
+
+
+def _without(config: RunConfig, tasks: RunTasks, leaks: Sequence[Leak]) -> RunTasks:
+    mode = config.tasks.leak_check
+    if not leaks:
+        return tasks
+    if mode == "error":
+        raise AbmllError(
+            f"{_told(leaks)}\nRemove one row of each pair. Or set tasks.leak_check=drop to leave out the row named "
+            "first, or tasks.leak_check=warn to go on with both"
+        )
+    log.warning("%s%s", _told(leaks), "\nThe rows named first are left out" if mode == "drop" else "")
+    return _dropped(tasks, leaks) if mode == "drop" else tasks
+
+
+def find_leaks(tasks: RunTasks, repeated: bool = True) -> tuple[Leak, ...]:
+    """All leaks of a run's tasks; `repeated`: also rows of a task to train on that are there twice.
+
+    What is trained on must not be adapted on, chosen by or reported; what is chosen by must not be reported; both down
+    to rows that are nearly the same. And within one task, no question may stand among the rows of an episode twice
+    (support and query), nor among those adapted on and those scored: here the very same ones alone count, as the
+    questions of one task may well be made after one pattern.
+    """
+    again = _repeats(tasks.train) if repeated else ()
+    found = [Leak(pair.turned(), "a row of an episode", "another row of it") for pair in again]
+    purpose = {
+        row: f"{what}, in a task {role}"
+        for role, held in ((CHOSEN, tasks.validation), ("reported", tasks.unseen))
+        for what, split in (("adapted on", "train"), ("scored", "test"))
+        for row in _rows(held, split)
+    }
+    trained = _rows(tasks.train, "train")
+    found += [Leak(pair, TRAINED, purpose[pair.second]) for pair in overlaps(trained, tuple(purpose))]
+    for task in tasks.validation + tasks.unseen:
+        within = overlaps(rows_of(task.name, task.train), rows_of(task.name, task.test), near=False)
+        found += [Leak(pair, "adapted on", "scored") for pair in within]
+    chosen, reported = (_rows(held, "train") + _rows(held, "test") for held in (tasks.validation, tasks.unseen))
+    return *found, *(Leak(pair, CHOSEN, "reported") for pair in overlaps(chosen, reported))
+
+
+def _repeats(tasks: Iterable[Task]) -> tuple[Overlap, ...]:
+    return tuple(pair for task in tasks for pair in repeats(rows_of(task.name, task.train)))
+
+
+def _rows(tasks: Iterable[Task], split: str) -> tuple[Row, ...]:
+    return tuple(row for task in tasks for row in rows_of(task.name, getattr(task, split)))
+
+
+def _told(leaks: Sequence[Leak]) -> str:
+    lines = [
+        f"tasks: {len(leaks):,} leak{'s' * (len(leaks) != 1)} between rows learned from and rows that must be new:"
+    ]
+    lines += [f"  {leak}" for leak in leaks[:SHOWN]]
+    if len(leaks) > SHOWN:
+        lines.append(f"  ... and {len(leaks) - SHOWN:,} more; `abmll tasks check` shows all")
+    return "\n".join(lines)
+
+
+def _dropped(tasks: RunTasks, leaks: Iterable[Leak]) -> RunTasks:
+    leaving = {id(leak.overlap.first.question) for leak in leaks}
+
+    def kept(rows: tuple[Question, ...]) -> tuple[Question, ...]:
+        return tuple(question for question in rows if id(question) not in leaving)
+
+    def clean(of: tuple[Task, ...]) -> tuple[Task, ...]:
+        return tuple(replace(task, train=kept(task.train), test=kept(task.test)) for task in of)
+
+    return RunTasks(clean(tasks.train), clean(tasks.validation), clean(tasks.unseen))

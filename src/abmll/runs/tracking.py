@@ -1,0 +1,193 @@
+"""A run's numbers for a tracker (TensorBoard, W&B, MLflow, trackio), through accelerate's classes.
+
+A tracker is told what the journal is told, after the journal. Nothing depends on it: a package that is missing is named
+before the model is loaded, and a tracker that fails later is left out with one warning, while the run goes on.
+"""
+
+import logging
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+
+from abmll.config import RunConfig
+from abmll.errors import AbmllError
+from abmll.files import read_sealed_json, write_sealed_json
+from abmll.tables.rows import printable
+
+KEPT = "tracking.json"
+"""In a run directory: under which name each tracker has the run, so that a run that goes on is the same one there."""
+
+log = logging.getLogger(__name__)
+
+
+def check_trackers(config: RunConfig) -> None:
+    """Refuse a tracker whose package is not installed.
+
+    Raises:
+        AbmllError: says what to install.
+    """
+    known = {str(kind) for kind in get_available_trackers()}
+    missing = [name for name in config.tracking.tracker if name not in known]
+    if missing:
+        raise AbmllError(
+            f"tracking.tracker: {', '.join(missing)} cannot be used, its package is not installed: "
+            f"pip install {' '.join(missing)}; or leave it out"
+        )
+
+
+class Tracking:
+    """The trackers of a run. Use as a context manager; blocks may be nested, and the outermost one ends the trackers.
+
+    They begin with the first numbers. No method raises an `Exception`.
+
+    Args:
+        config: of the run.
+        folder: its run directory; TensorBoard's files come to lie in it.
+
+    >>> with Tracking(RunConfig.model_validate({"model": {"shape": "tiny-llama"}}), Path("run")) as tracking:
+    ...     tracking.step({"event": "step", "step": 1, "nll": 0.5})  # no tracker is configured
+    """
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self._trackers: dict[str, GeneralTracker] = {}
+        self._begun, self._depth, self._last = False, 0, 0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any tracker is configured."""
+        return bool(self.config.tracking.tracker)
+
+    def __enter__(self) -> "Tracking":
+        self._depth += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
+        for name, tracker in tuple(self._trackers.items()):
+            with self._left_out_if_it_fails(name):
+                tracker.finish()
+        self._trackers, self._begun = {}, False
+
+    def step(self, event: Mapping[str, Any], rates: Mapping[str, float] | None = None) -> None:
+        """Tell one event of the journal: all its numbers, and learning rates.
+
+        What an earlier process told of this step and later ones (a stopped run does some again) is hidden by
+        TensorBoard; W&B keeps the first of two, MLflow and trackio keep both, which are equal.
+        """
+        step = int(event["step"])
+        skipped = {"skipped": 1.0} if event["event"] == "skipped" else {}
+        self._tell({**_numbers(event), **skipped, **_numbers({"rates": rates or {}})}, step, first=step)
+
+    def summary(self, scores: Mapping[str, Any], step: int) -> None:
+        """Tell numbers of the whole run, beside those of its last step or of `step`, whichever is later."""
+        self._tell(_numbers(scores), max(step, self._last), first=None)
+
+    def _tell(self, numbers: dict[str, float], step: int, first: int | None) -> None:
+        if not self._begun:
+            self._begun = True
+            for wanted in self.config.tracking.tracker:
+                with self._left_out_if_it_fails(wanted):
+                    self._trackers[wanted] = self._started(wanted, first)
+        self._last = step
+        for name, tracker in tuple(self._trackers.items()):
+            with self._left_out_if_it_fails(name):
+                tracker.log(numbers, step=step)
+
+    def _started(self, name: str, first: int | None) -> GeneralTracker:
+        """A tracker that goes on with this run, or has a new one, with the configuration."""
+        _prepare_accelerate()
+        kept = read_sealed_json(self.folder / KEPT) if (self.folder / KEPT).exists() else {}
+        known = str(kept[name]) if name in kept else None
+        tracker = LOGGER_TYPE_TO_CLASS[name](**self._options(name, known, first))
+        tracker.main_process_only = False  # none but the main rank comes here, and accelerate knows no ranks
+        tracker.start()
+        if known is None:
+            tracker.store_init_configuration(_flat(self.config.model_dump(mode="json")))
+            write_sealed_json(self.folder / KEPT, {**kept, name: _name_of(name, tracker)})
+        return tracker
+
+    def _options(self, name: str, known: str | None, first: int | None) -> dict[str, Any]:
+        """What accelerate's class takes."""
+        project, title = self.config.tracking.project, f"{self.config.name}-seed-{self.config.training.seed}"
+        new = uuid.uuid4().hex[:12]
+        if name == "tensorboard":
+            return {"run_name": name, "logging_dir": self.folder, "purge_step": first}
+        if name == "wandb":  # nothing of the machine and its folders
+            quiet = {"console": "off", "disable_git": True, "disable_code": True, "x_disable_meta": True}
+            return {"run_name": project, "name": title, "id": known or new, "resume": "allow", "settings": quiet}
+        if name == "mlflow":
+            return {"experiment_name": project, "run_name": title, "run_id": known}
+        return {"run_name": project, "name": known or f"{title}-{new}", "resume": "allow", "embed": False}
+
+    @contextmanager
+    def _left_out_if_it_fails(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # a tracker's client fails with any
+            self._trackers.pop(name, None)
+            said = printable(" ".join(str(error).split()))[:400] or type(error).__name__
+            log.warning("tracking by %s failed and is left out from here on (%s); the run goes on", name, said)
+
+
+def _prepare_accelerate() -> None:
+    """Accelerate's logger wants its state, which asks the environment of torchrun: it would join process groups of its
+    own, and set numbers of threads. So it is told of one process.
+    """
+    ranks = {name: os.environ.pop(name) for name in ("LOCAL_RANK", "WORLD_SIZE") if name in os.environ}
+    try:
+        PartialState(cpu=True)
+    finally:
+        os.environ.update(ranks)
+
+
+def _name_of(name: str, tracker: GeneralTracker) -> str:
+    """By what a tracker knows its run."""
+    found = tracker.tracker
+    return {
+        "tensorboard": lambda: name,
+        "wandb": lambda: found.id,
+        "mlflow": lambda: found.info.run_id,
+        "trackio": lambda: found.name,
+    }[name]()
+
+
+def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """All numbers but `step`, nested ones by their path.
+
+    >>> _numbers({"step": 3, "task": "capitals", "nll": 0.5, "stds": {"shared": {"median": 0.01}}})
+    {'nll': 0.5, 'stds/shared/median': 0.01}
+    """
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and (prefix or name != "step"):
+            found[f"{prefix}{name}"] = float(value)
+    return found
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration as one level of plain values.
+
+    >>> _flat({"model": {"source": None}, "adapter": {"rank": 8, "targets": ["q_proj", "v_proj"]}})
+    {'adapter.rank': 8, 'adapter.targets': "['q_proj', 'v_proj']"}
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            found[f"{prefix}{name}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found

@@ -1,0 +1,263 @@
+"""Adapting to an unseen task by the same inner steps, and predicting."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from abmll.adapters.layer import Sampler
+from abmll.kernels.noise import key_tensor, noise_key
+from abmll.likelihood import ChoiceLikelihood
+from abmll.methods.base import Method
+from abmll.metrics.calibration import apply_temperature
+from abmll.metrics.predictions import Prediction
+from abmll.metrics.scores import floored_probabilities, negative_log_likelihood, temperature_of
+from abmll.process.stopping import stop_if_asked
+from abmll.prompts.batches import ChoiceBatch, sorted_batches
+from abmll.question import Question, Task
+from abmll.tasks.episodes import adaptation_batches
+from abmll.training.batcher import Batcher
+from abmll.training.failed_batch import ADAPTATION
+from abmll.training.finite import check_adapted, check_answers
+from abmll.training.graphs import Graphs
+from abmll.training.inner import inner_steps
+from abmll.training.optimizers import GroupOptimizer
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptationPlan:
+    """How an unseen task is adapted to: the same examples and steps for every system."""
+
+    examples: int = 20
+    steps: int = 10
+    batch_size: int = 2
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionPlan:
+    """How a posterior becomes probabilities.
+
+    Attributes:
+        sampler: `weight` (the model as written) or `activation`; `mean` uses the mean weights.
+        samples: draws whose probabilities are averaged.
+        batch_tokens: most padded tokens of one forward pass.
+    """
+
+    sampler: Literal["mean", "weight", "activation"] = "weight"
+    samples: int = 10
+    batch_tokens: int = 4096
+
+
+def adapt(
+    method: Method,
+    batcher: Batcher,
+    task: Task,
+    plan: AdaptationPlan,
+    draw: int,
+    optimizer: GroupOptimizer | None = None,
+    graphs: Graphs | None = None,
+) -> tuple[Question, ...]:
+    """Make phi from theta and adapt it to a task; returns the examples that were used.
+
+    Args:
+        method: holds theta and phi.
+        batcher: encodes questions.
+        task: its train rows are drawn from.
+        plan: examples and steps.
+        draw: number of the draw of examples.
+        optimizer: over the method's task groups, to be used again and again with `graphs`; its moments are dropped.
+        graphs: where steps are captured.
+
+    Raises:
+        AbmllError: the task has too few train rows.
+        NonFiniteError: a loss or gradient was not finite, and nothing was updated by it; or phi is not, at the end.
+        Stopped: between two steps, if the process was asked to stop.
+    """
+    examples, batches = adaptation_batches(
+        task, examples=plan.examples, steps=plan.steps, batch_size=plan.batch_size, seed=plan.seed, draw=draw
+    )
+    method.begin_task(first=True)
+    optimizer = GroupOptimizer(method.task()) if optimizer is None else optimizer
+    optimizer.restart()
+    inner_steps(method, optimizer, batcher, batches, (plan.seed, ADAPTATION, draw), graphs=graphs)
+    check_adapted(task.name, method.adapters)
+    return examples
+
+
+def examples_of(task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, ...]:
+    """The examples that `adapt` uses."""
+    return adaptation_batches(
+        task, examples=plan.examples, steps=0, batch_size=plan.batch_size, seed=plan.seed, draw=draw
+    )[0]
+
+
+def predict(
+    method: Method,
+    likelihood: ChoiceLikelihood,
+    batcher: Batcher,
+    questions: Sequence[Question],
+    plan: PredictionPlan,
+    place: tuple[int | str, ...],
+    graphs: Graphs | None = None,
+) -> tuple[Prediction, ...]:
+    """Choice probabilities under phi: the mean over posterior draws of the probabilities, never of logits.
+
+    Args:
+        method: holds the adapters; without stds (or with the sampler `mean`) there is one draw, the mean weights.
+        likelihood: reads choices from the model.
+        batcher: encodes questions.
+        questions: any number; each score is independent of the others in its batch.
+        plan: sampler and number of draws.
+        place: names the draws' noise; the same place gives the same weights for every question.
+        graphs: where forward passes are captured.
+
+    Raises:
+        NonFiniteError: a probability is NaN or infinite; names the rows and the dtype.
+        Stopped: between two forward passes, if the process was asked to stop.
+    """
+    out: list[Prediction | None] = [None] * len(questions)
+    for indices, draws in draw_by_batch(method, likelihood, batcher, questions, plan, place, graphs):
+        probabilities = np.mean([p for p, _ in draws], axis=0)
+        spread = np.std([p for p, _ in draws], axis=0) if is_drawing(method, plan) else None
+        raw = [v for _, v in draws if v is not None]
+        vocabulary = np.mean(raw, axis=0) if raw else None
+        for row, i in enumerate(indices):
+            out[i] = _prediction(questions[i], probabilities, vocabulary, spread, row)
+    return tuple(prediction for prediction in out if prediction is not None)
+
+
+Draw = tuple[Float[np.ndarray, "B K"], Float[np.ndarray, "B K"] | None]
+"""Probabilities of a batch under one draw, over its choices and (letter) over the vocabulary; float64."""
+
+
+def is_drawing(method: Method, plan: PredictionPlan) -> bool:
+    """Whether a plan draws weights, or what they see; else there is one draw, the mean weights."""
+    return plan.sampler != "mean" and (method.adapters.has_std or method.dropout > 0)
+
+
+def draw_by_batch(
+    method: Method,
+    likelihood: ChoiceLikelihood,
+    batcher: Batcher,
+    questions: Sequence[Question],
+    plan: PredictionPlan,
+    place: tuple[int | str, ...],
+    graphs: Graphs | None = None,
+) -> Iterator[tuple[list[int], list[Draw]]]:
+    """What `predict` averages: the places of a batch's questions, and its probabilities under each draw.
+
+    Args and errors as `predict`: no probability that is not finite leaves the model.
+    """
+    graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
+    keys = [noise_key("predict", *place, sample) for sample in range(plan.samples if is_drawing(method, plan) else 1)]
+    encoded = [batcher.encoder(question) for question in questions]
+    limits = {"share_prefix": batcher.share_prefix, "buckets": batcher.buckets}
+    for indices in sorted_batches(encoded, plan.batch_tokens, **limits):
+        chosen = [questions[i] for i in indices]
+        draws = _draws(method, likelihood, batcher, chosen, plan, keys, graphs)
+        tables = [table for draw in draws for table in draw if table is not None]
+        check_answers(questions, indices, tables, method.adapters)
+        yield indices, draws
+
+
+@torch.no_grad()
+def _draws(
+    method: Method,
+    likelihood: ChoiceLikelihood,
+    batcher: Batcher,
+    questions: Sequence[Question],
+    plan: PredictionPlan,
+    keys: Sequence[int],
+    graphs: Graphs,
+) -> list[Draw]:
+    """Probabilities of each draw.
+
+    A batch is small enough for several draws in one pass where questions are few.
+    """
+    batch = batcher.batch(questions)
+    together = _together(batch.input_ids.numel(), plan.batch_tokens, len(keys)) if batcher.buckets else 1
+    repeated = batch if together == 1 else batch.repeat(together)
+    sampler = plan.sampler if method.adapters.has_std else "mean"
+    dropout = method.dropout if is_drawing(method, plan) else 0.0
+    step = partial(_score, method, likelihood, sampler, dropout)
+    found = []
+    for start in range(0, len(keys), together):
+        stop_if_asked()
+        outputs = graphs.run(
+            f"predict {sampler} {dropout}", step, [repeated], key_tensor(*keys[start : start + together])
+        )
+        tables = [table.cpu().numpy().reshape(together, len(questions), -1) for table in outputs]
+        found += [(tables[0][i], tables[1][i] if len(tables) > 1 else None) for i in range(together)]
+    return found
+
+
+def _together(tokens: int, most_tokens: int, samples: int) -> int:
+    """The largest divisor of `samples` for which so many copies of a batch stay within `most_tokens`.
+
+    >>> _together(100, 450, 10), _together(100, 50, 10)
+    (2, 1)
+    """
+    return max(d for d in range(1, samples + 1) if samples % d == 0 and (d == 1 or d * tokens <= most_tokens))
+
+
+def _score(
+    method: Method,
+    likelihood: ChoiceLikelihood,
+    sampler: Sampler,
+    dropout: float,
+    batches: Sequence[ChoiceBatch],
+    keys: Tensor,
+) -> tuple[Tensor, ...]:
+    """Probabilities over choices, and over the vocabulary where there are such; float64."""
+    (batch,) = batches
+    adapters = method.adapters
+    with adapters.drawing(sampler, keys, batch.row_keys, batch.token_index), adapters.dropping(dropout, keys):
+        scores = likelihood.scores(batch)
+    probabilities = scores.log_probabilities.double().exp()
+    probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    return (probabilities,) if scores.vocabulary is None else (probabilities, scores.vocabulary.double().exp())
+
+
+def _prediction(
+    question: Question,
+    probabilities: Float[np.ndarray, "B K"],
+    vocabulary: Float[np.ndarray, "B K"] | None,
+    spread: Float[np.ndarray, "B K"] | None,
+    row: int,
+) -> Prediction:
+    count = len(question.choices)
+    best = int(probabilities[row, :count].argmax())
+    return Prediction(
+        id=question.id,
+        answer=-1 if question.answer is None else question.answer,
+        probabilities=tuple(float(p) for p in probabilities[row, :count]),
+        vocabulary_confidence=None if vocabulary is None else float(vocabulary[row, best]),
+        spread=None if spread is None else tuple(float(s) for s in spread[row, :count]),
+        group=question.group,
+    )
+
+
+def mean_nll(predictions: Sequence[Prediction]) -> float:
+    """Mean of -log p(right choice), in nats: what validation goes by."""
+    return float(np.mean([-np.log(max(p.probabilities[p.answer], 1e-12)) for p in predictions]))
+
+
+def mean_nll_scaled(predictions: Sequence[Prediction]) -> float:
+    """`mean_nll` at the temperature that suits these predictions best: what they know, however sure they are.
+
+    Weights that came to nothing make guesses, whose NLL may be below that of good weights that are too sure.
+
+    >>> from abmll.metrics.predictions import Prediction
+    >>> sure = [Prediction(str(i), int(i == 0), (0.999, 0.001)) for i in range(4)]  # right three times in four
+    >>> round(mean_nll(sure), 3), round(mean_nll_scaled(sure), 3)
+    (1.728, 0.562)
+    """
+    rows = tuple(predictions)
+    scaled = apply_temperature(floored_probabilities(rows), temperature_of(rows))
+    return negative_log_likelihood(scaled, np.array([row.answer for row in rows]))

@@ -1,0 +1,1 @@
+"""Meta-training: inner steps, outer steps, optimizers, checkpoints, going on after a stop."""

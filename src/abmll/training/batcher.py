@@ -1,0 +1,49 @@
+"""Questions -> batches on the model's device, in micro-batches where memory asks for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from abmll.prompts.batches import ChoiceBatch, collate
+from abmll.prompts.encode import Encoder
+from abmll.question import Question
+
+
+@dataclass(frozen=True)
+class Batcher:
+    """Encodes and pads questions.
+
+    Attributes:
+        encoder: question -> token ids, cached.
+        device: where batches go.
+        micro_batch: most questions of one forward and backward pass; None: the whole batch at once.
+        share_prefix: see `collate`.
+        buckets: pad to few shapes, for passes that are captured once per shape and replayed; see `collate`.
+        least: the smallest of these for gradient steps.
+    """
+
+    encoder: Encoder
+    device: torch.device
+    micro_batch: int | None = None
+    share_prefix: bool = True
+    buckets: bool = False
+    least: int = 1
+
+    def __call__(self, questions: Sequence[Question]) -> list[ChoiceBatch]:
+        """The batches of one gradient step: one, or as many as `micro_batch` makes."""
+        size = self.micro_batch or max(1, len(questions))
+        return [self.batch(questions[i : i + size], least=self.least) for i in range(0, len(questions), size)]
+
+    def batch(self, questions: Sequence[Question], samples: int = 1, least: int = 1) -> ChoiceBatch:
+        """All the questions as one batch, `samples` times over (see `ChoiceBatch.repeat`).
+
+        On a CUDA device it arrives by one copy that nothing waits for.
+        """
+        encoded = [self.encoder(question) for question in questions]
+        limit = self.encoder.limit
+        batch = collate(encoded, share_prefix=self.share_prefix, buckets=self.buckets, limit=limit, least=least)
+        batch = batch if samples == 1 else batch.repeat(samples)
+        if self.device.type != "cuda":
+            return batch.to(self.device)
+        return batch.pin_memory().to(self.device, non_blocking=True)

@@ -1,0 +1,143 @@
+"""The inner loop: the one function by which every system takes its steps, in training and on an unseen task."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from abmll.adapters.layer import AdapterSet
+from abmll.errors import NonFiniteError
+from abmll.kernels.noise import key_tensor, noise_key
+from abmll.methods.base import Method, Place, Terms, backward_by_share
+from abmll.process.stopping import stop_if_asked
+from abmll.prompts.batches import ChoiceBatch
+from abmll.question import Question
+from abmll.training.batcher import Batcher
+from abmll.training.failed_batch import FailedBatch
+from abmll.training.finite import dtype_advice
+from abmll.training.graphs import Graphs
+from abmll.training.optimizers import GroupOptimizer
+
+
+def inner_steps(
+    method: Method,
+    optimizer: GroupOptimizer,
+    batcher: Batcher,
+    batches: Sequence[Sequence[Question]],
+    place: Place,
+    factor: float = 1.0,
+    graphs: Graphs | None = None,
+) -> list[Terms]:
+    """One gradient step on phi for each batch; theta is untouched.
+
+    On CUDA a step is captured and replayed, so it cannot stop in its middle: the optimizer itself skips an update by
+    what is not finite and those after it, and the end of the steps raises.
+
+    Args:
+        method: says what a step descends.
+        optimizer: over the method's task groups.
+        batcher: makes batches.
+        batches: the questions of each step.
+        place: (seed, meta-iteration, position); the step's number is added to name its noise.
+        factor: multiplies the inner rates.
+        graphs: where steps are captured; None runs them eagerly.
+
+    Returns:
+        The terms of each step, before it was taken. The learned log-temperature, if any, is left with the gradient of
+        the last batch alone.
+
+    Raises:
+        NonFiniteError: before the update that a non-finite loss or gradient would have made.
+        Stopped: between two steps, if the process was asked to stop.
+    """
+    graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
+    optimizer.set_rates(factor)
+    optimizer.skip_from_here.zero_()
+    taken: list[Tensor] = []
+    for step, questions in enumerate(batches):
+        stop_if_asked()
+        values, *temperature = graphs.run(
+            f"inner step {id(optimizer)}", partial(_step, method, optimizer), batcher(questions), _key(*place, step)
+        )
+        taken.append(values.clone())
+        for parameter, gradient in zip(method.temperature, temperature, strict=True):
+            parameter.grad = gradient.clone()
+        if not optimizer.skips_by_itself or step == len(batches) - 1:
+            _check_steps(taken, batches, place, method.adapters)
+    return [terms_of(values) for values in taken]
+
+
+def _step(
+    method: Method, optimizer: GroupOptimizer, batches: Sequence[ChoiceBatch], keys: Tensor
+) -> tuple[Tensor, ...]:
+    """One step, as it can be captured: nothing here waits for the device where the optimizer skips by itself."""
+    optimizer.zero_grad()
+    clear(method.temperature)
+    terms = backward_by_share(batches, partial(method.inner_loss, key=keys[0]), optimizer.parameters)
+    bad = not_finite(terms, [p.grad for p in optimizer.parameters if p.grad is not None])
+    if optimizer.skips_by_itself or not bool(bad):
+        optimizer.step(skip=bad)
+    optimizer.zero_grad()
+    temperature = [torch.zeros_like(p) if p.grad is None else p.grad for p in method.temperature]
+    clear(method.temperature)
+    return (as_values(terms, bad), *temperature)
+
+
+def _key(*place: int) -> Tensor:
+    return key_tensor(noise_key(*place))
+
+
+def as_values(terms: Terms, bad: Tensor) -> Float[Tensor, " parts"]:
+    """Total, NLL, whether anything is not finite and, if there is one, KL as one tensor."""
+    parts = [terms.total, terms.nll, bad] + ([] if terms.task_kl is None else [terms.task_kl])
+    return torch.stack([part.detach().float().reshape(()) for part in parts])
+
+
+def terms_of(values: Float[Tensor, " parts"]) -> Terms:
+    """The inverse of `as_values`."""
+    return Terms((values[0],), values[1], values[3] if len(values) > 3 else None)
+
+
+def _check_steps(
+    taken: Sequence[Tensor], batches: Sequence[Sequence[Question]], place: Place, adapters: AdapterSet
+) -> None:
+    for step, is_bad in enumerate(torch.stack([values[2] for values in taken]).tolist()):
+        if is_bad:
+            raise _error(f"inner step {step}", FailedBatch(tuple(batches[step]), (*place, step)), adapters)
+
+
+def clear(parameters: Sequence[Tensor]) -> None:
+    """Drop gradients."""
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def not_finite(terms: Terms | None, gradients: Sequence[Tensor]) -> Float[Tensor, ""]:
+    """1 if a loss or a gradient is NaN or infinite, else 0; waits for nothing."""
+    numbers = [] if terms is None else [terms.total.detach().float()]
+    if gradients:
+        numbers += [norm.float() for norm in torch._foreach_norm(list(gradients), float("inf"))]
+    return 1.0 - torch.stack(numbers).isfinite().all().float()
+
+
+def check_finite(
+    terms: Terms | None, gradients: Sequence[Tensor], what: str, batch: FailedBatch, adapters: AdapterSet
+) -> None:
+    """Stop before an update by a non-finite loss or gradient; one wait for the device in all.
+
+    Raises:
+        NonFiniteError: names `what` and the questions.
+    """
+    if (terms is not None or gradients) and bool(not_finite(terms, gradients)):
+        raise _error(what, batch, adapters)
+
+
+def _error(what: str, batch: FailedBatch, adapters: AdapterSet) -> NonFiniteError:
+    ids = ", ".join(question.id for question in batch.questions) or "none"
+    return NonFiniteError(
+        f"{what}: the loss or a gradient is not finite (questions {ids}); nothing was updated. "
+        f"Lower the learning rates, or look at these questions; {dtype_advice(adapters.base_dtype)}",
+        batch,
+    )

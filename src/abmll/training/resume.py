@@ -1,0 +1,160 @@
+"""The state of training as a checkpoint, and back."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from abmll.errors import AbmllError
+from abmll.methods.base import Method
+from abmll.process.together import together
+from abmll.process.world import World
+from abmll.training.checkpoints import Checkpoint, RunDirectory
+from abmll.training.optimizers import GroupOptimizer
+
+
+@dataclass
+class Progress:
+    """What is resumed besides tensors."""
+
+    step: int = 0
+    best_step: int = 0
+    best_nll: float = float("inf")
+    bad: int = 0
+    distance: float = 0.0  # running mean of D^2, to be held against the mean of var_theta
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """All that training moves."""
+
+    method: Method
+    inner: GroupOptimizer
+    outer: GroupOptimizer
+    progress: Progress
+
+    def checkpoint(self, *, copy: bool = False) -> Checkpoint:
+        """The state as it is: theta, moments, and what is carried from task to task.
+
+        Args:
+            copy: keep it as it is now, whatever training does next; else the tensors are those of training.
+        """
+        method = self.method
+        optimizer = {f"outer.{name}": tensor for name, tensor in self.outer.state_dict().items()}
+        if method.settings.inner_optimizer_state == "persistent":
+            optimizer |= {f"inner.{name}": tensor for name, tensor in self.inner.state_dict().items()}
+        if method.keeps_phi:
+            optimizer |= {f"phi.{name}": tensor for name, tensor in method.adapters.state_dict("task").items()}
+        state = {k: v for k, v in vars(self.progress).items() if k != "step" and v != float("inf")}
+        found = Checkpoint(self.progress.step, theta(method), optimizer, state)
+        return replace(found, shared=_copied(found.shared), optimizer=_copied(found.optimizer)) if copy else found
+
+    def put_back(self, checkpoint: Checkpoint) -> None:
+        """Become what a checkpoint says, in place.
+
+        Raises:
+            KeyError, ValueError: it is of other adapters.
+        """
+        load_theta(self.method, checkpoint.shared)
+        parts: dict[str, dict[str, Tensor]] = {"outer": {}, "inner": {}, "phi": {}}
+        for name, tensor in checkpoint.optimizer.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        self.outer.load_state_dict(parts["outer"])  # float64 masters too: they know more digits than theta does
+        self.inner.load_state_dict(parts["inner"])
+        if parts["phi"]:
+            self.method.adapters.load_state_dict("task", parts["phi"])
+        vars(self.progress).update({**vars(Progress()), **checkpoint.state, "step": checkpoint.step})
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def resume(trained: Trained, run: RunDirectory, world: World) -> None:
+    """Go on from the latest checkpoint that verifies; a run without any gets one of step 0.
+
+    Raises:
+        AbmllError: there are checkpoints, but none can be used; says of the newest why.
+    """
+    with together(world):
+        found = run.latest()
+        if found is None and (there := run.steps(incomplete=True)):
+            raise AbmllError(
+                f"{run.path}: of its checkpoints (steps {', '.join(map(str, there))}) none is whole, so nothing can go "
+                "on here. Put one back from a copy, or remove the folder to begin again"
+            )
+    _check_agreement(0 if found is None else found.step, run, world)
+    with together(world):
+        if found is not None:
+            _put_back(trained, found, run)
+        if world.is_main:
+            run.cut_journal(-1 if found is None else found.step)
+            if found is None:
+                run.save(trained.checkpoint())
+
+
+def _put_back(trained: Trained, found: Checkpoint, run: RunDirectory) -> None:
+    _check_moments(trained.method, found, run)
+    with _of_this_run(run, found.step):
+        trained.put_back(found)
+
+
+def _check_moments(method: Method, found: Checkpoint, run: RunDirectory) -> None:
+    """Refuse to go on without the moments that should have been kept: it would not be what an unstopped run does."""
+    settings = method.settings
+    steps = settings.inner_steps + (not method.uses_query)
+    keeps = settings.inner_optimizer_state == "persistent" and settings.inner_optimizer == "adamw" and steps > 0
+    trained = found.step > found.state.get("skipped", 0)
+    if keeps and trained and not any(name.startswith("inner.") for name in found.optimizer):
+        raise AbmllError(
+            f"{run.checkpoint_path(found.step)}: holds no moments of the inner steps, so it was begun with "
+            "method.inner_optimizer_state=fresh. Go on with that, or begin again in another folder"
+        )
+
+
+@contextmanager
+def _of_this_run(run: RunDirectory, step: int) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        if isinstance(error, AbmllError):
+            raise
+        raise AbmllError(f"{run.checkpoint_path(step)}: of other adapters or settings ({str(error)[:200]})") from error
+
+
+def _check_agreement(step: int, run: RunDirectory, world: World) -> None:
+    found = world.tell(step)
+    if found and (len(found) < world.size or len({news.code for news in found}) > 1):
+        raise AbmllError(f"{run.path}: ranks see different checkpoints there; it must be one folder for all of them")
+
+
+def theta(method: Method) -> dict[str, Tensor]:
+    """The shared weights, and the log-temperature where it is learned, as named tensors."""
+    state = method.adapters.state_dict("shared")
+    for temperature in method.temperature:
+        state["likelihood.log_temperature"] = temperature.detach().reshape(1)
+    return state
+
+
+def load_theta(method: Method, state: dict[str, Tensor]) -> None:
+    """The inverse of `theta`, in place."""
+    state = dict(state)
+    for temperature in method.temperature:
+        with torch.no_grad():
+            temperature.copy_(state.pop("likelihood.log_temperature").reshape(()))
+    method.adapters.load_state_dict("shared", state)
+
+
+def restore_theta(method: Method, run: RunDirectory, step: int) -> None:
+    """Put the shared weights of a checkpoint into the method's adapters.
+
+    Raises:
+        AbmllError: the checkpoint is missing or damaged.
+    """
+    found = run.load(step)
+    with _of_this_run(run, step):
+        load_theta(method, found.shared)

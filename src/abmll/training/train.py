@@ -1,0 +1,360 @@
+"""meta_train: the one outer loop of every system."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from abmll.errors import AbmllError, NonFiniteError
+from abmll.methods.base import Method, Terms
+from abmll.process.environment import peak_memory
+from abmll.process.stopping import Stopped, gently, stop_if_asked
+from abmll.process.together import together
+from abmll.process.world import World
+from abmll.tasks.episodes import Episodes
+from abmll.training.batcher import Batcher
+from abmll.training.checkpoints import Checkpoint, RunDirectory
+from abmll.training.failed_batch import FailedBatch, save_batch
+from abmll.training.graphs import Graphs
+from abmll.training.inner import check_finite, inner_steps
+from abmll.training.optimizers import GroupOptimizer, Optimizers, schedule_factor
+from abmll.training.outer import add_outer_gradient
+from abmll.training.resume import Progress, Trained, load_theta, resume
+from abmll.training.resume import restore_theta as restore_theta
+from abmll.training.resume import theta as theta
+
+log = logging.getLogger(__name__)
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How long and how often.
+
+    Attributes:
+        iterations: meta-iterations in all.
+        seed: names the noise; the data order has its own in `Episodes`.
+        meta_batch: tasks per meta-iteration.
+        checkpoint_every: meta-iterations between checkpoints that a stopped run goes on from.
+        snapshots: steps whose checkpoint is kept for evaluation.
+        log_stds_every: meta-iterations between std statistics in the journal.
+        validate_every: meta-iterations between validations; None: never, and no early stopping.
+        patience: validations without a new best before training stops.
+        on_non_finite: `stop` before the update, or `skip` the meta-iteration on all ranks, as if it had no gradient.
+        most_skipped: of a run; one more stops it.
+    """
+
+    iterations: int
+    seed: int = 0
+    meta_batch: int = 1
+    checkpoint_every: int = 50
+    snapshots: tuple[int, ...] = ()
+    log_stds_every: int = 10
+    validate_every: int | None = None
+    patience: int = 3
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    most_skipped: int = 10
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every meta-iteration works with."""
+
+    method: Method
+    episodes: Episodes
+    batcher: Batcher
+    plan: TrainingPlan
+    run: RunDirectory
+    world: World
+    validate: Callable[[], float] | None
+    graphs: Graphs
+    inner: GroupOptimizer
+    outer: GroupOptimizer
+    totals: list[Tensor]
+    progress: Progress
+
+    @property
+    def trained(self) -> Trained:
+        """All that training moves."""
+        return Trained(self.method, self.inner, self.outer, self.progress)
+
+
+def meta_train(
+    method: Method,
+    episodes: Episodes,
+    batcher: Batcher,
+    plan: TrainingPlan,
+    run: RunDirectory,
+    world: World = World(),  # noqa: B008 - frozen
+    validate: Callable[[], float] | None = None,
+    listener: Listener = lambda event: None,
+    graphs: Graphs | None = None,
+    optimizers: Optimizers | None = None,
+) -> int:
+    """Meta-train, going on from the run's latest checkpoint if it has one.
+
+    Each meta-iteration: draw episodes, take inner steps on phi, leave the outer gradient on theta, average it over the
+    meta-batch (and over ranks, each of which runs its own tasks), step theta, and write the journal.
+
+    No other process may be in the run directory. A stop (`abmll.process.stopping`) in the middle of a meta-iteration
+    saves the state at its start, so that going on does it again, with the same questions and the same noise.
+
+    `optimizers` are those of an earlier training of the same method and adapters, whose steps in `graphs` go by their
+    memory; what they remember is dropped.
+
+    Returns:
+        The step whose weights theta holds at the end: the last, or the best by `validate`.
+
+    Raises:
+        NonFiniteError: before the update; the batch is in the run directory, for `abmll doctor --batch`.
+        Stopped: the process was asked to stop, and the state is saved.
+        AbmllError: another process is in the run directory, or no checkpoint there can be gone on from; another rank
+            failed.
+        OSError: the disk is full, ...; earlier checkpoints are as they were.
+    """
+    graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
+    optimizers = Optimizers.of(method) if optimizers is None else optimizers
+    optimizers.restart()
+    inner, outer, totals = optimizers.inner, optimizers.outer, optimizers.totals
+    progress = Progress()
+    work = _Work(method, episodes, batcher, plan, run, world, validate, graphs, inner, outer, totals, progress)
+    with run.locked(world), gently():
+        resume(work.trained, run, world)
+        first, start = progress.step, time.perf_counter()
+        while progress.step < plan.iterations and not _out_of_patience(progress, plan):
+            event = _iteration(work)
+            with together(world, long=True):
+                if world.is_main:
+                    run.log(event)
+                listener(event)
+                if world.is_main and _is_to_be_saved(progress, plan):
+                    _save(work.trained.checkpoint(), run, plan, progress.best_step)
+        with together(world, long=True):
+            final = _final(work)
+            if world.is_main:
+                spent = _spent(work, progress.step - first, start)
+                run.log({"event": "end", "step": progress.step, "final_step": final, **spent})
+    return final
+
+
+def _iteration(work: _Work) -> dict[str, Any]:
+    """One meta-iteration, or a stop that leaves the state at its start on disk; returns its line of the journal."""
+    plan, progress, method = work.plan, work.progress, work.method
+    began, step = time.perf_counter(), progress.step
+    validates = work.validate is not None and plan.validate_every is not None and (step + 1) % plan.validate_every == 0
+    before = work.trained.checkpoint(copy=True) if validates or _sequential(method) else None
+    try:
+        event = _meta_steps(work, before)
+        progress.step += 1
+        _note(method, plan, progress, event, time.perf_counter() - began)
+        event["examples_consumed"] = progress.step * plan.meta_batch * work.episodes.examples
+        if validates and work.validate is not None:
+            with together(work.world):
+                event |= _judged(_validated(method, work.validate), progress)
+    except Stopped as stopped:
+        state = before or work.trained.checkpoint()  # without a copy nothing has moved yet
+        with together(work.world, long=True):
+            if work.world.is_main and state.step not in work.run.known_good:
+                _save(state, work.run, plan, int(state.state["best_step"]))
+        raise Stopped(stopped.signal, f"step {state.step} of {plan.iterations} is saved") from None
+    return event
+
+
+def _meta_steps(work: _Work, before: Checkpoint | None) -> dict[str, Any]:
+    """The outer steps of a meta-iteration (most systems have one), or none if that is what `on_non_finite` says."""
+    event: dict[str, Any] = {"event": "step"}
+    try:
+        for positions in _visits(work.method, work.plan.meta_batch):
+            event |= _meta_step(work, work.progress.step, positions)
+    except NonFiniteError as error:
+        if work.plan.on_non_finite == "stop":
+            raise
+        work.progress.skipped += 1
+        if work.progress.skipped > work.plan.most_skipped:
+            raise AbmllError(
+                f"{error}\nMore than training.most_skipped={work.plan.most_skipped} meta-iterations were not finite"
+            ) from error
+        skipped = work.progress.skipped
+        if before is not None:
+            work.trained.put_back(before)
+        work.progress.skipped = skipped
+        return {"event": "skipped", "why": str(error)}
+    return event
+
+
+def _final(work: _Work) -> int:
+    """The step whose weights are the result; theta takes them."""
+    best = work.progress.best_step
+    if work.validate is None or not work.plan.validate_every or best in (0, work.progress.step):
+        if work.progress.bad and not best:
+            log.warning("no validation was finite, so the weights are those of the last step, chosen by nothing")
+        return work.progress.step
+    load_theta(work.method, work.run.load(best).shared)
+    return best
+
+
+def _spent(work: _Work, iterations: int, start: float) -> dict[str, Any]:
+    """Speed, memory and captured graphs of the iterations that this call did."""
+    seconds = time.perf_counter() - start
+    return {
+        "tasks_per_second": iterations * work.plan.meta_batch / seconds,
+        "peak_memory_bytes": peak_memory(work.batcher.device),
+        "graphs": work.graphs.report(),
+    }
+
+
+def _visits(method: Method, meta_batch: int) -> list[range]:
+    """Positions that share one outer step: all of a meta-batch, unless something is carried from task to task."""
+    if _sequential(method):
+        return [range(p, p + 1) for p in range(meta_batch)]
+    return [range(meta_batch)]
+
+
+def _sequential(method: Method) -> bool:
+    """Moments or a phi that go on from task to task: tasks follow each other, and every rank runs all of them."""
+    return method.settings.inner_optimizer_state == "persistent" or method.keeps_phi
+
+
+def _meta_step(work: _Work, step: int, positions: range) -> dict[str, Any]:
+    """The tasks at `positions`, then one outer step; returns the journal's row of the last task run here."""
+    s, totals = work.method.settings, work.totals
+    if totals:
+        torch._foreach_zero_(totals)
+    event: dict[str, Any] = {}
+    alone = work.world if not _sequential(work.method) else World()
+    with together(work.world):  # a stop, or what is not finite, on one rank is for all of them
+        for index in alone.share(len(positions)):
+            event = _run_task(work, step, positions[index], 1.0 / len(positions))
+    alone.sum_(totals)
+    what = f"outer step {step}, task {event.get('task', '?')}"
+    summed = FailedBatch((), (), outer=True)
+    check_finite(None, totals, f"{what}, summed over tasks", summed, work.method.adapters)
+    for parameter, gradient in zip(work.outer.parameters, totals, strict=True):
+        parameter.grad = gradient
+    work.outer.set_rates(schedule_factor(s.outer_schedule, step, work.plan.iterations, s.warmup))
+    work.outer.step()
+    work.outer.zero_grad()
+    return event
+
+
+def _run_task(work: _Work, step: int, position: int, share: float) -> dict[str, Any]:
+    """Inner steps on one task, then the outer gradient on theta, added to the totals; the journal's row."""
+    stop_if_asked()
+    method, inner, s = work.method, work.inner, work.method.settings
+    episode = work.episodes.draw(step, position)
+    support = episode.batches[:-1] if method.uses_query else episode.batches
+    query = episode.batches[-1] if method.uses_query else ()
+    method.begin_task(first=step == 0 and position == 0)
+    if s.inner_optimizer_state == "fresh":
+        inner.restart()
+    else:
+        inner.follow()
+    place = (work.plan.seed, step, position)
+    factor = schedule_factor(s.inner_schedule, step, work.plan.iterations, s.warmup)
+    try:
+        taken = inner_steps(method, inner, work.batcher, support, place, factor, work.graphs)
+        batch = FailedBatch(tuple(query), (*place, len(support)), outer=True)
+        sums = (work.outer, work.totals)
+        terms = add_outer_gradient(method, work.batcher, query, batch.place, sums, share, work.graphs)
+        check_finite(terms, work.totals, f"outer step {step}, task {episode.task}", batch, method.adapters)
+    except NonFiniteError as error:
+        raise save_batch(error, work.run.path, method, work.batcher, episode.task) from error
+    row = {"task": episode.task, **_as_numbers(taken, terms)}
+    if method.adapters.has_std:  # before theta moves towards phi
+        (distance,) = work.graphs.run("distance", lambda b, k: (method.adapters.mean_squared_distance(),), [], _NO_KEY)
+        row["mean_squared_distance"] = float(distance)
+    return row
+
+
+_NO_KEY = torch.zeros(1, dtype=torch.int64)
+
+
+def _as_numbers(taken: Sequence[Terms], query: Terms | None) -> dict[str, Any]:
+    """The journal's losses, fetched from the device in one go."""
+    named: dict[str, Tensor | None] = {}
+    if taken:
+        named |= {"nll_first": taken[0].nll, "nll": taken[-1].nll, "task_kl": taken[-1].task_kl}
+    if query is not None:
+        named |= {"query_nll": query.nll, "query_task_kl": query.task_kl}
+    found = {name: value.detach().double().reshape(()) for name, value in named.items() if value is not None}
+    if not found:
+        return {}
+    values = torch.stack(list(found.values())).tolist()
+    return {name: value for name, value in zip(found, values, strict=True) if math.isfinite(value)}
+
+
+def _note(method: Method, plan: TrainingPlan, progress: Progress, event: dict[str, Any], seconds: float) -> None:
+    """Step, time and, every so often, what the stds do."""
+    event["step"], event["seconds"] = progress.step, round(seconds, 4)
+    distance = event.pop("mean_squared_distance", None)
+    if distance is None:
+        return
+    progress.distance += (distance - progress.distance) / min(progress.step, 20)
+    if progress.step == 1 or progress.step % plan.log_stds_every == 0:
+        event["stds"] = method.adapters.std_statistics()
+        event["mean_squared_distance"] = progress.distance
+
+
+def _validated(method: Method, validate: Callable[[], float]) -> tuple[float, str]:
+    """The validation NLL, and why it is infinite where it is not finite.
+
+    Validating adapts phi; one that training goes on with is put back afterwards.
+    """
+    phi = {n: t.clone() for n, t in method.adapters.state_dict("task").items()} if method.keeps_phi else None
+    try:
+        nll = validate()
+    except NonFiniteError as error:
+        return math.inf, str(error)
+    finally:
+        if phi is not None:
+            method.adapters.load_state_dict("task", phi)
+    return (nll, "") if math.isfinite(nll) else (math.inf, f"the NLL is {nll}")
+
+
+def _judged(found: tuple[float, str], progress: Progress) -> dict[str, Any]:
+    """What the journal says of a validation. One that is not finite is worse than every other, and is told."""
+    nll, why = found
+    if nll < progress.best_nll:
+        progress.best_nll, progress.best_step, progress.bad = nll, progress.step, 0
+    else:
+        progress.bad += 1
+    if not why:
+        return {"validation_nll": nll}
+    log.warning("step %d: the validation is not finite, so it counts as worse than any other: %s", progress.step, why)
+    return {"validation_nll": None, "validation_not_finite": why}
+
+
+def _out_of_patience(progress: Progress, plan: TrainingPlan) -> bool:
+    return plan.validate_every is not None and progress.bad >= plan.patience
+
+
+def _is_to_be_saved(progress: Progress, plan: TrainingPlan) -> bool:
+    step = progress.step
+    last = step >= plan.iterations or _out_of_patience(progress, plan)
+    is_best = step == progress.best_step and progress.best_nll < float("inf")
+    return last or is_best or step % plan.checkpoint_every == 0 or step in plan.snapshots
+
+
+def _save(state: Checkpoint, run: RunDirectory, plan: TrainingPlan, best_step: int) -> None:
+    """Write a checkpoint, and remove those that are not needed any more.
+
+    Raises:
+        NonFiniteError: a weight is not finite: a finite gradient at too high a rate. It is not written.
+    """
+    kept = {n: t for n, t in state.optimizer.items() if n.startswith("phi.") or n.endswith(".master")}
+    bad = [n for n, t in {**state.shared, **kept}.items() if not bool(t.isfinite().all())]
+    if bad:  # moments apart: a second moment that overflows stops a parameter, and is no number of a weight
+        raise NonFiniteError(
+            f"after outer step {state.step - 1} {bad[0]} is not finite; nothing was saved. Lower the learning rates, "
+            "and go on from the last checkpoint"
+        )
+    run.save(state)
+    # checkpoints of later steps are damaged ones that this run went back behind: they must not push this one out
+    done = [earlier for earlier in run.steps() if earlier <= state.step]
+    run.prune({*done[-2:], best_step, *plan.snapshots})
