@@ -287,7 +287,7 @@ def _questions(rows: Sequence[Any], layout: Layout, answers: Sequence[Any] | Non
 
 
 def _question(row: Any, number: int, layout: Layout, answer: Any) -> Question:
-    place, labelled = f"row {number}", answer is not None
+    location, labelled = f"row {number}", answer is not None
     if isinstance(row, Question):
         if layout.labels is not None:
             raise BadRow("is a question; texts were fitted to")
@@ -299,7 +299,7 @@ def _question(row: Any, number: int, layout: Layout, answer: Any) -> Question:
     if labelled:  # with what the row itself has, so that a message tells of no other column
         layout.question(row, number, labelled=False)
     column = "answer" if layout.labels is None else same_form(layout.label)
-    return layout.question({**row, column: answer}, number, labelled=labelled, place=place)
+    return layout.question({**row, column: answer}, number, labelled=labelled, location=location)
 
 
 def _no_pickle() -> NoReturn:

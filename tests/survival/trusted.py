@@ -104,7 +104,7 @@ def _save_task(run: Path, name: str) -> None:
     session, _ = open_run(run, ["adaptation.steps=1", "adaptation.samples=2"])
     layout = Layout(("bad", "good") if name == "a" else ("good", "bad"))
     rows = tuple(
-        layout.question({"text": text, "label": label}, number, place=f"{name}.csv:{number + 2}")
+        layout.question({"text": text, "label": label}, number, location=f"{name}.csv:{number + 2}")
         for number, (text, label) in enumerate(texts(8, seed=len(name)))
     )
     adapt_and_save(session, name, Labelled(layout, rows), held=2, source=f"{name}.csv")

@@ -33,7 +33,7 @@ def classified(*labels: str, texts: tuple[str, ...] | None = None) -> Labelled:
     layout = Layout(tuple(sorted({"bad", "good", *labels})))
     given = texts or tuple(f"text {n}" for n in range(len(labels)))
     made = [
-        layout.question({"text": text, "label": label}, n, place=f"f.csv:{n}")
+        layout.question({"text": text, "label": label}, n, location=f"f.csv:{n}")
         for n, (text, label) in enumerate(zip(given, labels, strict=True), start=2)
     ]
     return Labelled(layout, tuple(made))
@@ -50,7 +50,7 @@ def test_rows_of_texts_have_the_labels_that_occur_in_order(tmp_path: Path) -> No
         ("b", 0, ("bad", "good")),
         ("c", 1, ("bad", "good")),
     ]
-    assert [row.place for row in found.rows] == [f"{tmp_path / 'a.csv'}:{line}" for line in (2, 3, 4)]
+    assert [row.location for row in found.rows] == [f"{tmp_path / 'a.csv'}:{line}" for line in (2, 3, 4)]
 
 
 def test_labels_that_are_given_stay_in_their_order_and_need_not_occur(tmp_path: Path) -> None:

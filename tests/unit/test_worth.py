@@ -34,8 +34,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(count: int) -> tuple[Question, ...]:
-    layout = Layout(("bad", "good"))
-    return tuple(layout.question({"text": t, "label": x}, n, place=f"f:{n}") for n, (t, x) in enumerate(texts(count)))
+    ask = Layout(("bad", "good")).question
+    return tuple(ask({"text": t, "label": x}, n, location=f"f:{n}") for n, (t, x) in enumerate(texts(count)))
 
 
 def test_folds_answer_every_row_once_and_never_fit_to_it() -> None:
@@ -227,7 +227,7 @@ def test_held_back_rows_are_drawn_anew_by_seed_and_told_apart_from_used_ones() -
     assert {q.id for q in first} != {q.id for q in second}
     assert hold_back(questions, 0, 0) == (questions, ())
     refuse_used(first, [identity(q) for q in hold_back(questions, 5, 0)[0]])
-    with pytest.raises(AbmllError, match=f"5 of the rows held back were adapted to.*{first[0].place}"):
+    with pytest.raises(AbmllError, match=f"5 of the rows held back were adapted to.*{first[0].location}"):
         refuse_used(first, [identity(q) for q in questions])
 
 

@@ -70,8 +70,8 @@ def _read(table: Table, layout: Layout, labelled: bool) -> tuple[Question, ...]:
         try:
             if isinstance(row, BadRow):
                 raise row
-            place = f"{found.label}:{line}"
-            found.questions.append(layout.question(row, line, labelled=labelled, untyped=table.untyped, place=place))
+            options = {"labelled": labelled, "untyped": table.untyped}
+            found.questions.append(layout.question(row, line, location=f"{found.label}:{line}", **options))
         except BadRow as reason:
             found.reject(line, reason)
     if not found.questions and not found.problems:
@@ -174,7 +174,7 @@ def _alike_choices(rows: Sequence[Question]) -> list[str]:
         return []
     row, one, other = pairs[0]
     again = f"; so do choices of {len(pairs) - 1} more" if len(pairs) > 1 else ""
-    return [f"{row.place or row.id}: {shown(one)} and {shown(other)} are two choices, and look alike{again}"]
+    return [f"{row.location or row.id}: {shown(one)} and {shown(other)} are two choices, and look alike{again}"]
 
 
 def _contradictions(rows: Sequence[Question]) -> list[str]:
@@ -183,7 +183,7 @@ def _contradictions(rows: Sequence[Question]) -> list[str]:
     for row in rows_of("", rows):
         other = first.setdefault(identity(row.question), row)
         if other.answer != row.answer:
-            out.append(f"{other.place} and {row.place}")
+            out.append(f"{other.location} and {row.location}")
     return out
 
 
@@ -230,7 +230,7 @@ def refuse_used(rows: Iterable[Question], used: Iterable[str]) -> None:
         AbmllError: names them as file:line.
     """
     known = set(used)
-    bad = [row.place or row.id for row in rows if known & {identity(row), group_identity(row)}]
+    bad = [row.location or row.id for row in rows if known & {identity(row), group_identity(row)}]
     if bad:
         raise AbmllError(
             f"{len(bad)} of the rows held back were adapted to (or another row of their group was), so they promise "

@@ -201,13 +201,13 @@ def _answered(session: Session, table: Table, layout: Layout, tell: Tell) -> Ite
         yield part
 
 
-def _question(table: Table, layout: Layout, line: int, row: Any, place: str) -> Question:
+def _question(table: Table, layout: Layout, line: int, row: Any, location: str) -> Question:
     try:
         if isinstance(row, BadRow):
             raise row
-        return layout.question(row, line, labelled=False, untyped=table.untyped, place=place)
+        return layout.question(row, line, labelled=False, untyped=table.untyped, location=location)
     except BadRow as reason:
-        raise AbmllError(f"{place}: {reason}; the file changed while it was read") from None
+        raise AbmllError(f"{location}: {reason}; the file changed while it was read") from None
 
 
 def _ours(question: Question, answer: Answer, layout: Layout, prefix: str, threshold: Covered | None) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def adapt_named(system: System, task: Task, plan: AdaptationPlan) -> None:
         try:
             system.batcher.encoder(question)
         except AbmllError as error:
-            raise AbmllError(f"{question.place}: {error}" if question.place else str(error)) from error
+            raise AbmllError(f"{question.location}: {error}" if question.location else str(error)) from error
     adapt(system.method, system.batcher, task, plan, 0, system.adapting, system.graphs)
 
 

@@ -73,7 +73,7 @@ def _encode(system: System, question: Question) -> None:
     try:
         system.batcher.encoder(question)
     except AbmllError as error:
-        raise AbmllError(f"{question.place}: {error}" if question.place else str(error)) from error
+        raise AbmllError(f"{question.location}: {error}" if question.location else str(error)) from error
 
 
 def summarise(draws: Float[np.ndarray, "S K"], drawing: bool = True) -> Answer:

@@ -78,7 +78,7 @@ def collect(
         labelled, untyped, merge_choices: as in `question_from_row`.
 
     >>> found = collect("a.jsonl", [(1, {"question": "Red?", "choices": ["yes", "no"], "answer": 0}), (2, {})])
-    >>> found.questions[0].place, found.problems
+    >>> found.questions[0].location, found.problems
     ('a.jsonl:1', ['a.jsonl:2: question is missing (found: nothing)'])
     """
     found = Rows(label)
@@ -101,13 +101,13 @@ def collect(
 
 def reject_repeats(train: Rows, test: Rows) -> None:
     """Make bad rows of the test rows that are train rows too; `leaks` looks for those that are written otherwise."""
-    seen = {same_question(question, same_form): question.place for question in train.questions}
+    seen = {same_question(question, same_form): question.location for question in train.questions}
     kept = []
     for question in test.questions:
         if (first := seen.get(same_question(question, same_form))) is None:
             kept.append(question)
         else:
-            test.problems.append(f"{question.place}: the same question is in {Path(first).name}, the train rows")
+            test.problems.append(f"{question.location}: the same question is in {Path(first).name}, the train rows")
     test.questions = kept
 
 

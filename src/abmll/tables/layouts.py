@@ -58,7 +58,7 @@ class Layout:
         return f"Which fits the text: {', '.join(self.labels[:-1])} or {self.labels[-1]}?"
 
     def question(
-        self, row: Mapping[str, Any], line: int, *, labelled: bool = True, untyped: bool = False, place: str = ""
+        self, row: Mapping[str, Any], line: int, *, labelled: bool = True, untyped: bool = False, location: str = ""
     ) -> Question:
         """Check one row and make it a question; its id is its line.
 
@@ -67,7 +67,7 @@ class Layout:
             line: its number.
             labelled: read the answer too; else its column is not looked at, and `answer` is None.
             untyped: every value is text (CSV).
-            place: file:line, for messages.
+            location: file:line, for messages.
 
         Raises:
             BadRow: with the reason.
@@ -76,12 +76,12 @@ class Layout:
         if self.labels is None:
             hidden = {"id"} if labelled else {"id", "answer"}
             kept = {key: value for key, value in row.items() if key not in hidden}
-            return question_from_row(kept, str(line), labelled, untyped, place=place)
+            return question_from_row(kept, str(line), labelled, untyped, location=location)
         text = text_of(row, same_form(self.text), ADVICE.format("text"))
         if not text:
             raise BadRow(f"{self.text} is empty")
         answer = self._answer(row) if labelled else None
-        return Question(str(line), self.stem, self.labels, answer, text, place, group_of(row))
+        return Question(str(line), self.stem, self.labels, answer, text, location, group_of(row))
 
     def _answer(self, row: Mapping[str, Any]) -> int:
         assert self.labels is not None

@@ -69,7 +69,7 @@ def question_from_row(
     labelled: bool = True,
     untyped: bool = False,
     merge_choices: bool = False,
-    place: str = "",
+    location: str = "",
 ) -> Question:
     """Check one row and make it a Question.
 
@@ -80,7 +80,7 @@ def question_from_row(
         labelled: False allows `answer` to be absent.
         untyped: every value is text (CSV): an `answer` of digits is an index.
         merge_choices: drop a repeated choice rather than refuse the row.
-        place: file:line of the row.
+        location: file:line of the row.
 
     Raises:
         BadRow: with the reason.
@@ -97,7 +97,7 @@ def question_from_row(
     choices = _choices(row)
     answer = _answer(row, choices, labelled, untyped)
     kept, answer = _distinct(choices, answer, merge_choices)
-    return Question(_id(row, default_id), question, kept, answer, context, place, group_of(row))
+    return Question(_id(row, default_id), question, kept, answer, context, location, group_of(row))
 
 
 def group_of(row: Mapping[str, Any]) -> str | None:

@@ -33,23 +33,23 @@ def dtype_advice(dtype: str) -> str:
 def name_rows(questions: Sequence[Question]) -> str:
     """Rows as a message names them: file and line, or the id; the first few.
 
-    >>> name_rows([Question(str(i), "?", ("a", "b"), 0, place=f"rows.csv:{i + 2}") for i in range(7)])
+    >>> name_rows([Question(str(i), "?", ("a", "b"), 0, location=f"rows.csv:{i + 2}") for i in range(7)])
     'rows.csv:2, rows.csv:3, rows.csv:4, rows.csv:5, rows.csv:6 and 2 more'
     """
-    names = ", ".join(question.place or f"question {question.id}" for question in questions[:SHOWN])
+    names = ", ".join(question.location or f"question {question.id}" for question in questions[:SHOWN])
     return names + (f" and {len(questions) - SHOWN} more" if len(questions) > SHOWN else "")
 
 
 def without_folders(text: str, questions: Iterable[Question]) -> str:
     """A message as it is kept in files: rows by their file's name, as where it lies is nobody's business.
 
-    >>> row = Question("1", "?", ("a", "b"), 0, place="/home/me/rows.csv:2")
-    >>> without_folders(f"{row.place}: not finite", [row])
+    >>> row = Question("1", "?", ("a", "b"), 0, location="/home/me/rows.csv:2")
+    >>> without_folders(f"{row.location}: not finite", [row])
     'rows.csv:2: not finite'
     """
     for question in questions:
-        if question.place:
-            text = text.replace(question.place, Path(question.place).name)
+        if question.location:
+            text = text.replace(question.location, Path(question.location).name)
     return text
 
 
