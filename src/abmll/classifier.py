@@ -18,7 +18,7 @@ from abmll.everyday.shared_session import Engine, Posterior, engine_of, read_eng
 from abmll.files import check_regular, read_and_tell_seal, write_sealed_json
 from abmll.question import Question
 from abmll.systems.answers import Answer
-from abmll.tables.collect import Rows
+from abmll.tables.collect import Rows, good_rows
 from abmll.tables.frames import labels_in, rows_in
 from abmll.tables.labels import Classes, as_array, classes_from_json, classes_to_json
 from abmll.tables.layouts import Layout
@@ -258,14 +258,10 @@ def _each(rows: Iterable[Any], take: Callable[[int, Any], Any]) -> list[Any]:
     Raises:
         AbmllError: names every row that is none; what is wrong with all of them once.
     """
-    out, problems = [], Rows("")
-    for number, row in enumerate(rows):
-        try:
-            out.append(take(number, row))
-        except BadRow as reason:
-            problems.add(f"row {number}: {reason}", reason)
-    if problems.problems:
-        raise report(problems.told(good=len(out)), len(problems.problems))
+    found = Rows("", pattern="row {line}")
+    out = [taken for _, taken in good_rows(found, enumerate(rows), lambda row, number: take(number, row))]
+    if found.problems:
+        raise report(found.messages(good=len(out)), len(found.problems))
     return out
 
 

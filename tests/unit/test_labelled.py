@@ -17,8 +17,8 @@ from abmll.everyday.labelled import (
     remarks,
 )
 from abmll.question import Question
+from abmll.tables.identity import identity
 from abmll.tables.layouts import Layout
-from abmll.tasks.identity import identity
 
 TEXTS = "text,label\na,good\nb,bad\nc,good\n"
 

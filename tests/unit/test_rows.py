@@ -1,6 +1,7 @@
 """One row of a table: what is taken of it, and the whole sentence that says why it is none."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +164,8 @@ def test_bad_rows_are_collected_with_their_lines_beside_the_good_ones() -> None:
     ]
     assert collect("a.jsonl", []).problems == ["a.jsonl:1: the file has no rows"]
     options = {"labelled": False, "untyped": True, "merge_choices": True}
-    (made,) = collect(
-        "a", [(3, {"question": "q", "choice_0": "x", "choice_1": "x", "choice_2": "y"})], **options
-    ).questions
+    row = {"question": "q", "choice_0": "x", "choice_1": "x", "choice_2": "y"}
+    (made,) = collect("a", [(3, row)], partial(question_from_row, **options)).questions
     assert (made.id, made.answer, made.choices) == ("3", None, ("x", "y"))
 
 

@@ -23,8 +23,8 @@ from abmll.metrics.worth import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFO
 from abmll.question import Question, Task
 from abmll.systems.build import System
 from abmll.systems.predict import AdaptationPlan
+from abmll.tables.identity import clusters, identities, identity
 from abmll.tables.layouts import Layout
-from abmll.tasks.identity import clusters, identities, identity
 from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
 
 

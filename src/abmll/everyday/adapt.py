@@ -13,8 +13,8 @@ from abmll.everyday.labelled import Labelled, hold_back, one_of_each, refuse_use
 from abmll.everyday.saved import SavedTask, save_task
 from abmll.everyday.session import Session
 from abmll.question import Question
+from abmll.tables.identity import identities
 from abmll.tables.layouts import Layout
-from abmll.tasks.identity import identities
 
 TIMED = 4
 """Rows by which the time of an answer is measured."""

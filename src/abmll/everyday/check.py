@@ -19,7 +19,7 @@ from abmll.systems.answers import Answer, answer
 from abmll.systems.build import System, build_system
 from abmll.systems.folds import FOLDS, Fold, deal
 from abmll.systems.predict import PredictionPlan
-from abmll.tasks.identity import clusters
+from abmll.tables.identity import clusters
 from abmll.training.finite import without_folders
 
 FEWEST = 4

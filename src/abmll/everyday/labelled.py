@@ -3,20 +3,22 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from abmll.errors import AbmllError
 from abmll.metrics.abstention import error_interval
 from abmll.question import Question, grouped
-from abmll.tables.collect import Rows, settle
+from abmll.tables.collect import Rows, collect, good_rows, settle
+from abmll.tables.identity import clusters, group_identity, identity
 from abmll.tables.labels import Classes
 from abmll.tables.layouts import Layout, label_in
 from abmll.tables.normal import lookalikes, same_form
 from abmll.tables.read import Table
 from abmll.tables.rows import BadRow, printable, report, shown
-from abmll.tasks.identity import clusters, group_identity, identity
 from abmll.tasks.leaks import Row, rows_of
 
 FEW = 20
@@ -65,17 +67,8 @@ def read_unlabelled(path: Path, layout: Layout) -> tuple[Question, ...]:
 
 
 def _read(table: Table, layout: Layout, labelled: bool) -> tuple[Question, ...]:
-    found = Rows(printable(table.path))
-    for line, row in table.rows():
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            options = {"labelled": labelled, "untyped": table.untyped}
-            found.questions.append(layout.question(row, line, location=f"{found.label}:{line}", **options))
-        except BadRow as reason:
-            found.reject(line, reason)
-    if not found.questions and not found.problems:
-        found.reject(1, "the file has no rows")
+    as_question = partial(layout.question, labelled=labelled, untyped=table.untyped)
+    found = collect(printable(table.path), table.rows(), as_question)
     settle([found], "error")
     return grouped(found.questions)
 
@@ -94,21 +87,20 @@ def _labels_in(table: Table, layout: Layout) -> list[str]:
     """The labels that occur, sorted; all that is wrong with any row is told at once."""
     found, problems = Classes(()), Rows(printable(table.path))
     some = layout.with_labels(("a", "b"))  # which ones plays no part in whether the rest of a row is good
-    for line, row in table.rows():
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            some.question(row, line, labelled=False)
-            found.add(label_in(row, layout.label))
-        except BadRow as reason:
-            problems.reject(line, reason)
+
+    def add_label(row: Any, line: int) -> None:
+        some.question(row, line, labelled=False)
+        found.add(label_in(row, layout.label))
         if len(found.texts) > MOST_LABELS:
             raise AbmllError(
-                f"{problems.label}:{line}: more than {MOST_LABELS} different values of {layout.label!r}; is it "
-                "the column of labels? --label names another, --labels says which labels there are"
+                f"{problems.location(line)}: more than {MOST_LABELS} different values of {layout.label!r}; is it the "
+                "column of labels? --label names another, --labels says which labels there are"
             )
+
+    for _ in good_rows(problems, table.rows(), add_label):
+        pass
     if problems.problems:
-        raise report(problems.told(good=len(found.texts)), len(problems.problems))
+        raise report(problems.messages(good=len(found.texts)), len(problems.problems))
     texts = found.ordered().texts
     if len(texts) < 2:
         what = f"every row is labelled {shown(texts[0])}" if texts else "the file has no rows"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from abmll.everyday.session import Session
 from abmll.metrics.abstention import Covered
 from abmll.question import Question
 from abmll.systems.answers import Answer
-from abmll.tables.collect import Rows
+from abmll.tables.collect import Rows, collect, good_rows
 from abmll.tables.layouts import Layout
 from abmll.tables.normal import same_form
 from abmll.tables.read import Table, extension_of
-from abmll.tables.rows import BadRow, printable, report, shown
+from abmll.tables.rows import RawRow, printable, report, shown
 from abmll.tables.write import writing
 
 CHUNK = 256
@@ -71,29 +72,22 @@ def survey(table: Table, layout: Layout, out: Path) -> Survey:
         AbmllError: the file cannot be read or has no rows, a row is bad (as file:line: reason), or its columns cannot
             be written to `out`.
     """
-    found, problems, label = Survey(schema=table.schema()), Rows(printable(table.path)), printable(table.path)
+    found, label = Survey(schema=table.schema()), printable(table.path)
+    problems, as_question = Rows(label), partial(layout.question, labelled=False, untyped=table.untyped)
     typed = extension_of(out) == "parquet" and table.extension == "jsonl"
     rows, answerable = table.rows(), 0
     while batch := list(islice(rows, CHUNK)):
-        good: list[Any] = []
-        for line, row in batch:
-            found.rows += 1
-            try:
-                if isinstance(row, BadRow):
-                    raise row
-                layout.question(row, line, labelled=False, untyped=table.untyped)
-                found.columns.update(dict.fromkeys(row))
-                good.append(row)
-            except BadRow as reason:
-                problems.reject(line, reason)
+        good = [row for row, _ in good_rows(problems, batch, as_question)]
+        found.rows += len(batch)
+        found.columns.update(dict.fromkeys(name for row in good for name in row))
         answerable += len(good)
         if len(problems.problems) > _TOLD:
-            problems.problems.append(f"{label}: and maybe more after line {line}, which were not looked at")
+            problems.problems.append(f"{label}: and maybe more after line {batch[-1][0]}, which were not looked at")
             break
         if typed:
             found.schema = _unified(found.schema, good, out, f"{label}:{batch[0][0]}")
     if problems.problems:
-        raise report(problems.told(answerable), len(problems.problems))
+        raise report(problems.messages(answerable), len(problems.problems))
     if not found.rows:
         raise AbmllError(f"{label}:1: the file has no rows")
     return found
@@ -193,7 +187,7 @@ def _answered(session: Session, table: Table, layout: Layout, tell: Tell) -> Ite
     rows, label, encoder = table.rows(), printable(table.path), session.system.batcher.encoder
     encoder.forget()
     while batch := list(islice(rows, CHUNK)):
-        questions = [_question(table, layout, line, row, f"{label}:{line}") for line, row in batch]
+        questions = _questions(batch, label, layout, table.untyped)
         answers = session.answer(questions)
         part = _Part([row for _, row in batch], questions, answers, len(encoder.truncated))
         encoder.forget()
@@ -201,13 +195,12 @@ def _answered(session: Session, table: Table, layout: Layout, tell: Tell) -> Ite
         yield part
 
 
-def _question(table: Table, layout: Layout, line: int, row: Any, location: str) -> Question:
-    try:
-        if isinstance(row, BadRow):
-            raise row
-        return layout.question(row, line, labelled=False, untyped=table.untyped, location=location)
-    except BadRow as reason:
-        raise AbmllError(f"{location}: {reason}; the file changed while it was read") from None
+def _questions(batch: Sequence[RawRow], label: str, layout: Layout, untyped: bool) -> list[Question]:
+    """The questions of rows that were all good when they were surveyed."""
+    found = collect(label, batch, partial(layout.question, labelled=False, untyped=untyped))
+    if found.problems:
+        raise AbmllError(f"{found.problems[0]}; the file changed while it was read")
+    return found.questions
 
 
 def _ours(question: Question, answer: Answer, layout: Layout, prefix: str, threshold: Covered | None) -> dict[str, Any]:

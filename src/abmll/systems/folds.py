@@ -9,7 +9,7 @@ from abmll.errors import NonFiniteError
 from abmll.metrics.predictions import Prediction
 from abmll.question import Question, Task
 from abmll.systems.predict import AdaptationPlan
-from abmll.tasks.identity import clusters
+from abmll.tables.identity import clusters
 
 FOLDS = 5
 

@@ -75,8 +75,8 @@ class Layout:
         row = named(row)
         if self.labels is None:
             hidden = {"id"} if labelled else {"id", "answer"}
-            kept = {key: value for key, value in row.items() if key not in hidden}
-            return question_from_row(kept, str(line), labelled, untyped, location=location)
+            shown_to_model = {key: value for key, value in row.items() if key not in hidden}
+            return question_from_row(shown_to_model, line, labelled, untyped, location=location)
         text = text_of(row, same_form(self.text), ADVICE.format("text"))
         if not text:
             raise BadRow(f"{self.text} is empty")

@@ -19,7 +19,8 @@ from typing import Literal
 from rapidfuzz import fuzz
 
 from abmll.question import Question
-from abmll.tables.normal import gist, same_question
+from abmll.tables.identity import same_question
+from abmll.tables.normal import gist
 
 SIMILAR = 90.0  # percent of characters
 COMMON = 7, 10  # of two rows' words, in ten

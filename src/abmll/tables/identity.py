@@ -1,10 +1,24 @@
-"""Which rows are one: they ask the same question, or are of one group (a passage, a customer)."""
+"""Which rows are one: they ask the same question, or are of one group (a passage, a customer). All of it is here."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from abmll.question import Question
-from abmll.tables.normal import same_question
+from abmll.tables.normal import gist
+
+
+def same_question(question: Question, form: Callable[[str], str] = gist) -> tuple[str, str, tuple[str, ...]]:
+    """What makes two rows the same question, whatever their answers and the order of their choices: the one definition.
+
+    Args:
+        question: the row.
+        form: of its texts: `gist`, or `same_form` for what looks the same to the letter.
+
+    >>> ask = lambda text, *choices: same_question(Question("1", text, choices, 0))
+    >>> ask("Is iron a metal?", "yes", "no") == ask("is IRON a  metal", "no", "yes")
+    True
+    """
+    return form(question.context), form(question.question), tuple(sorted(map(form, question.choices)))
 
 
 def identity(question: Question) -> str:
