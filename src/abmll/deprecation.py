@@ -38,22 +38,32 @@ def renamed_keywords(new_names: Mapping[str, str]) -> Callable[[Called], Called]
 
     def decorate(called: Called) -> Called:
         if isinstance(called, type):
-            called.__init__ = _accepting(called.__init__, called.__name__, new_names)  # type: ignore[misc]
+            called.__init__ = _constructor(called.__init__, called.__name__, new_names)  # type: ignore[misc]
             return called
-        return _accepting(called, called.__name__, new_names)  # type: ignore[return-value]
+
+        @functools.wraps(called)
+        def call(*args: Any, **keywords: Any) -> Any:
+            return called(*args, **_renamed(keywords, called.__name__, new_names))
+
+        return call  # type: ignore[return-value]
 
     return decorate
 
 
-def _accepting(function: Callable[..., Any], name: str, new_names: Mapping[str, str]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def call(*args: Any, **keywords: Any) -> Any:
-        for old in new_names.keys() & keywords.keys():
-            new = new_names[old]
-            if new in keywords:
-                raise TypeError(f"{name}() got {new}= and its old name {old}=; give {new}= alone")
-            warn_renamed(f"{name}({old}=)", f"{name}({new}=)")
-            keywords[new] = keywords.pop(old)
-        return function(*args, **keywords)
+def _constructor(init: Callable[..., None], name: str, new_names: Mapping[str, str]) -> Callable[..., None]:
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **keywords: Any) -> None:
+        init(self, *args, **_renamed(keywords, name, new_names))
 
-    return call
+    return __init__
+
+
+def _renamed(keywords: dict[str, Any], name: str, new_names: Mapping[str, str]) -> dict[str, Any]:
+    """The keywords of a call by their new names."""
+    for old in new_names.keys() & keywords.keys():
+        new = new_names[old]
+        if new in keywords:
+            raise TypeError(f"{name}() got {new}= and its old name {old}=; give {new}= alone")
+        warn_renamed(f"{name}({old}=)", f"{name}({new}=)", stacklevel=4)
+        keywords[new] = keywords.pop(old)
+    return keywords

@@ -107,7 +107,7 @@ def _save_task(run: Path, name: str) -> None:
         layout.question({"text": text, "label": label}, number, location=f"{name}.csv:{number + 2}")
         for number, (text, label) in enumerate(texts(8, seed=len(name)))
     )
-    adapt_and_save(session, name, Labelled(layout, rows), held=2, source=f"{name}.csv")
+    adapt_and_save(session, name, Labelled(layout, rows), held_back=2, source=f"{name}.csv")
     session.system.close()
 
 

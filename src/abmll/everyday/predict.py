@@ -14,7 +14,7 @@ from abmll.errors import AbmllError
 from abmll.everyday.session import Session
 from abmll.metrics.abstention import Covered
 from abmll.question import Question
-from abmll.systems.answers import Answer
+from abmll.systems.answers import Answer, answer
 from abmll.tables.collect import Rows, collect, good_rows
 from abmll.tables.layouts import Layout
 from abmll.tables.normal import same_form
@@ -188,7 +188,7 @@ def _answered(session: Session, table: Table, layout: Layout, tell: Tell) -> Ite
     encoder.forget()
     while batch := list(islice(rows, CHUNK)):
         questions = _questions(batch, label, layout, table.untyped)
-        answers = session.answer(questions)
+        answers = answer(session.system, questions, session.drawing)
         part = _Part([row for _, row in batch], questions, answers, len(encoder.truncated))
         encoder.forget()
         tell(len(batch))

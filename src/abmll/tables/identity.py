@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from abmll.question import Question
 from abmll.tables.normal import gist
@@ -31,38 +32,50 @@ def identity(question: Question) -> str:
     (True, False)
     """
     context, stem, choices = same_question(question)
-    text = "\x1f".join((context, stem, *choices))
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
+    return _hash("\x1f".join((context, stem, *choices)))
 
 
-def group_identity(question: Question) -> str | None:
-    """A hash of a question's group, from which no text comes back; None without one."""
-    if question.group is None:
-        return None
-    return hashlib.sha256(f"group\x1f{question.group}".encode("utf-8", "replace")).hexdigest()[:32]
+class RowKeys(NamedTuple):
+    """What says that two rows are one, as hashes from which no text comes back.
+
+    Attributes:
+        question: `identity`, which rows share that ask the same.
+        group: which rows of one group share; None without a group.
+    """
+
+    question: str
+    group: str | None
 
 
-def identities(rows: Iterable[Question]) -> list[str]:
-    """What `refuse_used` must know of rows that were adapted to: hashes of each row and of each group, sorted."""
-    keys = {key for row in rows for key in (identity(row), group_identity(row)) if key is not None}
-    return sorted(keys)
+def row_keys(rows: Iterable[Question]) -> tuple[RowKeys, ...]:
+    """The keys of each row."""
+    return tuple(RowKeys(identity(row), None if row.group is None else _hash(f"group\x1f{row.group}")) for row in rows)
 
 
-def clusters(rows: Sequence[Question]) -> list[int]:
+def distinct_keys(keys: Iterable[RowKeys]) -> list[str]:
+    """The different hashes of rows and of their groups, sorted: what a saved posterior says it was adapted to."""
+    return sorted({key for of_row in keys for key in of_row if key is not None})
+
+
+def clusters(keys: Sequence[RowKeys]) -> tuple[int, ...]:
     """The number of each row's cluster: rows that ask the same, or are of one group, are in one.
 
     >>> stories = [Question(str(i), f"{i}?", ("a", "b"), 0, group=group) for i, group in enumerate("xyx")]
-    >>> clusters([*stories, Question("3", "1?", ("a", "b"), 1)])
-    [0, 1, 0, 1]
+    >>> clusters(row_keys([*stories, Question("3", "1?", ("a", "b"), 1)]))
+    (0, 1, 0, 1)
     """
     numbered: list[int] = []
-    known: dict[tuple[str, str | None], int] = {}
-    for row in rows:
-        keys = [("same", identity(row)), *([("group", row.group)] if row.group is not None else [])]
-        numbers = sorted({known[key] for key in keys if key in known}) or [max(numbered, default=-1) + 1]
+    known: dict[str, int] = {}
+    for of_row in keys:
+        own = [key for key in of_row if key is not None]
+        numbers = sorted({known[key] for key in own if key in known}) or [max(numbered, default=-1) + 1]
         for number in numbers[1:]:  # this row joins clusters that were apart until now
             numbered = [numbers[0] if other == number else other for other in numbered]
             known = {key: numbers[0] if other == number else other for key, other in known.items()}
-        known |= dict.fromkeys(keys, numbers[0])
+        known |= dict.fromkeys(own, numbers[0])
         numbered.append(numbers[0])
-    return numbered
+    return tuple(numbered)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]

@@ -72,16 +72,25 @@ class Layout:
         Raises:
             BadRow: with the reason.
         """
-        row = named(row)
         if self.labels is None:
             hidden = {"id"} if labelled else {"id", "answer"}
-            shown_to_model = {key: value for key, value in row.items() if key not in hidden}
-            return question_from_row(shown_to_model, line, labelled, untyped, location=location)
+            columns = {key: value for key, value in named(row).items() if key not in hidden}
+            return question_from_row(columns, line, labelled, untyped, location=location)
+        text, group = self.text_and_group(row)
+        answer = self._answer(row) if labelled else None
+        return Question(str(line), self.stem, self.labels, answer, text, location, group)
+
+    def text_and_group(self, row: Mapping[Any, Any]) -> tuple[str, str | None]:
+        """What plain classification reads of a row besides its label.
+
+        Raises:
+            BadRow: with the reason.
+        """
+        row = named(row)
         text = text_of(row, same_form(self.text), ADVICE.format("text"))
         if not text:
             raise BadRow(f"{self.text} is empty")
-        answer = self._answer(row) if labelled else None
-        return Question(str(line), self.stem, self.labels, answer, text, location, group_of(row))
+        return text, group_of(row)
 
     def _answer(self, row: Mapping[str, Any]) -> int:
         assert self.labels is not None

@@ -53,31 +53,31 @@ def without_folders(text: str, questions: Iterable[Question]) -> str:
     return text
 
 
-def check_answers(
-    questions: Sequence[Question],
-    indices: Sequence[int],
-    tables: Sequence[Float[np.ndarray, "B K"]],
-    adapters: AdapterSet,
-) -> None:
-    """Refuse probabilities that are not finite: they are no answers.
+def rows_not_finite(tables: Sequence[Float[np.ndarray, "B K"]]) -> list[int]:
+    """The rows of a batch that have a probability that is not finite, in some draw.
 
-    Args:
-        questions: all of them.
-        indices: of those in the batch.
-        tables: probabilities of the batch, of each draw.
-        adapters: that they were computed with.
-
-    Raises:
-        NonFiniteError: names the rows of the batch and the dtype; says whether the weights are at fault.
+    >>> rows_not_finite([np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([[0.5, 0.5], [np.nan, 0.0]])])
+    [1]
     """
     good = np.logical_and.reduce([np.isfinite(table).all(axis=1) for table in tables])
-    if good.all():
-        return
-    rows = name_rows([questions[i] for i in sorted(i for i, fine in zip(indices, good, strict=True) if not fine)])
+    return np.flatnonzero(~good).tolist()
+
+
+def no_answers(questions: Sequence[Question], adapters: AdapterSet) -> NonFiniteError:
+    """Why questions have no answer: probabilities that are not finite are none.
+
+    Args:
+        questions: those whose probabilities are not finite.
+        adapters: that they were computed with.
+
+    Returns:
+        An error that names the rows and the dtype, and says whether the weights are at fault.
+    """
     weights = first_non_finite(adapters, "task")
     advice = dtype_advice(adapters.base_dtype)
     cause = f"the adapted weights are not finite ({weights}): lower the rates; {advice}" if weights else advice
-    raise NonFiniteError(f"{rows}: the probabilities of the choices are NaN or infinite, which is no answer; {cause}")
+    rows = name_rows(questions)
+    return NonFiniteError(f"{rows}: the probabilities of the choices are NaN or infinite, which is no answer; {cause}")
 
 
 def check_adapted(task: str, adapters: AdapterSet) -> None:

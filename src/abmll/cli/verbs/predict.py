@@ -111,7 +111,7 @@ def _predict(
 
 def _held_back(session: Session, saved: SavedTask, layout: Layout, file: Path | None) -> HeldBack:
     if file is not None:
-        return fresh_answers(session, saved, read_labelled(file, layout, fixed=layout.labels is not None).rows)
+        return fresh_answers(session, saved, read_labelled(file, layout, fixed=layout.labels is not None))
     found = saved_answers(session, saved)
     return HeldBack(np.zeros(0), np.zeros(0, dtype=bool)) if found is None else found
 
