@@ -27,6 +27,7 @@ from abmll.everyday.saved import read_task, write_details
 from abmll.everyday.session import open_run
 from abmll.exporting.calibrated import calibrate
 from abmll.systems.answers import answer
+from abmll.systems.predict import PredictionPlan
 from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
 
 ADAPT = ["abmll", "adapt", "runs/mine", "my.csv", "--save", "t", "--hold-back", "26", "--no-check"]
@@ -399,7 +400,7 @@ def test_a_task_of_texts_is_calibrated_on_texts_with_its_own_settings(abmll: Com
     session, saved = open_run(Path("runs/mine"), task="sums")
     assert saved is not None
     rows = read_unlabelled(Path("rows.csv"), layout_of(saved))
-    expected = calibrate(session.system, rows, draws=session.drawing.samples, batch_tokens=4096)
+    expected = calibrate(session.system, rows, PredictionPlan("weight", session.drawing.samples))
     found = json.loads((tmp_path / "served" / "calibration.json").read_text())
     assert found["likelihood"]["normalisation"] == "sum"
     assert found["temperature"] == pytest.approx(expected.temperature, rel=1e-4)
