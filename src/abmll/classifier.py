@@ -18,7 +18,7 @@ from abmll.everyday.shared_session import Engine, Posterior, engine_of, read_eng
 from abmll.files import check_regular, read_and_tell_seal, write_sealed_json
 from abmll.question import Question
 from abmll.systems.answers import Answer
-from abmll.tables.collect import Rows
+from abmll.tables.collect import Rows, good_rows
 from abmll.tables.frames import labels_in, rows_in
 from abmll.tables.labels import Classes, as_array, classes_from_json, classes_to_json
 from abmll.tables.layouts import Layout
@@ -258,14 +258,10 @@ def _each(rows: Iterable[Any], take: Callable[[int, Any], Any]) -> list[Any]:
     Raises:
         AbmllError: names every row that is none; what is wrong with all of them once.
     """
-    out, problems = [], Rows("")
-    for number, row in enumerate(rows):
-        try:
-            out.append(take(number, row))
-        except BadRow as reason:
-            problems.add(f"row {number}: {reason}", reason)
-    if problems.problems:
-        raise report(problems.told(good=len(out)), len(problems.problems))
+    found = Rows("", pattern="row {line}")
+    out = [taken for _, taken in good_rows(found, enumerate(rows), lambda row, number: take(number, row))]
+    if found.problems:
+        raise report(found.messages(good=len(out)), len(found.problems))
     return out
 
 
@@ -287,7 +283,7 @@ def _questions(rows: Sequence[Any], layout: Layout, answers: Sequence[Any] | Non
 
 
 def _question(row: Any, number: int, layout: Layout, answer: Any) -> Question:
-    place, labelled = f"row {number}", answer is not None
+    location, labelled = f"row {number}", answer is not None
     if isinstance(row, Question):
         if layout.labels is not None:
             raise BadRow("is a question; texts were fitted to")
@@ -299,7 +295,7 @@ def _question(row: Any, number: int, layout: Layout, answer: Any) -> Question:
     if labelled:  # with what the row itself has, so that a message tells of no other column
         layout.question(row, number, labelled=False)
     column = "answer" if layout.labels is None else same_form(layout.label)
-    return layout.question({**row, column: answer}, number, labelled=labelled, place=place)
+    return layout.question({**row, column: answer}, number, labelled=labelled, location=location)
 
 
 def _no_pickle() -> NoReturn:

@@ -5,7 +5,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from abmll.deprecation import renamed_keywords, warn_renamed
 
+
+@renamed_keywords({"place": "location"})
 @dataclass(frozen=True, slots=True)
 class Question:
     """One multiple-choice question.
@@ -16,7 +19,8 @@ class Question:
         choices: two or more different texts; never truncated.
         answer: index of the right choice, from 0; None when it is not known (rows to predict).
         context: a passage to read first, maybe empty; the only part that may be truncated.
-        place: where it was read, as file:line, for messages; "" where it was made. No part of what it is.
+        location: where it was read, as file:line, for messages; "" where it was made. Two questions that differ in
+            nothing else are equal.
         group: what it shares with other questions, so that their answers go right and wrong together: a passage, a
             person, a document; None: it stands alone. Intervals and tests take the questions of a group as one.
 
@@ -29,8 +33,14 @@ class Question:
     choices: tuple[str, ...]
     answer: int | None
     context: str = ""
-    place: str = field(default="", repr=False, compare=False)
+    location: str = field(default="", repr=False, compare=False)
     group: str | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def place(self) -> str:
+        """The old name of `location`."""
+        warn_renamed("Question.place", "Question.location")
+        return self.location
 
 
 def grouped(questions: Sequence[Question]) -> tuple[Question, ...]:

@@ -24,7 +24,8 @@ from abmll.metrics.predictions import Prediction, Predictions
 from abmll.metrics.registered import definition, score_with
 from abmll.question import Question, Task
 from abmll.systems.build import System, build_episodes, build_system, load_base, training_plan
-from abmll.tables.normal import same_form, same_question
+from abmll.tables.identity import same_question
+from abmll.tables.normal import same_form
 from abmll.tasks.sources import load_tasks
 from abmll.training.checkpoints import RunDirectory
 from abmll.training.inner import inner_steps

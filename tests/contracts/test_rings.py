@@ -8,7 +8,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "abmll"
 RINGS = (
-    {"errors", "files", "registry", "question", "tensors", "config", "kernels", "process", "metrics", "calibrators"},
+    {"errors", "deprecation", "files", "registry", "question", "tensors", "config", "kernels", "process"}
+    | {"metrics", "calibrators"},
     {"adapters", "tables", "prompts"},
     {"tasks", "likelihood", "methods", "models"},
     {"training"},
@@ -20,7 +21,7 @@ RINGS = (
     {"__main__"},
 )
 RING_OF = {room: number for number, rooms in enumerate(RINGS) for room in rooms}
-FOR_ALL = {"errors", "files", "registry"}
+FOR_ALL = {"errors", "deprecation", "files", "registry"}
 BESIDE = {("calibrators", "metrics")}
 """The one room that knows a neighbour, and which."""
 READS_CONFIG = {"config", "systems", "runs", "everyday", "diagnosis", "testing", "cli", "__init__"}

@@ -25,7 +25,7 @@ from abmll.adapters.peft import CONFIG_FILE, MODEL_FILE, read_peft
 from abmll.adapters.stored import take_adapter
 from abmll.config import CompareConfig, load_config
 from abmll.errors import AbmllError
-from abmll.everyday.labelled import read_labelled, remarks
+from abmll.everyday.labelled import read_labelled
 from abmll.everyday.saved import DETAILS_FILE, read_task
 from abmll.files import SEAL, write_json, write_text
 from abmll.metrics.not_finite import END, NotFinite
@@ -94,7 +94,7 @@ def _read_rows(folder: Path) -> None:
     """Refused as a whole, and then with bad rows skipped and counted; and as labelled rows of a user's own."""
     for path in sorted(folder.iterdir()):
         with contextlib.suppress(AbmllError):
-            remarks(read_labelled(path, Layout()))
+            read_labelled(path, Layout()).remarks()
         with contextlib.suppress(AbmllError):
             read_labelled(path, Layout(text="question", label="answer"), fixed=True)
     try:

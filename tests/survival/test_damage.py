@@ -13,12 +13,14 @@ from abmll.classifier import Classifier
 from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import fresh_answers, saved_answers
+from abmll.everyday.labelled import Labelled
 from abmll.everyday.saved import read_task
 from abmll.everyday.session import open_run
 from abmll.files import SEAL, read_sealed_json, write_json, write_sealed_json
 from abmll.metrics.predictions import read_predictions
 from abmll.models.gguf import find_damage
 from abmll.runs.compare import run_comparison
+from abmll.tables.layouts import Layout
 from abmll.training.checkpoints import FORMAT, Checkpoint, RunDirectory
 from tests.survival.children import command, in_child
 from tests.survival.damage import campaign, damaged, delete, swapped
@@ -147,7 +149,7 @@ def test_trust_09_a_saved_task_is_what_was_saved_with_this_adapter_or_promises_n
         session, saved = open_run(Path("out/abmll/seed-0"), task="a")
     assert saved is not None
     assert not saved.sealed
-    for promise in (saved_answers, lambda session, task: fresh_answers(session, task, ())):
+    for promise in (saved_answers, lambda session, task: fresh_answers(session, task, Labelled(Layout(), ()))):
         with pytest.raises(AbmllError, match=r"no SHA-256 .* so nothing can be promised by it; adapt again"):
             promise(session, saved)
 

@@ -38,6 +38,7 @@ from abmll.runs.record import read_record
 from abmll.runs.tracking import KEPT
 from abmll.systems import build
 from abmll.systems.adapters import use_adapter
+from abmll.systems.predict import PredictionPlan
 from abmll.tables.layouts import Layout
 from abmll.tasks.catalogue.entries import catalogue_entry
 from abmll.tasks.catalogue.pins import Pin, read_pins, write_pin
@@ -104,10 +105,10 @@ def _save_task(run: Path, name: str) -> None:
     session, _ = open_run(run, ["adaptation.steps=1", "adaptation.samples=2"])
     layout = Layout(("bad", "good") if name == "a" else ("good", "bad"))
     rows = tuple(
-        layout.question({"text": text, "label": label}, number, place=f"{name}.csv:{number + 2}")
+        layout.question({"text": text, "label": label}, number, location=f"{name}.csv:{number + 2}")
         for number, (text, label) in enumerate(texts(8, seed=len(name)))
     )
-    adapt_and_save(session, name, Labelled(layout, rows), held=2, source=f"{name}.csv")
+    adapt_and_save(session, name, Labelled(layout, rows), held_back=2, source=f"{name}.csv")
     session.system.close()
 
 
@@ -125,7 +126,7 @@ def _export(run: Path) -> None:
     system = build.build_system(config, build.load_base(config.model))
     use_adapter(stored, system, run)
     questions = tiny_tasks(1)[0].test
-    export_calibrated(stored, system, questions, Path("served"), draws=2)
+    export_calibrated(stored, system, questions, Path("served"), plan=PredictionPlan("weight", 2))
     system.close()
     system = build.build_system(config, load_model("model", device="cpu", dtype="float32"))
     use_adapter(stored, system, run)

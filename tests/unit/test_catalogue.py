@@ -106,7 +106,7 @@ def test_a_row_in_the_sets_own_layout_becomes_a_question(name: str, fake: FakeHu
     rows = task.train + task.test
     assert len(rows) == (2 if entry.test_share else 3)
     place = f"/{entry.splits['train']}/0000.parquet:1"
-    first = next(question for question in rows if question.place.endswith(place))
+    first = next(question for question in rows if question.location.endswith(place))
     assert (first.question, first.choices, first.answer, first.context) == (
         layout.question,
         layout.choices,

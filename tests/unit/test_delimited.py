@@ -71,7 +71,7 @@ def test_the_same_rows_however_they_were_written(kind: str, tmp_path: Path) -> N
     found = read_labelled(tmp_path / name, Layout())
     assert found.layout.labels == ("a", "b")
     assert [(row.context, row.answer) for row in found.rows] == [(row["text"], n) for n, row in enumerate(ROWS)]
-    places = [int(row.place.rsplit(":", 1)[1]) for row in found.rows]
+    places = [int(row.location.rsplit(":", 1)[1]) for row in found.rows]
     assert places == sorted(places)
 
 
@@ -176,8 +176,8 @@ def test_a_long_cell_is_read_and_one_beyond_our_limit_is_our_message(tmp_path: P
     for name, text in (("a.csv", f"text,label\n{long},a\nb,b\n"), ("b.csv", f'text,label\n"{long}\nx",a\nb,b\n')):
         (tmp_path / name).write_text(text)
         assert len(read_labelled(tmp_path / name, Layout()).rows[0].context) >= len(long) - 1
-    for module in ("delimited", "textfile", "rows"):
-        monkeypatch.setattr(f"abmll.tasks.{module}.MOST_CELL", 1 << 16)
+    for module in ("delimited", "read", "rows"):
+        monkeypatch.setattr(f"abmll.tables.{module}.MOST_CELL", 1 << 16)
     assert ["a line of more than 0 MiB" in problem for problem in problems(tmp_path / "a.csv")] == [True]
     (tmp_path / "c.csv").write_text('text,label\n"' + "word\n" * 60000 + '",a\nb,b\n')
     (problem,) = problems(tmp_path / "c.csv")
@@ -302,8 +302,8 @@ def test_no_file_is_put_in_the_place_of_a_device_or_a_pipe(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
 def test_a_huge_file_without_a_line_is_refused_in_little_memory(name: str, tmp_path: Path, monkeypatch: Any) -> None:
-    for module in ("delimited", "textfile"):
-        monkeypatch.setattr(f"abmll.tasks.{module}.MOST_CELL", 1 << 20)
+    for module in ("delimited", "read"):
+        monkeypatch.setattr(f"abmll.tables.{module}.MOST_CELL", 1 << 20)
     with (tmp_path / name).open("wb") as file:
         file.truncate(1 << 40)  # a hole: it takes no room
     (error,) = within_seconds(lambda: read_labelled(tmp_path / name, Layout()))

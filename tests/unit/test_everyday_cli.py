@@ -26,6 +26,8 @@ from abmll.everyday.labelled import read_unlabelled
 from abmll.everyday.saved import read_task, write_details
 from abmll.everyday.session import open_run
 from abmll.exporting.calibrated import calibrate
+from abmll.systems.answers import answer
+from abmll.systems.predict import PredictionPlan
 from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
 
 ADAPT = ["abmll", "adapt", "runs/mine", "my.csv", "--save", "t", "--hold-back", "26", "--no-check"]
@@ -110,7 +112,7 @@ def test_answers_are_those_of_the_exported_draws(abmll: Command, tmp_path: Path)
     assert saved is not None
     layout = own_tasks.layout_of(saved)
     question = layout.question({"text": texts(1, seed=9)[0][0]}, 1, labelled=False)
-    (found,) = session.answer([question])
+    (found,) = answer(session.system, [question], session.drawing)
     tables = []
     for draw in range(session.drawing.samples):
         with drawn(session.system.method.adapters, draw):
@@ -173,14 +175,14 @@ def test_chunks_change_nothing_and_bound_memory(
     own_rows(tmp_path / "rows.csv", 11)
     assert abmll("predict runs/mine rows.csv --task t -o whole.csv")[0] == 0
     most: list[int] = []
-    real = predicting.Session.answer
+    real = predicting.answer
 
-    def watched(session: Any, questions: Any) -> Any:
-        found = real(session, questions)
-        most.append(len(session.system.batcher.encoder._cache))
+    def watched(system: Any, questions: Any, plan: Any) -> Any:
+        found = real(system, questions, plan)
+        most.append(len(system.batcher.encoder._cache))
         return found
 
-    monkeypatch.setattr(predicting.Session, "answer", watched)
+    monkeypatch.setattr(predicting, "answer", watched)
     monkeypatch.setattr(predicting, "CHUNK", 4)
     assert abmll("predict runs/mine rows.csv --task t -o parts.csv")[0] == 0
     assert most == [4, 4, 3]
@@ -398,7 +400,7 @@ def test_a_task_of_texts_is_calibrated_on_texts_with_its_own_settings(abmll: Com
     session, saved = open_run(Path("runs/mine"), task="sums")
     assert saved is not None
     rows = read_unlabelled(Path("rows.csv"), layout_of(saved))
-    expected = calibrate(session.system, rows, draws=session.drawing.samples, batch_tokens=4096)
+    expected = calibrate(session.system, rows, PredictionPlan("weight", session.drawing.samples))
     found = json.loads((tmp_path / "served" / "calibration.json").read_text())
     assert found["likelihood"]["normalisation"] == "sum"
     assert found["temperature"] == pytest.approx(expected.temperature, rel=1e-4)

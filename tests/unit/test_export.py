@@ -401,7 +401,7 @@ def test_the_calibrated_mean_is_nearer_and_the_rest_is_written_beside_it(
     move(system.method.adapters, "shared", size=0.15)
     system.method.adapters.begin_task()
     stored = adapter_of(config, system, "shared")
-    found = export_calibrated(stored, system, UNSEEN.train[:12], tmp_path / "c", draws=4)
+    found = export_calibrated(stored, system, UNSEEN.train[:12], tmp_path / "c", plan=PredictionPlan("weight", 4))
     assert found.after.mean_kl < found.before.mean_kl
     assert found.temperature == pytest.approx(found.relative_temperature * own)
     kept = json.loads((tmp_path / "c" / "calibration.json").read_text())
@@ -419,7 +419,10 @@ def test_the_temperature_as_a_server_applies_it(place: Path, tmp_path: Path) -> 
     system = system_in(config)
     move(system.method.adapters, "shared", size=0.15)
     system.method.adapters.begin_task()
-    found = export_calibrated(adapter_of(config, system, "shared"), system, ROWS, tmp_path / "c", draws=8)
+    with pytest.warns(DeprecationWarning, match=r"draws=\) is now export_calibrated\(plan=PredictionPlan\(samples="):
+        found = export_calibrated(adapter_of(config, system, "shared"), system, ROWS, tmp_path / "c", draws=8)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'drawn'"):
+        export_calibrated(adapter_of(config, system, "shared"), system, ROWS, tmp_path / "c", drawn=8)
     averaged = predict(system.method, system.likelihood, system.batcher, ROWS, PredictionPlan("weight", 8), POSTERIOR)
     tokenizer = AutoTokenizer.from_pretrained(place / "model")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place / "model"), tmp_path / "c").eval()
@@ -450,7 +453,7 @@ def test_training_questions_are_taken_from_the_tasks_in_turn() -> None:
 
 def test_no_questions_are_an_error(place: Path, config: RunConfig) -> None:
     with pytest.raises(AbmllError, match="no questions"):
-        calibrating.calibrate(loaded(place, config), (), draws=2, batch_tokens=100)
+        calibrating.calibrate(loaded(place, config), ())
 
 
 # -------------------- the command

@@ -410,7 +410,7 @@ def test_trust_19_a_fold_that_is_not_finite_is_a_row_of_the_check_and_others_go_
     session, _ = open_run(home / "runs" / "mine", ["adaptation.samples=2"])
     breaking(session.system)
     layout = Layout(("bad", "good"))
-    rows = tuple(layout.question({"text": t, "label": x}, i, place=f"f:{i}") for i, (t, x) in enumerate(texts(10)))
+    rows = tuple(layout.question({"text": t, "label": x}, i, location=f"f:{i}") for i, (t, x) in enumerate(texts(10)))
     found = check_worth(session, Labelled(layout, rows))
     table = {row.name: row for row in found.rows}
     assert found.verdict == "not finite"

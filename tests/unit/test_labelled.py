@@ -8,17 +8,11 @@ import pytest
 from scipy.stats import binomtest
 
 from abmll.errors import AbmllError
-from abmll.everyday.labelled import (
-    Labelled,
-    hold_back,
-    read_labelled,
-    read_unlabelled,
-    refuse_used,
-    remarks,
-)
+from abmll.everyday.adapt import hold_back, refuse_used
+from abmll.everyday.labelled import Labelled, read_labelled, read_unlabelled
 from abmll.question import Question
+from abmll.tables.identity import identity
 from abmll.tables.layouts import Layout
-from abmll.tasks.identity import identity
 
 TEXTS = "text,label\na,good\nb,bad\nc,good\n"
 
@@ -33,7 +27,7 @@ def classified(*labels: str, texts: tuple[str, ...] | None = None) -> Labelled:
     layout = Layout(tuple(sorted({"bad", "good", *labels})))
     given = texts or tuple(f"text {n}" for n in range(len(labels)))
     made = [
-        layout.question({"text": text, "label": label}, n, place=f"f.csv:{n}")
+        layout.question({"text": text, "label": label}, n, location=f"f.csv:{n}")
         for n, (text, label) in enumerate(zip(given, labels, strict=True), start=2)
     ]
     return Labelled(layout, tuple(made))
@@ -50,7 +44,7 @@ def test_rows_of_texts_have_the_labels_that_occur_in_order(tmp_path: Path) -> No
         ("b", 0, ("bad", "good")),
         ("c", 1, ("bad", "good")),
     ]
-    assert [row.place for row in found.rows] == [f"{tmp_path / 'a.csv'}:{line}" for line in (2, 3, 4)]
+    assert [row.location for row in found.rows] == [f"{tmp_path / 'a.csv'}:{line}" for line in (2, 3, 4)]
 
 
 def test_labels_that_are_given_stay_in_their_order_and_need_not_occur(tmp_path: Path) -> None:
@@ -126,49 +120,49 @@ def test_a_hundred_labels_are_taken_and_one_more_is_not_the_column_of_labels(tmp
 def test_few_rows_are_said_with_how_little_they_can_show() -> None:
     few = classified(*["good", "bad"] * 6)
     low, high = binomtest(6, 12).proportion_ci(0.95, method="exact")
-    assert remarks(few) == [
+    assert few.remarks() == [
         f"12 labelled rows are few: an accuracy measured on them is uncertain by up to {50 * (high - low):.0f} points "
         "either way (95 %). 20 or more are better"
     ]
-    assert remarks(classified(*["good", "bad"] * 10)) == []
-    assert remarks(classified(*["good", "bad"] * 9, "good"))[0].startswith("19 labelled rows are few")
+    assert classified(*["good", "bad"] * 10).remarks() == []
+    assert classified(*["good", "bad"] * 9, "good").remarks()[0].startswith("19 labelled rows are few")
 
 
 def test_one_sided_rows_are_those_where_one_answer_is_more_than_four_in_five() -> None:
-    assert remarks(classified(*["good"] * 16, *["bad"] * 4)) == []
-    (found,) = remarks(classified(*["good"] * 17, *["bad"] * 4))
+    assert classified(*["good"] * 16, *["bad"] * 4).remarks() == []
+    (found,) = classified(*["good"] * 17, *["bad"] * 4).remarks()
     assert found == "one-sided: 17 of 21 rows are labelled 'good', so saying so always is right 81 % of the time"
     own = tuple(Question(str(n), f"{n}?", (f"a{n}", f"b{n}"), int(n < 20)) for n in range(22))
-    (found,) = remarks(Labelled(Layout(), own))
+    (found,) = Labelled(Layout(), own).remarks()
     assert found == (
         "one-sided: 20 of 22 rows are answered by choice 1 (from 0), so saying so always is right 91 % of the time"
     )
 
 
 def test_labels_of_no_row_and_of_one_row_are_named() -> None:
-    found = remarks(classified(*["good", "bad"] * 10, "fair", "odd"))
+    found = classified(*["good", "bad"] * 10, "fair", "odd").remarks()
     assert found == ["one row alone is labelled 'fair', 'odd': too few to learn from and check"]
     rows = classified(*["good", "bad"] * 10).rows
-    found = remarks(Labelled(Layout(("bad", "good", "fair", "odd")), rows))
+    found = Labelled(Layout(("bad", "good", "fair", "odd")), rows).remarks()
     assert found == ["no row is labelled 'fair', 'odd': nothing can be learned about it"]
 
 
 def test_rows_that_ask_the_same_are_counted_and_contradictions_are_named() -> None:
     labels, texts = ["good", "bad"] * 11, [f"text {n}" for n in range(22)]
     texts[2] = texts[4] = "Text 0!"  # case and punctuation do not make another question
-    found = remarks(classified(*labels, texts=tuple(texts)))
+    found = classified(*labels, texts=tuple(texts)).remarks()
     assert found == ["2 rows ask the same as an earlier one; the check keeps them together"]
     texts[4], texts[3] = "text 4", "TEXT 0"  # text 0 is good, 3 is bad
-    found = remarks(classified(*labels, texts=tuple(texts)))
+    found = classified(*labels, texts=tuple(texts)).remarks()
     assert found == [
         "2 rows ask the same as an earlier one; the check keeps them together",
         "the same question has two different answers: f.csv:2 and f.csv:5",
     ]
     texts[2] = "text 2"
-    assert remarks(classified(*labels, texts=tuple(texts)))[0] == (
+    assert classified(*labels, texts=tuple(texts)).remarks()[0] == (
         "1 row asks the same as an earlier one; the check keeps them together"
     )
-    seven = remarks(classified(*["good", "bad"] * 14, texts=tuple(f"text {n // 2}" for n in range(28))))
+    seven = classified(*["good", "bad"] * 14, texts=tuple(f"text {n // 2}" for n in range(28))).remarks()
     assert seven[-1].count(" and ") == 5, "the first five are named"
 
 
@@ -194,44 +188,46 @@ def test_a_row_is_the_same_whatever_case_spaces_punctuation_order_and_answer() -
 
 
 def test_rows_are_held_back_by_numpys_permutation_and_the_rest_stay_in_order() -> None:
-    rows = classified(*["good", "bad"] * 6).rows
-    fitted, held = hold_back(rows, 5, seed=3)
-    places = np.random.default_rng(3).permutation(12)[:5]
-    assert held == tuple(rows[i] for i in sorted(places))
-    assert fitted == tuple(row for row in rows if row not in held)
+    labelled = classified(*["good", "bad"] * 6)
+    used, aside = hold_back(labelled, 5, seed=3)
+    drawn = np.random.default_rng(3).permutation(12)[:5]
+    assert aside == tuple(labelled.rows[i] for i in sorted(drawn))
+    assert used.rows == tuple(row for row in labelled.rows if row not in aside)
+    assert used.layout == labelled.layout
 
 
 def test_rows_that_ask_the_same_are_one_row_and_on_one_side() -> None:
-    rows = classified(*["good"] * 9, texts=tuple(f"text {n % 3}" for n in range(9))).rows
-    fitted, held = hold_back(rows, 1, seed=0)
-    assert len(held) == 1
-    assert len(fitted) == 6
-    assert held[0] in rows[:3], "the first of those that ask the same"
+    labelled = classified(*["good"] * 9, texts=tuple(f"text {n % 3}" for n in range(9)))
+    used, aside = hold_back(labelled, 1, seed=0)
+    assert len(aside) == 1
+    assert len(used.rows) == 6
+    assert aside[0] in labelled.rows[:3], "the first of those that ask the same"
     with pytest.raises(
         AbmllError, match=r"--hold-back 2 of 3 different rows or groups of rows leaves fewer than two to adapt to$"
     ):
-        hold_back(rows, 2, seed=0)
-    assert hold_back(rows, 0, seed=0) == (rows, ())
-    assert hold_back(rows[:1], 0, seed=0) == (rows[:1], ())
+        hold_back(labelled, 2, seed=0)
+    assert hold_back(labelled, 0, seed=0) == (labelled, ())
+    one = classified("good")
+    assert hold_back(one, 0, seed=0) == (one, ())
 
 
 def test_used_rows_are_refused_by_their_places() -> None:
-    rows = classified(*["good", "bad"] * 6).rows
-    used = [identity(row) for row in rows]
-    refuse_used(rows[:2], used[2:])
-    refuse_used([], used)
+    labelled = classified(*["good", "bad"] * 6)
+    used = [identity(row) for row in labelled.rows]
+    refuse_used(Labelled(labelled.layout, labelled.rows[:2]), used[2:])
+    refuse_used(Labelled(labelled.layout, ()), used)
     with pytest.raises(AbmllError) as caught:
-        refuse_used(rows, used[1:3])
+        refuse_used(labelled, used[1:3])
     assert str(caught.value) == (
         "2 of the rows held back were adapted to (or another row of their group was), so they promise nothing: "
         "f.csv:3, f.csv:4"
     )
     with pytest.raises(AbmllError) as caught:
-        refuse_used(rows, used)
+        refuse_used(labelled, used)
     assert str(caught.value).endswith("f.csv:10, f.csv:11, ...")
     nowhere = Question("the id", "Red?", ("yes", "no"), 0)
     with pytest.raises(AbmllError, match=r"nothing: the id$"):
-        refuse_used([nowhere], [identity(nowhere)])
+        refuse_used(Labelled(Layout(), (nowhere,)), [identity(nowhere)])
 
 
 def test_a_question_with_half_of_a_character_has_an_identity_too() -> None:

@@ -41,7 +41,7 @@ def test_rows_of_a_source_become_tasks() -> None:
     numbers, more = load_tasks("twos:here")
     assert (numbers.name, numbers.source, numbers.licence, numbers.skipped) == ("numbers", "twos:here", "CC0-1.0", 0)
     assert [question.answer for question in numbers.train] == [0, 1, 0, 1]
-    assert numbers.train[0].place == "twos:here/numbers.train:1"
+    assert numbers.train[0].location == "twos:here/numbers.train:1"
     assert [question.id for question in more.train] == ["n10", "n11"]
     assert more.test == ()
     assert [task.name for task in load_tasks("twos", names=["more numbers"])] == ["more numbers"]

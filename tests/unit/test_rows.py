@@ -1,6 +1,7 @@
 """One row of a table: what is taken of it, and the whole sentence that says why it is none."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +127,10 @@ def test_repeated_choices_are_merged_where_that_is_asked_for_and_the_answer_foll
 
 
 def test_ids_contexts_and_places_are_what_the_row_says() -> None:
-    plain = question_from_row(GOOD, "7", place="f.csv:3")
-    assert (plain.id, plain.context, plain.place) == ("7", "", "f.csv:3")
+    plain = question_from_row(GOOD, "7", location="f.csv:3")
+    assert (plain.id, plain.context, plain.location) == ("7", "", "f.csv:3")
     full = question_from_row({**GOOD, "id": 12, "context": "Read."}, "7")
-    assert (full.id, full.context, full.place) == ("12", "Read.", "")
+    assert (full.id, full.context, full.location) == ("12", "Read.", "")
     for nothing in (None, "", float("nan")):
         assert question_from_row({**GOOD, "id": nothing}, "7").id == "7"
     for nothing in (None, float("nan")):
@@ -155,7 +156,7 @@ def test_values_are_shown_short_and_printable() -> None:
 def test_bad_rows_are_collected_with_their_lines_beside_the_good_ones() -> None:
     rows = [(1, GOOD), (2, BadRow("torn")), (4, {**GOOD, "id": "1"}), (5, {**GOOD, "answer": 9})]
     found = collect("a.jsonl", rows)
-    assert [(q.id, q.place) for q in found.questions] == [("1", "a.jsonl:1")]
+    assert [(q.id, q.location) for q in found.questions] == [("1", "a.jsonl:1")]
     assert found.problems == [
         "a.jsonl:2: torn",
         "a.jsonl:4: id '1' is that of line 1 too",
@@ -163,9 +164,8 @@ def test_bad_rows_are_collected_with_their_lines_beside_the_good_ones() -> None:
     ]
     assert collect("a.jsonl", []).problems == ["a.jsonl:1: the file has no rows"]
     options = {"labelled": False, "untyped": True, "merge_choices": True}
-    (made,) = collect(
-        "a", [(3, {"question": "q", "choice_0": "x", "choice_1": "x", "choice_2": "y"})], **options
-    ).questions
+    row = {"question": "q", "choice_0": "x", "choice_1": "x", "choice_2": "y"}
+    (made,) = collect("a", [(3, row)], partial(question_from_row, **options)).questions
     assert (made.id, made.answer, made.choices) == ("3", None, ("x", "y"))
 
 
@@ -221,8 +221,8 @@ def test_the_question_names_up_to_ten_labels() -> None:
 
 def test_rows_with_choices_of_their_own_keep_their_line_as_id() -> None:
     row = {**GOOD, "id": "x"}
-    made = Layout().question(row, 3, place="f:3")
-    assert (made.id, made.answer, made.place) == ("3", 1, "f:3")
+    made = Layout().question(row, 3, location="f:3")
+    assert (made.id, made.answer, made.location) == ("3", 1, "f:3")
     assert Layout().question({**row, "answer": "1"}, 3, untyped=True).answer == 1
     assert Layout().question({**row, "answer": "who knows"}, 3, labelled=False).answer is None
     with pytest.raises(BadRow, match=r"^answer 'who knows' is not one of"):
@@ -430,6 +430,6 @@ def test_rows_are_labelled_typed_and_unmerged_unless_told_otherwise() -> None:
 
 
 def test_a_row_of_plain_classification_has_its_line_as_id() -> None:
-    made = Layout(("bad", "good")).question({"text": "t", "label": "good"}, 12, place="f:12")
+    made = Layout(("bad", "good")).question({"text": "t", "label": "good"}, 12, location="f:12")
     assert made == Question("12", "Which fits the text: bad or good?", ("bad", "good"), 1, "t")
-    assert made.place == "f:12"
+    assert made.location == "f:12"

@@ -386,7 +386,7 @@ def test_trust_14_skipped_rows_are_the_same_ones_that_would_be_refused(tmp_path:
     rows = [{**row, "id": True} if isinstance(row, dict) and row.get("id") == 14 else row for row in rows]
     path = write_jsonl(tmp_path / "bad.jsonl", GOOD, *rows)
     refused = reasons(path)
-    kept = {int(q.place.rsplit(":", 1)[1]) for q in read_questions(path, on_bad_row="skip")}
+    kept = {int(q.location.rsplit(":", 1)[1]) for q in read_questions(path, on_bad_row="skip")}
     assert kept == set(range(1, len(rows) + 2)) - set(refused)
 
 
@@ -403,7 +403,7 @@ def test_trust_18_a_file_without_one_good_row_is_refused_even_so(tmp_path: Path)
 def test_a_question_knows_where_it_was_read_and_is_the_same_wherever_that_was(tmp_path: Path) -> None:
     here, there = (write_jsonl(tmp_path / f"{name}.jsonl", "", GOOD) for name in ("here", "there"))
     (first,), (second,) = read_questions(here), read_questions(there)
-    assert (first.place, second.place) == (f"{here}:2", f"{there}:2")
+    assert (first.location, second.location) == (f"{here}:2", f"{there}:2")
     assert first == second
     assert hash(first) == hash(second)
     assert "here" not in repr(first)

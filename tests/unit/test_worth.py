@@ -1,5 +1,6 @@
 """Is it worth it: folds without leaks, the table against scikit-learn, and a verdict that is not easily had."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,22 +10,17 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, log_loss
 
 from abmll.errors import AbmllError
-from abmll.everyday import check as worth
-from abmll.everyday.check import _without_model, check_worth, deal
-from abmll.everyday.labelled import (
-    Labelled,
-    hold_back,
-    read_labelled,
-    refuse_used,
-    remarks,
-)
-from abmll.everyday.session import adapt_named, open_run
+from abmll.everyday.adapt import hold_back, refuse_used
+from abmll.everyday.check import _without_model, check_worth
+from abmll.everyday.labelled import Labelled, read_labelled
+from abmll.everyday.session import open_run
 from abmll.metrics.worth import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, sign_flip_p, weigh
 from abmll.question import Question, Task
 from abmll.systems.build import System
+from abmll.systems.folds import Fold, deal
 from abmll.systems.predict import AdaptationPlan
+from abmll.tables.identity import clusters, distinct_keys, identity, row_keys
 from abmll.tables.layouts import Layout
-from abmll.tasks.identity import clusters, identities, identity
 from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
 
 
@@ -34,13 +30,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(count: int) -> tuple[Question, ...]:
-    layout = Layout(("bad", "good"))
-    return tuple(layout.question({"text": t, "label": x}, n, place=f"f:{n}") for n, (t, x) in enumerate(texts(count)))
+    ask = Layout(("bad", "good")).question
+    return tuple(ask({"text": t, "label": x}, n, location=f"f:{n}") for n, (t, x) in enumerate(texts(count)))
+
+
+def labelled_rows(questions: Sequence[Question]) -> Labelled:
+    return Labelled(Layout(("bad", "good")), tuple(questions))
+
+
+def dealt(questions: Sequence[Question], seed: int = 0) -> tuple[Fold, ...]:
+    return deal([q.answer for q in questions], labelled_rows(questions).clusters, seed=seed)
 
 
 def test_folds_answer_every_row_once_and_never_fit_to_it() -> None:
     questions = rows(23)
-    folds = deal(questions)
+    folds = dealt(questions)
     assert sorted(place for fold in folds for place in fold.answered) == list(range(23))
     for fold in folds:
         assert not set(fold.fitted) & set(fold.answered)
@@ -53,19 +57,19 @@ def test_folds_answer_every_row_once_and_never_fit_to_it() -> None:
 def test_trust_17_rows_that_ask_the_same_are_never_on_both_sides() -> None:
     again = tuple(Question(f"x{q.id}", q.question, q.choices, q.answer, q.context.upper() + "!") for q in rows(9))
     questions = rows(9) + again
-    for fold in deal(questions):
+    for fold in dealt(questions):
         fitted, answered = ({identity(questions[i]) for i in part} for part in (fold.fitted, fold.answered))
         assert not fitted & answered
-    kept, held = hold_back(questions, 4, seed=0)
-    assert len(held) == 4
-    assert len(kept) == 10
-    assert not {identity(q) for q in kept} & {identity(q) for q in held}
+    used, aside = hold_back(labelled_rows(questions), 4, seed=0)
+    assert len(aside) == 4
+    assert len(used.rows) == 10
+    assert not {identity(q) for q in used.rows} & {identity(q) for q in aside}
 
 
 def test_trust_17_nothing_is_fitted_to_the_labels_of_the_fold_it_answers() -> None:
     """Temperature and shares of a fold stay as they are, whatever the labels in it."""
     questions, table = rows(20), np.random.default_rng(0).dirichlet([1, 1], 20)
-    answers, folds = np.array([q.answer for q in questions]), deal(questions)
+    answers, folds = np.array([q.answer for q in questions]), dealt(questions)
     before = _without_model(questions, folds, table, answers, ("bad", "good"))
     for fold in folds:
         asked, others = list(fold.answered), list(fold.fitted)
@@ -80,20 +84,22 @@ def test_trust_17_nothing_is_fitted_to_the_labels_of_the_fold_it_answers() -> No
 def test_trust_17_systems_adapt_to_the_other_folds_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Question, ...]] = []
 
-    def adapted(system: System, task: Task, plan: AdaptationPlan) -> None:
-        seen.append(task.train)
-        adapt_named(system, task, plan)
+    adapt = System.adapt
 
-    monkeypatch.setattr(worth, "adapt_named", adapted)
+    def adapted(system: System, task: Task, plan: AdaptationPlan, draw: int = 0) -> tuple[Question, ...]:
+        seen.append(task.train)
+        return adapt(system, task, plan, draw)
+
+    monkeypatch.setattr(System, "adapt", adapted)
     session, _ = open_run(home / "runs" / "mine", ["adaptation.samples=1"])
     questions = rows(6)
-    check_worth(session, Labelled(Layout(("bad", "good")), questions))
-    folds = deal(questions, seed=session.config.adaptation.seed)
+    check_worth(session, labelled_rows(questions))
+    folds = dealt(questions, seed=session.config.adaptation.seed)
     assert seen == [tuple(questions[i] for i in fold.fitted) for fold in folds] * 2, "the run, then a fresh LoRA"
 
 
 def test_fewer_rows_are_fewer_folds() -> None:
-    assert [len(deal(rows(count))) for count in (2, 4, 5, 30)] == [2, 4, 5, 5]
+    assert [len(dealt(rows(count))) for count in (2, 4, 5, 30)] == [2, 4, 5, 5]
 
 
 def _weigh(run: np.ndarray, pretrained: np.ndarray, answers: np.ndarray) -> Worth:
@@ -184,25 +190,25 @@ def test_the_check_on_questions_with_choices_of_their_own(home: Path, tmp_path: 
 
 def test_remarks_name_what_spoils_the_rows(tmp_path: Path) -> None:
     data = [["a", "good"], ["b", "good"], ["c", "good"], ["d", "good"], ["e", "good"], ["f", "bad"], ["A", "bad"]]
-    found = "\n".join(remarks(read_labelled(write_csv(tmp_path / "a.csv", ["text", "label"], data[:6]), Layout())))
+    found = "\n".join(read_labelled(write_csv(tmp_path / "a.csv", ["text", "label"], data[:6]), Layout()).remarks())
     for part in ("6 labelled rows are few", "one row alone is labelled 'bad'", "one-sided: 5 of 6 rows", "right 83 %"):
         assert part in found
-    found = "\n".join(remarks(read_labelled(write_csv(tmp_path / "b.csv", ["text", "label"], data), Layout())))
+    found = "\n".join(read_labelled(write_csv(tmp_path / "b.csv", ["text", "label"], data), Layout()).remarks())
     assert "1 row asks the same as an earlier one" in found
     assert "two different answers" in found
     assert "b.csv:2 and" in found
     assert "b.csv:8" in found
     grouped = [[text, label, number // 2] for number, (text, label) in enumerate(texts(40))]
-    found = remarks(read_labelled(write_csv(tmp_path / "g.csv", ["text", "label", "group"], grouped), Layout()))
+    found = read_labelled(write_csv(tmp_path / "g.csv", ["text", "label", "group"], grouped), Layout()).remarks()
     assert found == [
         "40 rows are of 20 groups (a text that repeats, or the column group): a group counts as one in the check, and "
         "where it is held back one row of it counts"
     ]
     three = Layout(("bad", "good", "fair"))
-    assert "no row is labelled 'fair'" in "\n".join(remarks(read_labelled(tmp_path / "a.csv", three)))
-    cased = "\n".join(remarks(Labelled(Layout(("Bad", "bad", "good")), rows(4))))
+    assert "no row is labelled 'fair'" in "\n".join(read_labelled(tmp_path / "a.csv", three).remarks())
+    cased = "\n".join(Labelled(Layout(("Bad", "bad", "good")), rows(4)).remarks())
     assert "'Bad' and 'bad' are two labels" in cased
-    assert remarks(read_labelled(write_texts(tmp_path / "fine.csv", 40), Layout())) == []
+    assert read_labelled(write_texts(tmp_path / "fine.csv", 40), Layout()).remarks() == []
 
 
 @pytest.mark.parametrize(
@@ -222,13 +228,13 @@ def test_trust_14_labelled_rows_that_are_none_are_named(text: str, reason: str, 
 
 
 def test_held_back_rows_are_drawn_anew_by_seed_and_told_apart_from_used_ones() -> None:
-    questions = rows(30)
-    first, second = (hold_back(questions, 5, seed)[1] for seed in (0, 1))
+    labelled = labelled_rows(rows(30))
+    (used, first), (_, second) = (hold_back(labelled, 5, seed) for seed in (0, 1))
     assert {q.id for q in first} != {q.id for q in second}
-    assert hold_back(questions, 0, 0) == (questions, ())
-    refuse_used(first, [identity(q) for q in hold_back(questions, 5, 0)[0]])
-    with pytest.raises(AbmllError, match=f"5 of the rows held back were adapted to.*{first[0].place}"):
-        refuse_used(first, [identity(q) for q in questions])
+    assert hold_back(labelled, 0, 0) == (labelled, ())
+    refuse_used(labelled_rows(first), [identity(q) for q in used.rows])
+    with pytest.raises(AbmllError, match=f"5 of the rows held back were adapted to.*{first[0].location}"):
+        refuse_used(labelled_rows(first), [identity(q) for q in labelled.rows])
 
 
 def test_a_verdict_is_said_with_its_numbers() -> None:
@@ -325,32 +331,33 @@ def test_a_difference_of_two_in_a_hundred_is_told_and_one_of_four_is_not() -> No
 
 def test_rows_of_a_group_are_dealt_and_held_back_together() -> None:
     questions = [replace(q, group=f"g{i // 3}") for i, q in enumerate(rows(30))]
-    for fold in deal(questions):
+    for fold in dealt(questions):
         assert not {questions[i].group for i in fold.fitted} & {questions[i].group for i in fold.answered}
-    kept, held = hold_back(questions, 4, seed=0)
-    assert len({q.group for q in held}) == len(held) == 4, "of a group held back one row counts"
-    assert len(kept) == 18
-    assert {q.group for q in kept}.isdisjoint(q.group for q in held)
-    drawn = {hold_back(questions, 4, seed)[1][0].id for seed in range(20)}
+    labelled = labelled_rows(questions)
+    used, aside = hold_back(labelled, 4, seed=0)
+    assert len({q.group for q in aside}) == len(aside) == 4, "of a group held back one row counts"
+    assert len(used.rows) == 18
+    assert {q.group for q in used.rows}.isdisjoint(q.group for q in aside)
+    drawn = {hold_back(labelled, 4, seed)[1][0].id for seed in range(20)}
     assert len({int(name) % 3 for name in drawn}) == 3, "any row of a group, not its first"
     with pytest.raises(AbmllError, match="9 of 10 different rows or groups"):
-        hold_back(questions, 9, seed=0)
+        hold_back(labelled, 9, seed=0)
 
 
 def test_a_row_of_a_group_that_was_adapted_to_promises_nothing() -> None:
     questions = [replace(q, group=f"g{i // 3}") for i, q in enumerate(rows(9))]
-    used = identities(questions[:2])
+    used = distinct_keys(row_keys(questions[:2]))
     with pytest.raises(AbmllError, match=r"1 of the rows held back were adapted to \(or another row of their group"):
-        refuse_used(questions[2:], used)
-    refuse_used(questions[3:], used)
+        refuse_used(labelled_rows(questions[2:]), used)
+    refuse_used(labelled_rows(questions[3:]), used)
     assert not any(q.context in key for q in questions for key in used)
 
 
 def test_clusters_join_what_asks_the_same_and_what_is_of_one_group() -> None:
     first, second, third = rows(3)
     again = replace(second, id="again", group="g")
-    assert clusters([first, second, third]) == [0, 1, 2]
-    assert clusters([replace(first, group="g"), second, third, again]) == [0, 0, 2, 0]
+    assert clusters(row_keys([first, second, third])) == (0, 1, 2)
+    assert clusters(row_keys([replace(first, group="g"), second, third, again])) == (0, 0, 2, 0)
 
 
 def test_flips_and_intervals_go_by_cluster() -> None:

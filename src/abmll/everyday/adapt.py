@@ -1,7 +1,7 @@
 """Adapt a run to a user's labelled rows and keep the result under a name, with what must be known to trust it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +9,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from abmll.errors import AbmllError
-from abmll.everyday.labelled import Labelled, hold_back, one_of_each, refuse_used
+from abmll.everyday.labelled import Labelled
 from abmll.everyday.saved import SavedTask, save_task
 from abmll.everyday.session import Session
-from abmll.question import Question
+from abmll.question import Question, Task
+from abmll.systems.answers import answer
+from abmll.tables.identity import distinct_keys
 from abmll.tables.layouts import Layout
-from abmll.tasks.identity import identities
 
 TIMED = 4
 """Rows by which the time of an answer is measured."""
@@ -40,53 +41,106 @@ class Adapted:
     Attributes:
         details: as they were saved.
         used: the rows that were adapted to.
-        held: those held back.
+        held_back: those that were not.
         step_seconds: measured, of one gradient step.
         answer_seconds: measured, of one row's answer by one draw.
     """
 
     details: dict[str, Any]
     used: Labelled
-    held: tuple[Question, ...]
+    held_back: tuple[Question, ...]
     step_seconds: float
     answer_seconds: float
 
 
 def adapt_and_save(
-    session: Session, name: str, labelled: Labelled, *, held: int = 0, source: str = "", replace: bool = False
+    session: Session, name: str, labelled: Labelled, *, held_back: int = 0, source: str = "", replace: bool = False
 ) -> Adapted:
     """Hold rows back, adapt to the others, answer those held back, and save.
 
     Args:
         session: the run; phi is left adapted.
-        name: of the saved task.
+        name: of the saved posterior.
         labelled: the user's rows.
-        held: how many of them are held back.
-        source: where they came from, to be kept (a file's name, without its folder).
-        replace: put it in the place of a saved task of the same name.
+        held_back: how many of them nothing is fitted to.
+        source: where they came from, to be saved with it (a file's name, without its folder).
+        replace: put it in the place of a saved posterior of the same name.
 
     Raises:
         AbmllError: too few rows would be left, a row does not fit the model, the name is taken, ...
     """
-    used, aside = hold_back(labelled.rows, held, session.config.adaptation.seed)
-    plan = session.plan(len(used))
-    seconds = session.adapt(name, used)
+    used, aside = hold_back(labelled, held_back, session.config.adaptation.seed)
+    plan = session.plan(len(used.rows))
     began = time.perf_counter()
-    session.answer(used[:TIMED])
-    answer_seconds = (time.perf_counter() - began) / (len(used[:TIMED]) * session.drawing.samples)
+    session.system.adapt(Task(name, used.rows), plan, 0)
+    adapted = time.perf_counter()
+    answers_to(session, used.rows[:TIMED])
+    answer_seconds = (time.perf_counter() - adapted) / (len(used.rows[:TIMED]) * session.drawing.samples)
     details = {
         "source": source,
         "layout": labelled.layout.to_dict(),
         "likelihood": session.config.likelihood.model_dump(mode="json"),
         "answering": {"sampler": session.drawing.sampler, "samples": session.drawing.samples},
-        "examples": len(used),
+        "examples": len(used.rows),
         "steps": plan.steps,
         "batch_size": plan.batch_size,
-        "adapted_to": identities(used),
-        "held_back": _held_as_json(session, hold_answers(session, aside)) if aside else None,
+        "adapted_to": distinct_keys(used.keys),
+        "held_back": _held_back_as_json(session, answers_to(session, aside)) if aside else None,
     }
     save_task(session.folder, name, session.config, session.system, details, replace=replace)
-    return Adapted(details, Labelled(labelled.layout, used), aside, seconds / max(1, plan.steps), answer_seconds)
+    return Adapted(details, used, aside, (adapted - began) / max(1, plan.steps), answer_seconds)
+
+
+def hold_back(labelled: Labelled, count: int, seed: int) -> tuple[Labelled, tuple[Question, ...]]:
+    """Rows to adapt to, and `count` others drawn at random that nothing will be fitted to.
+
+    Rows of a cluster stay on one side. Of one that is held back a row is drawn, and the others are left out: the test
+    of a promise counts rows that go right and wrong independently.
+
+    Raises:
+        AbmllError: fewer than two clusters would be left.
+    """
+    names = list(dict.fromkeys(labelled.clusters))
+    if count and len(names) - count < 2:
+        raise AbmllError(
+            f"--hold-back {count} of {len(names)} different rows or groups of rows leaves fewer than two to adapt to"
+        )
+    rng = np.random.default_rng(seed)
+    aside = {names[i] for i in rng.permutation(len(names))[:count]}
+    pairs = zip(labelled.rows, labelled.clusters, strict=True)
+    used = tuple(row for row, cluster in pairs if cluster not in aside)
+    return Labelled(labelled.layout, used), one_of_each(labelled, rng, aside)
+
+
+def one_of_each(
+    labelled: Labelled, rng: np.random.Generator, among: Collection[int] | None = None
+) -> tuple[Question, ...]:
+    """A row of each cluster (or of those clusters alone), drawn at random."""
+    members: dict[int, list[Question]] = {}
+    for row, cluster in zip(labelled.rows, labelled.clusters, strict=True):
+        members.setdefault(cluster, []).append(row)
+    chosen = members if among is None else [cluster for cluster in members if cluster in among]
+    return tuple(members[cluster][rng.integers(len(members[cluster]))] for cluster in chosen)
+
+
+def refuse_used(labelled: Labelled, used: Collection[str]) -> None:
+    """Refuse held-back rows that a task was adapted to, or that are of a group of such rows.
+
+    Args:
+        labelled: the held-back rows.
+        used: `distinct_keys` of the rows adapted to.
+
+    Raises:
+        AbmllError: names them as file:line.
+    """
+    known = set(used)
+    pairs = zip(labelled.rows, labelled.keys, strict=True)
+    bad = [row.location or row.id for row, key in pairs if known & {key.question, key.group}]
+    if bad:
+        raise AbmllError(
+            f"{len(bad)} of the rows held back were adapted to (or another row of their group was), so they promise "
+            f"nothing: {', '.join(bad[:10])}" + (", ..." if len(bad) > 10 else "")
+        )
 
 
 def layout_of(saved: SavedTask) -> Layout:
@@ -105,11 +159,11 @@ def layout_of(saved: SavedTask) -> Layout:
         raise AbmllError(f"{saved.folder}: {error}") from error
 
 
-def hold_answers(session: Session, rows: Sequence[Question]) -> HeldBack:
+def answers_to(session: Session, rows: Sequence[Question]) -> HeldBack:
     """Answer labelled rows by phi as it is now."""
-    found = session.answer(rows)
-    right = [a.choice == q.answer for a, q in zip(found, rows, strict=True)]
-    return HeldBack(np.array([a.confidence for a in found], dtype=np.float64), np.array(right, dtype=bool))
+    answers = answer(session.system, rows, session.drawing)
+    correct = [found.choice == row.answer for found, row in zip(answers, rows, strict=True)]
+    return HeldBack(np.array([found.confidence for found in answers], dtype=np.float64), np.array(correct, dtype=bool))
 
 
 def _settings(session: Session) -> dict[str, Any]:
@@ -119,10 +173,10 @@ def _settings(session: Session) -> dict[str, Any]:
     return {"sampler": plan.sampler, "samples": plan.samples, "base": session.base.fingerprint, "likelihood": text}
 
 
-def _held_as_json(session: Session, found: HeldBack) -> dict[str, Any]:
+def _held_back_as_json(session: Session, answers: HeldBack) -> dict[str, Any]:
     return {
-        "confidence": found.confidence.tolist(),
-        "correct": found.correct.tolist(),
+        "confidence": answers.confidence.tolist(),
+        "correct": answers.correct.tolist(),
         "settings": _settings(session),
     }
 
@@ -134,13 +188,13 @@ def saved_answers(session: Session, saved: SavedTask) -> HeldBack | None:
         AbmllError: they were made in another way than answers are now, are damaged, or are not known to be what was
             saved.
     """
-    kept = saved.details.get("held_back")
-    if kept is None:
+    stored = saved.details.get("held_back")
+    if stored is None:
         return None
     _refuse_unsealed(saved)
     try:
-        found = HeldBack(np.array(kept["confidence"], dtype=np.float64), np.array(kept["correct"], dtype=bool))
-        settings: Mapping[str, Any] = dict(kept["settings"])
+        found = HeldBack(np.array(stored["confidence"], dtype=np.float64), np.array(stored["correct"], dtype=bool))
+        settings: Mapping[str, Any] = dict(stored["settings"])
     except (TypeError, ValueError, KeyError) as error:
         raise AbmllError(f"{saved.folder}: its held-back answers are damaged ({error}); adapt again") from error
     if len(found.confidence) != len(found.correct):
@@ -171,7 +225,7 @@ def _refuse_unsealed(saved: SavedTask) -> None:
         )
 
 
-def fresh_answers(session: Session, saved: SavedTask, rows: Sequence[Question]) -> HeldBack:
+def fresh_answers(session: Session, saved: SavedTask, labelled: Labelled) -> HeldBack:
     """Answers to labelled rows that a user gives with --held-back; of a group, or of rows that ask the same, one.
 
     Raises:
@@ -182,5 +236,5 @@ def fresh_answers(session: Session, saved: SavedTask, rows: Sequence[Question]) 
     used = saved.details.get("adapted_to")
     if not isinstance(used, list):
         raise AbmllError(f"{saved.folder}: does not say what it was adapted to; adapt again with `abmll adapt --save`")
-    refuse_used(rows, used)
-    return hold_answers(session, one_of_each(rows, np.random.default_rng(session.config.adaptation.seed)))
+    refuse_used(labelled, used)
+    return answers_to(session, one_of_each(labelled, np.random.default_rng(session.config.adaptation.seed)))

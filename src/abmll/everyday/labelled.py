@@ -1,23 +1,22 @@
-"""A user's labelled rows: read, looked over for what would spoil them, and some of them held back."""
+"""A user's labelled rows: read, and looked over for what would spoil what is made of them."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from abmll.errors import AbmllError
 from abmll.metrics.abstention import error_interval
 from abmll.question import Question, grouped
-from abmll.tables.collect import Rows, settle
+from abmll.tables.collect import Rows, collect, good_rows, settle
+from abmll.tables.identity import RowKeys, clusters, row_keys
 from abmll.tables.labels import Classes
 from abmll.tables.layouts import Layout, label_in
-from abmll.tables.normal import lookalikes, same_form
+from abmll.tables.normal import gist, lookalikes, same_form
 from abmll.tables.read import Table
 from abmll.tables.rows import BadRow, printable, report, shown
-from abmll.tasks.identity import clusters, group_identity, identity
-from abmll.tasks.leaks import Row, rows_of
 
 FEW = 20
 """Labelled rows below which a warning says how little they can show."""
@@ -37,6 +36,36 @@ class Labelled:
 
     layout: Layout
     rows: tuple[Question, ...]
+
+    @cached_property
+    def keys(self) -> tuple[RowKeys, ...]:
+        """What says of each row with which others it is one."""
+        return row_keys(self.rows)
+
+    @cached_property
+    def clusters(self) -> tuple[int, ...]:
+        """The number of each row's cluster; the rows of one go right and wrong together."""
+        return clusters(self.keys)
+
+    def remarks(self) -> list[str]:
+        """What a user should know of the rows before anything is made of them: too few, one-sided, repeated."""
+        rows, found = self.rows, _few(len(self.rows))
+        found += _sides(self)
+        same = Counter(key.question for key in self.keys)
+        if again := sum(count - 1 for count in same.values()):
+            many = "1 row asks" if again == 1 else f"{again} rows ask"
+            found.append(f"{many} the same as an earlier one; the check keeps them together")
+        if self.layout.labels is None:
+            found += _alike_choices(rows)
+        groups = [row.group for row in rows if row.group is not None]
+        if len(set(self.clusters)) < len(same):  # different questions belong together
+            found.append(
+                f"{len(groups)} rows are of {len(set(groups))} groups (a text that repeats, or the column group): a "
+                "group counts as one in the check, and where it is held back one row of it counts"
+            )
+        if clash := _contradictions(self):
+            found.append(f"the same question has two different answers: {', '.join(clash[:5])}")
+        return found
 
 
 def read_labelled(path: Path, wanted: Layout, fixed: bool | None = None) -> Labelled:
@@ -65,17 +94,8 @@ def read_unlabelled(path: Path, layout: Layout) -> tuple[Question, ...]:
 
 
 def _read(table: Table, layout: Layout, labelled: bool) -> tuple[Question, ...]:
-    found = Rows(printable(table.path))
-    for line, row in table.rows():
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            place = f"{found.label}:{line}"
-            found.questions.append(layout.question(row, line, labelled=labelled, untyped=table.untyped, place=place))
-        except BadRow as reason:
-            found.reject(line, reason)
-    if not found.questions and not found.problems:
-        found.reject(1, "the file has no rows")
+    as_question = partial(layout.question, labelled=labelled, untyped=table.untyped)
+    found = collect(printable(table.path), table.rows(), as_question)
     settle([found], "error")
     return grouped(found.questions)
 
@@ -93,22 +113,20 @@ def settle_layout(table: Table, wanted: Layout, fixed: bool | None = None) -> La
 def _labels_in(table: Table, layout: Layout) -> list[str]:
     """The labels that occur, sorted; all that is wrong with any row is told at once."""
     found, problems = Classes(()), Rows(printable(table.path))
-    some = layout.with_labels(("a", "b"))  # which ones plays no part in whether the rest of a row is good
-    for line, row in table.rows():
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            some.question(row, line, labelled=False)
-            found.add(label_in(row, layout.label))
-        except BadRow as reason:
-            problems.reject(line, reason)
+
+    def add_label(row: Any, line: int) -> None:
+        layout.text_and_group(row)
+        found.add(label_in(row, layout.label))
         if len(found.texts) > MOST_LABELS:
             raise AbmllError(
-                f"{problems.label}:{line}: more than {MOST_LABELS} different values of {layout.label!r}; is it "
-                "the column of labels? --label names another, --labels says which labels there are"
+                f"{problems.location(line)}: more than {MOST_LABELS} different values of {layout.label!r}; is it the "
+                "column of labels? --label names another, --labels says which labels there are"
             )
+
+    for _ in good_rows(problems, table.rows(), add_label):
+        pass
     if problems.problems:
-        raise report(problems.told(good=len(found.texts)), len(problems.problems))
+        raise report(problems.messages(good=len(found.texts)), len(problems.problems))
     texts = found.ordered().texts
     if len(texts) < 2:
         what = f"every row is labelled {shown(texts[0])}" if texts else "the file has no rows"
@@ -116,31 +134,14 @@ def _labels_in(table: Table, layout: Layout) -> list[str]:
     return sorted(texts)
 
 
-def remarks(labelled: Labelled) -> list[str]:
-    """What a user should know of the rows before anything is made of them: too few, one-sided, repeated."""
-    rows, found = labelled.rows, []
-    if len(rows) < FEW:
-        low, high = error_interval(len(rows) // 2, len(rows), 0.95)
-        found.append(
-            f"{len(rows)} labelled rows are few: an accuracy measured on them is uncertain by up to "
-            f"{50 * (high - low):.0f} points either way (95 %). {FEW} or more are better"
-        )
-    found += _sides(labelled)
-    same = Counter(map(identity, rows))
-    if again := sum(count - 1 for count in same.values()):
-        many = "1 row asks" if again == 1 else f"{again} rows ask"
-        found.append(f"{many} the same as an earlier one; the check keeps them together")
-    if labelled.layout.labels is None:
-        found += _alike_choices(rows)
-    groups = [row.group for row in rows if row.group is not None]
-    if len(set(clusters(rows))) < len(same):  # different questions belong together
-        found.append(
-            f"{len(groups)} rows are of {len(set(groups))} groups (a text that repeats, or the column group): a group "
-            "counts as one in the check, and where it is held back one row of it counts"
-        )
-    if clash := _contradictions(rows):
-        found.append(f"the same question has two different answers: {', '.join(clash[:5])}")
-    return found
+def _few(count: int) -> list[str]:
+    if count >= FEW:
+        return []
+    low, high = error_interval(count // 2, count, 0.95)
+    return [
+        f"{count} labelled rows are few: an accuracy measured on them is uncertain by up to {50 * (high - low):.0f} "
+        f"points either way (95 %). {FEW} or more are better"
+    ]
 
 
 def _sides(labelled: Labelled) -> list[str]:
@@ -174,65 +175,16 @@ def _alike_choices(rows: Sequence[Question]) -> list[str]:
         return []
     row, one, other = pairs[0]
     again = f"; so do choices of {len(pairs) - 1} more" if len(pairs) > 1 else ""
-    return [f"{row.place or row.id}: {shown(one)} and {shown(other)} are two choices, and look alike{again}"]
+    return [f"{row.location or row.id}: {shown(one)} and {shown(other)} are two choices, and look alike{again}"]
 
 
-def _contradictions(rows: Sequence[Question]) -> list[str]:
-    first: dict[str, Row] = {}
-    out = []
-    for row in rows_of("", rows):
-        other = first.setdefault(identity(row.question), row)
-        if other.answer != row.answer:
-            out.append(f"{other.place} and {row.place}")
-    return out
-
-
-def hold_back(rows: Sequence[Question], count: int, seed: int) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
-    """Rows to adapt to, and `count` others drawn at random that nothing will be fitted to.
-
-    Rows of a cluster (see `clusters`) stay on one side. Of one that is held back a row is drawn, and the others are
-    left out: the test of a promise counts rows that go right and wrong independently.
-
-    Raises:
-        AbmllError: fewer than two clusters would be left.
-    """
-    numbers = clusters(rows)
-    names = list(dict.fromkeys(numbers))
-    if count and len(names) - count < 2:
-        raise AbmllError(
-            f"--hold-back {count} of {len(names)} different rows or groups of rows leaves fewer than two to adapt to"
-        )
-    rng = np.random.default_rng(seed)
-    held = {names[i] for i in rng.permutation(len(names))[:count]}
-    kept = tuple(row for row, number in zip(rows, numbers, strict=True) if number not in held)
-    return kept, one_of_each(rows, rng, held)
-
-
-def one_of_each(
-    rows: Sequence[Question], rng: np.random.Generator, among: Collection[int] | None = None
-) -> tuple[Question, ...]:
-    """A row of each cluster (or of those clusters alone), drawn at random."""
-    members: dict[int, list[Question]] = {}
-    for row, number in zip(rows, clusters(rows), strict=True):
-        members.setdefault(number, []).append(row)
-    chosen = members if among is None else [number for number in members if number in among]
-    return tuple(members[number][rng.integers(len(members[number]))] for number in chosen)
-
-
-def refuse_used(rows: Iterable[Question], used: Iterable[str]) -> None:
-    """Refuse held-back rows that a task was adapted to, or that are of a group of such rows.
-
-    Args:
-        rows: the held-back rows.
-        used: `identities` of the rows adapted to.
-
-    Raises:
-        AbmllError: names them as file:line.
-    """
-    known = set(used)
-    bad = [row.place or row.id for row in rows if known & {identity(row), group_identity(row)}]
-    if bad:
-        raise AbmllError(
-            f"{len(bad)} of the rows held back were adapted to (or another row of their group was), so they promise "
-            f"nothing: {', '.join(bad[:10])}" + (", ..." if len(bad) > 10 else "")
-        )
+def _contradictions(labelled: Labelled) -> list[str]:
+    """Pairs of rows, as file:line, that ask the same and have different answers."""
+    first: dict[str, tuple[Question, str]] = {}
+    pairs = []
+    for row, key in zip(labelled.rows, labelled.keys, strict=True):
+        answer = "" if row.answer is None else gist(row.choices[row.answer])
+        other, theirs = first.setdefault(key.question, (row, answer))
+        if theirs != answer:
+            pairs.append(f"{other.location or other.id} and {row.location or row.id}")
+    return pairs

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from abmll.errors import AbmllError
 from abmll.everyday.session import Session
 from abmll.metrics.abstention import Covered
 from abmll.question import Question
-from abmll.systems.answers import Answer
-from abmll.tables.collect import Rows
+from abmll.systems.answers import Answer, answer
+from abmll.tables.collect import Rows, collect, good_rows
 from abmll.tables.layouts import Layout
 from abmll.tables.normal import same_form
 from abmll.tables.read import Table, extension_of
-from abmll.tables.rows import BadRow, printable, report, shown
+from abmll.tables.rows import RawRow, printable, report, shown
 from abmll.tables.write import writing
 
 CHUNK = 256
@@ -34,14 +35,20 @@ Choose = Callable[[np.ndarray], Covered]
 
 @dataclass
 class Survey:
-    """What a first look at a table found.
+    """A table of good rows to answer, and what a first look at it found.
 
     Attributes:
-        rows: how many.
+        table: the rows.
+        layout: of their columns.
+        out: where the answers go: .csv, .tsv, .jsonl or .parquet.
+        rows: how many there are.
         columns: their names, in order of first appearance.
         schema: their types, where the output needs them.
     """
 
+    table: Table
+    layout: Layout
+    out: Path
     rows: int = 0
     columns: dict[str, None] = field(default_factory=dict)
     schema: pyarrow.Schema | None = None
@@ -71,29 +78,22 @@ def survey(table: Table, layout: Layout, out: Path) -> Survey:
         AbmllError: the file cannot be read or has no rows, a row is bad (as file:line: reason), or its columns cannot
             be written to `out`.
     """
-    found, problems, label = Survey(schema=table.schema()), Rows(printable(table.path)), printable(table.path)
+    found, label = Survey(table, layout, out, schema=table.schema()), printable(table.path)
+    problems, as_question = Rows(label), partial(layout.question, labelled=False, untyped=table.untyped)
     typed = extension_of(out) == "parquet" and table.extension == "jsonl"
     rows, answerable = table.rows(), 0
     while batch := list(islice(rows, CHUNK)):
-        good: list[Any] = []
-        for line, row in batch:
-            found.rows += 1
-            try:
-                if isinstance(row, BadRow):
-                    raise row
-                layout.question(row, line, labelled=False, untyped=table.untyped)
-                found.columns.update(dict.fromkeys(row))
-                good.append(row)
-            except BadRow as reason:
-                problems.reject(line, reason)
+        good = [row for row, _ in good_rows(problems, batch, as_question)]
+        found.rows += len(batch)
+        found.columns.update(dict.fromkeys(name for row in good for name in row))
         answerable += len(good)
         if len(problems.problems) > _TOLD:
-            problems.problems.append(f"{label}: and maybe more after line {line}, which were not looked at")
+            problems.problems.append(f"{label}: and maybe more after line {batch[-1][0]}, which were not looked at")
             break
         if typed:
             found.schema = _unified(found.schema, good, out, f"{label}:{batch[0][0]}")
     if problems.problems:
-        raise report(problems.told(answerable), len(problems.problems))
+        raise report(problems.messages(answerable), len(problems.problems))
     if not found.rows:
         raise AbmllError(f"{label}:1: the file has no rows")
     return found
@@ -126,14 +126,11 @@ def added_columns(layout: Layout, prefix: str, abstains: bool) -> dict[str, type
 
 def predict_table(
     session: Session,
-    table: Table,
-    layout: Layout,
-    out: Path,
+    surveyed: Survey,
     *,
     prefix: str = "",
     choose: Choose | None = None,
     tell: Tell = lambda rows: None,
-    seen: Survey | None = None,
 ) -> Written:
     """Answer every row of a table by phi as it is now; `out` has its rows and columns, in order, and ours after them.
 
@@ -141,28 +138,26 @@ def predict_table(
 
     Args:
         session: a run, with the task in its task slot.
-        table: the rows.
-        layout: of their columns.
-        out: .csv, .tsv, .jsonl or .parquet.
+        surveyed: of `survey`: the rows, their columns, and where the answers go.
         prefix: goes before the names of our columns.
         choose: gives the threshold of confidence below which nothing is predicted; None: every row is answered.
         tell: hears how many more rows are done.
-        seen: of `survey`, if that was done.
 
     Raises:
-        AbmllError: see `survey`; a column of ours is in the table already; or what `choose` raises.
+        AbmllError: a column of ours is in the table already; the file changed since it was surveyed; or what `choose`
+            raises.
     """
-    seen = survey(table, layout, out) if seen is None else seen
+    table, layout = surveyed.table, surveyed.layout
     added = added_columns(layout, prefix, choose is not None)
-    theirs = set(map(same_form, map(str, seen.columns)))
+    theirs = set(map(same_form, map(str, surveyed.columns)))
     if taken := [name for name in added if same_form(name) in theirs]:
         raise AbmllError(
             f"{printable(table.path)}: has a column {shown(taken[0])} already, which would be ours; --prefix puts "
             "something before our names"
         )
-    written = Written(seen.rows, 0, 0)
-    chunks = _answered(session, table, layout, tell)
-    with writing(out, list(seen.columns), added, schema=seen.schema) as writer:
+    written = Written(surveyed.rows, 0, 0)
+    chunks = _answered(session, surveyed, tell)
+    with writing(surveyed.out, list(surveyed.columns), added, schema=surveyed.schema) as writer:
         threshold, first = None, []
         if choose is not None:
             first = list(islice(chunks, -(-PILOT // CHUNK)))
@@ -189,25 +184,25 @@ def _chain(first: list[_Part], rest: Iterator[_Part]) -> Iterator[_Part]:
     yield from rest
 
 
-def _answered(session: Session, table: Table, layout: Layout, tell: Tell) -> Iterator[_Part]:
+def _answered(session: Session, surveyed: Survey, tell: Tell) -> Iterator[_Part]:
+    table = surveyed.table
     rows, label, encoder = table.rows(), printable(table.path), session.system.batcher.encoder
     encoder.forget()
     while batch := list(islice(rows, CHUNK)):
-        questions = [_question(table, layout, line, row, f"{label}:{line}") for line, row in batch]
-        answers = session.answer(questions)
+        questions = _questions(batch, label, surveyed.layout, table.untyped)
+        answers = answer(session.system, questions, session.drawing)
         part = _Part([row for _, row in batch], questions, answers, len(encoder.truncated))
         encoder.forget()
         tell(len(batch))
         yield part
 
 
-def _question(table: Table, layout: Layout, line: int, row: Any, place: str) -> Question:
-    try:
-        if isinstance(row, BadRow):
-            raise row
-        return layout.question(row, line, labelled=False, untyped=table.untyped, place=place)
-    except BadRow as reason:
-        raise AbmllError(f"{place}: {reason}; the file changed while it was read") from None
+def _questions(batch: Sequence[RawRow], label: str, layout: Layout, untyped: bool) -> list[Question]:
+    """The questions of rows that were all good when they were surveyed."""
+    found = collect(label, batch, partial(layout.question, labelled=False, untyped=untyped))
+    if found.problems:
+        raise AbmllError(f"{found.problems[0]}; the file changed while it was read")
+    return found.questions
 
 
 def _ours(question: Question, answer: Answer, layout: Layout, prefix: str, threshold: Covered | None) -> dict[str, Any]:

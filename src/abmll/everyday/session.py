@@ -1,6 +1,5 @@
 """A trained run opened for a user's own task: its shared weights on their base model, ready to adapt and to answer."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +12,10 @@ from abmll.errors import AbmllError
 from abmll.everyday.saved import SavedTask, read_task
 from abmll.everyday.shipped import read_probe, warn_of_other_weights, with_same_tokenizer
 from abmll.models import LanguageModel
-from abmll.question import Question, Task
 from abmll.runs.overrides import OWN_ROWS, check_settings, check_trained
 from abmll.systems.adapters import use_adapter
-from abmll.systems.answers import Answer, answer
 from abmll.systems.build import System, adaptation_plan, build_system, load_base, prediction_plan
-from abmll.systems.predict import AdaptationPlan, PredictionPlan, adapt
+from abmll.systems.predict import AdaptationPlan, PredictionPlan
 
 STEPS = "adaptation.steps"
 
@@ -64,32 +61,6 @@ class Session:
         config = _laid(self.config, *map(parse_override, overrides), where=self.folder)
         steps = _steps_in(config, overrides)
         return replace(self, config=config, steps=self.steps if steps is None else steps)
-
-    def adapt(self, name: str, rows: Sequence[Question]) -> float:
-        """Make phi from theta, adapted to all the rows; returns the seconds it took.
-
-        Args:
-            name: of the task; with the plan's seed it decides the order of the rows.
-            rows: labelled questions.
-        """
-        began = time.perf_counter()
-        task = Task(name, tuple(rows))
-        adapt_named(self.system, task, self.plan(len(rows)))
-        return time.perf_counter() - began
-
-    def answer(self, questions: Sequence[Question]) -> tuple[Answer, ...]:
-        """Answer questions by phi as it is now."""
-        return answer(self.system, questions, self.drawing)
-
-
-def adapt_named(system: System, task: Task, plan: AdaptationPlan) -> None:
-    """Adapt to all train rows of a task; an unfit row is named by file and line."""
-    for question in task.train:
-        try:
-            system.batcher.encoder(question)
-        except AbmllError as error:
-            raise AbmllError(f"{question.place}: {error}" if question.place else str(error)) from error
-    adapt(system.method, system.batcher, task, plan, 0, system.adapting, system.graphs)
 
 
 def steps_for(rows: int, usual: AdaptationPlan) -> int:

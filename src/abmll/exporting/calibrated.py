@@ -1,8 +1,8 @@
 """The mean as a LoRA, with the temperature that brings its probabilities nearest to those of averaged draws."""
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from scipy.special import logsumexp, softmax, xlogy
 
 from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import write_adapter
+from abmll.deprecation import warn_renamed
 from abmll.errors import AbmllError
 from abmll.exporting.mean import source_of
 from abmll.exporting.place import REPORT_FILE, check_size
@@ -26,6 +27,8 @@ from abmll.systems.predict import PredictionPlan, predict
 
 CALIBRATION_FILE = "calibration.json"
 FORMAT = 1
+DRAWN = PredictionPlan("weight")
+"""As many posterior draws as predictions average by default."""
 _LEAST = 1e-300  # of a probability: its logarithm stays finite
 USE = {
     "letter": (
@@ -83,10 +86,10 @@ def export_calibrated(
     questions: Sequence[Question],
     out: Path | str,
     *,
-    draws: int = 10,
-    batch_tokens: int = 4096,
+    plan: PredictionPlan = DRAWN,
     confirmed: bool = False,
     about: About | None = None,
+    **old: int,
 ) -> Calibration:
     """Write the mean as `export_mean` does, and `calibration.json` with its temperature and what is left to the draws.
 
@@ -95,20 +98,23 @@ def export_calibrated(
         system: predicts.
         questions: to fit the temperature to; their answers are not looked at.
         out: a folder that is new or empty.
-        draws: posterior draws to average.
-        batch_tokens: most padded tokens of one forward pass.
+        plan: how many posterior draws are averaged, and the most padded tokens of one forward pass.
         confirmed: whether more than a gigabyte is meant.
-        about: for its model card; None: the card tells the adapter's own facts alone.
+        about: for its model card; None: the card has the adapter's own facts alone.
+        old: `draws` and `batch_tokens`, which `plan` has now.
+
+    Returns:
+        The temperature, and how near the mean is to the averaged draws without it and with it.
 
     Raises:
         AbmllError: there are no stds or no questions, the folder is in use, or what was read is not what was written.
         OSError: the disk is full, ...; nothing is left then.
     """
-    out = Path(out)
+    out, plan = Path(out), _plan_with(plan, old)
     if not stored.facts.has_std:
         raise AbmllError("this system holds no stds: its mean is all there is, and needs no calibration to draws")
     check_size(stored.bytes, out, confirmed)
-    found = calibrate(system, questions, draws=draws, batch_tokens=batch_tokens)
+    found = calibrate(system, questions, plan)
     kind = stored.facts.likelihood.kind
     text = {"format": FORMAT, "likelihood": stored.facts.likelihood.model_dump(), **asdict(found), "use": USE[kind]}
 
@@ -121,7 +127,18 @@ def export_calibrated(
     return found
 
 
-def calibrate(system: System, questions: Sequence[Question], *, draws: int, batch_tokens: int) -> Calibration:
+def _plan_with(plan: PredictionPlan, old: Mapping[str, int]) -> PredictionPlan:
+    """The plan, with values that were given by the names of before."""
+    fields = {"draws": "samples", "batch_tokens": "batch_tokens"}
+    if unknown := old.keys() - fields.keys():
+        raise TypeError(f"export_calibrated() got an unexpected keyword argument {min(unknown)!r}")
+    for name in old:
+        new = f"export_calibrated(plan=PredictionPlan({fields[name]}=))"
+        warn_renamed(f"export_calibrated({name}=)", new, stacklevel=4)
+    return replace(plan, **{fields[name]: value for name, value in old.items()})
+
+
+def calibrate(system: System, questions: Sequence[Question], plan: PredictionPlan = DRAWN) -> Calibration:
     """The temperature of the mean that is nearest to the averaged draws, and how near.
 
     Raises:
@@ -129,15 +146,15 @@ def calibrate(system: System, questions: Sequence[Question], *, draws: int, batc
     """
     if not questions:
         raise AbmllError("no questions to calibrate with: give a file of them (--questions)")
-    mean = _table(_predictions(system, questions, PredictionPlan("mean", 1, batch_tokens)))
-    averaged = _table(_predictions(system, questions, PredictionPlan("weight", draws, batch_tokens)))
+    mean = _table(_predictions(system, questions, PredictionPlan("mean", 1, plan.batch_tokens)))
+    averaged = _table(_predictions(system, questions, plan))
     relative = nearest_temperature(mean, averaged)
     own = float(system.likelihood.log_temperature.detach().exp())
     return Calibration(
         temperature=relative * own,
         relative_temperature=relative,
         questions=len(questions),
-        draws=draws,
+        draws=plan.samples,
         before=_difference(mean, averaged),
         after=_difference(_tempered(mean, relative), averaged),
     )

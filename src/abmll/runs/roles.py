@@ -45,7 +45,7 @@ class Leak:
 
     def __str__(self) -> str:
         pair = self.overlap
-        return f"{pair.first.place} ({self.first}): {WORDS[pair.kind]} {pair.second.place} ({self.second})"
+        return f"{pair.first.location} ({self.first}): {WORDS[pair.kind]} {pair.second.location} ({self.second})"
 
 
 def load_run_tasks(config: RunConfig, runs: Sequence[RunConfig] = ()) -> RunTasks:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import entr
 
-from abmll.errors import AbmllError, NonFiniteError
+from abmll.errors import NonFiniteError
 from abmll.metrics.calibration import check_finite
 from abmll.question import Question
 from abmll.systems.build import System
@@ -57,8 +57,6 @@ def answer(system: System, questions: Sequence[Question], plan: PredictionPlan) 
         AbmllError: a question does not fit the model; names its file and line.
         NonFiniteError: a probability is NaN or infinite; names the rows and the dtype.
     """
-    for question in questions:
-        _encode(system, question)
     drawing = is_drawing(system.method, plan)
     out: list[Answer | None] = [None] * len(questions)
     parts = (system.method, system.likelihood, system.batcher)
@@ -67,13 +65,6 @@ def answer(system: System, questions: Sequence[Question], plan: PredictionPlan) 
         for row, i in enumerate(indices):
             out[i] = summarise(tables[:, row, : len(questions[i].choices)], drawing)
     return tuple(found for found in out if found is not None)
-
-
-def _encode(system: System, question: Question) -> None:
-    try:
-        system.batcher.encoder(question)
-    except AbmllError as error:
-        raise AbmllError(f"{question.place}: {error}" if question.place else str(error)) from error
 
 
 def summarise(draws: Float[np.ndarray, "S K"], drawing: bool = True) -> Answer:

@@ -9,38 +9,45 @@ from abmll.errors import NonFiniteError
 from abmll.metrics.predictions import Prediction
 from abmll.question import Question, Task
 from abmll.systems.predict import AdaptationPlan
-from abmll.tasks.identity import clusters
+from abmll.tables.identity import clusters, row_keys
 
 FOLDS = 5
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Places of the rows that are fitted to, and of those that are answered."""
+    """Indices of the rows that are fitted to, and of those that are answered."""
 
     fitted: tuple[int, ...]
     answered: tuple[int, ...]
 
 
-def deal(rows: Sequence[Question], folds: int = FOLDS, seed: int = 0) -> tuple[Fold, ...]:
+def deal(answers: Sequence[int | None], clusters: Sequence[int], folds: int = FOLDS, seed: int = 0) -> tuple[Fold, ...]:
     """Deal rows to folds: shuffled, each answer evenly, the rows of a cluster together; fewer folds for few rows.
 
-    >>> rows = [Question(str(i), f"{i}?", ("a", "b"), i % 2) for i in range(10)]
-    >>> [len(fold.answered) for fold in deal(rows)]
+    Args:
+        answers: right choice of each row.
+        clusters: number of each row's cluster, see `abmll.tables.identity.clusters`.
+        folds: at most so many.
+        seed: of the shuffling.
+
+    >>> [len(fold.answered) for fold in deal([0, 1] * 5, range(10))]
     [2, 2, 2, 2, 2]
     """
     groups: dict[int, list[int]] = {}
-    for place, number in enumerate(clusters(rows)):
-        groups.setdefault(number, []).append(place)
+    for row, number in enumerate(clusters):
+        groups.setdefault(number, []).append(row)
     folds = min(folds, len(groups))
     order = np.random.default_rng(seed).permutation(len(groups))
     names = list(groups)
-    shuffled = sorted((names[i] for i in order), key=lambda name: rows[groups[name][0]].answer or 0)  # stable
+    shuffled = sorted((names[i] for i in order), key=lambda name: answers[groups[name][0]] or 0)  # stable
     parts: list[list[int]] = [[] for _ in range(folds)]
     for number, name in enumerate(shuffled):
         parts[number % folds] += groups[name]
-    every = set(range(len(rows)))
-    return tuple(Fold(tuple(sorted(every - set(part))), tuple(sorted(part))) for part in parts if len(part) < len(rows))
+    every = set(range(len(answers)))
+    return tuple(
+        Fold(tuple(sorted(every - set(part))), tuple(sorted(part))) for part in parts if len(part) < len(every)
+    )
 
 
 Answered = tuple[Prediction, ...] | NonFiniteError
@@ -70,7 +77,7 @@ def held_out(
     Returns:
         For each row of the system, predictions in the order of `examples`; or the error of a fold that has none.
     """
-    dealt = deal(examples, folds, plan.seed)
+    dealt = deal([row.answer for row in examples], clusters(row_keys(examples)), folds, plan.seed)
     by_fold: list[list[Answered]] = []
     for number, fold in enumerate(dealt):
         fitted = tuple(examples[i] for i in fold.fitted)

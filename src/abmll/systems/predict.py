@@ -19,11 +19,12 @@ from abmll.metrics.predictions import Prediction
 from abmll.metrics.scores import floored_probabilities, negative_log_likelihood, temperature_of
 from abmll.process.stopping import stop_if_asked
 from abmll.prompts.batches import ChoiceBatch, sorted_batches
+from abmll.prompts.encode import EncodedQuestion
 from abmll.question import Question, Task
 from abmll.tasks.episodes import adaptation_batches
 from abmll.training.batcher import Batcher
 from abmll.training.failed_batch import ADAPTATION
-from abmll.training.finite import check_adapted, check_answers
+from abmll.training.finite import check_adapted, no_answers, rows_not_finite
 from abmll.training.graphs import Graphs
 from abmll.training.inner import inner_steps
 from abmll.training.optimizers import GroupOptimizer
@@ -156,13 +157,12 @@ def draw_by_batch(
     """
     graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
     keys = [noise_key("predict", *place, sample) for sample in range(plan.samples if is_drawing(method, plan) else 1)]
-    encoded = [batcher.encoder(question) for question in questions]
+    encoded = batcher.encode(questions)
     limits = {"share_prefix": batcher.share_prefix, "buckets": batcher.buckets}
     for indices in sorted_batches(encoded, plan.batch_tokens, **limits):
-        chosen = [questions[i] for i in indices]
-        draws = _draws(method, likelihood, batcher, chosen, plan, keys, graphs)
-        tables = [table for draw in draws for table in draw if table is not None]
-        check_answers(questions, indices, tables, method.adapters)
+        draws = _draws(method, likelihood, batcher, [encoded[i] for i in indices], plan, keys, graphs)
+        if bad := rows_not_finite([table for draw in draws for table in draw if table is not None]):
+            raise no_answers([questions[i] for i in sorted(indices[row] for row in bad)], method.adapters)
         yield indices, draws
 
 
@@ -171,7 +171,7 @@ def _draws(
     method: Method,
     likelihood: ChoiceLikelihood,
     batcher: Batcher,
-    questions: Sequence[Question],
+    encoded: Sequence[EncodedQuestion],
     plan: PredictionPlan,
     keys: Sequence[int],
     graphs: Graphs,
@@ -180,7 +180,7 @@ def _draws(
 
     A batch is small enough for several draws in one pass where questions are few.
     """
-    batch = batcher.batch(questions)
+    batch = batcher.padded(encoded)
     together = _together(batch.input_ids.numel(), plan.batch_tokens, len(keys)) if batcher.buckets else 1
     repeated = batch if together == 1 else batch.repeat(together)
     sampler = plan.sampler if method.adapters.has_std else "mean"
@@ -192,7 +192,7 @@ def _draws(
         outputs = graphs.run(
             f"predict {sampler} {dropout}", step, [repeated], key_tensor(*keys[start : start + together])
         )
-        tables = [table.cpu().numpy().reshape(together, len(questions), -1) for table in outputs]
+        tables = [table.cpu().numpy().reshape(together, len(encoded), -1) for table in outputs]
         found += [(tables[0][i], tables[1][i] if len(tables) > 1 else None) for i in range(together)]
     return found
 

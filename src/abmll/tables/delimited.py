@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from abmll.tables.normal import same_form, tidy
-from abmll.tables.rows import MOST_CELL, BadRow, shown
+from abmll.tables.rows import MOST_CELL, BadRow, RawRow, shown
 
-Row = tuple[int, Mapping[str, Any] | BadRow]
-"""Line number from 1, and the row or what is wrong with it."""
 SEPARATORS = (",", ";", "\t")
 SAMPLE = 50  # lines by which the separator is found out
 SAMPLE_CHARACTERS = 1 << 16
@@ -45,7 +43,7 @@ class Dialect:
     spaced: bool = False
 
 
-def delimited_rows(lines: Iterator[str | BadRow], separator: str | None = None) -> Iterator[Row]:
+def delimited_rows(lines: Iterator[str | BadRow], separator: str | None = None) -> Iterator[RawRow]:
     """The rows of a file whose first line names the columns.
 
     Args:
@@ -119,7 +117,7 @@ def _pieces(lines: Iterator[str | BadRow]) -> Iterator[str | BadRow]:
             yield line
 
 
-def _records(lines: Iterator[str | BadRow], dialect: Dialect) -> Iterator[Row]:
+def _records(lines: Iterator[str | BadRow], dialect: Dialect) -> Iterator[RawRow]:
     source = _Lines(lines)
     reader = csv.reader(source, delimiter=dialect.separator, skipinitialspace=dialect.spaced, strict=True)
     names: list[str] | None = None

@@ -7,13 +7,12 @@ from typing import Any, BinaryIO
 import pyarrow
 import pyarrow.parquet
 
-from abmll.tables.delimited import Row
-from abmll.tables.rows import BadRow, shown
+from abmll.tables.rows import BadRow, RawRow, shown
 
 BATCH_ROWS = 1024  # of Parquet
 
 
-def jsonl_rows(lines: Iterator[str | BadRow]) -> Iterator[Row]:
+def jsonl_rows(lines: Iterator[str | BadRow]) -> Iterator[RawRow]:
     """The rows of JSON lines; blank lines are passed over."""
     for number, line in enumerate(lines, start=1):
         if isinstance(line, BadRow):
@@ -58,7 +57,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def parquet_rows(data: bytes, columns: Collection[str]) -> Iterator[Row]:
+def parquet_rows(data: bytes, columns: Collection[str]) -> Iterator[RawRow]:
     """The rows of a Parquet file in any layout, with those columns alone.
 
     Args:
@@ -74,7 +73,7 @@ def parquet_rows(data: bytes, columns: Collection[str]) -> Iterator[Row]:
     return parquet_columns(pyarrow.BufferReader(data), wanted)
 
 
-def parquet_columns(file: BinaryIO | Any, wanted: Callable[[list[str]], list[str]]) -> Iterator[Row]:
+def parquet_columns(file: BinaryIO | Any, wanted: Callable[[list[str]], list[str]]) -> Iterator[RawRow]:
     """The rows of a Parquet file, with the columns that `wanted` chooses of their names."""
     try:
         table = pyarrow.parquet.ParquetFile(file)

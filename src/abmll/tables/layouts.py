@@ -58,7 +58,7 @@ class Layout:
         return f"Which fits the text: {', '.join(self.labels[:-1])} or {self.labels[-1]}?"
 
     def question(
-        self, row: Mapping[str, Any], line: int, *, labelled: bool = True, untyped: bool = False, place: str = ""
+        self, row: Mapping[str, Any], line: int, *, labelled: bool = True, untyped: bool = False, location: str = ""
     ) -> Question:
         """Check one row and make it a question; its id is its line.
 
@@ -67,21 +67,30 @@ class Layout:
             line: its number.
             labelled: read the answer too; else its column is not looked at, and `answer` is None.
             untyped: every value is text (CSV).
-            place: file:line, for messages.
+            location: file:line, for messages.
+
+        Raises:
+            BadRow: with the reason.
+        """
+        if self.labels is None:
+            hidden = {"id"} if labelled else {"id", "answer"}
+            columns = {key: value for key, value in named(row).items() if key not in hidden}
+            return question_from_row(columns, line, labelled, untyped, location=location)
+        text, group = self.text_and_group(row)
+        answer = self._answer(row) if labelled else None
+        return Question(str(line), self.stem, self.labels, answer, text, location, group)
+
+    def text_and_group(self, row: Mapping[Any, Any]) -> tuple[str, str | None]:
+        """What plain classification reads of a row besides its label.
 
         Raises:
             BadRow: with the reason.
         """
         row = named(row)
-        if self.labels is None:
-            hidden = {"id"} if labelled else {"id", "answer"}
-            kept = {key: value for key, value in row.items() if key not in hidden}
-            return question_from_row(kept, str(line), labelled, untyped, place=place)
         text = text_of(row, same_form(self.text), ADVICE.format("text"))
         if not text:
             raise BadRow(f"{self.text} is empty")
-        answer = self._answer(row) if labelled else None
-        return Question(str(line), self.stem, self.labels, answer, text, place, group_of(row))
+        return text, group_of(row)
 
     def _answer(self, row: Mapping[str, Any]) -> int:
         assert self.labels is not None

@@ -13,9 +13,7 @@ A model reads full-width letters, case and punctuation as something else, so val
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
-
-from abmll.question import Question
+from collections.abc import Iterable
 
 # Nobody sees these, and they change no letter beside them: soft hyphen, zero-width space, byte order mark, marks of the
 # direction of writing, word joiner, fillers, controls of shorthand and music.
@@ -128,17 +126,3 @@ def lookalikes(texts: Iterable[str]) -> list[tuple[str, str]]:
     first: dict[str, str] = {}
     pairs = [(first.setdefault(alike(text), text), text) for text in texts]
     return [(one, other) for one, other in pairs if one != other]
-
-
-def same_question(question: Question, form: Callable[[str], str] = gist) -> tuple[str, str, tuple[str, ...]]:
-    """What makes two rows the same question, whatever their answers and the order of their choices: the one definition.
-
-    Args:
-        question: the row.
-        form: of its texts: `gist`, or `same_form` for what looks the same to the letter.
-
-    >>> ask = lambda text, *choices: same_question(Question("1", text, choices, 0))
-    >>> ask("Is iron a metal?", "yes", "no") == ask("is IRON a  metal", "no", "yes")
-    True
-    """
-    return form(question.context), form(question.question), tuple(sorted(map(form, question.choices)))

@@ -32,6 +32,10 @@ class BadRow(ValueError):
         self.fault, self.rows_lost = fault, rows_lost
 
 
+RawRow = tuple[int, Mapping[str, Any] | BadRow]
+"""A row as it was read: its line from 1, and its columns or what is wrong with it."""
+
+
 def no_column(column: str, row: Iterable[object], advice: str = "") -> BadRow:
     """A row has no such column.
 
@@ -65,22 +69,22 @@ def printable(text: object) -> str:
 
 def question_from_row(
     row: Mapping[str, Any],
-    default_id: str,
+    default_id: int | str,
     labelled: bool = True,
     untyped: bool = False,
     merge_choices: bool = False,
-    place: str = "",
+    location: str = "",
 ) -> Question:
     """Check one row and make it a Question.
 
     Args:
         row: {id, question, context, choices, answer, group}, `id`, `context` and `group` optional; instead of
             `choices` there may be columns choice_0, choice_1, ... or choice_a, choice_b, ...; others are ignored.
-        default_id: the id of a row that has none.
+        default_id: the id of a row that has none: its line.
         labelled: False allows `answer` to be absent.
         untyped: every value is text (CSV): an `answer` of digits is an index.
         merge_choices: drop a repeated choice rather than refuse the row.
-        place: file:line of the row.
+        location: file:line of the row.
 
     Raises:
         BadRow: with the reason.
@@ -96,8 +100,8 @@ def question_from_row(
     context = "" if plain(row.get("context")) is None else text_of(row, "context")
     choices = _choices(row)
     answer = _answer(row, choices, labelled, untyped)
-    kept, answer = _distinct(choices, answer, merge_choices)
-    return Question(_id(row, default_id), question, kept, answer, context, place, group_of(row))
+    distinct, answer = _distinct(choices, answer, merge_choices)
+    return Question(_id(row, str(default_id)), question, distinct, answer, context, location, group_of(row))
 
 
 def group_of(row: Mapping[str, Any]) -> str | None:

@@ -19,7 +19,8 @@ from typing import Literal
 from rapidfuzz import fuzz
 
 from abmll.question import Question
-from abmll.tables.normal import gist, same_question
+from abmll.tables.identity import same_question
+from abmll.tables.normal import gist
 
 SIMILAR = 90.0  # percent of characters
 COMMON = 7, 10  # of two rows' words, in ten
@@ -43,9 +44,9 @@ class Row:
     question: Question
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """file:line, or the task and the id of a question that was made, not read."""
-        return self.question.place or f"{self.task}/{self.question.id}"
+        return self.question.location or f"{self.task}/{self.question.id}"
 
     @cached_property
     def identity(self) -> tuple[str, str, tuple[str, ...]]:
@@ -102,7 +103,7 @@ def overlaps(first: Sequence[Row], second: Sequence[Row], *, near: bool = True) 
 
     >>> ask = lambda id, text: Question(id, text, ("yes", "no"), 0)
     >>> a, b = rows_of("a", [ask("1", "Is iron a metal?")]), rows_of("b", [ask("2", "is IRON a metal")])
-    >>> [(pair.kind, pair.first.place, pair.second.place) for pair in overlaps(a, b)]
+    >>> [(pair.kind, pair.first.location, pair.second.location) for pair in overlaps(a, b)]
     [('same', 'a/1', 'b/2')]
     """
     same = defaultdict(list)

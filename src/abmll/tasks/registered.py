@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from abmll.files import without_home
 from abmll.question import Task
 from abmll.registry import Registry
 from abmll.tables.collect import OnBadRow, Rows, collect, reject_repeats, settle
-from abmll.tables.rows import BadRow, shown
+from abmll.tables.rows import BadRow, question_from_row, shown
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,9 @@ def _read(spec: str) -> list[RawTask]:
 def _rows(label: str, task: RawTask, merge_choices: bool) -> dict[str, Rows]:
     """The rows of each split, checked as those of files are; no `test` where the source gives none."""
     splits = {"train": list(task.train), "test": list(task.test)}
+    as_question = partial(question_from_row, merge_choices=merge_choices)
     read = {
-        split: collect(f"{label}.{split}", enumerate(map(_mapping, rows), start=1), merge_choices=merge_choices)
+        split: collect(f"{label}.{split}", enumerate(map(_mapping, rows), start=1), as_question)
         for split, rows in splits.items()
         if rows or split == "train"
     }

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from abmll.errors import AbmllError, unknown_name
@@ -10,7 +11,7 @@ from abmll.question import Question, Task
 from abmll.tables.collect import OnBadRow, Rows, collect, reject_repeats, settle
 from abmll.tables.normal import same_form
 from abmll.tables.read import EXTENSIONS, Table
-from abmll.tables.rows import CHOICE_COLUMN, FIELDS, printable, shown
+from abmll.tables.rows import CHOICE_COLUMN, FIELDS, printable, question_from_row, shown
 from abmll.tasks.builtin import builtin_names, builtin_task, builtin_tasks
 from abmll.tasks.catalogue.entries import catalogue_names
 from abmll.tasks.catalogue.load import load_hub_task
@@ -91,13 +92,8 @@ def read_questions(
 
 def _read(path: Path, labelled: bool, merge_choices: bool) -> Rows:
     table = Table(path)
-    return collect(
-        printable(path),
-        table.rows(_columns_of_a_question),
-        labelled=labelled,
-        untyped=table.untyped,
-        merge_choices=merge_choices,
-    )
+    read = partial(question_from_row, labelled=labelled, untyped=table.untyped, merge_choices=merge_choices)
+    return collect(printable(path), table.rows(_columns_of_a_question), read)
 
 
 def _columns_of_a_question(names: list[str]) -> list[str]:

@@ -105,7 +105,7 @@ def _write(folder: Path, error: NonFiniteError, method: Method, batcher: Batcher
         "step": "outer" if batch.outer else "inner",
         "place": list(batch.place),
         "what": str(error),
-        "questions": [{**asdict(q), "place": ""} for q in batch.questions],  # where a file lies is nobody's business
+        "questions": [_question_as_json(question) for question in batch.questions],
         "tokens": [{"prefix": e.prefix, "continuations": e.continuations} for e in encoded],
         "config": config,
         "state_sha256": hashlib.sha256(data).hexdigest(),
@@ -134,8 +134,20 @@ def read_batch(file: Path) -> StoredBatch:
     try:
         if hashlib.sha256(data).hexdigest() != value["state_sha256"]:
             raise AbmllError(f"{place}: damaged, or not of {file.name} (its SHA-256 differs)")
-        questions = tuple(Question(**{**q, "choices": tuple(q["choices"])}) for q in value["questions"])
+        questions = tuple(map(_question_of_json, value["questions"]))
         batch = FailedBatch(questions, tuple(value["place"]), value["step"] == "outer")
         return StoredBatch(value["task"], batch, tuple(value["tokens"]), value["config"], load_tensors(data))
     except (KeyError, TypeError) as error:
         raise AbmllError(f"{file}: not what was saved ({error})") from error
+
+
+def _question_as_json(question: Question) -> dict[str, Any]:
+    """A question without its location: a folder's name may say who somebody is. The field is still called `place`."""
+    values = asdict(question)
+    del values["location"]
+    return {**values, "place": ""}
+
+
+def _question_of_json(values: dict[str, Any]) -> Question:
+    text = {key: value for key, value in values.items() if key != "place"}
+    return Question(**{**text, "choices": tuple(values["choices"])})

@@ -33,51 +33,51 @@ def dtype_advice(dtype: str) -> str:
 def name_rows(questions: Sequence[Question]) -> str:
     """Rows as a message names them: file and line, or the id; the first few.
 
-    >>> name_rows([Question(str(i), "?", ("a", "b"), 0, place=f"rows.csv:{i + 2}") for i in range(7)])
+    >>> name_rows([Question(str(i), "?", ("a", "b"), 0, location=f"rows.csv:{i + 2}") for i in range(7)])
     'rows.csv:2, rows.csv:3, rows.csv:4, rows.csv:5, rows.csv:6 and 2 more'
     """
-    names = ", ".join(question.place or f"question {question.id}" for question in questions[:SHOWN])
+    names = ", ".join(question.location or f"question {question.id}" for question in questions[:SHOWN])
     return names + (f" and {len(questions) - SHOWN} more" if len(questions) > SHOWN else "")
 
 
 def without_folders(text: str, questions: Iterable[Question]) -> str:
     """A message as it is kept in files: rows by their file's name, as where it lies is nobody's business.
 
-    >>> row = Question("1", "?", ("a", "b"), 0, place="/home/me/rows.csv:2")
-    >>> without_folders(f"{row.place}: not finite", [row])
+    >>> row = Question("1", "?", ("a", "b"), 0, location="/home/me/rows.csv:2")
+    >>> without_folders(f"{row.location}: not finite", [row])
     'rows.csv:2: not finite'
     """
     for question in questions:
-        if question.place:
-            text = text.replace(question.place, Path(question.place).name)
+        if question.location:
+            text = text.replace(question.location, Path(question.location).name)
     return text
 
 
-def check_answers(
-    questions: Sequence[Question],
-    indices: Sequence[int],
-    tables: Sequence[Float[np.ndarray, "B K"]],
-    adapters: AdapterSet,
-) -> None:
-    """Refuse probabilities that are not finite: they are no answers.
+def rows_not_finite(tables: Sequence[Float[np.ndarray, "B K"]]) -> list[int]:
+    """The rows of a batch that have a probability that is not finite, in some draw.
 
-    Args:
-        questions: all of them.
-        indices: of those in the batch.
-        tables: probabilities of the batch, of each draw.
-        adapters: that they were computed with.
-
-    Raises:
-        NonFiniteError: names the rows of the batch and the dtype; says whether the weights are at fault.
+    >>> rows_not_finite([np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([[0.5, 0.5], [np.nan, 0.0]])])
+    [1]
     """
     good = np.logical_and.reduce([np.isfinite(table).all(axis=1) for table in tables])
-    if good.all():
-        return
-    rows = name_rows([questions[i] for i in sorted(i for i, fine in zip(indices, good, strict=True) if not fine)])
+    return np.flatnonzero(~good).tolist()
+
+
+def no_answers(questions: Sequence[Question], adapters: AdapterSet) -> NonFiniteError:
+    """Why questions have no answer: probabilities that are not finite are none.
+
+    Args:
+        questions: those whose probabilities are not finite.
+        adapters: that they were computed with.
+
+    Returns:
+        An error that names the rows and the dtype, and says whether the weights are at fault.
+    """
     weights = first_non_finite(adapters, "task")
     advice = dtype_advice(adapters.base_dtype)
     cause = f"the adapted weights are not finite ({weights}): lower the rates; {advice}" if weights else advice
-    raise NonFiniteError(f"{rows}: the probabilities of the choices are NaN or infinite, which is no answer; {cause}")
+    rows = name_rows(questions)
+    return NonFiniteError(f"{rows}: the probabilities of the choices are NaN or infinite, which is no answer; {cause}")
 
 
 def check_adapted(task: str, adapters: AdapterSet) -> None:

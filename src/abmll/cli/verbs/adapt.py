@@ -16,7 +16,7 @@ from abmll.config import RunConfig, TaskSource, load_config
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import Adapted, adapt_and_save
 from abmll.everyday.check import FEWEST, check_worth, estimate_seconds
-from abmll.everyday.labelled import Labelled, read_labelled, remarks
+from abmll.everyday.labelled import Labelled, read_labelled
 from abmll.everyday.saved import check_free, write_details
 from abmll.everyday.session import Session, open_run
 from abmll.everyday.shipped import find_run
@@ -125,21 +125,23 @@ def _labelled(source: str, wanted: Layout) -> Labelled:
 
 
 def _save(folder: Path, source: str, labelled: Labelled, overrides: list[str], wanted: _Wanted) -> None:
-    for remark in remarks(labelled):
+    for remark in labelled.remarks():
         _note(f"note: {remark}")
     err_console.print(f"loading the model of {folder}", highlight=False)
     session, _ = open_run(folder, overrides)
     count = len(labelled.rows) - wanted.hold_back
     _note(f"adapting to {count} rows: {session.plan(max(1, count)).steps} steps")
     name = Path(source).name
-    done = adapt_and_save(session, wanted.name, labelled, held=wanted.hold_back, source=name, replace=wanted.replace)
+    done = adapt_and_save(
+        session, wanted.name, labelled, held_back=wanted.hold_back, source=name, replace=wanted.replace
+    )
     cut = len(session.system.batcher.encoder.truncated)
     if cut:
         _note(
             f"note: {cut} rows are longer than likelihood.max_tokens={session.config.likelihood.max_tokens}: the start "
             "of their text was cut. Set it higher to keep more"
         )
-    aside = f", {len(done.held)} held back" if done.held else ""
+    aside = f", {len(done.held_back)} held back" if done.held_back else ""
     kinds = f"; labels: {', '.join(labelled.layout.labels)}" if labelled.layout.labels else ""
     _say(f"Saved: {folder / 'tasks' / wanted.name} ({len(done.used.rows)} rows adapted to{aside}{kinds})")
     if wanted.check:
@@ -152,7 +154,7 @@ def _check(session: Session, name: str, done: Adapted) -> None:
     if rows < FEWEST:
         _say(f"\nIs it worth it on this task? {rows} rows cannot tell: {FEWEST} is the fewest, 20 or more are better.")
         return
-    seconds = estimate_seconds(session, done.used, done.step_seconds, done.answer_seconds)
+    seconds = estimate_seconds(session, rows, done.step_seconds, done.answer_seconds)
     _note(
         f"Is it worth it on this task? A check will take about {duration(seconds)}. The task is saved already: Ctrl-C "
         "stops the check alone, and --no-check leaves it out"

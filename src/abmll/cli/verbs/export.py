@@ -25,6 +25,7 @@ from abmll.runs.card import About, about_run
 from abmll.runs.overrides import OWN_ROWS
 from abmll.systems.adapters import use_adapter
 from abmll.systems.build import System, build_system, load_base, tasks_of
+from abmll.systems.predict import PredictionPlan
 from abmll.tables.layouts import Layout
 
 app = command_app()
@@ -128,7 +129,7 @@ def _calibrate(wanted: _Wanted, file: Path | None, count: int) -> None:
     a = wanted.config.adaptation
     rows = _questions(wanted, file, count)
     options: dict[str, Any] = {"confirmed": wanted.yes, "about": wanted.about}
-    options |= {"draws": a.samples, "batch_tokens": a.batch_tokens}
+    options["plan"] = PredictionPlan("weight", a.samples, a.batch_tokens)
     found = export_calibrated(wanted.stored, _system(wanted), rows, wanted.out, **options)
     _say(f"Temperature {found.temperature:.4g}, from {found.questions} questions and {found.draws} posterior draws")
     for name, far in (("as it is", found.before), ("calibrated", found.after)):

@@ -60,18 +60,18 @@ def predict(
     Example: `abmll predict runs/mine --task mytask rows.csv -o out.csv`
     """
     _check_options(task, labels, abstain_below_risk, held_back)
-    folder, table = find_run(run), Table(rows)
+    folder = find_run(run)
     saved = None if task is None else read_task(folder, task)
     layout = _layout(saved, labels, text, ask)
-    seen = survey(table, layout, out)
+    surveyed = survey(Table(rows), layout, out)
     if out.exists() and out.resolve() == rows.resolve():
         raise AbmllError(f"{out}: is the file of rows itself; give another name")
-    err_console.print(f"{seen.rows:,} rows; loading the model of {folder}", highlight=False)
+    err_console.print(f"{surveyed.rows:,} rows; loading the model of {folder}", highlight=False)
     session, saved = open_run(folder, overrides or [], task)
     choose = None
     if abstain_below_risk is not None and saved is not None:
         choose = _chooser(_held_back(session, saved, layout, held_back), abstain_below_risk)
-    _told(_predict(session, table, layout, out, prefix, choose, seen), out, session)
+    _report(_predict(session, surveyed, prefix, choose), out, session)
 
 
 def _check_options(task: str | None, labels: str | None, risk: float | None, held_back: Path | None) -> None:
@@ -92,26 +92,20 @@ def _layout(saved: SavedTask | None, labels: str | None, text: str, ask: str | N
 
 
 def _predict(
-    session: Session,
-    table: Table,
-    layout: Layout,
-    out: Path,
-    prefix: str,
-    choose: Callable[[np.ndarray], Covered] | None,
-    seen: Survey,
+    session: Session, surveyed: Survey, prefix: str, choose: Callable[[np.ndarray], Covered] | None
 ) -> Written:
     with ProgressDisplay(err_console) as display:
-        display({"event": "plan", "units": seen.rows, "done": 0})
+        display({"event": "plan", "units": surveyed.rows, "done": 0})
 
         def tell(rows: int) -> None:
             display({"event": "counted", "what": "rows answered", "units": rows})
 
-        return predict_table(session, table, layout, out, prefix=prefix, choose=choose, tell=tell, seen=seen)
+        return predict_table(session, surveyed, prefix=prefix, choose=choose, tell=tell)
 
 
 def _held_back(session: Session, saved: SavedTask, layout: Layout, file: Path | None) -> HeldBack:
     if file is not None:
-        return fresh_answers(session, saved, read_labelled(file, layout, fixed=layout.labels is not None).rows)
+        return fresh_answers(session, saved, read_labelled(file, layout, fixed=layout.labels is not None))
     found = saved_answers(session, saved)
     return HeldBack(np.zeros(0), np.zeros(0, dtype=bool)) if found is None else found
 
@@ -170,7 +164,7 @@ def _show_risk(held: HeldBack, risk: float) -> None:
     err_console.print(table)
 
 
-def _told(written: Written, out: Path, session: Session) -> None:
+def _report(written: Written, out: Path, session: Session) -> None:
     if written.cut:
         _note(
             f"note: {written.cut:,} rows are longer than likelihood.max_tokens="

@@ -106,7 +106,7 @@ def _show_entry(entry: Entry) -> None:
 
 
 def _show_question(question: Question) -> None:
-    _say(f"\n{question.place or question.id}")
+    _say(f"\n{question.location or question.id}")
     for line in filter(None, (question.context, question.question)):
         _say(f"  {line}")
     for number, choice in enumerate(question.choices):

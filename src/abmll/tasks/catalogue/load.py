@@ -3,16 +3,16 @@
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from abmll.errors import AbmllError
 from abmll.question import Question, Task
 from abmll.tables.collect import OnBadRow, Rows, collect, reject_repeats, settle
-from abmll.tables.delimited import Row
 from abmll.tables.formats import parquet_rows
-from abmll.tables.rows import BadRow
+from abmll.tables.rows import question_from_row
 from abmll.tasks.catalogue import hub
 from abmll.tasks.catalogue.entries import Columns, Entry, catalogue_entry
 from abmll.tasks.catalogue.mapping import columns_of, map_row
@@ -170,20 +170,16 @@ def _read(entry: Entry, files: _Files, merge_choices: bool) -> dict[str, Rows]:
 
 def _read_split(entry: Entry, columns: Columns, files: Mapping[str, Path], merge_choices: bool) -> Rows:
     whole = Rows("")
+
+    def as_question(row: Mapping[str, Any], line: int, *, location: str) -> Question:
+        return question_from_row(map_row(columns, row), line, merge_choices=merge_choices, location=location)
+
     for name, file in files.items():
-        part = collect(f"hub:{entry.hub}/{name}", _mapped(columns, file), merge_choices=merge_choices)
+        part = collect(f"hub:{entry.hub}/{name}", parquet_rows(file.read_bytes(), columns_of(columns)), as_question)
         prefix = f"{name}:" if len(files) > 1 else ""  # a row's id is its line, of which several files have the same
         whole.questions += [replace(question, id=prefix + question.id) for question in part.questions]
         whole.problems += part.problems
     return whole
-
-
-def _mapped(columns: Columns, file: Path) -> Iterator[Row]:
-    for line, row in parquet_rows(file.read_bytes(), columns_of(columns)):
-        try:
-            yield line, row if isinstance(row, BadRow) else map_row(columns, row)
-        except BadRow as reason:
-            yield line, reason
 
 
 def _divide(name: str, rows: Rows, share: float) -> dict[str, Rows]:

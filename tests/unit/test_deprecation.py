@@ -1,0 +1,50 @@
+"""Old names work, with a warning at the caller's line that says the new one."""
+
+import pickle
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from abmll.deprecation import renamed_keywords
+from abmll.question import Question
+
+
+def test_a_question_takes_and_gives_its_location_by_the_old_name_too() -> None:
+    with pytest.warns(DeprecationWarning, match=r"Question\(place=\) is now Question\(location=\)"):
+        old = Question("1", "Red?", ("yes", "no"), 0, place="a.csv:2")  # type: ignore[call-arg]
+    assert old.location == "a.csv:2"
+    with pytest.warns(DeprecationWarning, match=r"Question\.place is now Question\.location"):
+        assert old.place == "a.csv:2"
+
+
+def test_the_warning_names_the_line_of_the_caller() -> None:
+    """In a process of its own: under pytest the type checks stand between caller and callee."""
+    lines = ("from abmll.question import Question", "q = Question('1', '?', ('a', 'b'), 0, place='f:1')", "q.place")
+    done = subprocess.run([sys.executable, "-W", "always", "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert re.findall(r"^<string>:(\d): DeprecationWarning", done.stderr, re.MULTILINE) == ["2", "3"], done.stderr
+
+
+def test_a_question_given_by_position_or_copied_warns_of_nothing() -> None:
+    """Warnings of old names are errors under pytest."""
+    question = Question("1", "Red?", ("yes", "no"), 0, "", "a.csv:2", "group 1")
+    assert (question.location, question.group) == ("a.csv:2", "group 1")
+    assert replace(question, id="2").location == pickle.loads(pickle.dumps(question)).location == "a.csv:2"
+
+
+def test_a_call_with_both_names_is_refused() -> None:
+    with pytest.raises(TypeError, match="location= and its old name place="):
+        Question("1", "Red?", ("yes", "no"), 0, location="a.csv:2", place="a.csv:3")  # type: ignore[call-arg]
+
+
+def test_keywords_that_are_not_known_are_still_refused() -> None:
+    @renamed_keywords({"old": "new"})
+    def double(new: int) -> int:
+        return 2 * new
+
+    with pytest.warns(DeprecationWarning, match=r"double\(old=\) is now double\(new=\)"):
+        assert double(old=2) == 4  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="other"):
+        double(other=2)  # type: ignore[call-arg]
