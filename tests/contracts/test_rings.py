@@ -8,7 +8,10 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "abmll"
 RINGS = (
-    {"errors", "files", "registry", "question", "tensors", "config", "kernels", "process", "metrics", "calibrators"},
+    {
+        *("errors", "files", "registry", "question", "tensors", "hub", "config", "kernels", "process"),
+        *("metrics", "calibrators"),
+    },
     {"adapters", "tables", "prompts"},
     {"tasks", "likelihood", "methods", "models"},
     {"training"},

@@ -16,7 +16,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from abmll import files
 from abmll.adapters.attach import attach
 from abmll.adapters.folder import read_adapter
 from abmll.cli import main
@@ -27,7 +26,7 @@ from abmll.exporting import calibrated as calibrating
 from abmll.exporting import check_size, export_calibrated, export_mean, export_merged, merged, merged_bytes
 from abmll.exporting.calibrated import nearest_temperature, spread_questions
 from abmll.exporting.merge import MOST_LOSS, merge
-from abmll.files import write_text
+from abmll.files import whole, write_text
 from abmll.systems.adapters import use_adapter
 from abmll.systems.build import System, adaptation_plan
 from abmll.systems.noise import POSTERIOR, draw_key
@@ -545,7 +544,7 @@ def test_trust_08_a_full_disk_is_one_message_and_leaves_nothing(
     def full(folder: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files, "_sync_tree", full)
+    monkeypatch.setattr(whole, "_sync_tree", full)
     assert abmll(monkeypatch, "export", place / "run", "-o", tmp_path / "out", *arguments) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

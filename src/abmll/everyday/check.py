@@ -12,7 +12,8 @@ from abmll.everyday.labelled import Labelled
 from abmll.everyday.session import Session, adapt_named
 from abmll.metrics.baselines import smoothed_shares
 from abmll.metrics.calibration import apply_temperature, fit_temperature
-from abmll.metrics.scores import PROBABILITY_FLOOR
+from abmll.metrics.predictions import pad_probabilities
+from abmll.metrics.scores import floor_probabilities
 from abmll.metrics.worth import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, weigh
 from abmll.question import Question, Task
 from abmll.systems.answers import Answer, answer
@@ -108,11 +109,7 @@ def _by_folds(
 
 
 def _table(answers: Sequence[Answer]) -> Table:
-    """Probabilities, zero where a row has fewer choices than another."""
-    out = np.zeros((len(answers), max(len(a.probabilities) for a in answers)))
-    for row, found in enumerate(answers):
-        out[row, : len(found.probabilities)] = found.probabilities
-    return out
+    return pad_probabilities([answer.probabilities for answer in answers])
 
 
 def _without_model(
@@ -132,7 +129,7 @@ def _without_model(
             shares = smoothed_shares(np.bincount(answers[list(fold.fitted)], minlength=len(labels)))
             found[FREQUENCY][list(fold.answered)] = shares
     if pretrained is not None:
-        found[SCALED] = _scaled(np.where(real, np.maximum(pretrained, PROBABILITY_FLOOR), 0.0), folds, answers)
+        found[SCALED] = _scaled(floor_probabilities(pretrained, counts), folds, answers)
     return found
 
 

@@ -11,11 +11,19 @@ from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import EXTRAS_FILE, checksum, read_adapter, read_facts, write_adapter
 from abmll.config import RunConfig
 from abmll.errors import AbmllError, unknown_name
-from abmll.files import OLD, check_name, check_regular, read_and_tell_seal, recover, replaced_by, write_sealed_json
+from abmll.files import (
+    OLD,
+    check_name,
+    check_regular,
+    read_and_tell_seal,
+    recover,
+    replaced_by,
+    strict_json,
+    write_sealed_json,
+)
 from abmll.runs.card import about_run, write_card
 from abmll.systems.adapters import adapter_of, use_adapter
 from abmll.systems.build import System
-from abmll.tensors import strict_json
 
 DETAILS_FILE = "task.json"
 MOST_DETAILS = 4 << 20  # bytes

@@ -16,6 +16,7 @@ from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import read_sealed_json, write_sealed_json
 from abmll.methods import method_class
 from abmll.metrics.not_finite import TRAINING
+from abmll.metrics.scores import mean_nll, mean_nll_scaled
 from abmll.models import LanguageModel
 from abmll.process.environment import environment, peak_memory
 from abmll.process.stopping import gently
@@ -38,7 +39,7 @@ from abmll.systems.build import (
     method_settings,
     training_plan,
 )
-from abmll.systems.predict import AdaptationPlan, PredictionPlan, mean_nll, mean_nll_scaled
+from abmll.systems.predict import AdaptationPlan, PredictionPlan
 from abmll.training.checkpoints import RunDirectory
 from abmll.training.optimizers import rates_at
 from abmll.training.resume import restore_theta

@@ -14,9 +14,7 @@ from abmll.adapters.layer import Sampler
 from abmll.kernels.noise import key_tensor, noise_key
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods.base import Method
-from abmll.metrics.calibration import apply_temperature
 from abmll.metrics.predictions import Prediction
-from abmll.metrics.scores import floored_probabilities, negative_log_likelihood, temperature_of
 from abmll.process.stopping import stop_if_asked
 from abmll.prompts.batches import ChoiceBatch, sorted_batches
 from abmll.question import Question, Task
@@ -241,23 +239,3 @@ def _prediction(
         spread=None if spread is None else tuple(float(s) for s in spread[row, :count]),
         group=question.group,
     )
-
-
-def mean_nll(predictions: Sequence[Prediction]) -> float:
-    """Mean of -log p(right choice), in nats: what validation goes by."""
-    return float(np.mean([-np.log(max(p.probabilities[p.answer], 1e-12)) for p in predictions]))
-
-
-def mean_nll_scaled(predictions: Sequence[Prediction]) -> float:
-    """`mean_nll` at the temperature that suits these predictions best: what they know, however sure they are.
-
-    Weights that came to nothing make guesses, whose NLL may be below that of good weights that are too sure.
-
-    >>> from abmll.metrics.predictions import Prediction
-    >>> sure = [Prediction(str(i), int(i == 0), (0.999, 0.001)) for i in range(4)]  # right three times in four
-    >>> round(mean_nll(sure), 3), round(mean_nll_scaled(sure), 3)
-    (1.728, 0.562)
-    """
-    rows = tuple(predictions)
-    scaled = apply_temperature(floored_probabilities(rows), temperature_of(rows))
-    return negative_log_likelihood(scaled, np.array([row.answer for row in rows]))
