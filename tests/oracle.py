@@ -8,7 +8,7 @@ from abmll.kernels import Factors
 from abmll.kernels.noise import noise_key, normal
 from abmll.methods.base import Place
 from abmll.question import Question
-from abmll.systems.build import System
+from abmll.systems.system import System
 from tests.dense import dense_kl, dense_mean, dense_normal, dense_precision_penalty
 from tests.tiny import tiny_model
 

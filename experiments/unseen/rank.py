@@ -14,7 +14,7 @@ from abmll.metrics.statistics import bootstrap_interval
 from abmll.models import LanguageModel
 from abmll.question import Task
 from abmll.systems.build import build_system
-from abmll.systems.predict import PredictionPlan
+from abmll.systems.plans import PredictionPlan
 
 MOST_ROWS = 400
 

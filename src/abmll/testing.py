@@ -23,7 +23,8 @@ from abmll.methods.base import Method
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.metrics.registered import definition, score_with
 from abmll.question import Question, Task
-from abmll.systems.build import System, build_episodes, build_system, load_base, training_plan
+from abmll.systems.build import build_episodes, build_system, load_base, training_plan
+from abmll.systems.system import System
 from abmll.tables.normal import same_form, same_question
 from abmll.tasks.sources import load_tasks
 from abmll.training.checkpoints import RunDirectory

@@ -14,8 +14,10 @@ from abmll.kernels.noise import key_tensor, noise_key
 from abmll.metrics.predictions import Prediction
 from abmll.metrics.scores import mean_nll
 from abmll.systems import predict as adapting
-from abmll.systems.build import System, build_episodes, training_plan
-from abmll.systems.predict import ADAPTATION, AdaptationPlan, PredictionPlan, adapt, predict
+from abmll.systems.build import build_episodes, training_plan
+from abmll.systems.plans import AdaptationPlan, PredictionPlan
+from abmll.systems.predict import ADAPTATION, adapt, predict
+from abmll.systems.system import System
 from abmll.training.checkpoints import RunDirectory
 from abmll.training.optimizers import GroupOptimizer
 from abmll.training.train import meta_train

@@ -9,7 +9,6 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, log_loss
 
 from abmll.errors import AbmllError
-from abmll.everyday import check as worth
 from abmll.everyday.check import _without_model, check_worth, deal
 from abmll.everyday.labelled import (
     Labelled,
@@ -18,11 +17,11 @@ from abmll.everyday.labelled import (
     refuse_used,
     remarks,
 )
-from abmll.everyday.session import adapt_named, open_run
+from abmll.everyday.session import open_run
 from abmll.metrics.worth import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, sign_flip_p, weigh
 from abmll.question import Question, Task
-from abmll.systems.build import System
-from abmll.systems.predict import AdaptationPlan
+from abmll.systems.plans import AdaptationPlan
+from abmll.systems.system import System
 from abmll.tables.layouts import Layout
 from abmll.tasks.identity import clusters, identities, identity
 from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
@@ -80,11 +79,13 @@ def test_trust_17_nothing_is_fitted_to_the_labels_of_the_fold_it_answers() -> No
 def test_trust_17_systems_adapt_to_the_other_folds_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Question, ...]] = []
 
-    def adapted(system: System, task: Task, plan: AdaptationPlan) -> None:
-        seen.append(task.train)
-        adapt_named(system, task, plan)
+    adapt = System.adapt
 
-    monkeypatch.setattr(worth, "adapt_named", adapted)
+    def adapted(system: System, task: Task, plan: AdaptationPlan) -> tuple[Question, ...]:
+        seen.append(task.train)
+        return adapt(system, task, plan)
+
+    monkeypatch.setattr(System, "adapt", adapted)
     session, _ = open_run(home / "runs" / "mine", ["adaptation.samples=1"])
     questions = rows(6)
     check_worth(session, Labelled(Layout(("bad", "good")), questions))

@@ -16,7 +16,8 @@ from abmll.errors import AbmllError
 from abmll.kernels.noise import key_tensor, noise_key
 from abmll.methods.base import Terms, backward_by_share
 from abmll.models import LanguageModel
-from abmll.systems.build import System, build_system, load_base
+from abmll.systems.build import build_system, load_base
+from abmll.systems.system import System
 from abmll.training.failed_batch import TEMPERATURE, StoredBatch, read_batch
 
 Slot = Literal["shared", "task"]

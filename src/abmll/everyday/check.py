@@ -9,17 +9,18 @@ from jaxtyping import Float
 from abmll.config import MethodConfig, RunConfig
 from abmll.errors import NonFiniteError
 from abmll.everyday.labelled import Labelled
-from abmll.everyday.session import Session, adapt_named
+from abmll.everyday.session import Session
 from abmll.metrics.baselines import smoothed_shares
 from abmll.metrics.calibration import apply_temperature, fit_temperature
 from abmll.metrics.predictions import pad_probabilities
 from abmll.metrics.scores import floor_probabilities
 from abmll.metrics.worth import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, weigh
 from abmll.question import Question, Task
-from abmll.systems.answers import Answer, answer
-from abmll.systems.build import System, build_system
+from abmll.systems.answers import Answer
+from abmll.systems.build import build_system
 from abmll.systems.folds import FOLDS, Fold, deal
-from abmll.systems.predict import PredictionPlan
+from abmll.systems.plans import PredictionPlan
+from abmll.systems.system import System
 from abmll.tasks.identity import clusters
 from abmll.training.finite import without_folders
 
@@ -64,7 +65,7 @@ def check_worth(
         mean = PredictionPlan("mean", 1, session.drawing.batch_tokens)
         fresh.method.begin_task(first=True)
         with _kept(PRETRAINED, broken):
-            found[PRETRAINED] = _table(answer(fresh, rows, mean))
+            found[PRETRAINED] = _table(fresh.answer(rows, mean))
         with _kept(FRESH, broken):
             found[FRESH] = _by_folds(session, fresh, rows, folds, mean, lambda n: tell(len(folds) + n, total))
     finally:
@@ -101,8 +102,8 @@ def _by_folds(
     out: list[Answer | None] = [None] * len(rows)
     for number, fold in enumerate(folds):
         task = Task(f"fold {number}", tuple(rows[i] for i in fold.fitted))
-        adapt_named(system, task, session.plan(len(fold.fitted)))
-        for place, found in zip(fold.answered, answer(system, [rows[i] for i in fold.answered], plan), strict=True):
+        system.adapt(task, session.plan(len(fold.fitted)))
+        for place, found in zip(fold.answered, system.answer([rows[i] for i in fold.answered], plan), strict=True):
             out[place] = found
         tell(number + 1)
     return _table([found for found in out if found is not None])

@@ -22,8 +22,8 @@ from abmll.files import (
     write_sealed_json,
 )
 from abmll.runs.card import about_run, write_card
-from abmll.systems.adapters import adapter_of, use_adapter
-from abmll.systems.build import System
+from abmll.systems.adapters import use_adapter
+from abmll.systems.system import System
 
 DETAILS_FILE = "task.json"
 MOST_DETAILS = 4 << 20  # bytes
@@ -81,7 +81,7 @@ def save_task(
     check_free(run, name, replace=replace)
     folder = _folder(run, name)
 
-    stored = adapter_of(config, system, "task")
+    stored = system.stored("task")
 
     def details_too(place: Path) -> None:
         _write_details(place, name, details or {})

@@ -16,9 +16,10 @@ from abmll.models import LanguageModel
 from abmll.question import Question, Task
 from abmll.runs.overrides import OWN_ROWS, check_settings, check_trained
 from abmll.systems.adapters import use_adapter
-from abmll.systems.answers import Answer, answer
-from abmll.systems.build import System, adaptation_plan, build_system, load_base, prediction_plan
-from abmll.systems.predict import AdaptationPlan, PredictionPlan, adapt
+from abmll.systems.answers import Answer
+from abmll.systems.build import build_system, load_base
+from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan
+from abmll.systems.system import System
 
 STEPS = "adaptation.steps"
 
@@ -46,9 +47,7 @@ class Session:
 
     def plan(self, rows: int) -> AdaptationPlan:
         """How so many rows are adapted to: all of them are examples."""
-        usual = adaptation_plan(self.config)
-        steps = steps_for(rows, usual) if self.steps is None else self.steps
-        return AdaptationPlan(rows, steps, usual.batch_size, usual.seed)
+        return plan_for(rows, adaptation_plan(self.config), self.steps)
 
     @property
     def drawing(self) -> PredictionPlan:
@@ -74,31 +73,12 @@ class Session:
         """
         began = time.perf_counter()
         task = Task(name, tuple(rows))
-        adapt_named(self.system, task, self.plan(len(rows)))
+        self.system.adapt(task, self.plan(len(rows)))
         return time.perf_counter() - began
 
     def answer(self, questions: Sequence[Question]) -> tuple[Answer, ...]:
         """Answer questions by phi as it is now."""
-        return answer(self.system, questions, self.drawing)
-
-
-def adapt_named(system: System, task: Task, plan: AdaptationPlan) -> None:
-    """Adapt to all train rows of a task; an unfit row is named by file and line."""
-    for question in task.train:
-        try:
-            system.batcher.encoder(question)
-        except AbmllError as error:
-            raise AbmllError(f"{question.place}: {error}" if question.place else str(error)) from error
-    adapt(system.method, system.batcher, task, plan, 0, system.adapting, system.graphs)
-
-
-def steps_for(rows: int, usual: AdaptationPlan) -> int:
-    """Gradient steps for so many rows: the run's own number, or as many more as one pass over the rows takes.
-
-    >>> steps_for(20, AdaptationPlan()), steps_for(51, AdaptationPlan())
-    (10, 26)
-    """
-    return max(usual.steps, -(-rows // usual.batch_size))
+        return self.system.answer(questions, self.drawing)
 
 
 def open_run(

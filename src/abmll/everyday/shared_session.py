@@ -14,7 +14,7 @@ from abmll.everyday.shipped import find_run
 from abmll.files import write_text
 from abmll.question import Question
 from abmll.runs.card import about_run, write_card
-from abmll.systems.adapters import adapter_of, use_adapter
+from abmll.systems.adapters import use_adapter
 from abmll.systems.answers import Answer
 from abmll.systems.build import build_system, load_base
 
@@ -67,7 +67,7 @@ class Engine:
 
         with self._turn:
             self._put(posterior)
-            stored = adapter_of(self.session.config, self.session.system, "task")
+            stored = self.session.system.stored("task")
         write_adapter(stored, folder, all_files)
 
     def _taken(self) -> Posterior:

@@ -16,9 +16,9 @@ from abmll.models import LanguageModel
 from abmll.prompts.encode import Encoder
 from abmll.question import Question
 from abmll.runs.record import RECORD
-from abmll.systems.build import System
 from abmll.systems.noise import POSTERIOR
-from abmll.systems.predict import PredictionPlan
+from abmll.systems.plans import PredictionPlan
+from abmll.systems.system import System
 from abmll.tasks.sources import load_tasks
 
 HERE = Path(__file__).parent.parent / "shipped"

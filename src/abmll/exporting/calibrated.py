@@ -20,9 +20,9 @@ from abmll.metrics.calibration import TEMPERATURES, check_finite
 from abmll.metrics.scores import PROBABILITY_FLOOR, floored_probabilities
 from abmll.question import Question, Task
 from abmll.runs.card import About, write_card
-from abmll.systems.build import System
 from abmll.systems.noise import POSTERIOR
-from abmll.systems.predict import PredictionPlan
+from abmll.systems.plans import PredictionPlan
+from abmll.systems.system import System
 
 CALIBRATION_FILE = "calibration.json"
 FORMAT = 1

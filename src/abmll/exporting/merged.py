@@ -18,9 +18,8 @@ from abmll.files import folder_beside, write_sealed_json
 from abmll.models import LanguageModel, weight_bytes
 from abmll.models.pretrained import read_pretrained
 from abmll.runs.card import About, write_card
-from abmll.systems.adapters import base_facts
-from abmll.systems.build import System
 from abmll.systems.noise import drawn
+from abmll.systems.system import System, base_facts
 from abmll.training.finite import dtype_advice
 
 PROBES, PROBE_TOKENS = 8, 16

@@ -13,9 +13,10 @@ from abmll.metrics.predictions import Prediction, Predictions
 from abmll.process.timer import Timer
 from abmll.prompts.in_context import with_examples
 from abmll.question import Question, Task
-from abmll.systems.build import System, prediction_plan
 from abmll.systems.folds import Answered, held_out
-from abmll.systems.predict import AdaptationPlan, PredictionPlan, examples_of
+from abmll.systems.plans import AdaptationPlan, PredictionPlan, prediction_plan
+from abmll.systems.predict import examples_of
+from abmll.systems.system import System
 from abmll.training.failed_batch import save_batch
 from abmll.training.finite import without_folders
 

@@ -29,17 +29,9 @@ from abmll.runs.cells import BEFORE, Cell, Cells
 from abmll.runs.origin import keep_origin, origin_of
 from abmll.runs.record import COST, ENVIRONMENT, Record, keep_record, mean_scores, owner, place_of, task_facts
 from abmll.runs.tracking import Tracking
-from abmll.systems.adapters import adapter_of
-from abmll.systems.build import (
-    System,
-    adaptation_plan,
-    build_episodes,
-    build_system,
-    iterations_of,
-    method_settings,
-    training_plan,
-)
-from abmll.systems.predict import AdaptationPlan, PredictionPlan
+from abmll.systems.build import build_episodes, build_system, iterations_of, method_settings, training_plan
+from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan
+from abmll.systems.system import System
 from abmll.training.checkpoints import RunDirectory
 from abmll.training.optimizers import rates_at
 from abmll.training.resume import restore_theta
@@ -222,7 +214,7 @@ class Target:
         train, validation = (tuple(map(task_facts, tasks)) for tasks in (self.train, self.validation))
         record = Record(step=final, examples=self.examples(final), train=train, validation=validation)
         keep_record(self.folder, record)
-        stored = adapter_of(self.config, system, "shared")
+        stored = system.stored("shared")
         about = about_run(self.folder, stored.facts)
         write_adapter(stored, self.folder / "adapter", lambda beside: write_card(beside, about))
 

@@ -1,6 +1,5 @@
 """The adapter of a run as a stored one, and stored ones back on a base model, checked to be the right model."""
 
-import importlib.metadata
 import logging
 from pathlib import Path
 
@@ -8,52 +7,18 @@ import torch
 
 from abmll.adapters.attach import detach
 from abmll.adapters.base_weights import base_distance
-from abmll.adapters.facts import BaseFacts, LikelihoodFacts, Slot, StoredAdapter
+from abmll.adapters.facts import Slot, StoredAdapter
 from abmll.adapters.folder import read_adapter
 from abmll.adapters.layer import AdapterSet
-from abmll.adapters.stored import attach_stored, install, take_adapter
-from abmll.config import RunConfig
+from abmll.adapters.stored import attach_stored, install
 from abmll.errors import AbmllError
-from abmll.files import without_home
 from abmll.models import LanguageModel
-from abmll.systems.build import System
+from abmll.systems.system import System, base_facts
 
 MOST_DISTANCE = 0.5
 """Relative distance of base weights from which on they are another model's: 2 bits leave about 0.4, chance 1.4."""
 
 logger = logging.getLogger(__name__)
-
-
-def base_facts(base: LanguageModel) -> BaseFacts:
-    """What a stored adapter keeps of the model it belongs to."""
-    return BaseFacts(
-        name=without_home(base.name),
-        revision=base.revision,
-        dtype=str(base.dtype).removeprefix("torch."),
-        fingerprint=base.fingerprint,
-        architecture=base.architecture,
-        tokenizer_hash=base.tokenizer_hash,
-    )
-
-
-def adapter_of(config: RunConfig, system: System, slot: Slot) -> StoredAdapter:
-    """A copy of theta (`shared`) or phi (`task`) of a system, with everything that is needed to use it again."""
-    text = config.likelihood
-    return take_adapter(
-        system.method.adapters,
-        slot,
-        alpha=system.alpha,
-        base=base_facts(system.language_model),
-        method=config.method.name,
-        settings=system.method.settings.model_dump(mode="json"),
-        likelihood=LikelihoodFacts(
-            kind=text.kind,
-            normalisation=text.normalisation,
-            template=text.template,
-            temperature=float(system.likelihood.log_temperature.detach().exp()),
-        ),
-        written_by=f"abmll {importlib.metadata.version('abmll')}",
-    )
 
 
 def use_adapter(

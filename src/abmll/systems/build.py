@@ -1,89 +1,28 @@
 """From a configuration to the plain objects that everything else takes."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from abmll import kernels
-from abmll.adapters.attach import attach, detach
+from abmll.adapters.attach import attach
 from abmll.config import ModelConfig, RunConfig, TaskSource
 from abmll.errors import AbmllError
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods import method_class, resolve_settings
-from abmll.methods.base import Method, Settings
-from abmll.metrics.predictions import Prediction
+from abmll.methods.base import Settings
 from abmll.models import LanguageModel, load_model
 from abmll.models.frozen import pack
 from abmll.prompts.encode import Encoder
-from abmll.question import Question, Task
-from abmll.systems.predict import AdaptationPlan, PredictionPlan, adapt, predict
+from abmll.question import Task
+from abmll.systems.system import System
 from abmll.tasks.episodes import Episodes
 from abmll.tasks.sources import load_tasks
 from abmll.training.batcher import Batcher
 from abmll.training.graphs import Graphs
 from abmll.training.optimizers import GroupOptimizer, Optimizers
 from abmll.training.train import TrainingPlan
-
-
-@dataclass
-class System:
-    """One system on one base model: what training, adaptation and prediction take.
-
-    Attributes:
-        adapting: steps of adaptation; those of training, unless their moments go on from task to task.
-        training: steps of meta-training.
-        config: what it was built from, or renewed to.
-    """
-
-    language_model: LanguageModel
-    method: Method
-    likelihood: ChoiceLikelihood
-    batcher: Batcher
-    alpha: float
-    graphs: Graphs
-    adapting: GroupOptimizer
-    training: Optimizers
-    config: RunConfig
-
-    def adapt(self, task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, ...]:
-        """Make phi from theta and adapt it to a task; returns the examples that were used."""
-        return adapt(self.method, self.batcher, task, plan, draw, self.adapting, self.graphs)
-
-    def predict(
-        self, questions: Sequence[Question], plan: PredictionPlan, place: tuple[int | str, ...]
-    ) -> tuple[Prediction, ...]:
-        """Choice probabilities under phi; `place` names the draws' noise."""
-        return predict(self.method, self.likelihood, self.batcher, questions, plan, place, self.graphs)
-
-    def renew(self, config: RunConfig) -> bool:
-        """Begin anew with another seed, other rates and schedules; captured steps are kept.
-
-        Returns:
-            False, and nothing is changed, if the configuration differs in what a captured step has in it.
-        """
-        settings, method = method_settings(config), self.method
-        if _captured_part(config, settings) != _captured_part(self.config, method.settings):
-            return False
-        self.config, method.settings = config, settings
-        method.adapters.reset(config.training.seed)
-        with torch.no_grad():
-            self.likelihood.log_temperature.fill_(math.log(config.likelihood.temperature))
-        for optimizer, groups in (
-            (self.training.inner, method.task()),
-            (self.training.outer, method.shared()),
-            (self.adapting, method.task()),
-        ):
-            optimizer.take_rates(groups)
-        self.batcher.encoder.truncated.clear()
-        return True
-
-    def close(self) -> None:
-        """Take the adapters off the base model, and give the memory of captured steps back."""
-        detach(self.language_model.model, self.method.adapters)
-        self.graphs.close()
 
 
 def load_base(config: ModelConfig) -> LanguageModel:
@@ -126,6 +65,29 @@ def build_system(config: RunConfig, base: LanguageModel) -> System:
     goes_on = settings.inner_optimizer_state == "persistent"
     adapting = GroupOptimizer(method.task()) if goes_on else training.inner
     return System(base, method, likelihood, batcher, config.adapter.alpha, graphs, adapting, training, config)
+
+
+def renew(system: System, config: RunConfig) -> bool:
+    """Make a system begin anew with another seed, other rates and schedules; captured steps are kept.
+
+    Returns:
+        False, and nothing is changed, if the configuration differs in what a captured step has in it.
+    """
+    settings, method = method_settings(config), system.method
+    if _captured_part(config, settings) != _captured_part(system.config, method.settings):
+        return False
+    system.config, method.settings = config, settings
+    method.adapters.reset(config.training.seed)
+    with torch.no_grad():
+        system.likelihood.log_temperature.fill_(math.log(config.likelihood.temperature))
+    for optimizer, groups in (
+        (system.training.inner, method.task()),
+        (system.training.outer, method.shared()),
+        (system.adapting, method.task()),
+    ):
+        optimizer.take_rates(groups)
+    system.batcher.encoder.truncated.clear()
+    return True
 
 
 _RATES = {
@@ -225,18 +187,6 @@ def training_plan(config: RunConfig, snapshots: tuple[int, ...] = ()) -> Trainin
         on_non_finite=t.on_non_finite,
         most_skipped=t.most_skipped,
     )
-
-
-def adaptation_plan(config: RunConfig) -> AdaptationPlan:
-    """How unseen tasks are adapted to, from a configuration."""
-    a = config.adaptation
-    return AdaptationPlan(a.examples, a.steps, a.batch_size, a.seed)
-
-
-def prediction_plan(config: RunConfig) -> PredictionPlan:
-    """How probabilities are made, from a configuration."""
-    a = config.adaptation
-    return PredictionPlan(a.sampler, a.samples, a.batch_tokens)
 
 
 def check_tasks(config: RunConfig, train: tuple[Task, ...], held: tuple[Task, ...]) -> None:

@@ -1,9 +1,7 @@
 """Adapting to an unseen task by the same inner steps, and predicting."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from abmll.metrics.predictions import Prediction
 from abmll.process.stopping import stop_if_asked
 from abmll.prompts.batches import ChoiceBatch, sorted_batches
 from abmll.question import Question, Task
+from abmll.systems.plans import AdaptationPlan, PredictionPlan
 from abmll.tasks.episodes import adaptation_batches
 from abmll.training.batcher import Batcher
 from abmll.training.failed_batch import ADAPTATION
@@ -25,31 +24,6 @@ from abmll.training.finite import check_adapted, check_answers
 from abmll.training.graphs import Graphs
 from abmll.training.inner import inner_steps
 from abmll.training.optimizers import GroupOptimizer
-
-
-@dataclass(frozen=True, slots=True)
-class AdaptationPlan:
-    """How an unseen task is adapted to: the same examples and steps for every system."""
-
-    examples: int = 20
-    steps: int = 10
-    batch_size: int = 2
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PredictionPlan:
-    """How a posterior becomes probabilities.
-
-    Attributes:
-        sampler: `weight` (the model as written) or `activation`; `mean` uses the mean weights.
-        samples: draws whose probabilities are averaged.
-        batch_tokens: most padded tokens of one forward pass.
-    """
-
-    sampler: Literal["mean", "weight", "activation"] = "weight"
-    samples: int = 10
-    batch_tokens: int = 4096
 
 
 def adapt(
@@ -154,7 +128,7 @@ def draw_by_batch(
     """
     graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
     keys = [noise_key("predict", *place, sample) for sample in range(plan.samples if is_drawing(method, plan) else 1)]
-    encoded = [batcher.encoder(question) for question in questions]
+    encoded = batcher.encode(questions)
     limits = {"share_prefix": batcher.share_prefix, "buckets": batcher.buckets}
     for indices in sorted_batches(encoded, plan.batch_tokens, **limits):
         chosen = [questions[i] for i in indices]

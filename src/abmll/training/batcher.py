@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from abmll.errors import AbmllError
 from abmll.prompts.batches import ChoiceBatch, collate
-from abmll.prompts.encode import Encoder
+from abmll.prompts.encode import EncodedQuestion, Encoder
 from abmll.question import Question
 
 
@@ -35,12 +36,26 @@ class Batcher:
         size = self.micro_batch or max(1, len(questions))
         return [self.batch(questions[i : i + size], least=self.least) for i in range(0, len(questions), size)]
 
+    def encode(self, questions: Sequence[Question]) -> list[EncodedQuestion]:
+        """The token ids of questions.
+
+        Raises:
+            AbmllError: one does not fit the model; names its file and line.
+        """
+        return [self._encode(question) for question in questions]
+
+    def _encode(self, question: Question) -> EncodedQuestion:
+        try:
+            return self.encoder(question)
+        except AbmllError as error:
+            raise AbmllError(f"{question.place}: {error}" if question.place else str(error)) from error
+
     def batch(self, questions: Sequence[Question], samples: int = 1, least: int = 1) -> ChoiceBatch:
         """All the questions as one batch, `samples` times over (see `ChoiceBatch.repeat`).
 
         On a CUDA device it arrives by one copy that nothing waits for.
         """
-        encoded = [self.encoder(question) for question in questions]
+        encoded = self.encode(questions)
         limit = self.encoder.limit
         batch = collate(encoded, share_prefix=self.share_prefix, buckets=self.buckets, limit=limit, least=least)
         batch = batch if samples == 1 else batch.repeat(samples)

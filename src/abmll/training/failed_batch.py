@@ -98,7 +98,7 @@ def _write(folder: Path, error: NonFiniteError, method: Method, batcher: Batcher
     for temperature in method.temperature:
         state[TEMPERATURE] = temperature.detach().reshape(1)
     data = to_bytes({name: portable(tensor) for name, tensor in state.items()}, {"abmll_batch": str(FORMAT)})
-    encoded = [batcher.encoder(question) for question in batch.questions]
+    encoded = batcher.encode(batch.questions)
     value = {
         "abmll_batch": FORMAT,
         "task": task,
