@@ -11,9 +11,11 @@ from abmll.adapters.facts import Slot, StoredAdapter
 from abmll.adapters.folder import read_adapter
 from abmll.adapters.layer import AdapterSet
 from abmll.adapters.stored import attach_stored, install
+from abmll.config import RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.models import LanguageModel
-from abmll.systems.system import System, base_facts
+from abmll.systems.build import build_system, load_base
+from abmll.systems.system import CONFIG_FILE, System, base_facts
 
 MOST_DISTANCE = 0.5
 """Relative distance of base weights from which on they are another model's: 2 bits leave about 0.4, chance 1.4."""
@@ -73,6 +75,31 @@ def load_adapter(folder: Path | str, base: LanguageModel) -> AdapterSet:
         detach(base.model, adapters)
         raise
     return adapters
+
+
+def load_system(folder: Path | str, base: LanguageModel | None = None) -> System:
+    """What `System.save` wrote, ready to answer: both slots, theta and phi, hold it.
+
+    Args:
+        folder: of `System.save`, or of `Classifier.save`.
+        base: the base model, if it is loaded already, without adapters on it; None: loaded as the configuration says.
+
+    Raises:
+        AbmllError: a file is missing or damaged, or the adapter belongs to another base model; says what differs.
+    """
+    folder = Path(folder)
+    stored = read_adapter(folder)
+    file = folder / CONFIG_FILE
+    if not file.exists():
+        raise AbmllError(f"{file}: missing, so this is an adapter alone; `load_adapter` puts it on a base model")
+    config = load_config(RunConfig, file)
+    system = build_system(config, load_base(config.model) if base is None else base)
+    try:
+        use_adapter(stored, system, folder)
+    except BaseException:
+        system.close()
+        raise
+    return system
 
 
 def check_identity(stored: StoredAdapter, base: LanguageModel, where: object) -> None:

@@ -1,19 +1,22 @@
 """From a configuration to the plain objects that everything else takes."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from abmll import kernels
 from abmll.adapters.attach import attach
-from abmll.config import ModelConfig, RunConfig, TaskSource
+from abmll.config import ModelConfig, RunConfig, TaskSource, check
 from abmll.errors import AbmllError
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods import method_class, resolve_settings
 from abmll.methods.base import Settings
 from abmll.models import LanguageModel, load_model
 from abmll.models.frozen import pack
+from abmll.models.pretrained import COMMIT
+from abmll.models.shapes import SHAPES
 from abmll.prompts.encode import Encoder
 from abmll.question import Task
 from abmll.systems.system import System
@@ -23,6 +26,9 @@ from abmll.training.batcher import Batcher
 from abmll.training.graphs import Graphs
 from abmll.training.optimizers import GroupOptimizer, Optimizers
 from abmll.training.train import TrainingPlan
+
+PYTHON = "python"
+"""The source of tasks that were given as Python objects: they are in no file."""
 
 
 def load_base(config: ModelConfig) -> LanguageModel:
@@ -39,12 +45,23 @@ def load_base(config: ModelConfig) -> LanguageModel:
     )
 
 
-def build_system(config: RunConfig, base: LanguageModel) -> System:
-    """Adapters on the base model, the method over them, and the likelihood.
+def build_system(config: RunConfig | Mapping[str, Any] | str, base: LanguageModel) -> System:
+    """Put adapters on a base model, with a method over them: a system that can be trained, adapted and asked.
+
+    Args:
+        config: the name of a method, which takes its defaults; or sections as a recipe has them, without `model`; or a
+            whole configuration.
+        base: of `load_model`; its layers hold the adapters until `System.close`.
 
     Raises:
-        AbmllError: a setting does not fit the method or the model.
+        AbmllError: a setting is unknown, or does not fit the method or the model.
+
+    >>> base = load_model(None, shape="tiny-llama", device="cpu")
+    >>> system = build_system({"method": {"name": "abmll", "inner_steps": 3}, "adapter": {"rank": 4}}, base)
+    >>> system.method.settings.inner_steps, system.method.adapters.has_std
+    (3, True)
     """
+    config = configuration_for(config, base)
     settings = method_settings(config)
     adapters = attach(
         base.model,
@@ -65,6 +82,33 @@ def build_system(config: RunConfig, base: LanguageModel) -> System:
     goes_on = settings.inner_optimizer_state == "persistent"
     adapting = GroupOptimizer(method.task()) if goes_on else training.inner
     return System(base, method, likelihood, batcher, config.adapter.alpha, graphs, adapting, training, config)
+
+
+def configuration_for(config: RunConfig | Mapping[str, Any] | str, base: LanguageModel) -> RunConfig:
+    """A whole configuration of what `build_system` takes, which names the base model as it was loaded.
+
+    Raises:
+        AbmllError: a section or a value is wrong; names it.
+    """
+    if isinstance(config, RunConfig):
+        return config
+    sections = {"method": {"name": config}} if isinstance(config, str) else dict(config)
+    if "model" in sections:
+        raise AbmllError("build_system: the section `model` is of no use here, as the base model is loaded already")
+    return check(RunConfig, {"model": _model_section(base), **sections}, "build_system")
+
+
+def _model_section(base: LanguageModel) -> dict[str, Any]:
+    attention = str(getattr(base.model.config, "_attn_implementation", "sdpa"))
+    packed = [bits for bits in ("4bit", "8bit") if getattr(base.model, f"is_loaded_in_{bits}", False)]
+    dtype = str(base.dtype).removeprefix("torch.")
+    return {
+        "shape" if base.name in SHAPES else "source": base.name,
+        "dtype": dtype if dtype in ("float32", "bfloat16", "float16") else "auto",
+        "revision": base.revision if COMMIT.fullmatch(base.revision or "") else None,
+        "attention": attention if attention == "eager" else "sdpa",
+        "quantisation": packed[0] if packed else None,
+    }
 
 
 def renew(system: System, config: RunConfig) -> bool:
@@ -150,6 +194,11 @@ def tasks_of(source: TaskSource | None) -> tuple[Task, ...]:
     """The tasks that a configuration names; none for None."""
     if source is None:
         return ()
+    if source.source == PYTHON:
+        raise AbmllError(
+            f"the run was trained on tasks that were Python objects ({', '.join(source.names or ())}), which no file "
+            "holds: tasks.train.source=builtin takes others instead, or name a folder of them (docs/tasks.md)"
+        )
     return load_tasks(source.source, source.names, merge_choices=source.merge_choices, on_bad_row=source.on_bad_row)
 
 
