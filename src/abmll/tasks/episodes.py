@@ -110,7 +110,7 @@ def check_answers(task: Task, *, test: bool = False) -> None:
         where = row.place or f"task {task.name}, question {row.id!r}"
         if row.answer is None or not 0 <= row.answer < len(row.choices):
             raise AbmllError(
-                f"{where}: its answer is {row.answer}, but it is to be learned from or scored: give the index of one of its "
+                f"{where}: its answer is {row.answer}, but it is learned from or scored: give the index of one of its "
                 f"{len(row.choices)} choices, from 0"
             )
         if len(set(row.choices)) < max(2, len(row.choices)):
