@@ -104,7 +104,7 @@ def test_predict_keeps_the_rows_and_adds_answers_in_every_format(abmll: Command,
 def test_answers_are_those_of_the_exported_draws(abmll: Command, tmp_path: Path) -> None:
     """The mean and the standard deviation over the very draws that `abmll export --draw` merges."""
     from abmll.everyday.session import open_run
-    from abmll.systems.noise import drawn
+    from abmll.methods.noise import drawn
 
     session, saved = open_run(tmp_path / "runs" / "mine", task="t")
     assert saved is not None

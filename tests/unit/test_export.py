@@ -27,8 +27,8 @@ from abmll.exporting import check_size, export_calibrated, export_mean, export_m
 from abmll.exporting.calibrated import nearest_temperature, spread_questions
 from abmll.exporting.merge import MOST_LOSS, merge
 from abmll.files import whole, write_text
+from abmll.methods.noise import POSTERIOR, draw_key
 from abmll.systems.adapters import use_adapter
-from abmll.systems.noise import POSTERIOR, draw_key
 from abmll.systems.plans import PredictionPlan, adaptation_plan
 from abmll.systems.predict import adapt, predict
 from abmll.systems.system import System

@@ -10,7 +10,7 @@ from abmll.config import RunConfig
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.everyday import saved as saved_tasks
 from abmll.everyday.saved import list_tasks, load_task, read_task, save_task, write_details
-from abmll.systems.noise import POSTERIOR
+from abmll.methods.noise import POSTERIOR
 from abmll.systems.plans import PredictionPlan, adaptation_plan
 from abmll.systems.predict import adapt, predict
 from abmll.systems.system import System

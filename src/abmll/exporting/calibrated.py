@@ -16,11 +16,11 @@ from abmll.errors import AbmllError
 from abmll.exporting.mean import source_of
 from abmll.exporting.place import REPORT_FILE, check_size
 from abmll.files import write_sealed_json
+from abmll.methods.noise import POSTERIOR
 from abmll.metrics.calibration import TEMPERATURES, check_finite
 from abmll.metrics.scores import PROBABILITY_FLOOR, floored_probabilities
 from abmll.question import Question, Task
 from abmll.runs.card import About, write_card
-from abmll.systems.noise import POSTERIOR
 from abmll.systems.plans import PredictionPlan
 from abmll.systems.system import System
 

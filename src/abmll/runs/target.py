@@ -15,6 +15,7 @@ from abmll.config import RunConfig
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import read_sealed_json, write_sealed_json
 from abmll.methods import method_class
+from abmll.methods.noise import VALIDATION
 from abmll.metrics.not_finite import TRAINING
 from abmll.metrics.scores import mean_nll, mean_nll_scaled
 from abmll.models import LanguageModel
@@ -303,7 +304,7 @@ class Target:
         found = []
         for task in self.validation:
             self.cells.adapt(system, task, adaptation_plan(self.config), 0)
-            found.append(judge(system.predict(self.cells.scored(task), plan, (0,))))
+            found.append(judge(system.predict(self.cells.scored(task), plan, VALIDATION)))
         return sum(found) / len(found)
 
     def examples(self, step: int) -> int:

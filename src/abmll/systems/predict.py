@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from abmll.adapters.layer import Sampler
-from abmll.kernels.noise import key_tensor, noise_key
+from abmll.kernels.noise import key_tensor
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods.base import Method
+from abmll.methods.noise import Coordinates, adaptation_coordinates, prediction_keys
 from abmll.metrics.predictions import Prediction
 from abmll.process.stopping import stop_if_asked
 from abmll.prompts.batches import ChoiceBatch, sorted_batches
@@ -19,7 +20,6 @@ from abmll.question import Question, Task
 from abmll.systems.plans import AdaptationPlan, PredictionPlan
 from abmll.tasks.episodes import adaptation_batches
 from abmll.training.batcher import Batcher
-from abmll.training.failed_batch import ADAPTATION
 from abmll.training.finite import check_adapted, check_answers
 from abmll.training.graphs import Graphs
 from abmll.training.inner import inner_steps
@@ -57,7 +57,7 @@ def adapt(
     method.begin_task(first=True)
     optimizer = GroupOptimizer(method.task()) if optimizer is None else optimizer
     optimizer.restart()
-    inner_steps(method, optimizer, batcher, batches, (plan.seed, ADAPTATION, draw), graphs=graphs)
+    inner_steps(method, optimizer, batcher, batches, adaptation_coordinates(plan.seed, draw), graphs=graphs)
     check_adapted(task.name, method.adapters)
     return examples
 
@@ -75,7 +75,7 @@ def predict(
     batcher: Batcher,
     questions: Sequence[Question],
     plan: PredictionPlan,
-    place: tuple[int | str, ...],
+    coordinates: Coordinates,
     graphs: Graphs | None = None,
 ) -> tuple[Prediction, ...]:
     """Choice probabilities under phi: the mean over posterior draws of the probabilities, never of logits.
@@ -86,7 +86,7 @@ def predict(
         batcher: encodes questions.
         questions: any number; each score is independent of the others in its batch.
         plan: sampler and number of draws.
-        place: names the draws' noise; the same place gives the same weights for every question.
+        coordinates: of the draws' noise; the same ones give the same weights for every question.
         graphs: where forward passes are captured.
 
     Raises:
@@ -94,7 +94,7 @@ def predict(
         Stopped: between two forward passes, if the process was asked to stop.
     """
     out: list[Prediction | None] = [None] * len(questions)
-    for indices, draws in draw_by_batch(method, likelihood, batcher, questions, plan, place, graphs):
+    for indices, draws in draw_by_batch(method, likelihood, batcher, questions, plan, coordinates, graphs):
         probabilities = np.mean([p for p, _ in draws], axis=0)
         spread = np.std([p for p, _ in draws], axis=0) if is_drawing(method, plan) else None
         raw = [v for _, v in draws if v is not None]
@@ -119,7 +119,7 @@ def draw_by_batch(
     batcher: Batcher,
     questions: Sequence[Question],
     plan: PredictionPlan,
-    place: tuple[int | str, ...],
+    coordinates: Coordinates,
     graphs: Graphs | None = None,
 ) -> Iterator[tuple[list[int], list[Draw]]]:
     """What `predict` averages: the places of a batch's questions, and its probabilities under each draw.
@@ -127,7 +127,7 @@ def draw_by_batch(
     Args and errors as `predict`: no probability that is not finite leaves the model.
     """
     graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
-    keys = [noise_key("predict", *place, sample) for sample in range(plan.samples if is_drawing(method, plan) else 1)]
+    keys = prediction_keys(coordinates, plan.samples if is_drawing(method, plan) else 1)
     encoded = batcher.encode(questions)
     limits = {"share_prefix": batcher.share_prefix, "buckets": batcher.buckets}
     for indices in sorted_batches(encoded, plan.batch_tokens, **limits):

@@ -15,11 +15,11 @@ from abmll.config import RunConfig
 from abmll.files import without_home, write_text
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods.base import Method
+from abmll.methods.noise import POSTERIOR, Coordinates
 from abmll.metrics.predictions import Prediction
 from abmll.models import LanguageModel
 from abmll.question import Question, Task
 from abmll.systems.answers import Answer, summarise
-from abmll.systems.noise import POSTERIOR
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan
 from abmll.systems.predict import adapt, draw_by_batch, examples_of, is_drawing, predict
 from abmll.training.batcher import Batcher
@@ -83,21 +83,21 @@ class System:
         self,
         questions: Sequence[Question],
         plan: PredictionPlan | None = None,
-        place: tuple[int | str, ...] = POSTERIOR,
+        coordinates: Coordinates = POSTERIOR,
     ) -> tuple[Prediction, ...]:
         """Choice probabilities under phi, averaged over posterior draws, beside the right answers: what scores take.
 
         Args:
             questions: any number; each prediction is independent of the others.
             plan: sampler and number of draws; None: those of the configuration's `adaptation`.
-            place: names the draws' noise; the same place gives the same weights for every question.
+            coordinates: of the draws' noise; the same ones give the same weights for every question.
 
         Raises:
             AbmllError: a question does not fit the model; names its file and line.
             NonFiniteError: a probability is NaN or infinite; names the rows and the dtype.
         """
         plan = self._drawing if plan is None else plan
-        return predict(self.method, self.likelihood, self.batcher, questions, plan, place, self.graphs)
+        return predict(self.method, self.likelihood, self.batcher, questions, plan, coordinates, self.graphs)
 
     def answer(self, questions: Sequence[Question], plan: PredictionPlan | None = None) -> tuple[Answer, ...]:
         """Answer questions by phi as it is now, and say how far the posterior draws disagree.
