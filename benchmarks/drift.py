@@ -18,7 +18,7 @@ from abmll.config import RunConfig, check
 from abmll.models import LanguageModel
 from abmll.question import Question
 from abmll.systems.build import build_system, load_base
-from abmll.systems.predict import PredictionPlan
+from abmll.systems.plans import PredictionPlan
 from abmll.tasks.sources import load_tasks
 from benchmarks.common import describe, write_result
 

@@ -25,7 +25,7 @@ from abmll.config import RunConfig, check
 from abmll.models import LanguageModel, load_model
 from abmll.question import Question, Task
 from abmll.systems.build import System, build_system
-from abmll.systems.predict import AdaptationPlan, PredictionPlan
+from abmll.systems.plans import AdaptationPlan, PredictionPlan
 from abmll.tasks.episodes import Episodes
 from abmll.training.checkpoints import RunDirectory
 from abmll.training.train import TrainingPlan, meta_train

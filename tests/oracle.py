@@ -6,9 +6,9 @@ from torch.func import functional_call
 
 from abmll.kernels import Factors
 from abmll.kernels.noise import noise_key, normal
-from abmll.methods.base import Place
+from abmll.methods.noise import StepCoordinates
 from abmll.question import Question
-from abmll.systems.build import System
+from abmll.systems.system import System
 from tests.dense import dense_kl, dense_mean, dense_normal, dense_precision_penalty
 from tests.tiny import tiny_model
 
@@ -54,9 +54,9 @@ def _question_nll(system: System, model: torch.nn.Module, weights: dict[str, Ten
     return -torch.stack(scores).log_softmax(0)[encoded.answer]
 
 
-def draw_key(place: Place, sample: int = 0) -> int:
+def draw_key(coordinates: StepCoordinates, sample: int = 0) -> int:
     """The key of a training draw of the weight sampler, as an unsigned number."""
-    return noise_key(*place) ^ noise_key("weight", sample)
+    return noise_key(*coordinates) ^ noise_key("weight", sample)
 
 
 def slow_kl(system: System, task: Leaves, shared: Leaves) -> Tensor:

@@ -12,7 +12,8 @@ from abmll.process.timer import Timer
 from abmll.process.world import World
 from abmll.question import Question
 from abmll.runs.target import Target
-from abmll.systems.build import System, build_system, load_base, tasks_of
+from abmll.systems.build import build_system, load_base, tasks_of
+from abmll.systems.system import System
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
 UNSEEN = tiny_tasks(6, seed=2)[4]  # no row is one of those of `place_tiny`

@@ -12,7 +12,8 @@ from abmll.kernels.noise import key_tensor, noise_key
 from abmll.models import LanguageModel
 from abmll.process.world import World
 from abmll.question import Question, Task
-from abmll.systems.build import System, build_episodes, build_system, training_plan
+from abmll.systems.build import build_episodes, build_system, training_plan
+from abmll.systems.system import System
 from abmll.training.checkpoints import RunDirectory
 from abmll.training.train import meta_train
 from tests.tiny import tiny_model, tiny_tasks, tiny_tokenizer

@@ -22,7 +22,8 @@ from abmll.methods.base import Method
 from abmll.prompts.batches import ChoiceBatch, collate
 from abmll.prompts.encode import EncodedQuestion
 from abmll.question import Question, Task
-from abmll.systems.predict import AdaptationPlan, adapt
+from abmll.systems.plans import AdaptationPlan
+from abmll.systems.predict import adapt
 from abmll.tasks.episodes import Episode, Episodes
 from abmll.training.batcher import Batcher
 from abmll.training.checkpoints import RunDirectory

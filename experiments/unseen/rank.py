@@ -9,12 +9,12 @@ import numpy as np
 from abmll.config import RunConfig, check, merge
 from abmll.metrics.calibration import apply_temperature, fit_temperature
 from abmll.metrics.predictions import Prediction
-from abmll.metrics.scores import floored_probabilities, question_nll
+from abmll.metrics.scores import floored_probabilities, mean_nll, question_nll
 from abmll.metrics.statistics import bootstrap_interval
 from abmll.models import LanguageModel
 from abmll.question import Task
 from abmll.systems.build import build_system
-from abmll.systems.predict import PredictionPlan
+from abmll.systems.plans import PredictionPlan
 
 MOST_ROWS = 400
 
@@ -40,14 +40,13 @@ def rank(config: RunConfig, base: LanguageModel, tasks: Sequence[Task]) -> list[
 def _told(task: Task, rows: Sequence[Prediction]) -> dict[str, Any]:
     gain = gains(tuple(rows))
     low, high = bootstrap_interval(gain)
-    raw = [np.log(len(row.probabilities)) + np.log(max(row.probabilities[row.answer], 1e-300)) for row in rows]
     return {
         "task": task.name,
         "rows": len(rows),
         "gain": float(gain.mean()),
         "interval": [low, high],
         "signal": low > 0,
-        "gain_unscaled": float(np.mean(raw)),
+        "gain_unscaled": float(np.mean(np.log([len(row.probabilities) for row in rows]))) - mean_nll(rows),
     }
 
 

@@ -15,7 +15,8 @@ from abmll.process.stopping import Stopped
 from abmll.process.world import World
 from abmll.runs.roles import RunTasks
 from abmll.runs.target import Target, row_names
-from abmll.systems.build import System, build_system
+from abmll.systems.build import build_system, renew
+from abmll.systems.system import System
 from experiments.unseen.bundles import Bundles
 from experiments.unseen.clock import deadline, since_start
 from experiments.unseen.packing import pack, read_target
@@ -41,7 +42,7 @@ class Renewing:
 
     def get(self, config: RunConfig) -> System:
         """A system of this configuration, as new."""
-        if self.system is None or not self.system.renew(config):
+        if self.system is None or not renew(self.system, config):
             self.close()
             self.system = build_system(config, self.base)
             self.built += 1

@@ -7,6 +7,7 @@ Names are imported when they are first used, so that `import abmll` costs nothin
 'occupations'
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +32,20 @@ if TYPE_CHECKING:
     from abmll.question import Question, Task
     from abmll.report import write_report
     from abmll.runs.compare import run_comparison
-    from abmll.systems.adapters import load_adapter
-    from abmll.systems.predict import adapt, predict
+    from abmll.runs.train import train
+    from abmll.systems.adapters import load_adapter, load_system
+    from abmll.systems.answers import Answer
+    from abmll.systems.build import build_system
+    from abmll.systems.plans import AdaptationPlan, PredictionPlan
+    from abmll.systems.system import System
     from abmll.tasks.registered import RawTask, register_source
     from abmll.tasks.sources import load_tasks
-    from abmll.training.train import meta_train
 
 _MODULES = {
     "AbmllError": "abmll.errors",
+    "AdaptationPlan": "abmll.systems.plans",
     "AdapterSet": "abmll.adapters.layer",
+    "Answer": "abmll.systems.answers",
     "ChoiceLikelihood": "abmll.likelihood",
     "Classifier": "abmll.classifier",
     "CompareConfig": "abmll.config",
@@ -49,6 +55,7 @@ _MODULES = {
     "Method": "abmll.methods",
     "NonFiniteError": "abmll.errors",
     "Prediction": "abmll.metrics.predictions",
+    "PredictionPlan": "abmll.systems.plans",
     "Predictions": "abmll.metrics.predictions",
     "Question": "abmll.question",
     "RawTask": "abmll.tasks.registered",
@@ -56,9 +63,10 @@ _MODULES = {
     "SavedTask": "abmll.everyday.saved",
     "Scores": "abmll.metrics.scores",
     "StoredAdapter": "abmll.adapters.facts",
+    "System": "abmll.systems.system",
     "Task": "abmll.question",
-    "adapt": "abmll.systems.predict",
     "attach": "abmll.adapters.attach",
+    "build_system": "abmll.systems.build",
     "detach": "abmll.adapters.attach",
     "export_calibrated": "abmll.exporting",
     "export_mean": "abmll.exporting",
@@ -67,10 +75,9 @@ _MODULES = {
     "load_adapter": "abmll.systems.adapters",
     "load_config": "abmll.config",
     "load_model": "abmll.models",
+    "load_system": "abmll.systems.adapters",
     "load_task": "abmll.everyday.saved",
     "load_tasks": "abmll.tasks.sources",
-    "meta_train": "abmll.training.train",
-    "predict": "abmll.systems.predict",
     "read_adapter": "abmll.adapters.folder",
     "read_predictions": "abmll.metrics.predictions",
     "register_method": "abmll.methods",
@@ -80,6 +87,7 @@ _MODULES = {
     "run_comparison": "abmll.runs.compare",
     "save_task": "abmll.everyday.saved",
     "score": "abmll.metrics.scores",
+    "train": "abmll.runs.train",
     "write_adapter": "abmll.adapters.folder",
     "write_peft": "abmll.adapters.peft",
     "write_report": "abmll.report",
@@ -89,7 +97,9 @@ _MODULES = {
 __all__ = [
     "METHODS",
     "AbmllError",
+    "AdaptationPlan",
     "AdapterSet",
+    "Answer",
     "ChoiceLikelihood",
     "Classifier",
     "CompareConfig",
@@ -98,6 +108,7 @@ __all__ = [
     "Method",
     "NonFiniteError",
     "Prediction",
+    "PredictionPlan",
     "Predictions",
     "Question",
     "RawTask",
@@ -105,9 +116,10 @@ __all__ = [
     "SavedTask",
     "Scores",
     "StoredAdapter",
+    "System",
     "Task",
-    "adapt",
     "attach",
+    "build_system",
     "detach",
     "export_calibrated",
     "export_mean",
@@ -116,10 +128,9 @@ __all__ = [
     "load_adapter",
     "load_config",
     "load_model",
+    "load_system",
     "load_task",
     "load_tasks",
-    "meta_train",
-    "predict",
     "read_adapter",
     "read_predictions",
     "register_method",
@@ -129,13 +140,26 @@ __all__ = [
     "run_comparison",
     "save_task",
     "score",
+    "train",
     "write_adapter",
     "write_peft",
     "write_report",
 ]
 
 
+_DEPRECATED = {
+    "adapt": ("abmll.systems.predict", "adapt", "System.adapt"),
+    "meta_train": ("abmll.training.train", "meta_train", "abmll.train"),
+    "predict": ("abmll.systems.predict", "predict", "System.predict"),
+}
+"""Earlier public name -> where it is, and what takes its place; gone with the next minor version."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _DEPRECATED:
+        module, attribute, instead = _DEPRECATED[name]
+        warnings.warn(f"abmll.{name} is deprecated: use {instead}", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(module), attribute)
     if name not in _MODULES:
         raise AttributeError(f"module 'abmll' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_MODULES[name]), name)

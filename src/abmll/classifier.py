@@ -15,7 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 from abmll.adapters.folder import checksum
 from abmll.errors import AbmllError
 from abmll.everyday.shared_session import Engine, Posterior, engine_of, read_engine
-from abmll.files import check_regular, read_and_tell_seal, write_sealed_json
+from abmll.files import check_regular, read_and_tell_seal, strict_json, write_sealed_json
+from abmll.metrics.predictions import pad_probabilities
 from abmll.question import Question
 from abmll.systems.answers import Answer
 from abmll.tables.collect import Rows, good_rows
@@ -25,7 +26,6 @@ from abmll.tables.layouts import Layout
 from abmll.tables.normal import lookalikes, same_form
 from abmll.tables.rows import BadRow, named, report, shown
 from abmll.tables.values import plain
-from abmll.tensors import strict_json
 
 FILE = "classifier.json"
 FORMAT = 2  # of the labels, which had no types in the first
@@ -118,10 +118,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             AbmllError: a row is none.
         """
         found = self.answers(X)
-        out = np.zeros((len(found), max([len(self.classes_), *(len(a.probabilities) for a in found)])))
-        for row, answer in enumerate(found):
-            out[row, : len(answer.probabilities)] = answer.probabilities
-        return out
+        return pad_probabilities([answer.probabilities for answer in found], len(self.classes_))
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class of each row: a label, or (multiple choice) the place of a choice.

@@ -7,7 +7,7 @@ largest one. By S posterior draws phi_s ~ q(phi | D) that is the posterior predi
     l_s(y) = sum_t log p(y_t | x, y_<t, phi_s).
 
 Probabilities of sequences are averaged: not logits, and not those of each token, as one draw makes all of a sequence.
-The draws are 0 to S - 1 of `abmll.systems.noise`, the same for every request of every task, so the choices of a
+The draws are 0 to S - 1 of `abmll.methods.noise`, the same for every request of every task, so the choices of a
 document are compared under the same weights, and no score depends on what else is in its batch.
 
 lm-eval has no plug-ins; `python -m abmll.lm_eval` is its command line with the model `abmll` added.
@@ -28,8 +28,8 @@ from abmll.errors import AbmllError, NonFiniteError, unknown_name
 from abmll.everyday.session import Session, open_run
 from abmll.everyday.shipped import find_run
 from abmll.files import seal, without_home
+from abmll.methods.noise import drawn
 from abmll.prompts.control import ControlTokens
-from abmll.systems.noise import drawn
 from abmll.training.finite import SHOWN, dtype_advice
 
 try:

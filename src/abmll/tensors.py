@@ -17,10 +17,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from abmll.errors import AbmllError
+from abmll.files import strict_json
 
 MOST_HEADER = 8 << 20
 """Bytes of a header: a hundred thousand tensors fit, a million do not."""
-MOST_JSON = 4 << 20
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _SHOWN = 3
 
@@ -106,40 +106,6 @@ def check_names(path: Path, found: Iterable[str], expected: Iterable[str]) -> No
         faults.append(f"{len(extra)} unexpected: {_some(extra)}")
     if faults:
         raise AbmllError(f"{path}: not the tensors of this adapter: {'; '.join(faults)}")
-
-
-def strict_json(text: str | bytes) -> Any:
-    """JSON in which no name is given twice, every number is finite and every text can be written.
-
-    Raises:
-        ValueError: it is something else, or nested too deeply to be read.
-
-    >>> strict_json('{"a": [1, null]}')
-    {'a': [1, None]}
-    """
-    if len(text) > max(MOST_JSON, MOST_HEADER):
-        raise ValueError(f"{len(text):,} characters are too many")
-    try:
-        value = json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constant)
-        json.dumps(value, ensure_ascii=False).encode()
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    except UnicodeEncodeError as error:
-        raise ValueError("it holds half of a surrogate pair, which is not a character") from error
-    return value
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value: dict[str, Any] = {}
-    for name, entry in pairs:
-        if name in value:
-            raise ValueError(f"{name[:80]!r} is given twice")
-        value[name] = entry
-    return value
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
 
 
 def _parse(path: Path, text: bytes, data: int) -> Header:

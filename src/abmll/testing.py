@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from abmll.config import RunConfig
-from abmll.kernels.noise import key_tensor, noise_key
 from abmll.methods import method_class, resolve_settings
 from abmll.methods.base import Method
+from abmll.methods.noise import step_key, training_coordinates
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.metrics.registered import definition, score_with
 from abmll.question import Question, Task
-from abmll.systems.build import System, build_episodes, build_system, load_base, training_plan
+from abmll.systems.build import build_episodes, build_system, load_base, training_plan
+from abmll.systems.system import System
 from abmll.tables.identity import same_question
 from abmll.tables.normal import same_form
 from abmll.tasks.sources import load_tasks
@@ -37,6 +38,7 @@ __all__ = ["check_method", "check_metric", "check_source"]
 Slot = Literal["shared", "task"]
 SLOTS: tuple[Slot, Slot] = ("shared", "task")
 TEMPERATURE = "log_temperature"
+FIRST_TASK = training_coordinates(0, 0, 0)
 
 
 def check_method(name: str, preset: str = "default", **settings: Any) -> None:
@@ -122,7 +124,7 @@ def check_outer_gradient(system: System, task: Task) -> None:
     _take_inner_steps(system, task)
     before = {slot: _values(system, slot) for slot in SLOTS}
     query = system.batcher(task.train[4:6]) if method.uses_query else []
-    method.outer_gradient(query, key_tensor(noise_key(0, 0, 0, 2))[0])
+    method.outer_gradient(query, step_key((*FIRST_TASK, 2))[0])
     for slot, values in before.items():
         _require(_same(_values(system, slot), values), f"outer_gradient moves the {slot} slot: it should step nothing")
     left = [p for p in method.adapters.parameters("task") if p.grad is not None]
@@ -262,7 +264,7 @@ def _train(system: System, tasks: tuple[Task, ...], folder: Path) -> None:
 def _take_inner_steps(system: System, task: Task) -> None:
     system.method.begin_task(first=True)
     optimizer = GroupOptimizer(system.method.task())
-    inner_steps(system.method, optimizer, system.batcher, [task.train[:2], task.train[2:4]], (0, 0, 0))
+    inner_steps(system.method, optimizer, system.batcher, [task.train[:2], task.train[2:4]], FIRST_TASK)
 
 
 def _theta(system: System) -> dict[str, Tensor]:

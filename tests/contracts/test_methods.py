@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from abmll.errors import AbmllError
 from abmll.methods import METHODS, method_class, resolve_settings
-from abmll.systems.build import System
+from abmll.systems.system import System
 from abmll.testing import check_begin_task, check_class, check_inner_steps, check_outer_gradient, check_training
 from tests.systems import TASKS, run_config, same, scramble, system_of, train, values
 from tests.tiny import tiny_tasks

@@ -8,8 +8,10 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "abmll"
 RINGS = (
-    {"errors", "deprecation", "files", "registry", "question", "tensors", "config", "kernels", "process"}
-    | {"metrics", "calibrators"},
+    {
+        *("errors", "deprecation", "files", "registry", "question", "tensors", "hub", "config", "kernels", "process"),
+        *("metrics", "calibrators"),
+    },
     {"adapters", "tables", "prompts"},
     {"tasks", "likelihood", "methods", "models"},
     {"training"},

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 
 from abmll.adapters.folder import write_adapter
 from abmll.process.world import World, join_world, leave_world
-from abmll.systems.adapters import adapter_of
 from abmll.training.inner import NonFiniteError
 from abmll.training.train import theta
 from tests.systems import run_config, system_of, train
@@ -68,7 +67,7 @@ def write_run_adapter(folder: Path, world: World) -> None:
     system, _ = train(config, folder / f"adapter-run-{world.rank}", world=world)
     save_file(theta(system.method), folder / f"adapter-{world.rank}.safetensors")
     if world.is_main:
-        write_adapter(adapter_of(config, system, "shared"), folder / "adapter")
+        write_adapter(system.stored("shared"), folder / "adapter")
     world.barrier()
 
 

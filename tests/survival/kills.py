@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from abmll import files
+from abmll.files import whole
 from abmll.training.checkpoints import RunDirectory
 from tests.survival.children import in_child
 from tests.survival.places import assert_same_run, leftovers, rows, trainer
@@ -117,7 +117,7 @@ def kill_in_save(folder: Path, point: str) -> None:
 
 def _die_after(name: str, count: int) -> None:
     """From here on the process kills itself with the count-th call of a function that saving uses."""
-    owners = {"write_bytes": Path, "rename": Path, "_swap": files, "_seal_journal": RunDirectory, "unlink": os}
+    owners = {"write_bytes": Path, "rename": Path, "_swap": whole, "_seal_journal": RunDirectory, "unlink": os}
     owner: Any = owners[name]
     plain, calls = getattr(owner, name), []
 

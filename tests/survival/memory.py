@@ -13,7 +13,7 @@ import torch
 
 from abmll.models import LanguageModel
 from abmll.systems.build import build_system
-from abmll.systems.predict import PredictionPlan
+from abmll.systems.plans import PredictionPlan
 from tests.survival.children import in_child
 from tests.systems import run_config, tiny_base, train
 from tests.tiny import tiny_model, tiny_tasks, tiny_tokenizer

@@ -14,7 +14,8 @@ from abmll.errors import AbmllError, NonFiniteError
 from abmll.process.timer import Timer
 from abmll.process.world import World
 from abmll.runs.target import Target
-from abmll.systems.build import System, build_system, load_base, tasks_of
+from abmll.systems.build import build_system, load_base, tasks_of
+from abmll.systems.system import System
 from abmll.training.checkpoints import RunDirectory
 from tests.runs import config_in, place_tiny, silent
 from tests.survival.children import command, in_child

@@ -38,7 +38,7 @@ from abmll.runs.record import read_record
 from abmll.runs.tracking import KEPT
 from abmll.systems import build
 from abmll.systems.adapters import use_adapter
-from abmll.systems.predict import PredictionPlan
+from abmll.systems.plans import PredictionPlan
 from abmll.tables.layouts import Layout
 from abmll.tasks.catalogue.entries import catalogue_entry
 from abmll.tasks.catalogue.pins import Pin, read_pins, write_pin

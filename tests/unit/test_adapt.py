@@ -11,10 +11,14 @@ import torch
 from abmll.adapters.attach import detach
 from abmll.errors import AbmllError
 from abmll.kernels.noise import key_tensor, noise_key
+from abmll.methods.noise import ADAPTATION
 from abmll.metrics.predictions import Prediction
+from abmll.metrics.scores import mean_nll
 from abmll.systems import predict as adapting
-from abmll.systems.build import System, build_episodes, training_plan
-from abmll.systems.predict import ADAPTATION, AdaptationPlan, PredictionPlan, adapt, mean_nll, predict
+from abmll.systems.build import build_episodes, training_plan
+from abmll.systems.plans import AdaptationPlan, PredictionPlan
+from abmll.systems.predict import adapt, predict
+from abmll.systems.system import System
 from abmll.training.checkpoints import RunDirectory
 from abmll.training.optimizers import GroupOptimizer
 from abmll.training.train import meta_train

@@ -448,7 +448,7 @@ def test_trust_51_what_was_pinned_with_network_is_read_without_it_by_the_real_cl
     put(FakeHub(server), "copa", train=3)
     pin, _ = pin_hub_task("copa")
     assert pin.revision == COMMIT
-    with pytest.raises(AbmllError, match="the hub has no such data set, or it is private"):
+    with pytest.raises(AbmllError, match="no such data set on the hub, or it is private"):
         load_tasks("hub:boolq")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     (task,) = load_tasks("hub:copa")

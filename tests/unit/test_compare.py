@@ -14,10 +14,10 @@ from scipy.special import log_softmax
 from abmll.config import CompareConfig
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.metrics.predictions import Prediction, read_predictions
+from abmll.metrics.scores import mean_nll, mean_nll_scaled
 from abmll.models import LanguageModel
 from abmll.report import write_report
 from abmll.runs.compare import run_comparison
-from abmll.systems.predict import mean_nll, mean_nll_scaled
 from tests.systems import tiny_base
 from tests.tiny import tiny_tasks, write_tasks
 

@@ -20,9 +20,9 @@ from abmll.prompts.encode import Encoder
 from abmll.prompts.in_context import with_examples
 from abmll.question import Task
 from abmll.runs.target import Target, row_names
-from abmll.systems.build import build_system
+from abmll.systems.build import build_system, renew
 from abmll.systems.folds import held_out
-from abmll.systems.predict import AdaptationPlan, PredictionPlan
+from abmll.systems.plans import AdaptationPlan, PredictionPlan
 from abmll.tasks.episodes import adaptation_batches
 from tests.systems import (
     TASKS,
@@ -126,7 +126,7 @@ def test_a_renewed_system_is_a_new_one(method: str, settings: dict, tmp_path: Pa
     second = run_config(method, **{**settings, "inner_lr": 1e-3}, training={"seed": 7})
     renewed, _ = train(first, tmp_path / "first")
     renewed.adapt(TASKS[1], AdaptationPlan(4, 2), 0)
-    assert renewed.renew(second)
+    assert renew(renewed, second)
     fresh = build_system(second, tiny_base())
     for slot in ("shared", "task"):
         assert same(values(renewed, slot), values(fresh, slot))
@@ -145,10 +145,10 @@ def _train_with_its_optimizers(config, folder: Path, system) -> None:
 
 def test_a_system_is_not_renewed_to_what_its_captured_steps_do_not_do() -> None:
     system = system_of("abmll")
-    assert not system.renew(run_config("abmll", task_kl_weight=0.5))
-    assert not system.renew(run_config("structured"))
-    assert not system.renew(run_config("abmll", likelihood={"kind": "letter"}))
-    assert system.renew(run_config("abmll", std_lr=1e-2, outer_lr=1e-2))
+    assert not renew(system, run_config("abmll", task_kl_weight=0.5))
+    assert not renew(system, run_config("structured"))
+    assert not renew(system, run_config("abmll", likelihood={"kind": "letter"}))
+    assert renew(system, run_config("abmll", std_lr=1e-2, outer_lr=1e-2))
     assert system.training.outer.groups[0].lr == 1e-2
 
 

@@ -26,8 +26,7 @@ from abmll.everyday.labelled import read_unlabelled
 from abmll.everyday.saved import read_task, write_details
 from abmll.everyday.session import open_run
 from abmll.exporting.calibrated import calibrate
-from abmll.systems.answers import answer
-from abmll.systems.predict import PredictionPlan
+from abmll.systems.plans import PredictionPlan
 from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
 
 ADAPT = ["abmll", "adapt", "runs/mine", "my.csv", "--save", "t", "--hold-back", "26", "--no-check"]
@@ -106,13 +105,13 @@ def test_predict_keeps_the_rows_and_adds_answers_in_every_format(abmll: Command,
 def test_answers_are_those_of_the_exported_draws(abmll: Command, tmp_path: Path) -> None:
     """The mean and the standard deviation over the very draws that `abmll export --draw` merges."""
     from abmll.everyday.session import open_run
-    from abmll.systems.noise import drawn
+    from abmll.methods.noise import drawn
 
     session, saved = open_run(tmp_path / "runs" / "mine", task="t")
     assert saved is not None
     layout = own_tasks.layout_of(saved)
     question = layout.question({"text": texts(1, seed=9)[0][0]}, 1, labelled=False)
-    (found,) = answer(session.system, [question], session.drawing)
+    (found,) = session.system.answer([question], session.drawing)
     tables = []
     for draw in range(session.drawing.samples):
         with drawn(session.system.method.adapters, draw):

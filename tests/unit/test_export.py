@@ -16,7 +16,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from abmll import files
 from abmll.adapters.attach import attach
 from abmll.adapters.folder import read_adapter
 from abmll.cli import main
@@ -27,11 +26,12 @@ from abmll.exporting import calibrated as calibrating
 from abmll.exporting import check_size, export_calibrated, export_mean, export_merged, merged, merged_bytes
 from abmll.exporting.calibrated import nearest_temperature, spread_questions
 from abmll.exporting.merge import MOST_LOSS, merge
-from abmll.files import write_text
+from abmll.files import whole, write_text
+from abmll.methods.noise import POSTERIOR, draw_key
 from abmll.systems.adapters import use_adapter
-from abmll.systems.build import System, adaptation_plan
-from abmll.systems.noise import POSTERIOR, draw_key
-from abmll.systems.predict import PredictionPlan, adapt, predict
+from abmll.systems.plans import PredictionPlan, adaptation_plan
+from abmll.systems.predict import adapt, predict
+from abmll.systems.system import System
 from tests.adapters import move
 from tests.runs import UNSEEN, config_in, place_tiny, plain_probabilities, system_in, train_run
 from tests.tiny import tiny_gpt2, tiny_model, tiny_tasks, write_tasks
@@ -119,9 +119,8 @@ def test_trust_30_the_exported_mean_by_stock_peft_gives_our_mean_mode(
 def test_a_mean_of_zeros_is_exported_with_a_warning(
     config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from abmll.systems.adapters import adapter_of
 
-    export_mean(adapter_of(config, system_in(config), "shared"), tmp_path / "zeros")
+    export_mean(system_in(config).stored("shared"), tmp_path / "zeros")
     assert "every mean is zero" in caplog.text
 
 
@@ -243,14 +242,13 @@ def test_a_draw_whose_noise_is_lost_is_refused_though_its_mean_survives(config: 
 
 
 def test_without_stds_there_is_nothing_to_draw_or_to_calibrate(place: Path, tmp_path: Path) -> None:
-    from abmll.systems.adapters import adapter_of
 
     lora = config_in(place, "lora")
     with pytest.raises(AbmllError, match="no stds"):
         export_merged(system_in(lora), tmp_path / "draw", draw=0)
     system = system_in(lora)
     with pytest.raises(AbmllError, match="no stds"):
-        export_calibrated(adapter_of(lora, system, "shared"), system, ROWS, tmp_path / "c")
+        export_calibrated(system.stored("shared"), system, ROWS, tmp_path / "c")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -394,13 +392,12 @@ def test_the_temperature_that_made_the_target_is_found_though_choices_are_missin
 def test_the_calibrated_mean_is_nearer_and_the_rest_is_written_beside_it(
     kind: str, own: float, place: Path, tmp_path: Path
 ) -> None:
-    from abmll.systems.adapters import adapter_of
 
     config = config_in(place, likelihood={"kind": kind, "temperature": own})
     system = system_in(config)
     move(system.method.adapters, "shared", size=0.15)
     system.method.adapters.begin_task()
-    stored = adapter_of(config, system, "shared")
+    stored = system.stored("shared")
     found = export_calibrated(stored, system, UNSEEN.train[:12], tmp_path / "c", plan=PredictionPlan("weight", 4))
     assert found.after.mean_kl < found.before.mean_kl
     assert found.temperature == pytest.approx(found.relative_temperature * own)
@@ -413,16 +410,15 @@ def test_the_calibrated_mean_is_nearer_and_the_rest_is_written_beside_it(
 
 def test_the_temperature_as_a_server_applies_it(place: Path, tmp_path: Path) -> None:
     """`use` taken by its word, on logits of stock PEFT and transformers: log-probabilities over T, renormalised."""
-    from abmll.systems.adapters import adapter_of
 
     config = config_in(place, likelihood={"kind": "letter", "temperature": 1.5})
     system = system_in(config)
     move(system.method.adapters, "shared", size=0.15)
     system.method.adapters.begin_task()
     with pytest.warns(DeprecationWarning, match=r"draws=\) is now export_calibrated\(plan=PredictionPlan\(samples="):
-        found = export_calibrated(adapter_of(config, system, "shared"), system, ROWS, tmp_path / "c", draws=8)
+        found = export_calibrated(system.stored("shared"), system, ROWS, tmp_path / "c", draws=8)
     with pytest.raises(TypeError, match="unexpected keyword argument 'drawn'"):
-        export_calibrated(adapter_of(config, system, "shared"), system, ROWS, tmp_path / "c", drawn=8)
+        export_calibrated(system.stored("shared"), system, ROWS, tmp_path / "c", drawn=8)
     averaged = predict(system.method, system.likelihood, system.batcher, ROWS, PredictionPlan("weight", 8), POSTERIOR)
     tokenizer = AutoTokenizer.from_pretrained(place / "model")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place / "model"), tmp_path / "c").eval()
@@ -548,7 +544,7 @@ def test_trust_08_a_full_disk_is_one_message_and_leaves_nothing(
     def full(folder: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files, "_sync_tree", full)
+    monkeypatch.setattr(whole, "_sync_tree", full)
     assert abmll(monkeypatch, "export", place / "run", "-o", tmp_path / "out", *arguments) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from abmll.errors import AbmllError, NonFiniteError
-from abmll.files import read_sealed_json, write_bytes, write_json, write_sealed_json, write_text
+from abmll.files import read_sealed_json, strict_json, write_bytes, write_json, write_sealed_json, write_text
+from abmll.files.sealed import MOST_JSON
 
 
 def test_what_is_written_is_read_and_folders_are_made(tmp_path: Path) -> None:
@@ -145,3 +146,14 @@ def test_sealed_json_with_another_value_is_damaged_whatever_the_value(value: str
     (tmp_path / "a.json").write_text(text.replace('"x": 1', f'"x": {value}'))
     with pytest.raises(AbmllError, match=r"a\.json: damaged or edited"):
         read_sealed_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": NaN}', "[" * 100_000, "{", '{"a": -Infinity}'])
+def test_strict_json_refuses_what_json_lets_through(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        strict_json(text)
+
+
+def test_strict_json_refuses_what_is_too_long() -> None:
+    with pytest.raises(ValueError, match="too many"):
+        strict_json('"' + "a" * MOST_JSON + '"')

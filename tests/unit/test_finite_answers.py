@@ -37,8 +37,9 @@ from abmll.question import Task
 from abmll.runs.target import Target
 from abmll.systems import build
 from abmll.systems.answers import Answer, summarise
-from abmll.systems.build import System, build_system
-from abmll.systems.predict import AdaptationPlan, PredictionPlan
+from abmll.systems.build import build_system
+from abmll.systems.plans import AdaptationPlan, PredictionPlan
+from abmll.systems.system import System
 from abmll.tables.layouts import Layout
 from abmll.tables.write import writing
 from abmll.tasks.episodes import adaptation_batches

@@ -31,7 +31,8 @@ from abmll.runs.compare import run_comparison
 from abmll.runs.record import broken_tasks, score_run
 from abmll.systems import build
 from abmll.systems.folds import held_out
-from abmll.systems.predict import AdaptationPlan, examples_of
+from abmll.systems.plans import AdaptationPlan
+from abmll.systems.predict import examples_of
 from tests.poison import mark, poisoned_base, poisoned_load
 from tests.systems import TASKS, tiny_base
 from tests.tiny import save_tiny, tiny_tasks, write_tasks

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from abmll import files
 from abmll.errors import AbmllError
-from abmll.files import check_name, folder_beside, recover
+from abmll.files import check_name, folder_beside, recover, whole
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -25,7 +24,7 @@ def test_a_folder_gets_its_name_when_it_is_complete(tmp_path: Path) -> None:
         assert beside.parent == place.parent
     assert (place / "a").read_text() == "1"
     assert [p.name for p in place.parent.iterdir()] == ["folder"]
-    assert place.stat().st_mode & 0o777 == 0o777 & ~files._umask()
+    assert place.stat().st_mode & 0o777 == 0o777 & ~whole._umask()
 
 
 def test_another_one_replaces_it_whole(tmp_path: Path) -> None:
@@ -85,7 +84,7 @@ def test_trust_07_a_kill_between_the_two_renames_loses_nothing(
 def test_half_written_folders_of_yesterday_are_removed_and_those_of_today_are_not(tmp_path: Path) -> None:
     for name in (".f.old-one.abmll-part", ".f.new-one.abmll-part", ".other.x.abmll-part"):
         (tmp_path / name).mkdir()
-        age = 0 if "new" in name else 2 * files.ABANDONED
+        age = 0 if "new" in name else 2 * whole.ABANDONED
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     with folder_beside(tmp_path / "f"):
         pass
@@ -99,7 +98,7 @@ def test_tidying_takes_nothing_of_anybody_else(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "kept").write_text("")
     (tmp_path / ".f.x.abmll-part").mkdir()
-    assert files.tidy(tmp_path) == [tmp_path / ".f.x.abmll-part"]
+    assert whole.tidy(tmp_path) == [tmp_path / ".f.x.abmll-part"]
     assert all((tmp_path / name / "kept").exists() for name in theirs)
 
 

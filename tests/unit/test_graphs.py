@@ -17,8 +17,9 @@ from abmll.kernels.noise import key_tensor
 from abmll.methods.base import Group, Terms
 from abmll.prompts.batches import ChoiceBatch
 from abmll.systems import build
-from abmll.systems.build import System
-from abmll.systems.predict import PredictionPlan, _together, predict
+from abmll.systems.plans import PredictionPlan
+from abmll.systems.predict import _together, predict
+from abmll.systems.system import System
 from abmll.training.graphs import EAGER_VISITS, Graphs
 from abmll.training.inner import NonFiniteError, as_values, inner_steps, not_finite, terms_of
 from abmll.training.optimizers import GroupOptimizer

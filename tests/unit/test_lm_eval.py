@@ -20,7 +20,7 @@ from abmll.everyday.session import open_run
 from abmll.exporting import export_merged
 from abmll.files import write_text
 from abmll.systems import build
-from abmll.systems.build import adaptation_plan
+from abmll.systems.plans import adaptation_plan
 from abmll.systems.predict import adapt
 from tests.poison import poisoned_load
 from tests.runs import UNSEEN, config_in, train_run

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from abmll.methods import resolve_settings
 from abmll.methods.base import Group
-from abmll.systems.build import System, build_episodes, build_system
+from abmll.systems.build import build_episodes, build_system
+from abmll.systems.system import System
 from abmll.training.checkpoints import RunDirectory
 from abmll.training.inner import NonFiniteError, inner_steps
 from abmll.training.optimizers import GroupOptimizer, schedule_factor

@@ -11,9 +11,11 @@ import pytest
 
 import abmll
 from abmll.config import RunConfig
-from abmll.systems.build import System, adaptation_plan, build_system, prediction_plan
+from abmll.methods.noise import ADAPTATION
+from abmll.systems.build import build_system
+from abmll.systems.plans import adaptation_plan, prediction_plan
+from abmll.systems.system import System
 from abmll.tasks.episodes import adaptation_batches
-from abmll.training.failed_batch import ADAPTATION
 from tests.systems import TASKS, tiny_base, train
 from tests.tiny import tiny_tasks
 

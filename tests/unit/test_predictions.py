@@ -103,7 +103,7 @@ def test_trust_19_what_is_not_finite_is_no_prediction(where, number):
 
 
 def test_padding_has_zeros_after_the_last_choice():
-    padded = pad_probabilities(FULL.rows)
+    padded = pad_probabilities([row.probabilities for row in FULL.rows])
     assert padded.dtype == np.float64
     assert padded.tolist() == [[0.1 + 0.2, 0.7, 0], [1 / 3, 1 / 3, 1 / 3], [1, 0, 0]]
     assert pad_probabilities(()).shape == (0, 0)

@@ -17,10 +17,11 @@ from abmll.adapters.layer import AdapterSet
 from abmll.adapters.stored import take_adapter
 from abmll.errors import AbmllError
 from abmll.exporting.merge import merge
+from abmll.methods.noise import drawn
 from abmll.models import LanguageModel, load_model
 from abmll.models import quantised as quantised_module
-from abmll.systems.adapters import base_facts, load_adapter
-from abmll.systems.noise import drawn
+from abmll.systems.adapters import load_adapter
+from abmll.systems.system import base_facts
 from tests.adapters import move
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -10,9 +10,10 @@ from abmll.config import RunConfig
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.everyday import saved as saved_tasks
 from abmll.everyday.saved import list_tasks, load_task, read_task, save_task, write_details
-from abmll.systems.build import System, adaptation_plan
-from abmll.systems.noise import POSTERIOR
-from abmll.systems.predict import PredictionPlan, adapt, predict
+from abmll.methods.noise import POSTERIOR
+from abmll.systems.plans import PredictionPlan, adaptation_plan
+from abmll.systems.predict import adapt, predict
+from abmll.systems.system import System
 from tests.runs import UNSEEN, config_in, place_tiny, system_in
 from tests.systems import same, scramble, values
 
@@ -179,9 +180,8 @@ def test_details_that_are_damaged_are_an_error_that_names_the_file(
 
 def test_the_shared_weights_of_a_run_are_no_task(config: RunConfig, adapted: System, tmp_path: Path) -> None:
     from abmll.adapters.folder import write_adapter
-    from abmll.systems.adapters import adapter_of
 
-    write_adapter(adapter_of(config, adapted, "shared"), tmp_path / "tasks" / "t")
+    write_adapter(adapted.stored("shared"), tmp_path / "tasks" / "t")
     with pytest.raises(AbmllError, match="not a task's"):
         read_task(tmp_path, "t")
 

@@ -21,6 +21,8 @@ from abmll.metrics.scores import (
     confidence_and_correct,
     expected_calibration_error,
     floored_probabilities,
+    mean_nll,
+    mean_nll_scaled,
     negative_log_likelihood,
     question_brier,
     question_nll,
@@ -295,3 +297,16 @@ def test_label_counts_that_fit_no_question_are_said():
             label_frequency(_predictions(rows, label_counts=counts))
         assert str(caught.value) == message
     assert label_frequency(_predictions(rows, label_counts=(0, 0))).rows[0].probabilities == (0.5, 0.5)
+
+
+def test_what_chooses_a_checkpoint_is_what_a_table_reports() -> None:
+    """A right answer that was all but ruled out costs the same in both; it cost 27.6 nats in one of them alone."""
+    rows = (Prediction("a", 0, (1e-30, 1 - 1e-30)), Prediction("b", 2, (0.25, 0.25, 0.5)))
+    expected = (30 * math.log(10) + math.log(2)) / 2
+    assert mean_nll(rows) == pytest.approx(expected, rel=1e-12) == score(_predictions(rows)).nll
+    assert mean_nll_scaled(rows) == pytest.approx(score(_predictions(rows, rows)).nll_scaled, rel=1e-12)
+
+
+def test_an_unknown_answer_has_no_nll() -> None:
+    with pytest.raises(AbmllError, match="not all among the 2 choices"):
+        mean_nll((Prediction("a", -1, (0.5, 0.5)),))

@@ -22,10 +22,11 @@ from abmll.adapters.folder import read_adapter, read_facts, write_adapter
 from abmll.adapters.layer import AdapterSet
 from abmll.adapters.stored import attach_stored, install, take_adapter
 from abmll.errors import AbmllError
+from abmll.methods.noise import drawn
 from abmll.models import LanguageModel
 from abmll.models.language_model import hash_architecture, hash_tokenizer, model_fingerprint
-from abmll.systems.adapters import base_facts, load_adapter
-from abmll.systems.noise import drawn
+from abmll.systems.adapters import load_adapter
+from abmll.systems.system import base_facts
 from tests.adapters import move
 from tests.tiny import tiny_gpt2, tiny_model, tiny_tokenizer
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from abmll.config import RunConfig
-from abmll.systems.build import System, build_episodes
+from abmll.systems.build import build_episodes
+from abmll.systems.system import System
 from abmll.training.checkpoints import Checkpoint, RunDirectory
 from abmll.training.inner import inner_steps
 from abmll.training.optimizers import GroupOptimizer

@@ -16,9 +16,9 @@ from abmll.everyday.labelled import Labelled, read_labelled
 from abmll.everyday.session import open_run
 from abmll.metrics.worth import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, sign_flip_p, weigh
 from abmll.question import Question, Task
-from abmll.systems.build import System
 from abmll.systems.folds import Fold, deal
-from abmll.systems.predict import AdaptationPlan
+from abmll.systems.plans import AdaptationPlan
+from abmll.systems.system import System
 from abmll.tables.identity import clusters, distinct_keys, identity, row_keys
 from abmll.tables.layouts import Layout
 from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
@@ -86,9 +86,9 @@ def test_trust_17_systems_adapt_to_the_other_folds_alone(home: Path, monkeypatch
 
     adapt = System.adapt
 
-    def adapted(system: System, task: Task, plan: AdaptationPlan, draw: int = 0) -> tuple[Question, ...]:
+    def adapted(system: System, task: Task, plan: AdaptationPlan) -> tuple[Question, ...]:
         seen.append(task.train)
-        return adapt(system, task, plan, draw)
+        return adapt(system, task, plan)
 
     monkeypatch.setattr(System, "adapt", adapted)
     session, _ = open_run(home / "runs" / "mine", ["adaptation.samples=1"])

@@ -106,6 +106,8 @@ def _check_every_target_matched(
 
 
 def _what_is_there(linear: dict[str, nn.Module]) -> str:
+    if any(path.endswith(".base") for path in linear):
+        return "There are adapters on this model already: close the system that they belong to, or `detach` them"
     names = sorted({path.rpartition(".")[2] for path in linear})
     example = next(iter(linear), "none")
     return f"Linear layers of this model are called: {', '.join(names) or 'none'} (for example {example})"

@@ -24,8 +24,8 @@ from abmll.adapters.peft import (
     write_peft_files,
 )
 from abmll.errors import AbmllError, NonFiniteError
-from abmll.files import folder_beside, write_bytes
-from abmll.tensors import check_names, read_header, read_tensors, strict_json, to_bytes
+from abmll.files import folder_beside, strict_json, write_bytes
+from abmll.tensors import check_names, read_header, read_tensors, to_bytes
 
 EXTRAS_FILE = "abmll.safetensors"
 

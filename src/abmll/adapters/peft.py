@@ -15,8 +15,8 @@ from torch import Tensor
 
 from abmll.adapters.layer import AdapterSet
 from abmll.errors import AbmllError
-from abmll.files import check_regular, write_bytes, write_text
-from abmll.tensors import portable, read_header, read_tensors, strict_json, to_bytes
+from abmll.files import check_regular, strict_json, write_bytes, write_text
+from abmll.tensors import portable, read_header, read_tensors, to_bytes
 
 CONFIG_FILE = "adapter_config.json"
 MODEL_FILE = "adapter_model.safetensors"

@@ -56,14 +56,14 @@ class ChoiceRows:
         >>> ChoiceRows.from_predictions(rows).probabilities().tolist()
         [[0.75, 0.25, 0.0], [0.5, 0.25, 0.25]]
         """
-        stated = pad_probabilities(tuple(rows))
+        stated = pad_probabilities([row.probabilities for row in rows])
         bad = ~((stated >= 0) & (stated <= 1 + 1e-4)).all(axis=1)
         if bad.any():
             row = rows[int(np.argmax(bad))]
             raise AbmllError(f"question {row.id!r}: probabilities {row.probabilities} are not all numbers in [0, 1]")
         answers = np.array([row.answer for row in rows], dtype=np.int64)
         with np.errstate(divide="ignore"):
-            scores = np.log(floored_probabilities(tuple(rows)))
+            scores = np.log(floored_probabilities(rows))
         return cls.from_scores(scores, answers, fixed_choices=fixed_choices, features=features)
 
     @classmethod

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from abmll.adapters.layer import AdapterSet
 from abmll.config import RunConfig, load_config
 from abmll.errors import AbmllError
-from abmll.kernels.noise import key_tensor, noise_key
 from abmll.methods.base import Terms, backward_by_share
+from abmll.methods.noise import step_key
 from abmll.models import LanguageModel
-from abmll.systems.build import System, build_system, load_base
+from abmll.systems.build import build_system, load_base
+from abmll.systems.system import System
 from abmll.training.failed_batch import TEMPERATURE, StoredBatch, read_batch
 
 Slot = Literal["shared", "task"]
@@ -131,7 +132,7 @@ def _at(found: Finding, term: str, layer: str, factor: str) -> Finding:
 def _compute(stored: StoredBatch, system: System) -> Terms | None:
     """The step's terms, and its gradients left on the factors."""
     method, batch = system.method, stored.batch
-    key = key_tensor(noise_key(*batch.place))[0].to(system.batcher.device)
+    key = step_key(batch.coordinates)[0].to(system.batcher.device)
     batches = system.batcher(batch.questions) if batch.questions else []
     if batch.outer:
         return method.outer_gradient(batches, key)

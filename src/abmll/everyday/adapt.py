@@ -13,7 +13,6 @@ from abmll.everyday.labelled import Labelled
 from abmll.everyday.saved import SavedTask, save_task
 from abmll.everyday.session import Session
 from abmll.question import Question, Task
-from abmll.systems.answers import answer
 from abmll.tables.identity import distinct_keys
 from abmll.tables.layouts import Layout
 
@@ -161,7 +160,7 @@ def layout_of(saved: SavedTask) -> Layout:
 
 def answers_to(session: Session, rows: Sequence[Question]) -> HeldBack:
     """Answer labelled rows by phi as it is now."""
-    answers = answer(session.system, rows, session.drawing)
+    answers = session.system.answer(rows, session.drawing)
     correct = [found.choice == row.answer for found, row in zip(answers, rows, strict=True)]
     return HeldBack(np.array([found.confidence for found in answers], dtype=np.float64), np.array(correct, dtype=bool))
 

@@ -12,13 +12,14 @@ from abmll.everyday.labelled import Labelled
 from abmll.everyday.session import Session
 from abmll.metrics.baselines import smoothed_shares
 from abmll.metrics.calibration import apply_temperature, fit_temperature
-from abmll.metrics.scores import PROBABILITY_FLOOR
+from abmll.metrics.predictions import pad_probabilities
+from abmll.metrics.scores import floor_probabilities
 from abmll.metrics.worth import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, weigh
 from abmll.question import Question, Task
-from abmll.systems.answers import answer
-from abmll.systems.build import System, build_system
+from abmll.systems.build import build_system
 from abmll.systems.folds import FOLDS, Fold, deal
-from abmll.systems.predict import PredictionPlan
+from abmll.systems.plans import PredictionPlan
+from abmll.systems.system import System
 from abmll.training.finite import without_folders
 
 FEWEST = 4
@@ -98,7 +99,7 @@ def _by_folds(
     """The probabilities of every row by a system that is adapted to the other folds."""
     out = np.zeros((len(rows), max(len(row.choices) for row in rows)))
     for number, fold in enumerate(folds):
-        system.adapt(Task(f"fold {number}", tuple(rows[i] for i in fold.fitted)), session.plan(len(fold.fitted)), 0)
+        system.adapt(Task(f"fold {number}", tuple(rows[i] for i in fold.fitted)), session.plan(len(fold.fitted)))
         part = _probabilities(system, [rows[i] for i in fold.answered], plan)
         out[list(fold.answered), : part.shape[1]] = part
         tell(number + 1)
@@ -107,11 +108,7 @@ def _by_folds(
 
 def _probabilities(system: System, rows: Sequence[Question], plan: PredictionPlan) -> Probabilities:
     """By phi as it is now; zero where a row has fewer choices than another."""
-    answers = answer(system, rows, plan)
-    out = np.zeros((len(answers), max(len(a.probabilities) for a in answers)))
-    for row, found in enumerate(answers):
-        out[row, : len(found.probabilities)] = found.probabilities
-    return out
+    return pad_probabilities([answer.probabilities for answer in system.answer(rows, plan)])
 
 
 def _without_model(
@@ -131,7 +128,7 @@ def _without_model(
             shares = smoothed_shares(np.bincount(answers[list(fold.fitted)], minlength=len(labels)))
             tables[FREQUENCY][list(fold.answered)] = shares
     if pretrained is not None:
-        tables[SCALED] = _scaled(np.where(real, np.maximum(pretrained, PROBABILITY_FLOOR), 0.0), folds, answers)
+        tables[SCALED] = _scaled(floor_probabilities(pretrained, counts), folds, answers)
     return tables
 
 

@@ -14,7 +14,7 @@ from abmll.errors import AbmllError
 from abmll.everyday.session import Session
 from abmll.metrics.abstention import Covered
 from abmll.question import Question
-from abmll.systems.answers import Answer, answer
+from abmll.systems.answers import Answer
 from abmll.tables.collect import Rows, collect, good_rows
 from abmll.tables.layouts import Layout
 from abmll.tables.normal import same_form
@@ -190,7 +190,7 @@ def _answered(session: Session, surveyed: Survey, tell: Tell) -> Iterator[_Part]
     encoder.forget()
     while batch := list(islice(rows, CHUNK)):
         questions = _questions(batch, label, surveyed.layout, table.untyped)
-        answers = answer(session.system, questions, session.drawing)
+        answers = session.system.answer(questions, session.drawing)
         part = _Part([row for _, row in batch], questions, answers, len(encoder.truncated))
         encoder.forget()
         tell(len(batch))

@@ -11,11 +11,19 @@ from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import EXTRAS_FILE, checksum, read_adapter, read_facts, write_adapter
 from abmll.config import RunConfig
 from abmll.errors import AbmllError, unknown_name
-from abmll.files import OLD, check_name, check_regular, read_and_tell_seal, recover, replaced_by, write_sealed_json
+from abmll.files import (
+    OLD,
+    check_name,
+    check_regular,
+    read_and_tell_seal,
+    recover,
+    replaced_by,
+    strict_json,
+    write_sealed_json,
+)
 from abmll.runs.card import about_run, write_card
-from abmll.systems.adapters import adapter_of, use_adapter
-from abmll.systems.build import System
-from abmll.tensors import strict_json
+from abmll.systems.adapters import use_adapter
+from abmll.systems.system import System
 
 DETAILS_FILE = "task.json"
 MOST_DETAILS = 4 << 20  # bytes
@@ -73,7 +81,7 @@ def save_task(
     check_free(run, name, replace=replace)
     folder = _folder(run, name)
 
-    stored = adapter_of(config, system, "task")
+    stored = system.stored("task")
 
     def details_too(place: Path) -> None:
         _write_details(place, name, details or {})

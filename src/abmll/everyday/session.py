@@ -14,8 +14,9 @@ from abmll.everyday.shipped import read_probe, warn_of_other_weights, with_same_
 from abmll.models import LanguageModel
 from abmll.runs.overrides import OWN_ROWS, check_settings, check_trained
 from abmll.systems.adapters import use_adapter
-from abmll.systems.build import System, adaptation_plan, build_system, load_base, prediction_plan
-from abmll.systems.predict import AdaptationPlan, PredictionPlan
+from abmll.systems.build import build_system, load_base
+from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan
+from abmll.systems.system import System
 
 STEPS = "adaptation.steps"
 
@@ -43,9 +44,7 @@ class Session:
 
     def plan(self, rows: int) -> AdaptationPlan:
         """How so many rows are adapted to: all of them are examples."""
-        usual = adaptation_plan(self.config)
-        steps = steps_for(rows, usual) if self.steps is None else self.steps
-        return AdaptationPlan(rows, steps, usual.batch_size, usual.seed)
+        return plan_for(rows, adaptation_plan(self.config), self.steps)
 
     @property
     def drawing(self) -> PredictionPlan:
@@ -61,15 +60,6 @@ class Session:
         config = _laid(self.config, *map(parse_override, overrides), where=self.folder)
         steps = _steps_in(config, overrides)
         return replace(self, config=config, steps=self.steps if steps is None else steps)
-
-
-def steps_for(rows: int, usual: AdaptationPlan) -> int:
-    """Gradient steps for so many rows: the run's own number, or as many more as one pass over the rows takes.
-
-    >>> steps_for(20, AdaptationPlan()), steps_for(51, AdaptationPlan())
-    (10, 26)
-    """
-    return max(usual.steps, -(-rows // usual.batch_size))
 
 
 def open_run(

@@ -14,8 +14,8 @@ from abmll.everyday.shipped import find_run
 from abmll.files import write_text
 from abmll.question import Question, Task
 from abmll.runs.card import about_run, write_card
-from abmll.systems.adapters import adapter_of, use_adapter
-from abmll.systems.answers import Answer, answer
+from abmll.systems.adapters import use_adapter
+from abmll.systems.answers import Answer
 from abmll.systems.build import build_system, load_base
 
 CONFIG_FILE = "config.yaml"
@@ -37,7 +37,7 @@ class Engine:
         """The posterior of a task, from labelled rows; `tuning` are overrides of `adaptation`."""
         session = self.session.tuned(tuning)
         with self._turn:
-            session.system.adapt(Task(name, tuple(rows)), session.plan(len(rows)), 0)
+            session.system.adapt(Task(name, tuple(rows)), session.plan(len(rows)))
             return self._taken()
 
     def answer(self, posterior: Posterior, rows: Sequence[Question], tuning: Sequence[str] = ()) -> tuple[Answer, ...]:
@@ -47,7 +47,7 @@ class Engine:
         with self._turn:
             self._put(posterior)
             try:
-                return answer(session.system, rows, session.drawing)
+                return session.system.answer(rows, session.drawing)
             finally:
                 encoder.forget()
 
@@ -67,7 +67,7 @@ class Engine:
 
         with self._turn:
             self._put(posterior)
-            stored = adapter_of(self.session.config, self.session.system, "task")
+            stored = self.session.system.stored("task")
         write_adapter(stored, folder, all_files)
 
     def _taken(self) -> Posterior:

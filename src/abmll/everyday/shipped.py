@@ -11,13 +11,14 @@ from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import checksum
 from abmll.errors import AbmllError
 from abmll.files import folder_beside, read_sealed_json, write_sealed_json
+from abmll.methods.noise import POSTERIOR
+from abmll.metrics.scores import mean_nll
 from abmll.models import LanguageModel
 from abmll.prompts.encode import Encoder
 from abmll.question import Question
 from abmll.runs.record import RECORD
-from abmll.systems.build import System
-from abmll.systems.noise import POSTERIOR
-from abmll.systems.predict import PredictionPlan, mean_nll
+from abmll.systems.plans import PredictionPlan
+from abmll.systems.system import System
 from abmll.tasks.sources import load_tasks
 
 HERE = Path(__file__).parent.parent / "shipped"

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +17,18 @@ from abmll.errors import AbmllError
 from abmll.exporting.mean import source_of
 from abmll.exporting.place import REPORT_FILE, check_size
 from abmll.files import write_sealed_json
+from abmll.methods.noise import POSTERIOR
 from abmll.metrics.calibration import TEMPERATURES, check_finite
-from abmll.metrics.predictions import Prediction
+from abmll.metrics.scores import PROBABILITY_FLOOR, floored_probabilities
 from abmll.question import Question, Task
 from abmll.runs.card import About, write_card
-from abmll.systems.build import System
-from abmll.systems.noise import POSTERIOR
-from abmll.systems.predict import PredictionPlan, predict
+from abmll.systems.plans import PredictionPlan
+from abmll.systems.system import System
 
 CALIBRATION_FILE = "calibration.json"
 FORMAT = 1
 DRAWN = PredictionPlan("weight")
 """As many posterior draws as predictions average by default."""
-_LEAST = 1e-300  # of a probability: its logarithm stays finite
 USE = {
     "letter": (
         "Ask for one token after the prompt and for the log-probabilities of the answer letters (vLLM: logprobs; "
@@ -135,7 +134,7 @@ def _plan_with(plan: PredictionPlan, old: Mapping[str, int]) -> PredictionPlan:
     for name in old:
         new = f"export_calibrated(plan=PredictionPlan({fields[name]}=))"
         warn_renamed(f"export_calibrated({name}=)", new, stacklevel=4)
-    return replace(plan, **{fields[name]: value for name, value in old.items()})
+    return PredictionPlan(plan.sampler, old.get("draws", plan.samples), old.get("batch_tokens", plan.batch_tokens))
 
 
 def calibrate(system: System, questions: Sequence[Question], plan: PredictionPlan = DRAWN) -> Calibration:
@@ -146,8 +145,8 @@ def calibrate(system: System, questions: Sequence[Question], plan: PredictionPla
     """
     if not questions:
         raise AbmllError("no questions to calibrate with: give a file of them (--questions)")
-    mean = _table(_predictions(system, questions, PredictionPlan("mean", 1, plan.batch_tokens)))
-    averaged = _table(_predictions(system, questions, plan))
+    plans = PredictionPlan("mean", 1, plan.batch_tokens), plan
+    mean, averaged = (floored_probabilities(system.predict(questions, each, POSTERIOR)) for each in plans)
     relative = nearest_temperature(mean, averaged)
     own = float(system.likelihood.log_temperature.detach().exp())
     return Calibration(
@@ -193,19 +192,6 @@ def spread_questions(tasks: Sequence[Task], count: int) -> tuple[Question, ...]:
     return tuple(itertools.islice(rows, count))
 
 
-def _predictions(system: System, questions: Sequence[Question], plan: PredictionPlan) -> tuple[Prediction, ...]:
-    return predict(system.method, system.likelihood, system.batcher, questions, plan, POSTERIOR)
-
-
-def _table(predictions: Sequence[Prediction]) -> Float[np.ndarray, "N K"]:
-    """Probabilities as one array; zero where a question has fewer choices, and nowhere else."""
-    width = max(len(p.probabilities) for p in predictions)
-    table = np.zeros((len(predictions), width))
-    for row, prediction in enumerate(predictions):
-        table[row, : len(prediction.probabilities)] = np.maximum(prediction.probabilities, _LEAST)
-    return table
-
-
 def _logits(table: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:
     with np.errstate(divide="ignore"):
         return np.log(table)
@@ -217,7 +203,7 @@ def _tempered(table: Float[np.ndarray, "N K"], temperature: float) -> Float[np.n
 
 
 def _difference(table: Float[np.ndarray, "N K"], averaged: Float[np.ndarray, "N K"]) -> Difference:
-    kl = (xlogy(averaged, averaged) - xlogy(averaged, np.maximum(table, _LEAST))).sum(axis=1)
+    kl = (xlogy(averaged, averaged) - xlogy(averaged, np.maximum(table, PROBABILITY_FLOOR))).sum(axis=1)
     return Difference(
         mean_kl=max(0.0, float(kl.mean())),
         largest=float(np.abs(table - averaged).max()),

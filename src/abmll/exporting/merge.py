@@ -8,7 +8,7 @@ from torch import Tensor
 from abmll.adapters.base_weights import is_quantised
 from abmll.adapters.layer import AdaptedLinear, AdapterSet
 from abmll.errors import AbmllError, NonFiniteError
-from abmll.systems.noise import draw_key
+from abmll.methods.noise import draw_key
 from abmll.training.finite import dtype_advice
 
 MOST_LOSS = 0.25

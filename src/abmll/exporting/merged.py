@@ -15,12 +15,11 @@ from abmll.errors import AbmllError, NonFiniteError
 from abmll.exporting.merge import Rounding, check_mergeable, merge
 from abmll.exporting.place import REPORT_FILE, check_size
 from abmll.files import folder_beside, write_sealed_json
+from abmll.methods.noise import drawn
 from abmll.models import LanguageModel, weight_bytes
 from abmll.models.pretrained import read_pretrained
 from abmll.runs.card import About, write_card
-from abmll.systems.adapters import base_facts
-from abmll.systems.build import System
-from abmll.systems.noise import drawn
+from abmll.systems.system import System, base_facts
 from abmll.training.finite import dtype_advice
 
 PROBES, PROBE_TOKENS = 8, 16

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from abmll.adapters.layer import Sampler
 from abmll.kernels import StdForm
-from abmll.kernels.noise import derived_key
 from abmll.methods.base import Group, Method, OptimizerName, Settings, Terms, backward_by_share
 from abmll.methods.means import PAPER_CONSTANT
+from abmll.methods.noise import rows_key, sample_key
 from abmll.prompts.batches import ChoiceBatch
 
 
@@ -192,7 +192,7 @@ class ABMLL(Method):
         tokens = torch.zeros_like(batch.token_index) if s.sequence_noise else batch.token_index
         total = torch.zeros((), device=batch.input_ids.device)
         for sample in range(s.training_samples):
-            keys = derived_key(key, s.training_sampler, sample).reshape(1)
+            keys = sample_key(key, s.training_sampler, sample).reshape(1)
             with self.adapters.drawing(s.training_sampler, keys, batch.row_keys, tokens):
                 total = total + self.nll(batch) / s.training_samples
         return total
@@ -202,7 +202,7 @@ class ABMLL(Method):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """The KL, and beta times it."""
         stride = round(1 / self.settings.kl_entries)
-        kl = self._reduce(self.adapters.kl(detach=detach, stride=stride, key=derived_key(key, "rows")))
+        kl = self._reduce(self.adapters.kl(detach=detach, stride=stride, key=rows_key(key)))
         return kl, self.settings.task_kl_weight * kl
 
     def _reduce(self, total: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -16,8 +16,6 @@ from abmll.prompts.batches import ChoiceBatch
 
 OptimizerName = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "linear", "cosine"]
-Place = tuple[int, ...]
-"""Where a forward pass stands: (seed, meta-iteration, task position, inner step). Its noise key is made of it."""
 NLL = Callable[[ChoiceBatch], Tensor]
 
 

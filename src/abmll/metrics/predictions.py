@@ -98,7 +98,7 @@ class Predictions:
 
     def probabilities(self) -> Float[np.ndarray, "N K"]:
         """Choice probabilities of the test questions, float64, zero where a question has fewer choices."""
-        return pad_probabilities(self.rows)
+        return pad_probabilities([row.probabilities for row in self.rows])
 
     def write(self, path: Path) -> None:
         """Write the file, atomically."""
@@ -132,12 +132,19 @@ def _seal(head: dict[str, Any], lines: Sequence[str]) -> str:
     return seal("\n".join([json.dumps(head), *lines]))
 
 
-def pad_probabilities(rows: tuple[Prediction, ...]) -> Float[np.ndarray, "N K"]:
-    """Stack choice probabilities, float64, with zeros after a question's last choice."""
-    width = max((len(row.probabilities) for row in rows), default=0)
-    out = np.zeros((len(rows), width))
+def pad_probabilities(rows: Sequence[Sequence[float]], width: int = 0) -> Float[np.ndarray, "N K"]:
+    """Stack the choice probabilities of questions, float64, with zeros after a question's last choice.
+
+    Args:
+        rows: one for each question.
+        width: the least number of columns; there are more where a question has more choices.
+
+    >>> pad_probabilities([(0.9, 0.1), (0.2, 0.3, 0.5)]).tolist()
+    [[0.9, 0.1, 0.0], [0.2, 0.3, 0.5]]
+    """
+    out = np.zeros((len(rows), max([width, *map(len, rows)])))
     for i, row in enumerate(rows):
-        out[i, : len(row.probabilities)] = row.probabilities
+        out[i, : len(row)] = row
     return out
 
 

@@ -4,7 +4,7 @@
 question that has fewer than K. `answers` is the index of the right choice of each, int64.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -38,7 +38,10 @@ __all__ = [
     "calibration_noise_floor",
     "confidence_and_correct",
     "expected_calibration_error",
+    "floor_probabilities",
     "floored_probabilities",
+    "mean_nll",
+    "mean_nll_scaled",
     "negative_log_likelihood",
     "question_brier",
     "question_nll",
@@ -211,6 +214,33 @@ def negative_log_likelihood(probabilities: Float[np.ndarray, "N K"], answers: In
     return float(question_nll(probabilities, answers).mean())
 
 
+def mean_nll(rows: Sequence[Prediction]) -> float:
+    """`negative_log_likelihood` of predictions: the one number that a checkpoint is chosen by and a table reports.
+
+    Raises:
+        AbmllError: there are none, an answer is not one of the choices, or a probability is not in [0, 1].
+
+    >>> round(mean_nll([Prediction("a", 0, (1.0, 0.0)), Prediction("b", 1, (0.5, 0.5))]), 4)  # (0 + log 2) / 2
+    0.3466
+    """
+    return negative_log_likelihood(pad_probabilities([row.probabilities for row in rows]), _answers(rows))
+
+
+def mean_nll_scaled(rows: Sequence[Prediction]) -> float:
+    """`mean_nll` at the temperature that fits these predictions best: what they know, however sure they are.
+
+    Weights that came to nothing make guesses, whose NLL may be below that of good weights that are too sure.
+
+    Raises:
+        AbmllError: as `mean_nll`.
+
+    >>> sure = [Prediction(str(i), int(i == 0), (0.999, 0.001)) for i in range(4)]  # right three times in four
+    >>> round(mean_nll(sure), 3), round(mean_nll_scaled(sure), 3)
+    (1.728, 0.562)
+    """
+    return negative_log_likelihood(apply_temperature(floored_probabilities(rows), temperature_of(rows)), _answers(rows))
+
+
 def question_brier(probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
     """sum_k (p_k - [k = answer])^2 of each question, 0 to 2 (Brier 1950: summed over choices, not halved).
 
@@ -272,7 +302,7 @@ def risk_coverage(confidence: Float[np.ndarray, "N"], correct: Bool[np.ndarray, 
     return RiskCoverage(coverage=taken / len(errors), risk=risk, area=float(risk.mean()))
 
 
-def floored_probabilities(rows: tuple[Prediction, ...]) -> Float[np.ndarray, "N K"]:
+def floored_probabilities(rows: Sequence[Prediction]) -> Float[np.ndarray, "N K"]:
     """Padded probabilities where a real choice is never quite zero, so that a temperature can act on it.
 
     >>> from abmll.metrics.predictions import Prediction
@@ -280,9 +310,17 @@ def floored_probabilities(rows: tuple[Prediction, ...]) -> Float[np.ndarray, "N 
     >>> (floored_probabilities(rows) > 0).tolist()  # the choice that "a" does not have stays at zero
     [[True, True, False], [True, True, True]]
     """
-    padded = pad_probabilities(rows)
-    lengths = np.array([len(row.probabilities) for row in rows])
-    real = np.arange(padded.shape[1]) < lengths[:, None]
+    padded = pad_probabilities([row.probabilities for row in rows])
+    return floor_probabilities(padded, np.array([len(row.probabilities) for row in rows], dtype=np.int64))
+
+
+def floor_probabilities(padded: Float[np.ndarray, "N K"], choices: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N K"]:
+    """`floored_probabilities` of a padded table whose questions have so many choices.
+
+    >>> floor_probabilities(np.array([[1.0, 0.0, 0.0]]), np.array([2])) > 0
+    array([[ True,  True, False]])
+    """
+    real = np.arange(padded.shape[1]) < choices[:, None]
     return np.where(real, np.maximum(padded, PROBABILITY_FLOOR), 0.0)
 
 
@@ -292,13 +330,13 @@ def _vocabulary_ece(rows: tuple[Prediction, ...], correct: Bool[np.ndarray, "N"]
     return expected_calibration_error(np.array(known), correct) if len(known) == len(stated) else None
 
 
-def temperature_of(rows: tuple[Prediction, ...]) -> float:
+def temperature_of(rows: Sequence[Prediction]) -> float:
     """The temperature that fits these predictions best.
 
     Raises:
         AbmllError: there are none.
     """
-    return fit_temperature(floored_probabilities(rows), np.array([row.answer for row in rows], dtype=np.int64))
+    return fit_temperature(floored_probabilities(rows), _answers(rows))
 
 
 def scaled_probabilities(predictions: Predictions, fitted: tuple[Prediction, ...]) -> Float[np.ndarray, "N K"]:
@@ -319,6 +357,10 @@ def _scaled(
         f"ece_scaled{end}": expected_calibration_error(scaled.max(axis=1), correct),
         f"brier_scaled{end}": brier(scaled, answers),
     }
+
+
+def _answers(rows: Sequence[Prediction]) -> Int[np.ndarray, "N"]:
+    return np.array([row.answer for row in rows], dtype=np.int64)
 
 
 def _check(probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "N"]) -> None:

@@ -1,12 +1,10 @@
 """Weights and tokenizer through transformers, with every way in which that fails said in words."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -20,6 +18,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from abmll.errors import AbmllError
+from abmll.hub import UNREACHABLE, caused_by, first_line, hub_failure
 
 FAILURES = (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError)
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -67,34 +66,26 @@ def read_gguf(
     except AbmllError:
         raise
     except Exception as error:  # a damaged file fails anywhere in the reader, with any error
-        raise AbmllError(f"{path}: cannot be read as a GGUF model ({_first_line(error)})") from error
+        raise AbmllError(f"{path}: cannot be read as a GGUF model ({first_line(error)})") from error
 
 
 def explain(source: str, error: Exception) -> AbmllError:
     """What a failed load means for the user: the cause, and what to do about it."""
-    chain = tuple(_causes(error))
-
-    def caused_by(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(cause, kinds) for cause in chain)
-
-    if caused_by(hub_errors.GatedRepoError):
-        advice = "the repository is gated: ask for access on its page, then log in with `hf auth login`"
-    elif caused_by(hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError):
-        advice = "no such model on the hub, or it is private (`hf auth login`); for a folder, check the path"
-    elif caused_by(hub_errors.RevisionNotFoundError):
-        advice = "the model has no such revision: give a commit, a tag or a branch of it"
-    elif caused_by(hub_errors.OfflineModeIsEnabled, hub_errors.LocalEntryNotFoundError, ConnectionError):
+    advice = hub_failure(error, "model")
+    if advice is not None:
+        advice += "; for a folder, check the path" if advice.startswith("no such") else ""
+    elif caused_by(error, *UNREACHABLE):
         advice = (
             "it is not in the local cache and the hub cannot be reached, or HF_HUB_OFFLINE is set. Download it once "
             f"with network (`hf download {source}`), give a local folder, or use 'smollm2-135m-instruct', which "
             "needs no network"
         )
-    elif caused_by(torch.OutOfMemoryError):
+    elif caused_by(error, torch.OutOfMemoryError):
         advice = "it does not fit into the device's memory: choose a smaller model, a smaller dtype or the CPU"
     elif "safetensors" in str(error) and "does not appear to have" in str(error):
         advice = "it has no safetensors weights, and pickle files are never read: convert it, or take another copy"
     else:
-        advice = _first_line(error)
+        advice = first_line(error)
     return AbmllError(f"model {source!r} cannot be loaded: {advice}")
 
 
@@ -130,14 +121,3 @@ def _check_config(source: str, revision: str | None, trust_remote_code: bool) ->
         raise AbmllError(
             f"model {source!r} takes code from another repository ({elsewhere[0]}), which a revision does not pin"
         )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

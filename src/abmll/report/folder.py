@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from abmll.errors import AbmllError
-from abmll.files import read_sealed_json
+from abmll.files import read_sealed_json, strict_json
 from abmll.metrics.not_finite import END, TRAINING, NotFinite, read_not_finite
 from abmll.metrics.predictions import Predictions, read_predictions
 from abmll.metrics.registered import METRICS, score_with
 from abmll.metrics.scores import Scores
 from abmll.runs.record import COST, ENVIRONMENT, owner
-from abmll.tensors import strict_json
 
 Cell = tuple[int, str]
 """An adaptation draw and the name of a task: what one predictions file is about."""

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from abmll.config import RunConfig
 from abmll.errors import NonFiniteError
+from abmll.methods.noise import Coordinates, cell_coordinates
 from abmll.metrics.not_finite import ADAPTING, END, PREDICTING, NotFinite, read_not_finite
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.process.timer import Timer
 from abmll.prompts.in_context import with_examples
 from abmll.question import Question, Task
-from abmll.systems.build import System, prediction_plan
 from abmll.systems.folds import Answered, held_out
-from abmll.systems.predict import AdaptationPlan, PredictionPlan, examples_of
+from abmll.systems.plans import AdaptationPlan, PredictionPlan, prediction_plan
+from abmll.systems.predict import examples_of
+from abmll.systems.system import System
 from abmll.training.failed_batch import save_batch
 from abmll.training.finite import without_folders
 
@@ -104,7 +106,7 @@ class Cells:
         """
         if self.exist(cell.where, cell.draw, (cell.task,)):
             return
-        predict = partial(self._predict, system, (self.config.training.seed, cell.draw, cell.task.name))
+        predict = partial(self._predict, system, cell_coordinates(self.config.training.seed, cell.draw, cell.task.name))
         try:
             with timer("adapt_seconds"):
                 held = self._held_out(system, cell, predict)
@@ -177,7 +179,7 @@ class Cells:
     def _predict(
         self,
         system: System,
-        place: tuple[int | str, ...],
+        coordinates: Coordinates,
         questions: tuple[Question, ...],
         examples: tuple[Question, ...],
     ) -> list[Answered]:
@@ -186,13 +188,13 @@ class Cells:
             questions = tuple(with_examples(q, examples, system.batcher.encoder) for q in questions)
         drawn = prediction_plan(self.config)
         kinds = [drawn, PredictionPlan("mean", 1, drawn.batch_tokens)][: len(self.names)]
-        return [self._answered(system, questions, kind, place) for kind in kinds]
+        return [self._answered(system, questions, kind, coordinates) for kind in kinds]
 
     def _answered(
-        self, system: System, questions: tuple[Question, ...], kind: PredictionPlan, place: tuple[int | str, ...]
+        self, system: System, questions: tuple[Question, ...], kind: PredictionPlan, coordinates: Coordinates
     ) -> Answered:
         try:
-            return system.predict(questions, kind, place)
+            return system.predict(questions, kind, coordinates)
         except NonFiniteError as error:
             if not self.record_non_finite:
                 raise

@@ -15,7 +15,9 @@ from abmll.config import RunConfig
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import read_sealed_json, write_sealed_json
 from abmll.methods import method_class
+from abmll.methods.noise import VALIDATION
 from abmll.metrics.not_finite import TRAINING
+from abmll.metrics.scores import mean_nll, mean_nll_scaled
 from abmll.models import LanguageModel
 from abmll.process.environment import environment, peak_memory
 from abmll.process.stopping import gently
@@ -28,17 +30,9 @@ from abmll.runs.cells import BEFORE, Cell, Cells
 from abmll.runs.origin import keep_origin, origin_of
 from abmll.runs.record import COST, ENVIRONMENT, Record, keep_record, mean_scores, owner, place_of, task_facts
 from abmll.runs.tracking import Tracking
-from abmll.systems.adapters import adapter_of
-from abmll.systems.build import (
-    System,
-    adaptation_plan,
-    build_episodes,
-    build_system,
-    iterations_of,
-    method_settings,
-    training_plan,
-)
-from abmll.systems.predict import AdaptationPlan, PredictionPlan, mean_nll, mean_nll_scaled
+from abmll.systems.build import build_episodes, build_system, iterations_of, method_settings, training_plan
+from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan
+from abmll.systems.system import System
 from abmll.training.checkpoints import RunDirectory
 from abmll.training.optimizers import rates_at
 from abmll.training.resume import restore_theta
@@ -221,7 +215,7 @@ class Target:
         train, validation = (tuple(map(task_facts, tasks)) for tasks in (self.train, self.validation))
         record = Record(step=final, examples=self.examples(final), train=train, validation=validation)
         keep_record(self.folder, record)
-        stored = adapter_of(self.config, system, "shared")
+        stored = system.stored("shared")
         about = about_run(self.folder, stored.facts)
         write_adapter(stored, self.folder / "adapter", lambda beside: write_card(beside, about))
 
@@ -310,7 +304,7 @@ class Target:
         found = []
         for task in self.validation:
             self.cells.adapt(system, task, adaptation_plan(self.config), 0)
-            found.append(judge(system.predict(self.cells.scored(task), plan, (0,))))
+            found.append(judge(system.predict(self.cells.scored(task), plan, VALIDATION)))
         return sum(found) / len(found)
 
     def examples(self, step: int) -> int:

@@ -1,6 +1,5 @@
 """The adapter of a run as a stored one, and stored ones back on a base model, checked to be the right model."""
 
-import importlib.metadata
 import logging
 from pathlib import Path
 
@@ -8,52 +7,20 @@ import torch
 
 from abmll.adapters.attach import detach
 from abmll.adapters.base_weights import base_distance
-from abmll.adapters.facts import BaseFacts, LikelihoodFacts, Slot, StoredAdapter
+from abmll.adapters.facts import Slot, StoredAdapter
 from abmll.adapters.folder import read_adapter
 from abmll.adapters.layer import AdapterSet
-from abmll.adapters.stored import attach_stored, install, take_adapter
-from abmll.config import RunConfig
+from abmll.adapters.stored import attach_stored, install
+from abmll.config import RunConfig, load_config
 from abmll.errors import AbmllError
-from abmll.files import without_home
 from abmll.models import LanguageModel
-from abmll.systems.build import System
+from abmll.systems.build import build_system, load_base
+from abmll.systems.system import CONFIG_FILE, System, base_facts
 
 MOST_DISTANCE = 0.5
 """Relative distance of base weights from which on they are another model's: 2 bits leave about 0.4, chance 1.4."""
 
 logger = logging.getLogger(__name__)
-
-
-def base_facts(base: LanguageModel) -> BaseFacts:
-    """What a stored adapter keeps of the model it belongs to."""
-    return BaseFacts(
-        name=without_home(base.name),
-        revision=base.revision,
-        dtype=str(base.dtype).removeprefix("torch."),
-        fingerprint=base.fingerprint,
-        architecture=base.architecture,
-        tokenizer_hash=base.tokenizer_hash,
-    )
-
-
-def adapter_of(config: RunConfig, system: System, slot: Slot) -> StoredAdapter:
-    """A copy of theta (`shared`) or phi (`task`) of a system, with everything that is needed to use it again."""
-    text = config.likelihood
-    return take_adapter(
-        system.method.adapters,
-        slot,
-        alpha=system.alpha,
-        base=base_facts(system.language_model),
-        method=config.method.name,
-        settings=system.method.settings.model_dump(mode="json"),
-        likelihood=LikelihoodFacts(
-            kind=text.kind,
-            normalisation=text.normalisation,
-            template=text.template,
-            temperature=float(system.likelihood.log_temperature.detach().exp()),
-        ),
-        written_by=f"abmll {importlib.metadata.version('abmll')}",
-    )
 
 
 def use_adapter(
@@ -108,6 +75,31 @@ def load_adapter(folder: Path | str, base: LanguageModel) -> AdapterSet:
         detach(base.model, adapters)
         raise
     return adapters
+
+
+def load_system(folder: Path | str, base: LanguageModel | None = None) -> System:
+    """What `System.save` wrote, ready to answer: both slots, theta and phi, hold it.
+
+    Args:
+        folder: of `System.save`, or of `Classifier.save`.
+        base: the base model, if it is loaded already, without adapters on it; None: loaded as the configuration says.
+
+    Raises:
+        AbmllError: a file is missing or damaged, or the adapter belongs to another base model; says what differs.
+    """
+    folder = Path(folder)
+    stored = read_adapter(folder)
+    file = folder / CONFIG_FILE
+    if not file.exists():
+        raise AbmllError(f"{file}: missing, so this is an adapter alone; `load_adapter` puts it on a base model")
+    config = load_config(RunConfig, file)
+    system = build_system(config, load_base(config.model) if base is None else base)
+    try:
+        use_adapter(stored, system, folder)
+    except BaseException:
+        system.close()
+        raise
+    return system
 
 
 def check_identity(stored: StoredAdapter, base: LanguageModel, where: object) -> None:

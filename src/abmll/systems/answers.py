@@ -1,7 +1,6 @@
 """Answers to a user's questions: probabilities averaged over posterior draws, and how far the draws disagree."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +9,6 @@ from scipy.special import entr
 
 from abmll.errors import NonFiniteError
 from abmll.metrics.calibration import check_finite
-from abmll.question import Question
-from abmll.systems.build import System
-from abmll.systems.noise import POSTERIOR
-from abmll.systems.predict import PredictionPlan, draw_by_batch, is_drawing
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,28 +38,6 @@ class Answer:
         numbers = (*self.probabilities, self.confidence, self.spread or 0.0, self.information or 0.0)
         if not all(map(math.isfinite, numbers)):
             raise NonFiniteError(f"{self}: a number is NaN or infinite, which is no answer")
-
-
-def answer(system: System, questions: Sequence[Question], plan: PredictionPlan) -> tuple[Answer, ...]:
-    """Answer questions by phi as it is now, with the posterior draws 0 to S - 1 that `abmll export --draw` merges too.
-
-    Args:
-        system: its task slot is used.
-        questions: any number; an answer does not depend on the others.
-        plan: sampler and number of draws S.
-
-    Raises:
-        AbmllError: a question does not fit the model; names its file and line.
-        NonFiniteError: a probability is NaN or infinite; names the rows and the dtype.
-    """
-    drawing = is_drawing(system.method, plan)
-    out: list[Answer | None] = [None] * len(questions)
-    parts = (system.method, system.likelihood, system.batcher)
-    for indices, draws in draw_by_batch(*parts, questions, plan, POSTERIOR, system.graphs):
-        tables = np.stack([probabilities for probabilities, _ in draws])
-        for row, i in enumerate(indices):
-            out[i] = summarise(tables[:, row, : len(questions[i].choices)], drawing)
-    return tuple(found for found in out if found is not None)
 
 
 def summarise(draws: Float[np.ndarray, "S K"], drawing: bool = True) -> Answer:

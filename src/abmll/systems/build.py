@@ -1,25 +1,25 @@
 """From a configuration to the plain objects that everything else takes."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from abmll import kernels
-from abmll.adapters.attach import attach, detach
-from abmll.config import ModelConfig, RunConfig, TaskSource
+from abmll.adapters.attach import attach
+from abmll.config import ModelConfig, RunConfig, TaskSource, check
 from abmll.errors import AbmllError
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods import method_class, resolve_settings
-from abmll.methods.base import Method, Settings
-from abmll.metrics.predictions import Prediction
+from abmll.methods.base import Settings
 from abmll.models import LanguageModel, load_model
 from abmll.models.frozen import pack
+from abmll.models.pretrained import COMMIT
+from abmll.models.shapes import SHAPES
 from abmll.prompts.encode import Encoder
-from abmll.question import Question, Task
-from abmll.systems.predict import AdaptationPlan, PredictionPlan, adapt, predict
+from abmll.question import Task
+from abmll.systems.system import System
 from abmll.tasks.episodes import Episodes
 from abmll.tasks.sources import load_tasks
 from abmll.training.batcher import Batcher
@@ -27,63 +27,8 @@ from abmll.training.graphs import Graphs
 from abmll.training.optimizers import GroupOptimizer, Optimizers
 from abmll.training.train import TrainingPlan
 
-
-@dataclass
-class System:
-    """One system on one base model: what training, adaptation and prediction take.
-
-    Attributes:
-        adapting: steps of adaptation; those of training, unless their moments go on from task to task.
-        training: steps of meta-training.
-        config: what it was built from, or renewed to.
-    """
-
-    language_model: LanguageModel
-    method: Method
-    likelihood: ChoiceLikelihood
-    batcher: Batcher
-    alpha: float
-    graphs: Graphs
-    adapting: GroupOptimizer
-    training: Optimizers
-    config: RunConfig
-
-    def adapt(self, task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, ...]:
-        """Make phi from theta and adapt it to a task; returns the examples that were used."""
-        return adapt(self.method, self.batcher, task, plan, draw, self.adapting, self.graphs)
-
-    def predict(
-        self, questions: Sequence[Question], plan: PredictionPlan, place: tuple[int | str, ...]
-    ) -> tuple[Prediction, ...]:
-        """Choice probabilities under phi; `place` names the draws' noise."""
-        return predict(self.method, self.likelihood, self.batcher, questions, plan, place, self.graphs)
-
-    def renew(self, config: RunConfig) -> bool:
-        """Begin anew with another seed, other rates and schedules; captured steps are kept.
-
-        Returns:
-            False, and nothing is changed, if the configuration differs in what a captured step has in it.
-        """
-        settings, method = method_settings(config), self.method
-        if _captured_part(config, settings) != _captured_part(self.config, method.settings):
-            return False
-        self.config, method.settings = config, settings
-        method.adapters.reset(config.training.seed)
-        with torch.no_grad():
-            self.likelihood.log_temperature.fill_(math.log(config.likelihood.temperature))
-        for optimizer, groups in (
-            (self.training.inner, method.task()),
-            (self.training.outer, method.shared()),
-            (self.adapting, method.task()),
-        ):
-            optimizer.take_rates(groups)
-        self.batcher.encoder.truncated.clear()
-        return True
-
-    def close(self) -> None:
-        """Take the adapters off the base model, and give the memory of captured steps back."""
-        detach(self.language_model.model, self.method.adapters)
-        self.graphs.close()
+PYTHON = "python"
+"""The source of tasks that were given as Python objects: they are in no file."""
 
 
 def load_base(config: ModelConfig) -> LanguageModel:
@@ -100,12 +45,23 @@ def load_base(config: ModelConfig) -> LanguageModel:
     )
 
 
-def build_system(config: RunConfig, base: LanguageModel) -> System:
-    """Adapters on the base model, the method over them, and the likelihood.
+def build_system(config: RunConfig | Mapping[str, Any] | str, base: LanguageModel) -> System:
+    """Put adapters on a base model, with a method over them: a system that can be trained, adapted and asked.
+
+    Args:
+        config: the name of a method, which takes its defaults; or sections as a recipe has them, without `model`; or a
+            whole configuration.
+        base: of `load_model`; its layers hold the adapters until `System.close`.
 
     Raises:
-        AbmllError: a setting does not fit the method or the model.
+        AbmllError: a setting is unknown, or does not fit the method or the model.
+
+    >>> base = load_model(None, shape="tiny-llama", device="cpu")
+    >>> system = build_system({"method": {"name": "abmll", "inner_steps": 3}, "adapter": {"rank": 4}}, base)
+    >>> system.method.settings.inner_steps, system.method.adapters.has_std
+    (3, True)
     """
+    config = configuration_for(config, base)
     settings = method_settings(config)
     adapters = attach(
         base.model,
@@ -126,6 +82,56 @@ def build_system(config: RunConfig, base: LanguageModel) -> System:
     goes_on = settings.inner_optimizer_state == "persistent"
     adapting = GroupOptimizer(method.task()) if goes_on else training.inner
     return System(base, method, likelihood, batcher, config.adapter.alpha, graphs, adapting, training, config)
+
+
+def configuration_for(config: RunConfig | Mapping[str, Any] | str, base: LanguageModel) -> RunConfig:
+    """A whole configuration of what `build_system` takes, which names the base model as it was loaded.
+
+    Raises:
+        AbmllError: a section or a value is wrong; names it.
+    """
+    if isinstance(config, RunConfig):
+        return config
+    sections = {"method": {"name": config}} if isinstance(config, str) else dict(config)
+    if "model" in sections:
+        raise AbmllError("build_system: the section `model` is of no use here, as the base model is loaded already")
+    return check(RunConfig, {"model": _model_section(base), **sections}, "build_system")
+
+
+def _model_section(base: LanguageModel) -> dict[str, Any]:
+    attention = str(getattr(base.model.config, "_attn_implementation", "sdpa"))
+    packed = [bits for bits in ("4bit", "8bit") if getattr(base.model, f"is_loaded_in_{bits}", False)]
+    dtype = str(base.dtype).removeprefix("torch.")
+    return {
+        "shape" if base.name in SHAPES else "source": base.name,
+        "dtype": dtype if dtype in ("float32", "bfloat16", "float16") else "auto",
+        "revision": base.revision if COMMIT.fullmatch(base.revision or "") else None,
+        "attention": attention if attention == "eager" else "sdpa",
+        "quantisation": packed[0] if packed else None,
+    }
+
+
+def renew(system: System, config: RunConfig) -> bool:
+    """Make a system begin anew with another seed, other rates and schedules; captured steps are kept.
+
+    Returns:
+        False, and nothing is changed, if the configuration differs in what a captured step has in it.
+    """
+    settings, method = method_settings(config), system.method
+    if _captured_part(config, settings) != _captured_part(system.config, method.settings):
+        return False
+    system.config, method.settings = config, settings
+    method.adapters.reset(config.training.seed)
+    with torch.no_grad():
+        system.likelihood.log_temperature.fill_(math.log(config.likelihood.temperature))
+    for optimizer, groups in (
+        (system.training.inner, method.task()),
+        (system.training.outer, method.shared()),
+        (system.adapting, method.task()),
+    ):
+        optimizer.take_rates(groups)
+    system.batcher.encoder.truncated.clear()
+    return True
 
 
 _RATES = {
@@ -188,6 +194,11 @@ def tasks_of(source: TaskSource | None) -> tuple[Task, ...]:
     """The tasks that a configuration names; none for None."""
     if source is None:
         return ()
+    if source.source == PYTHON:
+        raise AbmllError(
+            f"the run was trained on tasks that were Python objects ({', '.join(source.names or ())}), which no file "
+            "holds: tasks.train.source=builtin takes others instead, or name a folder of them (docs/tasks.md)"
+        )
     return load_tasks(source.source, source.names, merge_choices=source.merge_choices, on_bad_row=source.on_bad_row)
 
 
@@ -225,18 +236,6 @@ def training_plan(config: RunConfig, snapshots: tuple[int, ...] = ()) -> Trainin
         on_non_finite=t.on_non_finite,
         most_skipped=t.most_skipped,
     )
-
-
-def adaptation_plan(config: RunConfig) -> AdaptationPlan:
-    """How unseen tasks are adapted to, from a configuration."""
-    a = config.adaptation
-    return AdaptationPlan(a.examples, a.steps, a.batch_size, a.seed)
-
-
-def prediction_plan(config: RunConfig) -> PredictionPlan:
-    """How probabilities are made, from a configuration."""
-    a = config.adaptation
-    return PredictionPlan(a.sampler, a.samples, a.batch_tokens)
 
 
 def check_tasks(config: RunConfig, train: tuple[Task, ...], held: tuple[Task, ...]) -> None:

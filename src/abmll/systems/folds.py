@@ -8,7 +8,7 @@ import numpy as np
 from abmll.errors import NonFiniteError
 from abmll.metrics.predictions import Prediction
 from abmll.question import Question, Task
-from abmll.systems.predict import AdaptationPlan
+from abmll.systems.plans import AdaptationPlan
 from abmll.tables.identity import clusters, row_keys
 
 FOLDS = 5

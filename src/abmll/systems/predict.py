@@ -1,9 +1,7 @@
 """Adapting to an unseen task by the same inner steps, and predicting."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,48 +9,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from abmll.adapters.layer import Sampler
-from abmll.kernels.noise import key_tensor, noise_key
+from abmll.kernels.noise import key_tensor
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods.base import Method
-from abmll.metrics.calibration import apply_temperature
+from abmll.methods.noise import Coordinates, adaptation_coordinates, prediction_keys
 from abmll.metrics.predictions import Prediction
-from abmll.metrics.scores import floored_probabilities, negative_log_likelihood, temperature_of
 from abmll.process.stopping import stop_if_asked
 from abmll.prompts.batches import ChoiceBatch, sorted_batches
 from abmll.prompts.encode import EncodedQuestion
 from abmll.question import Question, Task
+from abmll.systems.plans import AdaptationPlan, PredictionPlan
 from abmll.tasks.episodes import adaptation_batches
 from abmll.training.batcher import Batcher
-from abmll.training.failed_batch import ADAPTATION
 from abmll.training.finite import check_adapted, no_answers, rows_not_finite
 from abmll.training.graphs import Graphs
 from abmll.training.inner import inner_steps
 from abmll.training.optimizers import GroupOptimizer
-
-
-@dataclass(frozen=True, slots=True)
-class AdaptationPlan:
-    """How an unseen task is adapted to: the same examples and steps for every system."""
-
-    examples: int = 20
-    steps: int = 10
-    batch_size: int = 2
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PredictionPlan:
-    """How a posterior becomes probabilities.
-
-    Attributes:
-        sampler: `weight` (the model as written) or `activation`; `mean` uses the mean weights.
-        samples: draws whose probabilities are averaged.
-        batch_tokens: most padded tokens of one forward pass.
-    """
-
-    sampler: Literal["mean", "weight", "activation"] = "weight"
-    samples: int = 10
-    batch_tokens: int = 4096
 
 
 def adapt(
@@ -86,7 +58,7 @@ def adapt(
     method.begin_task(first=True)
     optimizer = GroupOptimizer(method.task()) if optimizer is None else optimizer
     optimizer.restart()
-    inner_steps(method, optimizer, batcher, batches, (plan.seed, ADAPTATION, draw), graphs=graphs)
+    inner_steps(method, optimizer, batcher, batches, adaptation_coordinates(plan.seed, draw), graphs=graphs)
     check_adapted(task.name, method.adapters)
     return examples
 
@@ -104,7 +76,7 @@ def predict(
     batcher: Batcher,
     questions: Sequence[Question],
     plan: PredictionPlan,
-    place: tuple[int | str, ...],
+    coordinates: Coordinates,
     graphs: Graphs | None = None,
 ) -> tuple[Prediction, ...]:
     """Choice probabilities under phi: the mean over posterior draws of the probabilities, never of logits.
@@ -115,7 +87,7 @@ def predict(
         batcher: encodes questions.
         questions: any number; each score is independent of the others in its batch.
         plan: sampler and number of draws.
-        place: names the draws' noise; the same place gives the same weights for every question.
+        coordinates: of the draws' noise; the same ones give the same weights for every question.
         graphs: where forward passes are captured.
 
     Raises:
@@ -123,7 +95,7 @@ def predict(
         Stopped: between two forward passes, if the process was asked to stop.
     """
     out: list[Prediction | None] = [None] * len(questions)
-    for indices, draws in draw_by_batch(method, likelihood, batcher, questions, plan, place, graphs):
+    for indices, draws in draw_by_batch(method, likelihood, batcher, questions, plan, coordinates, graphs):
         probabilities = np.mean([p for p, _ in draws], axis=0)
         spread = np.std([p for p, _ in draws], axis=0) if is_drawing(method, plan) else None
         raw = [v for _, v in draws if v is not None]
@@ -148,7 +120,7 @@ def draw_by_batch(
     batcher: Batcher,
     questions: Sequence[Question],
     plan: PredictionPlan,
-    place: tuple[int | str, ...],
+    coordinates: Coordinates,
     graphs: Graphs | None = None,
 ) -> Iterator[tuple[list[int], list[Draw]]]:
     """What `predict` averages: the places of a batch's questions, and its probabilities under each draw.
@@ -156,7 +128,7 @@ def draw_by_batch(
     Args and errors as `predict`: no probability that is not finite leaves the model.
     """
     graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
-    keys = [noise_key("predict", *place, sample) for sample in range(plan.samples if is_drawing(method, plan) else 1)]
+    keys = prediction_keys(coordinates, plan.samples if is_drawing(method, plan) else 1)
     encoded = batcher.encode(questions)
     limits = {"share_prefix": batcher.share_prefix, "buckets": batcher.buckets}
     for indices in sorted_batches(encoded, plan.batch_tokens, **limits):
@@ -241,23 +213,3 @@ def _prediction(
         spread=None if spread is None else tuple(float(s) for s in spread[row, :count]),
         group=question.group,
     )
-
-
-def mean_nll(predictions: Sequence[Prediction]) -> float:
-    """Mean of -log p(right choice), in nats: what validation goes by."""
-    return float(np.mean([-np.log(max(p.probabilities[p.answer], 1e-12)) for p in predictions]))
-
-
-def mean_nll_scaled(predictions: Sequence[Prediction]) -> float:
-    """`mean_nll` at the temperature that suits these predictions best: what they know, however sure they are.
-
-    Weights that came to nothing make guesses, whose NLL may be below that of good weights that are too sure.
-
-    >>> from abmll.metrics.predictions import Prediction
-    >>> sure = [Prediction(str(i), int(i == 0), (0.999, 0.001)) for i in range(4)]  # right three times in four
-    >>> round(mean_nll(sure), 3), round(mean_nll_scaled(sure), 3)
-    (1.728, 0.562)
-    """
-    rows = tuple(predictions)
-    scaled = apply_temperature(floored_probabilities(rows), temperature_of(rows))
-    return negative_log_likelihood(scaled, np.array([row.answer for row in rows]))

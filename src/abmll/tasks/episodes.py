@@ -56,6 +56,8 @@ class Episodes:
 
     def __post_init__(self) -> None:
         needed = self.batches * self.batch_size
+        for task in self.tasks:
+            check_answers(task)
         if not self.tasks:
             raise AbmllError("tasks.train names no task to meta-train on")
         small = [f"{t.name} ({len(t.train)})" for t in self.tasks if len(t.train) < needed]
@@ -98,6 +100,23 @@ class Episodes:
         return tuple(tuple(rows[start : start + size]) for start in range(0, len(rows), size))
 
 
+def check_answers(task: Task, *, test: bool = False) -> None:
+    """Refuse train rows that nothing can be learned from and, if `test`, test rows that cannot be scored.
+
+    Raises:
+        AbmllError: a row has no answer, one that is not among its choices, or a choice twice; names it.
+    """
+    for row in task.train + (task.test if test else ()):
+        where = row.location or f"task {task.name}, question {row.id!r}"
+        if row.answer is None or not 0 <= row.answer < len(row.choices):
+            raise AbmllError(
+                f"{where}: its answer is {row.answer}, but it is learned from or scored: give the index of one of its "
+                f"{len(row.choices)} choices, from 0"
+            )
+        if len(set(row.choices)) < max(2, len(row.choices)):
+            raise AbmllError(f"{where}: its choices {row.choices} are not two or more different texts")
+
+
 def adaptation_batches(
     task: Task, *, examples: int, steps: int, batch_size: int, seed: int, draw: int
 ) -> tuple[tuple[Question, ...], list[tuple[Question, ...]]]:
@@ -109,6 +128,7 @@ def adaptation_batches(
     Raises:
         AbmllError: the task has fewer train rows than `examples`.
     """
+    check_answers(task)
     if len(task.train) < examples:
         raise AbmllError(f"task {task.name!r} has {len(task.train)} train rows, adaptation wants {examples}")
     key = [seed, draw, *task.name.encode()]

@@ -1,7 +1,8 @@
 """A batch that gave a loss or gradient that is not finite, kept with the weights it met, to be looked at later.
 
-`RUN/non-finite/NAME/` holds `batch.json` (questions, tokens, place in the run, configuration) and `state.safetensors`
-(theta and phi as they were: nothing was updated by the batch). Nothing else of the run is needed to replay it.
+`RUN/non-finite/NAME/` holds `batch.json` (questions, tokens, coordinates of the noise, configuration) and
+`state.safetensors` (theta and phi as they were: nothing was updated by the batch). Nothing else of the run is needed to
+replay it.
 """
 
 import hashlib
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import folder_beside, read_sealed_json, write_bytes, write_sealed_json
-from abmll.methods.base import Method, Place
+from abmll.methods.base import Method
+from abmll.methods.noise import ADAPTATION, StepCoordinates
 from abmll.question import Question
 from abmll.tensors import portable, read_header, to_bytes
 from abmll.training.batcher import Batcher
@@ -22,8 +24,6 @@ from abmll.training.batcher import Batcher
 FORMAT = 1
 BATCH_FILE, STATE_FILE = "batch.json", "state.safetensors"
 TEMPERATURE = "likelihood.log_temperature"
-ADAPTATION = 1 << 30
-"""Stands for the meta-iteration in the noise of adaptation steps, which belong to none."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class FailedBatch:
 
     Attributes:
         questions: of the batch; empty where an outer step has no query batch.
-        place: (seed, meta-iteration, position, inner step): it names the noise.
+        coordinates: of its noise: (seed, meta-iteration, position, step).
         outer: whether it was the batch of an outer step.
     """
 
     questions: tuple[Question, ...]
-    place: Place
+    coordinates: StepCoordinates
     outer: bool = False
 
 
@@ -73,16 +73,16 @@ def save_batch(
         task: its name.
         config: the configuration as YAML; None: the run's own.
     """
-    if error.batch is None or not error.batch.place:
+    if error.batch is None or not error.batch.coordinates:
         return error
-    _, iteration, position, _ = error.batch.place
+    _, iteration, position, _ = error.batch.coordinates
     adapting = iteration == ADAPTATION
     name = f"adapting-draw-{position}" if adapting else f"step-{iteration:06d}-position-{position}"
     where = f"adapting to task {task}" if adapting else f"meta-iteration {iteration + 1}, task {task}"
     folder = run / "non-finite" / name
     try:
-        place = run / "config.yaml"
-        text = place.read_text(encoding="utf-8") if config is None and place.exists() else config or ""
+        file = run / "config.yaml"
+        text = file.read_text(encoding="utf-8") if config is None and file.exists() else config or ""
         _write(folder, error, method, batcher, task, text)
     except OSError as failure:
         return NonFiniteError(f"{where}: {error}. The batch could not be kept ({failure})", error.batch)
@@ -98,12 +98,12 @@ def _write(folder: Path, error: NonFiniteError, method: Method, batcher: Batcher
     for temperature in method.temperature:
         state[TEMPERATURE] = temperature.detach().reshape(1)
     data = to_bytes({name: portable(tensor) for name, tensor in state.items()}, {"abmll_batch": str(FORMAT)})
-    encoded = [batcher.encoder(question) for question in batch.questions]
+    encoded = batcher.encode(batch.questions)
     value = {
         "abmll_batch": FORMAT,
         "task": task,
         "step": "outer" if batch.outer else "inner",
-        "place": list(batch.place),
+        "place": list(batch.coordinates),
         "what": str(error),
         "questions": [_question_as_json(question) for question in batch.questions],
         "tokens": [{"prefix": e.prefix, "continuations": e.continuations} for e in encoded],
@@ -128,12 +128,12 @@ def read_batch(file: Path) -> StoredBatch:
     value = read_sealed_json(file)
     if value.get("abmll_batch") != FORMAT:
         raise AbmllError(f"{file}: no batch that training saved (its format is {value.get('abmll_batch')!r})")
-    place = file.with_name(STATE_FILE)
-    read_header(place)
-    data = place.read_bytes()
+    state = file.with_name(STATE_FILE)
+    read_header(state)
+    data = state.read_bytes()
     try:
         if hashlib.sha256(data).hexdigest() != value["state_sha256"]:
-            raise AbmllError(f"{place}: damaged, or not of {file.name} (its SHA-256 differs)")
+            raise AbmllError(f"{state}: damaged, or not of {file.name} (its SHA-256 differs)")
         questions = tuple(map(_question_of_json, value["questions"]))
         batch = FailedBatch(questions, tuple(value["place"]), value["step"] == "outer")
         return StoredBatch(value["task"], batch, tuple(value["tokens"]), value["config"], load_tensors(data))

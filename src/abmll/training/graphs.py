@@ -82,16 +82,16 @@ class Graphs:
         """
         if not self.capture or name in self.fallbacks:
             return self._eagerly(step, batches, keys)
-        place = (name, keys.shape[0], *(batch.signature for batch in batches))
-        found = self._captured.get(place)
+        signature = (name, keys.shape[0], *(batch.signature for batch in batches))
+        found = self._captured.get(signature)
         if found is None:
-            self._visits[place] = self._visits.get(place, 0) + 1
-            if self._visits[place] <= EAGER_VISITS:
+            self._visits[signature] = self._visits.get(signature, 0) + 1
+            if self._visits[signature] <= EAGER_VISITS:
                 return self._eagerly(step, batches, keys)
-            found = self._capture(name, place, step, batches, keys)
+            found = self._capture(name, signature, step, batches, keys)
             if found is None:
                 return self._eagerly(step, batches, keys)
-        self._captured.move_to_end(place)
+        self._captured.move_to_end(signature)
         for mine, batch in zip(found.batches, batches, strict=True):
             mine.copy_(batch)
         found.keys.copy_(keys, non_blocking=True)
@@ -104,7 +104,7 @@ class Graphs:
         return step([batch.to(self.device, non_blocking=True) for batch in batches], keys.to(self.device))
 
     def _capture(
-        self, name: str, place: Any, step: Step, batches: Sequence[ChoiceBatch], keys: Tensor
+        self, name: str, signature: Any, step: Step, batches: Sequence[ChoiceBatch], keys: Tensor
     ) -> _Captured | None:
         while len(self._captured) >= self.most:
             self._captured.popitem(last=False)
@@ -123,8 +123,8 @@ class Graphs:
             return None
         self.capture_seconds += time.perf_counter() - began
         reserved = max(0, torch.cuda.memory_reserved(self.device) - before)
-        self._captured[place] = _Captured(graph, static, static_keys, outputs, reserved, step)
-        return self._captured[place]
+        self._captured[signature] = _Captured(graph, static, static_keys, outputs, reserved, step)
+        return self._captured[signature]
 
     def close(self) -> None:
         """Give the captured graphs and their memory back; they are made anew if there are more runs."""

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from abmll.adapters.layer import AdapterSet
 from abmll.errors import NonFiniteError
-from abmll.kernels.noise import key_tensor, noise_key
-from abmll.methods.base import Method, Place, Terms, backward_by_share
+from abmll.methods.base import Method, Terms, backward_by_share
+from abmll.methods.noise import StepCoordinates, step_key
 from abmll.process.stopping import stop_if_asked
 from abmll.prompts.batches import ChoiceBatch
 from abmll.question import Question
@@ -26,7 +26,7 @@ def inner_steps(
     optimizer: GroupOptimizer,
     batcher: Batcher,
     batches: Sequence[Sequence[Question]],
-    place: Place,
+    coordinates: StepCoordinates,
     factor: float = 1.0,
     graphs: Graphs | None = None,
 ) -> list[Terms]:
@@ -40,7 +40,7 @@ def inner_steps(
         optimizer: over the method's task groups.
         batcher: makes batches.
         batches: the questions of each step.
-        place: (seed, meta-iteration, position); the step's number is added to name its noise.
+        coordinates: of the noise, for all steps of this task; the number of a step is added.
         factor: multiplies the inner rates.
         graphs: where steps are captured; None runs them eagerly.
 
@@ -58,14 +58,15 @@ def inner_steps(
     taken: list[Tensor] = []
     for step, questions in enumerate(batches):
         stop_if_asked()
+        key = step_key((*coordinates, step))
         values, *temperature = graphs.run(
-            f"inner step {id(optimizer)}", partial(_step, method, optimizer), batcher(questions), _key(*place, step)
+            f"inner step {id(optimizer)}", partial(_step, method, optimizer), batcher(questions), key
         )
         taken.append(values.clone())
         for parameter, gradient in zip(method.temperature, temperature, strict=True):
             parameter.grad = gradient.clone()
         if not optimizer.skips_by_itself or step == len(batches) - 1:
-            _check_steps(taken, batches, place, method.adapters)
+            _check_steps(taken, batches, coordinates, method.adapters)
     return [terms_of(values) for values in taken]
 
 
@@ -85,10 +86,6 @@ def _step(
     return (as_values(terms, bad), *temperature)
 
 
-def _key(*place: int) -> Tensor:
-    return key_tensor(noise_key(*place))
-
-
 def as_values(terms: Terms, bad: Tensor) -> Float[Tensor, " parts"]:
     """Total, NLL, whether anything is not finite and, if there is one, KL as one tensor."""
     parts = [terms.total, terms.nll, bad] + ([] if terms.task_kl is None else [terms.task_kl])
@@ -101,11 +98,11 @@ def terms_of(values: Float[Tensor, " parts"]) -> Terms:
 
 
 def _check_steps(
-    taken: Sequence[Tensor], batches: Sequence[Sequence[Question]], place: Place, adapters: AdapterSet
+    taken: Sequence[Tensor], batches: Sequence[Sequence[Question]], coordinates: StepCoordinates, adapters: AdapterSet
 ) -> None:
     for step, is_bad in enumerate(torch.stack([values[2] for values in taken]).tolist()):
         if is_bad:
-            raise _error(f"inner step {step}", FailedBatch(tuple(batches[step]), (*place, step)), adapters)
+            raise _error(f"inner step {step}", FailedBatch(tuple(batches[step]), (*coordinates, step)), adapters)
 
 
 def clear(parameters: Sequence[Tensor]) -> None:

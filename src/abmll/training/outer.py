@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from abmll.kernels.noise import key_tensor, noise_key
-from abmll.methods.base import Method, Place, Terms
+from abmll.methods.base import Method, Terms
+from abmll.methods.noise import StepCoordinates, step_key
 from abmll.prompts.batches import ChoiceBatch
 from abmll.question import Question
 from abmll.training.batcher import Batcher
@@ -20,7 +20,7 @@ def add_outer_gradient(
     method: Method,
     batcher: Batcher,
     query: Sequence[Question],
-    place: Place,
+    coordinates: StepCoordinates,
     sums: tuple[GroupOptimizer, Sequence[Tensor]],
     share: float,
     graphs: Graphs,
@@ -31,7 +31,7 @@ def add_outer_gradient(
         method: says what the gradient is.
         batcher: makes batches.
         query: the questions of the outer step; none for methods without.
-        place: names the noise.
+        coordinates: of the noise of this step.
         sums: the outer optimizer, and a tensor for each of its parameters.
         share: of this task in the meta-batch.
         graphs: where the pass is captured.
@@ -43,7 +43,7 @@ def add_outer_gradient(
     temperature = {id(p): p.grad for p in method.temperature}  # left by the last inner step
     step = partial(_gradient, method, outer.parameters, totals, share)
     name = f"outer gradient {id(outer)} {share}"
-    outputs = graphs.run(name, step, batcher(query) if query else [], key_tensor(noise_key(*place)))
+    outputs = graphs.run(name, step, batcher(query) if query else [], step_key(coordinates))
     for parameter, total in zip(outer.parameters, totals, strict=True):
         gradient = temperature.get(id(parameter))
         if not query and gradient is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.methods.base import Method, Terms
+from abmll.methods.noise import training_coordinates
 from abmll.process.environment import peak_memory
 from abmll.process.stopping import Stopped, gently, stop_if_asked
 from abmll.process.together import together
@@ -255,13 +256,13 @@ def _run_task(work: _Work, step: int, position: int, share: float) -> dict[str, 
         inner.restart()
     else:
         inner.follow()
-    place = (work.plan.seed, step, position)
+    coordinates = training_coordinates(work.plan.seed, step, position)
     factor = schedule_factor(s.inner_schedule, step, work.plan.iterations, s.warmup)
     try:
-        taken = inner_steps(method, inner, work.batcher, support, place, factor, work.graphs)
-        batch = FailedBatch(tuple(query), (*place, len(support)), outer=True)
+        taken = inner_steps(method, inner, work.batcher, support, coordinates, factor, work.graphs)
+        batch = FailedBatch(tuple(query), (*coordinates, len(support)), outer=True)
         sums = (work.outer, work.totals)
-        terms = add_outer_gradient(method, work.batcher, query, batch.place, sums, share, work.graphs)
+        terms = add_outer_gradient(method, work.batcher, query, batch.coordinates, sums, share, work.graphs)
         check_finite(terms, work.totals, f"outer step {step}, task {episode.task}", batch, method.adapters)
     except NonFiniteError as error:
         raise save_batch(error, work.run.path, method, work.batcher, episode.task) from error

@@ -24,8 +24,9 @@ from abmll.question import Question
 from abmll.runs.card import About, about_run
 from abmll.runs.overrides import OWN_ROWS
 from abmll.systems.adapters import use_adapter
-from abmll.systems.build import System, build_system, load_base, tasks_of
-from abmll.systems.predict import PredictionPlan
+from abmll.systems.build import build_system, load_base, tasks_of
+from abmll.systems.plans import PredictionPlan
+from abmll.systems.system import System
 from abmll.tables.layouts import Layout
 
 app = command_app()

@@ -6,12 +6,12 @@ and pyarrow are enough for that; `datasets` would add much and give no more.
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import HfApi, errors, hf_hub_download
 
 from abmll.errors import AbmllError
+from abmll.hub import caused_by, first_line, hub_failure
 from abmll.tables.rows import shown
 
 PARQUET = "refs/convert/parquet"
@@ -68,32 +68,14 @@ def check_name(repository: str, name: str) -> None:
 
 def explain(repository: str, error: Exception) -> AbmllError:
     """What a failure means for the user, without the advice that only the caller can give."""
-    chain = tuple(_causes(error))
-
-    def caused_by(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(cause, kinds) for cause in chain)
-
-    if caused_by(errors.GatedRepoError):
-        reason = "it is gated: ask for access on its page, then log in with `hf auth login`"
-    elif caused_by(errors.RevisionNotFoundError):
+    if caused_by(error, errors.RevisionNotFoundError):
         reason = "the hub has no Parquet form of it (refs/convert/parquet), or the pinned commit is gone"
-    elif caused_by(errors.RepositoryNotFoundError, errors.HFValidationError):
-        reason = "the hub has no such data set, or it is private (`hf auth login`)"
-    elif caused_by(errors.OfflineModeIsEnabled):
+    elif refused := hub_failure(error, "data set"):
+        reason = refused
+    elif caused_by(error, errors.OfflineModeIsEnabled):
         reason = "HF_HUB_OFFLINE is set, and it is not in the local cache"
-    elif caused_by(errors.HfHubHTTPError):
-        reason = f"the hub answered: {_first_line(error)}"
+    elif caused_by(error, errors.HfHubHTTPError):
+        reason = f"the hub answered: {first_line(error)}"
     else:
-        reason = f"the hub cannot be reached ({_first_line(error)})"
+        reason = f"the hub cannot be reached ({first_line(error)})"
     return AbmllError(f"data set {repository} cannot be had: {reason}")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,12 +1,8 @@
-"""Files that are whole or absent: written beside, flushed to disk, then renamed."""
+"""Files and folders that are whole or absent: written beside, flushed to disk, then renamed."""
 
 import errno
 import glob
-import hashlib
-import json
-import math
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -15,9 +11,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from abmll.errors import AbmllError, NonFiniteError
+from abmll.errors import AbmllError
 
 PART, OLD = ".abmll-part", ".abmll-old"
 """Ends of the names of what is being written, and of what is being replaced: `tidy` removes whatever has them, so no
@@ -89,42 +85,6 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """`write_bytes` for a JSON value.
-
-    Raises:
-        NonFiniteError: a number in it is NaN or infinite, which JSON has not; names the file and the entry.
-    """
-    refuse_non_finite(path, value)
-    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def refuse_non_finite(path: Path, value: Any) -> None:
-    """Refuse a JSON value that holds NaN or an infinity.
-
-    Raises:
-        NonFiniteError: names the file and the first such entry.
-
-    >>> refuse_non_finite(Path("scores.json"), {"abmll": [{"nll": float("nan")}]})
-    Traceback (most recent call last):
-    ...
-    abmll.errors.NonFiniteError: scores.json: abmll.0.nll is nan, not a finite number; nothing was written
-    """
-    for entry, number in _numbers(value, ""):
-        if not math.isfinite(number):
-            name = entry or "its value"
-            raise NonFiniteError(f"{path}: {name} is {number}, not a finite number; nothing was written")
-
-
-def _numbers(value: Any, entry: str) -> Iterator[tuple[str, float]]:
-    """Every float in a JSON value, with the names and places that lead to it."""
-    if isinstance(value, float):
-        yield entry, value
-    elif isinstance(value, dict | list | tuple):
-        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _numbers(part, f"{entry}.{key}" if entry else str(key))
-
-
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """An OSError inside that names no file (a write to an open one that finds the disk full) names this one."""
@@ -169,102 +129,6 @@ def append_line(path: Path, line: str) -> None:
             raise
 
 
-SEAL = "sha256"
-
-
-def seal(text: str) -> str:
-    """SHA-256 of a text, in hexadecimal: kept beside it, it tells whether the text is still the same."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_sealed_json(path: Path, value: dict[str, Any], of: str | None = None) -> None:
-    """`write_json` of an object, with a SHA-256 as its last entry: of everything else in it, and of what it belongs to.
-
-    Args:
-        path: the file.
-        value: the object.
-        of: what the file belongs to, which is not written; None: the file's name. So a whole file in the place of
-            another one is noticed.
-    """
-    refuse_non_finite(path, value)
-    write_json(path, {**value, SEAL: _seals(path, value, of)[0]})
-
-
-def read_sealed_json(path: Path, of: str | None = None, advice: str = "delete it") -> dict[str, Any]:
-    """The inverse of `write_sealed_json`; a file without a seal, from an earlier version, is taken as it is.
-
-    Raises:
-        AbmllError: it is missing, no JSON object, or not what was written; ends in `advice`.
-    """
-    return read_and_tell_seal(path, of, advice)[0]
-
-
-def read_and_tell_seal(path: Path, of: str | None = None, advice: str = "delete it") -> tuple[dict[str, Any], bool]:
-    """As `read_sealed_json`; and whether the file has a seal at all.
-
-    A SHA-256 of the content alone, as earlier versions wrote, is a seal too.
-    """
-    try:
-        check_regular(path)
-        value = json.loads(path.read_bytes())
-    except AbmllError:
-        raise
-    except OSError as error:
-        raise AbmllError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise AbmllError(f"{path}: cannot be read ({str(error)[:80]}); the file is damaged, {advice}") from error
-    if not isinstance(value, dict):
-        raise AbmllError(f"{path}: expected an object, found {type(value).__name__}; {advice}")
-    expected = value.pop(SEAL, None)
-    if expected is None and not _is_unsealed(path, value, of):
-        raise AbmllError(f"{path}: damaged (its SHA-256 has another name); {advice}")
-    if expected is not None and expected not in _seals(path, value, of):
-        raise AbmllError(
-            f"{path}: damaged or edited (its SHA-256 is not the one it was written with), or it belongs elsewhere; "
-            f"{advice}"
-        )
-    return value, expected is not None
-
-
-def _is_unsealed(path: Path, value: dict[str, Any], of: str | None) -> bool:
-    """Whether a file without a seal never had one: no entry is the seal of the others."""
-    texts = {name: entry for name, entry in value.items() if isinstance(entry, str) and len(entry) == 64}
-    return not any(
-        entry in _seals(path, {other: part for other, part in value.items() if other != name}, of)
-        for name, entry in texts.items()
-    )
-
-
-def _seals(path: Path, value: dict[str, Any], of: str | None) -> tuple[str, ...]:
-    """The seal of an object, and that of earlier versions."""
-    try:
-        content = json.dumps(value, sort_keys=True, allow_nan=False)
-        return seal(f"{of or path.name}\n{content}"), seal(content)
-    except ValueError:  # NaN, an infinity or half of a surrogate pair, none of which was ever written
-        return ()
-
-
-def without_home(path: str) -> str:
-    """A path below the home folder as `~/...`, anything else as it is: results are shared, user names are not.
-
-    The path may stand after the name of a source of tasks and a colon.
-
-    >>> without_home(str(Path.home() / "models" / "mine")), without_home("org/name")
-    ('~/models/mine', 'org/name')
-    >>> without_home(f"sqlite:{Path.home() / 'quiz.db'}")
-    'sqlite:~/quiz.db'
-    """
-    name, colon, rest = path.partition(":")
-    if colon and name.isidentifier() and len(name) > 1:  # one letter is a drive
-        return f"{name}:{without_home(rest)}"
-    try:
-        home = Path.home()
-        below = Path(path).relative_to(home)
-    except (RuntimeError, ValueError):  # no home; not below it
-        return path
-    return path if home == Path(home.anchor) else (Path("~") / below).as_posix()
-
-
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -283,34 +147,6 @@ def _sync_folder(folder: Path) -> None:
 
 ABANDONED = 24 * 3600.0
 """Seconds after which a half-written folder is no longer somebody's work."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows takes these for devices
-
-
-def check_name(kind: str, name: str) -> str:
-    """A name that becomes a folder: returned if it can be one on every system, and cannot leave its place.
-
-    Raises:
-        AbmllError: it is empty, too long, begins with a dot, holds a separator, or is a device's name on Windows.
-
-    >>> check_name("task", "my-task.v2")
-    'my-task.v2'
-    """
-    if not _NAME.fullmatch(name) or name.endswith(".") or is_device(name):
-        raise AbmllError(
-            f"{kind} name {name[:100]!r}: up to 80 of a-z, A-Z, 0-9, '-', '_' and '.', the first a letter or digit, "
-            "the last no dot, and not a device's name such as CON"
-        )
-    return name
-
-
-def is_device(name: str) -> bool:
-    """Whether Windows takes a name, whatever its extension, for a device: a file of it cannot be written there.
-
-    >>> is_device("NUL.jsonl"), is_device("nullable")
-    (True, False)
-    """
-    return _DEVICES.fullmatch(name) is not None
 
 
 @contextmanager

@@ -1,0 +1,181 @@
+"""System: a base model with adapters and a method over them, which adapts to a task and answers questions."""
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from abmll.adapters.attach import detach
+from abmll.adapters.facts import BaseFacts, LikelihoodFacts, Slot, StoredAdapter
+from abmll.adapters.folder import write_adapter
+from abmll.adapters.stored import take_adapter
+from abmll.config import RunConfig
+from abmll.files import without_home, write_text
+from abmll.likelihood import ChoiceLikelihood
+from abmll.methods.base import Method
+from abmll.methods.noise import POSTERIOR, Coordinates
+from abmll.metrics.predictions import Prediction
+from abmll.models import LanguageModel
+from abmll.question import Question, Task
+from abmll.systems.answers import Answer, summarise
+from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan
+from abmll.systems.predict import adapt, draw_by_batch, examples_of, is_drawing, predict
+from abmll.training.batcher import Batcher
+from abmll.training.graphs import Graphs
+from abmll.training.optimizers import GroupOptimizer, Optimizers
+
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass
+class System:
+    """One system on one base model: what `abmll.build_system` makes, `abmll.train` trains, and a user asks.
+
+    There are two sets of weights on the base model: theta, shared by all tasks, which meta-training learns, and phi, of
+    one task, which `adapt` makes from theta and `predict`, `answer` and `save` use.
+
+    Attributes:
+        language_model: the base model, whose layers hold the adapters until `close`.
+        method: theta, phi, and the losses that move them.
+        likelihood: reads choices from the model.
+        batcher: encodes and pads questions.
+        alpha: LoRA's, of the scale alpha / rank.
+        graphs: captured steps, on CUDA.
+        adapting: steps of adaptation; those of training, unless their moments go on from task to task.
+        training: steps of meta-training.
+        config: what it was built from, or renewed to.
+    """
+
+    language_model: LanguageModel
+    method: Method
+    likelihood: ChoiceLikelihood
+    batcher: Batcher
+    alpha: float
+    graphs: Graphs
+    adapting: GroupOptimizer
+    training: Optimizers
+    config: RunConfig
+
+    def adapt(self, task: Task, plan: AdaptationPlan | None = None, draw: int = 0) -> tuple[Question, ...]:
+        """Make phi from theta and adapt it to a task, by gradient steps on its train rows.
+
+        Args:
+            task: its train rows are learned from, its test rows are not looked at.
+            plan: how many rows are drawn, and the steps on them; None: all of them, by the configuration's
+                `adaptation`, in as many steps as one pass over them takes at least.
+            draw: number of the draw of rows, where a plan takes some.
+
+        Returns:
+            The rows that were learned from.
+
+        Raises:
+            AbmllError: the task has too few rows, or one that does not fit the model; names its file and line.
+            NonFiniteError: a loss, a gradient or phi is not finite.
+            Stopped: between two steps, if the process was asked to stop.
+        """
+        plan = plan_for(len(task.train), self._usual) if plan is None else plan
+        self.batcher.encode(examples_of(task, plan, draw))  # what does not fit is said before anything moves
+        return adapt(self.method, self.batcher, task, plan, draw, self.adapting, self.graphs)
+
+    def predict(
+        self,
+        questions: Sequence[Question],
+        plan: PredictionPlan | None = None,
+        coordinates: Coordinates = POSTERIOR,
+    ) -> tuple[Prediction, ...]:
+        """Choice probabilities under phi, averaged over posterior draws, beside the right answers: what scores take.
+
+        Args:
+            questions: any number; each prediction is independent of the others.
+            plan: sampler and number of draws; None: those of the configuration's `adaptation`.
+            coordinates: of the draws' noise; the same ones give the same weights for every question.
+
+        Raises:
+            AbmllError: a question does not fit the model; names its file and line.
+            NonFiniteError: a probability is NaN or infinite; names the rows and the dtype.
+        """
+        plan = self._drawing if plan is None else plan
+        return predict(self.method, self.likelihood, self.batcher, questions, plan, coordinates, self.graphs)
+
+    def answer(self, questions: Sequence[Question], plan: PredictionPlan | None = None) -> tuple[Answer, ...]:
+        """Answer questions by phi as it is now, and say how far the posterior draws disagree.
+
+        The draws are the numbers 0 to S - 1, which `abmll export --draw` merges too.
+
+        Args:
+            questions: any number, with or without a right answer; an answer does not depend on the others.
+            plan: sampler and number of draws S; None: those of the configuration's `adaptation`.
+
+        Raises:
+            AbmllError: a question does not fit the model; names its file and line.
+            NonFiniteError: a probability is NaN or infinite; names the rows and the dtype.
+        """
+        plan = self._drawing if plan is None else plan
+        drawing = is_drawing(self.method, plan)
+        out: dict[int, Answer] = {}
+        parts = (self.method, self.likelihood, self.batcher)
+        for indices, draws in draw_by_batch(*parts, questions, plan, POSTERIOR, self.graphs):
+            for row, i in enumerate(indices):
+                of_draws = [probabilities[row, : len(questions[i].choices)] for probabilities, _ in draws]
+                out[i] = summarise(np.stack(of_draws), drawing)
+        return tuple(out[i] for i in range(len(questions)))
+
+    def stored(self, slot: Slot = "task") -> StoredAdapter:
+        """A copy of phi (`task`) or theta (`shared`), with everything that is needed to use it again."""
+        text = self.config.likelihood
+        return take_adapter(
+            self.method.adapters,
+            slot,
+            alpha=self.alpha,
+            base=base_facts(self.language_model),
+            method=self.config.method.name,
+            settings=self.method.settings.model_dump(mode="json"),
+            likelihood=LikelihoodFacts(
+                kind=text.kind,
+                normalisation=text.normalisation,
+                template=text.template,
+                temperature=float(self.likelihood.log_temperature.detach().exp()),
+            ),
+            written_by=f"abmll {importlib.metadata.version('abmll')}",
+        )
+
+    def save(self, folder: Path | str, slot: Slot = "task") -> None:
+        """Write phi, or theta, and the configuration: `abmll.load_system` gives it back, stock PEFT reads its mean.
+
+        Args:
+            folder: replaced if it is there; whole or not at all.
+            slot: `task` for phi, as it was adapted last; `shared` for theta.
+
+        Raises:
+            NonFiniteError: a weight is NaN or infinite; nothing is written then.
+            OSError: the disk is full, ...; `folder` is then as it was.
+        """
+        text = self.config.to_sealed_yaml()
+        write_adapter(self.stored(slot), folder, lambda beside: write_text(beside / CONFIG_FILE, text))
+
+    def close(self) -> None:
+        """Take the adapters off the base model, and give the memory of captured steps back."""
+        detach(self.language_model.model, self.method.adapters)
+        self.graphs.close()
+
+    @property
+    def _usual(self) -> AdaptationPlan:
+        return adaptation_plan(self.config)
+
+    @property
+    def _drawing(self) -> PredictionPlan:
+        return prediction_plan(self.config)
+
+
+def base_facts(base: LanguageModel) -> BaseFacts:
+    """What a stored adapter keeps of the model it belongs to."""
+    return BaseFacts(
+        name=without_home(base.name),
+        revision=base.revision,
+        dtype=str(base.dtype).removeprefix("torch."),
+        fingerprint=base.fingerprint,
+        architecture=base.architecture,
+        tokenizer_hash=base.tokenizer_hash,
+    )

@@ -1,0 +1,137 @@
+"""README's ten lines from Python, as they stand there, and what they say of themselves."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import abmll
+from tests.tiny import save_tiny, tiny_tasks
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+MODEL = "smollm2-135m-instruct"
+
+
+def ten_lines(model: Path) -> str:
+    """The block of README's section, on another model."""
+    section = README.split("## From Python, in ten lines")[1]
+    block = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert block is not None
+    assert MODEL in block[1]
+    return block[1].replace(MODEL, model.as_posix())
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "model")
+
+
+@pytest.fixture
+def base(model: Path) -> abmll.LanguageModel:
+    return abmll.load_model(str(model), device="cpu")
+
+
+def test_readme_s_ten_lines_run_and_what_they_save_loads(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+    code = ten_lines(model)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    assert set(re.findall(r"abmll\.(\w+)", re.sub(r"#.*|\"runs.*?\"", "", code))) <= set(abmll.__all__)
+    names: dict = {}
+    exec(code, names)
+    system, answers, new = names["system"], names["answers"], names["new"]
+    assert len(answers) == len(new.test)
+    assert all(len(answer.probabilities) == 2 and answer.spread > 0 for answer in answers)
+    run = model.parent / "runs/python"
+    assert (run / "adapter/adapter_model.safetensors").exists()
+    events = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 21))
+    assert {event["task"] for event in events if event["event"] == "step"} == {"even", "a multiple of three"}
+    again = abmll.load_system(model.parent / "runs/multiples")
+    assert again.answer(new.test) == answers
+    assert system.method.adapters.state_dict("task").keys() == again.method.adapters.state_dict("task").keys()
+
+
+def test_options_are_those_of_a_recipe(base: abmll.LanguageModel) -> None:
+    system = abmll.build_system({"method": {"name": "lora", "inner_lr": 1e-2}, "adapter": {"rank": 3}}, base)
+    assert system.config.model.source == base.name
+    assert (system.method.settings.inner_lr, system.config.adapter.rank) == (1e-2, 3)
+    system.close()
+    with pytest.raises(abmll.AbmllError, match="rnk") as caught:
+        abmll.build_system({"adapter": {"rnk": 3}}, base)
+    assert "rank" in str(caught.value)
+    with pytest.raises(abmll.AbmllError, match="loaded already"):
+        abmll.build_system({"model": {"source": "x"}}, base)
+    with pytest.raises(abmll.AbmllError, match="abmll"):
+        abmll.build_system("abml", base)
+
+
+def test_a_model_takes_one_system_at_a_time(base: abmll.LanguageModel) -> None:
+    abmll.build_system("reptile", base)
+    with pytest.raises(abmll.AbmllError, match="adapters on this model already"):
+        abmll.build_system("reptile", base)
+
+
+def test_training_begins_anew_and_goes_on_in_its_folder(base: abmll.LanguageModel, tmp_path: Path) -> None:
+    tasks, constant = tiny_tasks(3), {"outer_schedule": "constant", "inner_schedule": "constant"}
+    system = abmll.build_system({"method": {"name": "reptile", **constant}}, base)
+    assert abmll.train(system, tasks, tmp_path / "one", iterations=2) == 2
+    once = _theta(system)
+    assert abmll.train(system, tasks, tmp_path / "two", iterations=2) == 2
+    assert all(torch.equal(one, two) for one, two in zip(once, _theta(system), strict=True))
+    abmll.train(system, tasks, tmp_path / "one", iterations=4)
+    longer = _theta(system)
+    abmll.train(system, tasks, tmp_path / "three", iterations=4)
+    assert all(torch.equal(one, two) for one, two in zip(longer, _theta(system), strict=True))
+    with pytest.raises(abmll.AbmllError, match="another configuration"):
+        abmll.train(system, tiny_tasks(3, seed=1), tmp_path / "one", iterations=4)
+
+
+def _theta(system: abmll.System) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in system.method.adapters.state_dict("shared").values()]
+
+
+def test_validation_tasks_choose_the_step(base: abmll.LanguageModel, tmp_path: Path) -> None:
+    *tasks, held = tiny_tasks(4)
+    system = abmll.build_system({"method": {"name": "abmll"}, "tasks": {"leak_check": "off"}}, base)
+    final = abmll.train(system, tasks, tmp_path / "run", validation=[held], iterations=3)
+    events = [json.loads(line) for line in (tmp_path / "run/journal.jsonl").read_text().splitlines()]
+    nll = {event["step"]: event["validation_nll"] for event in events if event["event"] == "step"}
+    assert len(nll) == 3
+    assert final == min(nll, key=nll.__getitem__)
+
+
+def test_adapting_takes_every_row_and_predictions_are_what_scores_take(base: abmll.LanguageModel) -> None:
+    task = tiny_tasks(1, n_rows=25)[0]
+    system = abmll.build_system("abmll", base)
+    assert set(system.adapt(task)) == set(task.train)
+    rows = system.predict(task.test)
+    expected = np.array([answer.probabilities for answer in system.answer(task.test)])
+    np.testing.assert_array_equal(np.array([row.probabilities for row in rows]), expected)
+    assert len(system.adapt(task, abmll.AdaptationPlan(examples=4, steps=1))) == 4
+    assert system.predict(task.test, abmll.PredictionPlan("mean"))[0].spread is None
+
+
+def test_rows_that_cannot_be_learned_from_are_named(base: abmll.LanguageModel, tmp_path: Path) -> None:
+    system = abmll.build_system("reptile", base)
+    good = abmll.Question("good", "Was it?", ("no", "yes"), 1)
+    for bad, message in (
+        (abmll.Question("asked", "Is it?", ("no", "yes"), None), "answer is None"),
+        (abmll.Question("asked", "Is it?", ("no", "yes"), 2), "answer is 2"),
+        (abmll.Question("asked", "Is it?", ("no", "no"), 0), "different"),
+    ):
+        task = abmll.Task("mine", (good, bad))
+        with pytest.raises(abmll.AbmllError, match=f"task mine, question 'asked': .*{message}"):
+            system.adapt(task)
+        with pytest.raises(abmll.AbmllError, match="question 'asked'"):
+            abmll.train(system, [task], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["adapt", "predict", "meta_train"])
+def test_earlier_names_work_and_say_what_takes_their_place(name: str) -> None:
+    assert name not in abmll.__all__
+    with pytest.warns(DeprecationWarning, match=rf"abmll\.{name} is deprecated: use (System|abmll)\."):
+        assert callable(getattr(abmll, name))
