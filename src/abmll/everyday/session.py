@@ -15,6 +15,7 @@ from abmll.everyday.shipped import read_probe, warn_of_other_weights, with_same_
 from abmll.models import LanguageModel
 from abmll.question import Question, Task
 from abmll.runs.overrides import OWN_ROWS, check_settings, check_trained
+from abmll.runs.resolved import resolve
 from abmll.systems.adapters import use_adapter
 from abmll.systems.answers import Answer, answer
 from abmll.systems.build import System, adaptation_plan, build_system, load_base, prediction_plan
@@ -143,7 +144,7 @@ def settings_of(
     config = _laid(load_config(RunConfig, folder / "config.yaml"), _brought_by(saved), where=folder)
     found = _laid(config, *map(parse_override, overrides), where=folder)
     check_trained(config, found, folder, fixed)
-    check_settings(found)
+    check_settings(resolve(found))
     return found
 
 

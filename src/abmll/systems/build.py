@@ -100,13 +100,13 @@ def load_base(config: ModelConfig) -> LanguageModel:
     )
 
 
-def build_system(config: RunConfig, base: LanguageModel) -> System:
-    """Adapters on the base model, the method over them, and the likelihood.
+def build_system(config: RunConfig, base: LanguageModel, settings: Settings | None = None) -> System:
+    """Adapters on the base model, the method over them, and the likelihood; `settings` if they are resolved already.
 
     Raises:
         AbmllError: a setting does not fit the method or the model.
     """
-    settings = method_settings(config)
+    settings = settings or method_settings(config)
     adapters = attach(
         base.model,
         config.adapter.targets,
@@ -191,9 +191,9 @@ def tasks_of(source: TaskSource | None) -> tuple[Task, ...]:
     return load_tasks(source.source, source.names, merge_choices=source.merge_choices, on_bad_row=source.on_bad_row)
 
 
-def build_episodes(config: RunConfig, tasks: tuple[Task, ...]) -> Episodes:
+def build_episodes(config: RunConfig, tasks: tuple[Task, ...], settings: Settings | None = None) -> Episodes:
     """The data order of a configuration: the same batches for every system that takes them by task."""
-    settings = method_settings(config)
+    settings = settings or method_settings(config)
     return Episodes(
         tasks,
         settings.episodes,
@@ -237,21 +237,3 @@ def prediction_plan(config: RunConfig) -> PredictionPlan:
     """How probabilities are made, from a configuration."""
     a = config.adaptation
     return PredictionPlan(a.sampler, a.samples, a.batch_tokens)
-
-
-def check_tasks(config: RunConfig, train: tuple[Task, ...], held: tuple[Task, ...]) -> None:
-    """Refuse tasks with two roles (to train on, choose by, report), and held-out ones too small to adapt to or score.
-
-    Raises:
-        AbmllError: names every such task.
-    """
-    faults = [f"{t.name} is both trained on and held out" for t in held if t.name in {x.name for x in train}]
-    names = [t.name for t in held]
-    faults += [
-        f"{name} is both a validation and an unseen task" for name in sorted(set(names)) if names.count(name) > 1
-    ]
-    need = config.adaptation.examples
-    faults += [f"{t.name} has {len(t.train)} train rows, adaptation wants {need}" for t in held if len(t.train) < need]
-    faults += [f"{t.name} has no test rows to score" for t in held if not t.test]
-    if faults:
-        raise AbmllError("tasks: " + "; ".join(faults))
