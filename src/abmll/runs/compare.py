@@ -1,8 +1,7 @@
 """Systems x seeds x adaptation draws as build targets: whatever has its file already is not done again."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import read_sealed_json, write_sealed_json, write_text
 from abmll.metrics.registered import METRICS
 from abmll.models import LanguageModel
-from abmll.process.lock import FolderLock
+from abmll.process.lock import locked_folder
 from abmll.process.timer import Timer
 from abmll.process.together import together
 from abmll.process.world import World
@@ -72,7 +71,7 @@ def run_comparison(
         Stopped: the process was asked to stop; what is done is on disk.
     """
     runs = comparison_runs(config, out, strict=strict)
-    with _locked(out, world):
+    with locked_folder(out, world):
         with together(world):
             if world.is_main:
                 _keep_configuration(config, out, runs)
@@ -103,16 +102,6 @@ def _warn_of_non_finite(runs: Sequence[Run]) -> None:
                     more,
                 ),
             )
-
-
-@contextmanager
-def _locked(out: Path, world: World) -> Iterator[None]:
-    """The main rank holds the folder for all of them."""
-    with ExitStack() as stack:
-        with together(world):
-            if world.is_main:
-                stack.enter_context(FolderLock(out).held())
-        yield
 
 
 def _complete_missing(runs: Sequence[Run], load: Callable[[], LanguageModel], listener: Listener, world: World) -> None:

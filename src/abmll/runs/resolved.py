@@ -64,9 +64,17 @@ def resolve(config: RunConfig) -> ResolvedRun:
     settings = method_settings(config)
     draws = method_class(config.method.name).has_std or getattr(settings, "dropout", 0.0) > 0
     rows = (config.name, f"{config.name}_mean") if draws else (config.name,)
-    plans = training_plan(config), adaptation_plan(config), prediction_plan(config)
-    names = config.name, config.training.seed
-    return ResolvedRun(*names, config, _pinned(config, settings), settings, *plans, rows)
+    return ResolvedRun(
+        name=config.name,
+        seed=config.training.seed,
+        config=config,
+        pinned=_pinned(config, settings),
+        settings=settings,
+        training=training_plan(config),
+        adaptation=adaptation_plan(config),
+        prediction=prediction_plan(config),
+        rows=rows,
+    )
 
 
 def _pinned(config: RunConfig, settings: Settings) -> RunConfig:
