@@ -27,7 +27,8 @@ from abmll.models import LanguageModel, load_model
 from abmll.models.shapes import SHAPES
 from abmll.prompts.batches import ChoiceBatch, collate
 from abmll.prompts.encode import EncodedQuestion
-from abmll.systems.build import System, build_system
+from abmll.systems.build import build_system
+from abmll.systems.system import System
 from abmll.training.inner import inner_steps
 from benchmarks.common import describe, write_result
 

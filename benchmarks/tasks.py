@@ -24,8 +24,9 @@ from torch import nn
 from abmll.config import RunConfig, check
 from abmll.models import LanguageModel, load_model
 from abmll.question import Question, Task
-from abmll.systems.build import System, build_system
+from abmll.systems.build import build_system
 from abmll.systems.plans import AdaptationPlan, PredictionPlan
+from abmll.systems.system import System
 from abmll.tasks.episodes import Episodes
 from abmll.training.checkpoints import RunDirectory
 from abmll.training.train import TrainingPlan, meta_train

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from abmll.config import RunConfig
-from abmll.process.timer import Timer
-from abmll.process.world import World
-from abmll.question import Question
-from abmll.runs.target import Target
+from abmll.question import Question, Task
+from abmll.runs import train_run as training
+from abmll.runs.resolved import Run, prepare_run, resolve
+from abmll.runs.roles import RunTasks
 from abmll.systems.build import build_system, load_base, tasks_of
 from abmll.systems.system import System
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
@@ -54,10 +54,22 @@ def system_in(config: RunConfig) -> System:
 
 def train_run(config: RunConfig, run: Path) -> System:
     """Train into a run directory and return the system."""
-    target = Target(config.name, config, run, tasks_of(config.tasks.train), ())
     system = system_in(config)
-    target.meta_train(system, silent, World(), Timer())
+    training.train_run(run_in(run, config), lambda: system)
     return system
+
+
+def run_in(
+    folder: Path,
+    config: RunConfig,
+    train: Sequence[Task] | None = None,
+    unseen: Sequence[Task] = (),
+    validation: Sequence[Task] = (),
+    **options: Any,
+) -> Run:
+    """A run in a folder; the tasks to train on are those of the configuration if none are given."""
+    tasks = tasks_of(config.tasks.train) if train is None else tuple(train)
+    return prepare_run(resolve(config), RunTasks(tasks, tuple(validation), tuple(unseen)), folder, **options)
 
 
 @torch.no_grad()

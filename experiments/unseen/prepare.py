@@ -9,8 +9,7 @@ from typing import Any
 from abmll.config import CompareConfig
 from abmll.files import write_json, write_text
 from abmll.question import Question, Task
-from abmll.runs.roles import RunTasks, find_leaks, load_run_tasks, without_leaks
-from abmll.systems.build import check_tasks
+from abmll.runs.roles import RunTasks, check_roles, find_leaks, load_run_tasks, without_leaks
 from abmll.tasks.leaks import overlaps, rows_of
 
 TRAIN_ROWS = 500
@@ -36,9 +35,8 @@ def prepare(config: CompareConfig, out: Path, train_rows: int = TRAIN_ROWS) -> d
         *(tuple(replace(t, test=t.test[:asked]) for t in held) for held in (tasks.validation, tasks.unseen)),
     )
     leaks = find_leaks(capped)
-    dropping = config.model_copy(update={"tasks": config.tasks.model_copy(update={"leak_check": "drop"})})
-    clean = without_leaks(dropping, capped)
-    check_tasks(config, clean.train, clean.unseen + clean.validation)
+    clean = without_leaks(capped, "drop")
+    check_roles(clean, config.adaptation.examples)
     for role in ("train", "validation", "unseen"):
         for task in getattr(clean, role):
             _write(task, out / role)

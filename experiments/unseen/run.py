@@ -13,8 +13,9 @@ from abmll.files import append_line, remove_folder
 from abmll.models import LanguageModel
 from abmll.process.stopping import Stopped
 from abmll.process.world import World
+from abmll.runs.compare import complete_run
+from abmll.runs.resolved import prepare_run, resolve
 from abmll.runs.roles import RunTasks
-from abmll.runs.target import Target, row_names
 from abmll.systems.build import build_system, renew
 from abmll.systems.system import System
 from experiments.unseen.bundles import Bundles
@@ -138,19 +139,20 @@ def _targets(
     try:
         for system, seed in todo:
             began, config = time.perf_counter(), protocol.run(system, seed)
-            means = work / f"{system}_mean" / f"seed-{seed}" / "predictions"
+            resolved = resolve(config)
+            predictions = [work / row / f"seed-{seed}" / "predictions" for row in resolved.rows]
             validation = tasks.validation if config.training.validate_every else ()
-            roles = (tasks.train, tasks.unseen, validation)
+            roles = RunTasks(tasks.train, validation, tasks.unseen)
             folder, curve = work / system / f"seed-{seed}", protocol.config.curve
-            target = Target(system, config, folder, *roles, curve, mean_predictions=means)
+            target = prepare_run(resolved, roles, folder, curve=curve, predictions=predictions)
             made = renewing.get(config)
             try:
-                target.make(renewing.base, lambda event: None, World(), made)
+                complete_run(target, made, lambda event: None, World())
             except NonFiniteError as error:  # a result, too, and no reason to leave out all that follow
                 renewing.close()
                 yield {"why": str(error)[:300]}, target_name(protocol, system, seed), b""
                 continue
-            found = read_target(work, system, target.names, seed)
+            found = read_target(work, system, target.rows, seed)
             about = {**found.about, "commit": commit, "graphs": made.graphs.report()}
             if commit:
                 about["environment"] = {**about["environment"], "commit": commit}
@@ -162,7 +164,7 @@ def _targets(
                 data,
             )
             if not keep:
-                _forget(work, row_names(system, config), seed)
+                _forget(work, target.rows, seed)
     finally:
         renewing.close()
 

@@ -20,8 +20,9 @@ from abmll.metrics.scores import score
 from abmll.models import LanguageModel
 from abmll.process.stopping import Stopped
 from abmll.process.world import World
+from abmll.runs.compare import complete_run
+from abmll.runs.resolved import prepare_run, resolve
 from abmll.runs.roles import RunTasks
-from abmll.runs.target import Target
 from experiments.unseen.clock import deadline, since_start
 from experiments.unseen.protocol import Protocol
 from experiments.unseen.run import Renewing
@@ -126,10 +127,9 @@ class Search:
         for rest in (folder, rows):
             if rest.exists():
                 remove_folder(rest)
-        target = Target(
-            system, config, folder, self.tasks.train, self.tasks.validation, mean_predictions=rows / "predictions"
-        )
-        target.make(renewing.base, lambda event: None, World(), renewing.get(config))
+        tasks, predictions = RunTasks(self.tasks.train, (), self.tasks.validation), (folder, rows)
+        run = prepare_run(resolve(config), tasks, folder, predictions=[row / "predictions" for row in predictions])
+        complete_run(run, renewing.get(config), lambda event: None, World())
         return _scores(folder)
 
 

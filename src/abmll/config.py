@@ -24,6 +24,7 @@ MOST_BYTES = 16 << 20  # of a configuration file
 MOST_VALUES = 100_000  # of a configuration file
 MOST_SHOWN = 200  # characters of a wrong value in a message
 Place = Annotated[str, AfterValidator(without_home)]
+LeakCheck = Literal["error", "drop", "warn", "off"]
 SYSTEM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 
 
@@ -116,7 +117,7 @@ class TasksConfig(_Section):
     validation: TaskSource | None = None
     unseen: TaskSource | None = None
     sampling: Literal["uniform", "proportional"] = "uniform"
-    leak_check: Literal["error", "drop", "warn", "off"] = "error"
+    leak_check: LeakCheck = "error"
 
     @field_validator("leak_check", mode="before")
     @classmethod

@@ -7,11 +7,10 @@ import yaml
 
 from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.methods import resolve_settings
-from abmll.process.timer import Timer
-from abmll.process.world import World
 from abmll.runs.compare import run_comparison
-from abmll.runs.target import Target
+from abmll.runs.train_run import train_run
 from abmll.systems.build import build_system, load_base, method_settings, tasks_of
+from tests.runs import run_in
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -76,6 +75,4 @@ def test_it_runs_two_steps(path: Path, folder: Path, tmp_path: Path) -> None:
         run_comparison(config, tmp_path, lambda: load_base(config.model))
         assert len(list(tmp_path.glob("*/seed-0/cost.json"))) == len(config.systems)
         return
-    target = Target(config.name, config, tmp_path, tasks_of(config.tasks.train), ())
-    system = build_system(config, load_base(config.model))
-    assert target.meta_train(system, _silent, World(), Timer()) == 2
+    assert train_run(run_in(tmp_path, config), lambda: build_system(config, load_base(config.model))) == 2

@@ -17,7 +17,7 @@ PHASES: dict[str, tuple[str, str, int]] = {  # module, function, how often it is
     "validation": ("abmll.training.train", "_validated", 3),
     "saving": ("abmll.training.checkpoints", "_contiguous", 8),
     "evaluation": ("abmll.systems.predict", "_score", 20),
-    "writing the adapter": ("abmll.runs.target", "write_adapter", 2),
+    "writing the adapter": ("abmll.runs.train_run", "write_adapter", 2),
 }
 """Phase -> a function that is called in it. The signal comes as the function begins, as good as any other moment."""
 

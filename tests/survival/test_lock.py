@@ -6,13 +6,22 @@ import os
 import signal
 import socket
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from abmll.errors import AbmllError
-from abmll.process.lock import OWNER, FolderLock
+from abmll.process.lock import OWNER, locked_folder
+from abmll.process.timer import Timer
+from abmll.process.world import World
+from abmll.runs import compare
+from abmll.runs.compare import complete_run
+from abmll.runs.evaluate_run import evaluate_once
+from abmll.runs.train_run import train_run
+from abmll.training import checkpoints
 from abmll.training.checkpoints import RunDirectory
+from tests.runs import config_in, place_tiny, run_in, system_in
 from tests.survival.children import Child, command, in_child
 from tests.survival.places import leftovers, place_comparison, trainer
 
@@ -75,13 +84,35 @@ def test_trust_10_on_the_command_line_before_the_model_is_loaded(tmp_path: Path)
         owner.wait()
 
 
-def test_the_holder_may_take_it_again_and_it_is_free_afterwards(tmp_path: Path) -> None:
+def test_a_folder_is_locked_once_and_is_free_afterwards(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    with run.locked(), run.locked():
+    with run.locked(), run.locked_by_caller_or(World()):
         assert json.loads((tmp_path / OWNER).read_text())["pid"] == os.getpid()
-    with FolderLock(tmp_path).held():
+        for again in (run, RunDirectory(tmp_path)):
+            with pytest.raises(AbmllError, match=f"in use by process {os.getpid()}"), again.locked():
+                pass
+        assert json.loads((tmp_path / OWNER).read_text())["pid"] == os.getpid(), "a refused one takes nothing away"
+    with locked_folder(tmp_path):
         pass
     with pytest.raises(ZeroDivisionError), run.locked():
         raise ZeroDivisionError
-    with FolderLock(tmp_path).held():
+    with run.locked_by_caller_or(World()), pytest.raises(AbmllError, match="in use"), locked_folder(tmp_path):
         pass
+
+
+def test_every_way_into_a_run_directory_locks_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Path] = []
+
+    def counted(folder: Path, world: World = World()) -> AbstractContextManager[None]:  # noqa: B008 - frozen
+        taken.append(folder)
+        return locked_folder(folder, world)
+
+    for module in (checkpoints, compare):
+        monkeypatch.setattr(module, "locked_folder", counted)
+    place = place_tiny(tmp_path)
+    config, world = config_in(place), World()
+    train_run(run_in(tmp_path / "trained", config), lambda: system_in(config))
+    complete_run(run_in(tmp_path / "completed", config), system_in(config), lambda event: None, world)
+    evaluate_once(run_in(tmp_path / "evaluated", config), system_in(config), 0, lambda event: None, Timer())
+    trainer("lora", tmp_path / "alone", 1)()
+    assert [folder.name for folder in taken] == ["trained", "completed", "evaluated", "alone"]

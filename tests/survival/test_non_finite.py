@@ -12,12 +12,12 @@ from abmll.config import RunConfig
 from abmll.diagnosis.batch import replay_batch
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.process.timer import Timer
-from abmll.process.world import World
-from abmll.runs.target import Target
+from abmll.runs.evaluate_run import evaluate_once
+from abmll.runs.train_run import train_run
 from abmll.systems.build import build_system, load_base, tasks_of
 from abmll.systems.system import System
 from abmll.training.checkpoints import RunDirectory
-from tests.runs import config_in, place_tiny, silent
+from tests.runs import config_in, place_tiny, run_in, silent
 from tests.survival.children import command, in_child
 from tests.survival.places import rows
 from tests.systems import run_config, same, system_of, train, values
@@ -49,9 +49,8 @@ def trained(config: RunConfig, run: Path, what: str) -> str:
     """Train from a poisoned start until it stops; what the error says."""
     system = build_system(config, load_base(config.model))
     poison(system, what)
-    target = Target(config.name, config, run, tasks_of(config.tasks.train), ())
     with pytest.raises(NonFiniteError) as caught:
-        target.meta_train(system, silent, World(), Timer())
+        train_run(run_in(run, config), lambda: system)
     return str(caught.value)
 
 
@@ -88,9 +87,8 @@ def test_trust_19_a_gradient_at_the_outer_step_is_found(place: Path, tmp_path: P
     with torch.no_grad():
         for layer in system.method.adapters.layers.values():
             layer.shared.std_b.fill_(1e-3)
-    target = Target(config.name, config, tmp_path / "run", tasks_of(config.tasks.train), ())
     with pytest.raises(NonFiniteError, match="outer step 0, task tiny"):
-        target.meta_train(system, silent, World(), Timer())
+        train_run(run_in(tmp_path / "run", config), lambda: system)
     found = replay_batch(tmp_path / "run" / "non-finite" / "step-000000-position-0")
     assert found.step == "outer"
     assert found.term in ("prior", "gradient")
@@ -128,10 +126,10 @@ def test_trust_19_adapting_to_an_unseen_task_keeps_its_batch_too(place: Path, tm
     config = config_in(place)
     system = build_system(config, load_base(config.model))
     unseen = tasks_of(config.tasks.train)[:1]
-    target = Target(config.name, config, tmp_path / "run", unseen, unseen)
+    run = run_in(tmp_path / "run", config, unseen, unseen)
     poison(system, "weights")
     with pytest.raises(NonFiniteError, match="adapting to task tiny0: inner step 0"):
-        target.predict_at(system, 0, silent, Timer())
+        evaluate_once(run, system, 0, silent, Timer())
     assert replay_batch(tmp_path / "run" / "non-finite" / "adapting-draw-0").term == "weights"
 
 

@@ -12,13 +12,12 @@ from abmll.errors import AbmllError
 from abmll.files import read_sealed_json
 from abmll.methods import resolve_settings
 from abmll.models import LanguageModel
-from abmll.process.timer import Timer
-from abmll.process.world import World
 from abmll.question import Task
 from abmll.runs.origin import ORIGIN
-from abmll.runs.target import Target
+from abmll.runs.train_run import train_run
 from abmll.systems.build import build_system
 from abmll.training.checkpoints import RunDirectory
+from tests.runs import run_in
 from tests.survival.children import command, in_child
 from tests.survival.places import place_comparison
 from tests.systems import TASKS, run_config, tiny_base
@@ -35,9 +34,8 @@ def go_on(
     allowed: tuple[str, ...] = (),
 ) -> int:
     """Train, or go on, as `abmll train` does."""
-    target = Target("run", config, folder, tasks, (), allow_change=allowed)
-    system = build_system(config, base or tiny_base())
-    return target.meta_train(system, lambda event: None, World(), Timer())
+    run = run_in(folder, config, tasks)
+    return train_run(run, lambda: build_system(config, base or tiny_base()), allow_change=allowed)
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,14 @@ from abmll.process.world import World
 from abmll.prompts.encode import Encoder
 from abmll.prompts.in_context import with_examples
 from abmll.question import Task
-from abmll.runs.target import Target, row_names
+from abmll.runs.compare import complete_run
+from abmll.runs.evaluate_run import is_complete
+from abmll.runs.resolved import Run, resolve
 from abmll.systems.build import build_system, renew
 from abmll.systems.folds import held_out
 from abmll.systems.plans import AdaptationPlan, PredictionPlan
 from abmll.tasks.episodes import adaptation_batches
+from tests.runs import run_in
 from tests.systems import (
     TASKS,
     gradients,
@@ -98,8 +101,8 @@ def test_dropout_of_a_layer_has_the_mean_and_variance_of_bernoulli_columns() -> 
 
 def test_mc_dropout_draws_in_predictions_and_has_a_row_without_them() -> None:
     config = run_config("reptile", dropout=0.3)
-    assert row_names("r", config) == ["r", "r_mean"]
-    assert row_names("r", run_config("reptile")) == ["r"]
+    assert resolve(config).rows == ("run", "run_mean")
+    assert resolve(run_config("reptile")).rows == ("run",)
     system = build_system(config, tiny_base())
     scramble(system, size=0.5)
     drawn = system.predict(questions(3), PredictionPlan("weight", 4), ("here",))
@@ -138,9 +141,13 @@ def test_a_renewed_system_is_a_new_one(method: str, settings: dict, tmp_path: Pa
     assert same(values(renewed, "task"), values(fresh, "task"))
 
 
+def complete(run: Run) -> None:
+    """Train and evaluate, as a comparison does."""
+    complete_run(run, build_system(run.config, tiny_base()), lambda event: None, World())
+
+
 def _train_with_its_optimizers(config, folder: Path, system) -> None:
-    target = Target(config.name, config, folder, TASKS, ())
-    target.make(system.language_model, lambda event: None, World(), system)
+    complete_run(run_in(folder, config, TASKS), system, lambda event: None, World())
 
 
 def test_a_system_is_not_renewed_to_what_its_captured_steps_do_not_do() -> None:
@@ -174,10 +181,10 @@ def test_every_example_is_answered_once_by_what_was_not_adapted_to_it() -> None:
 def test_a_comparison_with_folds_writes_held_out_rows_and_they_set_the_temperature(tmp_path: Path) -> None:
     config = run_config("abmll", adaptation={"examples": 6, "steps": 2, "folds": 3, "test_questions": 4, "samples": 2})
     task = Task("unseen", TASKS[1].train, TASKS[1].test)
-    means = tmp_path / "abmll_mean" / "seed-0" / "predictions"
-    target = Target("abmll", config, tmp_path / "abmll" / "seed-0", TASKS[:1], (task,), mean_predictions=means)
-    target.make(tiny_base(), lambda event: None, World())
-    assert target.done()
+    folders = [tmp_path / name / "seed-0" / "predictions" for name in ("abmll", "abmll_mean")]
+    run = run_in(tmp_path / "abmll" / "seed-0", config, TASKS[:1], (task,), predictions=folders)
+    complete(run)
+    assert is_complete(run)
     for name in ("abmll", "abmll_mean"):
         (file,) = (tmp_path / name / "seed-0" / "predictions").glob("examples-*/draw-0/*.jsonl")
         found = read_predictions(file)
@@ -238,8 +245,7 @@ def test_in_context_is_a_system_of_a_comparison(tmp_path: Path) -> None:
     settings = {"examples": 6, "steps": 0, "folds": 3, "test_questions": 4, "in_context": True}
     config = run_config("pretrained", adaptation=settings, likelihood={"max_tokens": 500})
     task = Task("unseen", TASKS[1].train, TASKS[1].test)
-    target = Target("icl", config, tmp_path / "icl" / "seed-0", TASKS[:1], (task,))
-    target.make(tiny_base(), lambda event: None, World())
+    complete(run_in(tmp_path / "icl" / "seed-0", config, TASKS[:1], (task,)))
     (file,) = (tmp_path / "icl" / "seed-0" / "predictions").glob("examples-*/draw-0/*.jsonl")
     (before,) = (tmp_path / "icl" / "seed-0" / "predictions").glob("before-adaptation/draw-0/*.jsonl")
     found = read_predictions(file)
@@ -271,8 +277,7 @@ def test_every_example_is_in_the_prompt_where_there_is_room() -> None:
 def test_each_draw_of_a_comparison_adapts_on_examples_of_its_own(tmp_path: Path) -> None:
     settings = {"examples": 6, "steps": 2, "draws": 3, "folds": 3, "test_questions": 2, "samples": 2}
     task = Task("unseen", TASKS[1].train, TASKS[1].test)
-    target = Target("lora", run_config("lora", adaptation=settings), tmp_path / "lora" / "seed-0", TASKS[:1], (task,))
-    target.make(tiny_base(), lambda event: None, World())
+    complete(run_in(tmp_path / "lora" / "seed-0", run_config("lora", adaptation=settings), TASKS[:1], (task,)))
     files = [read_predictions(*tmp_path.glob(f"lora/seed-0/predictions/examples-*/draw-{n}/*.jsonl")) for n in range(3)]
     for number, found in enumerate(files):
         taken, _ = adaptation_batches(task, examples=6, steps=2, batch_size=2, seed=0, draw=number)

@@ -31,10 +31,8 @@ from abmll.metrics.abstention import certify, thresholds
 from abmll.metrics.calibration import apply_temperature, fit_temperature
 from abmll.metrics.worth import FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, weigh
 from abmll.models import load_model
-from abmll.process.timer import Timer
-from abmll.process.world import World
 from abmll.question import Task
-from abmll.runs.target import Target
+from abmll.runs.train_run import train_run
 from abmll.systems import build
 from abmll.systems.answers import Answer, summarise
 from abmll.systems.build import build_system
@@ -46,7 +44,7 @@ from abmll.tasks.episodes import adaptation_batches
 from abmll.training.checkpoints import RunDirectory
 from tests.everyday import place_run, texts, write_csv, write_texts
 from tests.poison import SIGN, marked, poisoned_base, poisoned_load
-from tests.runs import config_in, system_in
+from tests.runs import config_in, run_in, system_in
 from tests.systems import TASKS, run_config, system_of, train
 
 Command = Callable[..., tuple[int, str, str]]
@@ -460,8 +458,8 @@ def test_trust_19_validating_by_a_task_that_is_not_finite(tmp_path: Path) -> Non
 
     held = replace(TASKS[3], test=(*TASKS[3].test[:2], marked(TASKS[3].test[2])))
     config = run_config("structured", inner_steps=0, training={"iterations": 2, "validate_every": 1})
-    target = Target("run", config, tmp_path / "run", TASKS[:2], (), (held,))
-    target.meta_train(build_system(config, poisoned_base()), lambda event: None, World(), Timer())
+    run = run_in(tmp_path / "run", config, TASKS[:2], validation=(held,))
+    train_run(run, lambda: build_system(config, poisoned_base()))
     lines = (tmp_path / "run" / "journal.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in lines if '"step"' in line and '"end"' not in line]
     assert [step["validation_nll"] for step in steps] == [None, None]

@@ -225,7 +225,7 @@ def test_trust_17_adapted_on_and_scored_in_one_task_is_refused_even_if_written_o
 ) -> None:
     plant(tmp_path / "unseen/unseen-task.train.jsonl", asked(240, question=asked(240)["question"].upper()))
     with pytest.raises(AbmllError, match=r"unseen-task\.train\.jsonl:31 \(adapted on\): the same question as"):
-        without_leaks(configured(recipe), load_run_tasks(configured(recipe)))
+        without_leaks(load_run_tasks(configured(recipe)), "error")
 
 
 def test_rows_of_one_task_that_are_only_alike_are_no_leak(recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_rows_of_one_task_that_are_only_alike_are_no_leak(recipe: dict[str, Any]
 
 def test_clean_tasks_pass_and_are_given_back_as_they_are(recipe: dict[str, Any]) -> None:
     tasks = load_run_tasks(configured(recipe))
-    assert without_leaks(configured(recipe), tasks) is tasks
+    assert without_leaks(tasks, "error") is tasks
 
 
 @pytest.mark.parametrize("what", PLANTED)
@@ -247,7 +247,7 @@ def test_drop_leaves_out_the_row_that_is_learned_from(
     plant(tmp_path / f"{where}.jsonl", asked(number))
     config = configured(recipe, "drop")
     with caplog.at_level(logging.WARNING):
-        tasks = without_leaks(config, load_run_tasks(config))
+        tasks = without_leaks(load_run_tasks(config), config.tasks.leak_check)
     counts = {task.name: (len(task.train), len(task.test)) for task in tasks.train + tasks.validation + tasks.unseen}
     assert set(counts.values()) == {(30, 20)}
     assert not any(q.id == "planted" for task in tasks.train + tasks.validation for q in task.train + task.test)
@@ -261,10 +261,10 @@ def test_warn_tells_and_goes_on_and_off_does_not_look(
     plant(tmp_path / "train/train-task.train.jsonl", asked(240))
     config = configured(recipe, "warn")
     tasks = load_run_tasks(config)
-    assert without_leaks(config, tasks) is tasks
+    assert without_leaks(tasks, config.tasks.leak_check) is tasks
     assert "train-task.train.jsonl:31 (trained on)" in caplog.text
     monkeypatch.setattr("abmll.runs.roles.find_leaks", never)
-    assert without_leaks(configured(recipe, "off"), tasks) is tasks
+    assert without_leaks(tasks, "off") is tasks
 
 
 def test_many_leaks_are_counted_and_the_first_shown(recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_many_leaks_are_counted_and_the_first_shown(recipe: dict[str, Any], tmp_
         path = tmp_path / "train/train-task.train.jsonl"
         path.write_text(path.read_text() + json.dumps(asked(number)) + "\n")
     with pytest.raises(AbmllError) as caught:
-        without_leaks(configured(recipe), load_run_tasks(configured(recipe)))
+        without_leaks(load_run_tasks(configured(recipe)), "error")
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("tasks: 30 leaks")
     assert len([line for line in lines if "(trained on)" in line]) == 20

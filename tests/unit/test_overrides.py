@@ -22,8 +22,9 @@ from abmll.everyday.session import settings_of
 from abmll.models import LanguageModel
 from abmll.report import write_report
 from abmll.runs import overrides
-from abmll.runs.compare import comparison_tasks, run_comparison
+from abmll.runs.compare import comparison_runs, run_comparison
 from abmll.runs.overrides import STILL, TRAINED, check_run, fields_of
+from abmll.runs.resolved import resolve
 from tests.everyday import place_run
 from tests.runs import config_in
 from tests.systems import tiny_base
@@ -205,7 +206,7 @@ def test_a_field_that_a_system_may_have_of_its_own_is_taken(
     field: str, configure: Callable[..., CompareConfig]
 ) -> None:
     config = configure(laid(nested(field, OWN[field]), NEEDS.get(field, {})))
-    comparison_tasks(config)
+    comparison_runs(config)
     values = dict(fields_of(config.run("mine", 1).model_dump()))
     assert values[field] == OWN[field] != dict(fields_of(config.run("plain", 1).model_dump()))[field]
 
@@ -334,8 +335,8 @@ def test_a_training_seed_beside_the_seeds_is_refused_and_one_of_them_is_not(
     with pytest.raises(
         AbmllError, match=r"training\.seed=7: a comparison trains by its `seeds`, \[0, 1\]; give seeds=\[7\]"
     ):
-        comparison_tasks(configure({}, training=training))
-    comparison_tasks(configure({}, training={**training, "seed": 1}))
+        comparison_runs(configure({}, training=training))
+    comparison_runs(configure({}, training={**training, "seed": 1}))
 
 
 def test_fewer_draws_than_the_comparison_are_refused_in_a_dry_run(
@@ -373,9 +374,9 @@ def test_fewer_draws_than_the_comparison_are_refused_in_a_dry_run(
 def test_a_start_of_another_rank_is_refused_and_one_that_fits_is_taken(tmp_path: Path) -> None:
     place = place_run(tmp_path)
     start = str(place / "runs" / "mine" / "adapter")
-    check_run(config_in(place, adapter={"start": start}))
+    check_run(resolve(config_in(place, adapter={"start": start})))
     with pytest.raises(AbmllError, match=r"adapter\.rank is 2, but the LoRA of adapter\.start .* set adapter\.rank=3"):
-        check_run(config_in(place, adapter={"start": start, "rank": 2}))
+        check_run(resolve(config_in(place, adapter={"start": start, "rank": 2})))
 
 
 # -------------------- train
@@ -495,10 +496,11 @@ def test_a_trained_run_needs_neither_the_start_nor_the_tracker_that_it_was_train
     gone = {"adapter": {"start": str(tmp_path / "gone")}, "tracking": {"tracker": "mlflow"}}
     config = config_in(place, **gone)
     with pytest.raises(AbmllError):
-        check_run(config)
+        check_run(resolve(config))
+    untracked = resolve(config.model_copy(update={"tracking": TrackingConfig()}))
     with pytest.raises(AbmllError, match="gone: no such folder"):
-        check_run(config.model_copy(update={"tracking": TrackingConfig()}), tmp_path / "new")
-    check_run(config.model_copy(update={"tracking": TrackingConfig()}), place / "runs" / "mine")  # it has begun
+        check_run(untracked, tmp_path / "new")
+    check_run(untracked, place / "runs" / "mine")  # it has begun
     (place / "runs" / "mine" / "config.yaml").write_text(config.to_sealed_yaml())
     assert settings_of(place / "runs" / "mine", ["adaptation.steps=1"]).adapter.start is not None
 

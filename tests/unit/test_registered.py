@@ -13,7 +13,7 @@ from abmll.metrics.predictions import Prediction, Predictions
 from abmll.metrics.registered import SCORES, register_metric, score_with
 from abmll.report import write_report
 from abmll.report.tables import score_table
-from abmll.runs.compare import comparison_tasks
+from abmll.runs.compare import comparison_runs
 from abmll.tasks.registered import RawTask, register_source
 from abmll.tasks.sources import load_tasks
 from tests.registries import fresh_registries
@@ -164,9 +164,9 @@ def test_a_metric_that_is_missing_is_refused_before_anything_is_computed(tmp_pat
     config = {"model": {"shape": "tiny-llama"}, "systems": {"lora": {}}, "reference": "lora", "metrics": ["spred"]}
     tasks = {"train": {"source": "builtin:plurals"}, "unseen": {"source": "builtin:capitals"}}
     with pytest.raises(AbmllError, match="Did you mean 'spread'"):
-        comparison_tasks(CompareConfig.model_validate({**config, "tasks": tasks}))
+        comparison_runs(CompareConfig.model_validate({**config, "tasks": tasks}))
     with pytest.raises(AbmllError, match="metric 'nll' is abmll's own and is not named here"):
-        comparison_tasks(CompareConfig.model_validate({**config, "tasks": tasks, "metrics": ["nll"]}))
+        comparison_runs(CompareConfig.model_validate({**config, "tasks": tasks, "metrics": ["nll"]}))
 
 
 @pytest.mark.parametrize(

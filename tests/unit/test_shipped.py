@@ -16,6 +16,7 @@ from abmll.everyday.session import open_run
 from abmll.everyday.ship import ship
 from abmll.everyday.shipped import HERE, find_run, read_probe, shipped_names
 from abmll.runs.origin import differences
+from abmll.runs.resolved import resolve
 from abmll.systems.build import method_settings
 from tests.everyday import place_run
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -124,7 +125,7 @@ def test_what_comes_with_the_package_is_whole() -> None:
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert 3.6e6 < sum(path.stat().st_size for path in files) < 3.8e6
     kept, recipe = (load_config(RunConfig, f) for f in (folder / "config.yaml", ROOT / "recipes" / "shipped.yaml"))
-    assert differences(kept, recipe) == {}
+    assert differences(resolve(kept), resolve(recipe)) == {}
     assert kept.method.settings().keys() == method_settings(kept).model_dump().keys(), "no later default may change it"
     probe = read_probe(folder)
     assert probe is not None

@@ -24,14 +24,11 @@ from abmll.files import read_sealed_json, write_sealed_json
 from abmll.metrics.predictions import read_predictions
 from abmll.metrics.scores import score
 from abmll.models import LanguageModel
-from abmll.process.timer import Timer
-from abmll.process.world import World
+from abmll.runs import train_run as training
 from abmll.runs.compare import run_comparison
-from abmll.runs.target import Target
 from abmll.runs.tracking import KEPT, Tracking, check_trackers
-from abmll.systems.build import tasks_of
 from abmll.training.optimizers import GroupOptimizer, rates_at, schedule_factor
-from tests.runs import config_in, place_tiny, silent, system_in, train_run
+from tests.runs import config_in, place_tiny, run_in, silent, system_in, train_run
 from tests.systems import system_of, tiny_base
 from tests.tiny import tiny_tasks, write_tasks
 
@@ -72,8 +69,7 @@ def steps(run: Path) -> list[dict[str, Any]]:
 
 
 def train(config: RunConfig, run: Path, listener: Callable[[dict[str, Any]], None] = silent) -> None:
-    target = Target(config.name, config, run, tasks_of(config.tasks.train), ())
-    target.meta_train(system_in(config), listener, World(), Timer())
+    training.train_run(run_in(run, config), lambda: system_in(config), listener)
 
 
 # What is told
@@ -213,8 +209,8 @@ def test_a_missing_package_is_told_before_the_model_is_loaded(name: str, place: 
 
 
 def test_what_is_installed_is_no_error(place: Path) -> None:
-    check_trackers(config_in(place, tracking=ON))
-    check_trackers(config_in(place))
+    check_trackers(config_in(place, tracking=ON).tracking.tracker)
+    check_trackers(())
 
 
 class Failing(GeneralTracker):

@@ -1,5 +1,6 @@
 """What commands that take a recipe share: their arguments, and what --dry-run prints."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +9,8 @@ from rich.console import Console
 
 from abmll.config import RunConfig
 from abmll.runs.estimate import describe, estimate
+from abmll.runs.resolved import ResolvedRun
 from abmll.runs.roles import RunTasks
-from abmll.systems.build import method_settings
 
 Recipe = Annotated[Path, typer.Argument(help="A run configuration (YAML).", show_default=False)]
 Overrides = Annotated[
@@ -26,7 +27,7 @@ DryRun = Annotated[
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse to go back behind a damaged checkpoint.")]
 
 
-def show_plan(console: Console, config: RunConfig, runs: list[RunConfig], tasks: RunTasks) -> None:
+def show_plan(console: Console, config: RunConfig, runs: Sequence[ResolvedRun], tasks: RunTasks) -> None:
     """What --dry-run prints of a configuration whose tasks have been checked."""
     console.print(config.to_yaml().rstrip(), highlight=False, markup=False, soft_wrap=True)
     for role in ("train", "validation", "unseen"):
@@ -35,6 +36,6 @@ def show_plan(console: Console, config: RunConfig, runs: list[RunConfig], tasks:
         name = source.source if source else "none"
         console.print(f"\n{role} tasks, {name}: {len(found)} with {rows:,} rows", highlight=False, soft_wrap=True)
     for run in runs:
-        settings = ", ".join(f"{name}={value}" for name, value in method_settings(run).model_dump(mode="json").items())
-        console.print(f"\n{run.method.name} ({run.name})", highlight=False)
+        settings = ", ".join(f"{name}={value}" for name, value in run.settings.model_dump(mode="json").items())
+        console.print(f"\n{run.config.method.name} ({run.name})", highlight=False)
         console.print(f"{settings}\n{describe(estimate(run))}", highlight=False, markup=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from abmll.everyday.saved import SavedTask, read_task
 from abmll.everyday.shipped import read_probe, warn_of_other_weights, with_same_tokenizer
 from abmll.models import LanguageModel
 from abmll.runs.overrides import OWN_ROWS, check_settings, check_trained
+from abmll.runs.resolved import resolve
 from abmll.systems.adapters import use_adapter
 from abmll.systems.build import build_system, load_base
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan
@@ -104,7 +105,7 @@ def settings_of(
     config = _laid(load_config(RunConfig, folder / "config.yaml"), _brought_by(saved), where=folder)
     found = _laid(config, *map(parse_override, overrides), where=folder)
     check_trained(config, found, folder, fixed)
-    check_settings(found)
+    check_settings(resolve(found))
     return found
 
 

@@ -5,72 +5,75 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, tidy, write_sealed_json
+from abmll.process.together import together
+from abmll.process.world import World
 
 log = logging.getLogger(__name__)
 
 LOCK, OWNER = ".lock", ".owner.json"
 
 
-class FolderLock:
-    """The right to write into a folder.
+@contextmanager
+def locked_folder(folder: Path, world: World = World()) -> Iterator[None]:  # noqa: B008 - frozen
+    """Keep other processes out of a folder in the block; what dead owners left half written is removed first.
 
-    The lock is the system's own on the file `.lock` (`flock`), so it goes with the process that holds it, however that
-    ends. `.owner.json` says who holds it, and is there only while somebody does, or after he was killed.
+    The lock is the system's own on the file `.lock` (`flock`), so it goes with its process, however that ends.
+    `.owner.json` names the process, and is there only in the block, or after the process was killed. A folder is
+    locked once: a second block in the same process is refused, as it would be in another one.
 
     Args:
         folder: made if it is missing.
+        world: the ranks of one job are one owner: the main one takes the lock, the others wait for it.
+
+    Raises:
+        AbmllError: it is locked; says by which process, where, and since when. Or it is no folder. On every rank.
+        OSError: the folder cannot be written, ...
     """
+    with ExitStack() as stack:
+        with together(world):
+            if world.is_main:
+                stack.enter_context(_locked(folder))
+        yield
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._lock = FileLock(folder / LOCK, timeout=0)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the lock in the block; what dead owners left half written is removed first.
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    if folder.exists() and not folder.is_dir():
+        raise AbmllError(f"{folder}: a file is there; give a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise AbmllError(
+            f"{folder} is in use by {_owner(folder)}. Wait for it, stop it, or choose another folder"
+        ) from error
+    try:
+        _take_over(folder)
+        yield
+    finally:
+        (folder / OWNER).unlink(missing_ok=True)
+        lock.release()
 
-        Whoever holds it already may take it again.
 
-        Raises:
-            AbmllError: another process holds it; says which, where, and since when. Or it is no folder.
-            OSError: the folder cannot be written, ...
-        """
-        if self._lock.is_locked:
-            yield
-            return
-        if self.folder.exists() and not self.folder.is_dir():
-            raise AbmllError(f"{self.folder}: a file is there; give a folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise AbmllError(
-                f"{self.folder} is in use by {self._owner()}. Wait for it, stop it, or choose another folder"
-            ) from error
-        try:
-            self._take_over()
-            yield
-        finally:
-            (self.folder / OWNER).unlink(missing_ok=True)
-            self._lock.release()
+def _take_over(folder: Path) -> None:
+    if (folder / OWNER).exists():
+        log.info("%s: taken over from %s, which ended without a word", folder, _owner(folder))
+    for path in tidy(folder):
+        log.info("%s: half written by a process that ended, removed", path)
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    write_sealed_json(folder / OWNER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
 
-    def _take_over(self) -> None:
-        if (self.folder / OWNER).exists():
-            log.info("%s: taken over from %s, which ended without a word", self.folder, self._owner())
-        for path in tidy(self.folder):
-            log.info("%s: half written by a process that ended, removed", path)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        write_sealed_json(self.folder / OWNER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
 
-    def _owner(self) -> str:
-        with suppress(AbmllError, KeyError):
-            found = read_sealed_json(self.folder / OWNER)
-            return f"process {found['pid']} on {found['host']} (since {found['since']})"
-        return "another process"
+def _owner(folder: Path) -> str:
+    with suppress(AbmllError, KeyError):
+        owner = read_sealed_json(folder / OWNER)
+        return f"process {owner['pid']} on {owner['host']} (since {owner['since']})"
+    return "another process"

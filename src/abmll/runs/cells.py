@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from abmll.config import RunConfig
 from abmll.errors import NonFiniteError
 from abmll.methods.noise import Coordinates, cell_coordinates
 from abmll.metrics.not_finite import ADAPTING, END, PREDICTING, NotFinite, read_not_finite
@@ -14,8 +13,9 @@ from abmll.metrics.predictions import Prediction, Predictions
 from abmll.process.timer import Timer
 from abmll.prompts.in_context import with_examples
 from abmll.question import Question, Task
+from abmll.runs.resolved import Run
 from abmll.systems.folds import Answered, held_out
-from abmll.systems.plans import AdaptationPlan, PredictionPlan, prediction_plan
+from abmll.systems.plans import AdaptationPlan, PredictionPlan
 from abmll.systems.predict import examples_of
 from abmll.systems.system import System
 from abmll.training.failed_batch import save_batch
@@ -48,25 +48,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Cells:
-    """All cells of one system and training seed.
+    """All cells of a run; the second row of the table, if there is one, answers by the mean weights."""
 
-    Attributes:
-        config: of the run.
-        names: its rows in the table; the second, if there is one, answers by the mean weights.
-        folder: its run directory, which batches that are not finite are kept in.
-        predictions: by row, the folder of its files.
-        record_non_finite: a cell that is not finite is a result, and kept as such; else it is an error.
-    """
-
-    config: RunConfig
-    names: Sequence[str]
-    folder: Path
-    predictions: Sequence[Path]
-    record_non_finite: bool = False
+    run: Run
 
     def file(self, name: str, where: str, draw: int, task: Task) -> Path:
         """Where a row's predictions are."""
-        folder = self.predictions[list(self.names).index(name)]
+        folder = self.run.predictions[self.run.rows.index(name)]
         return folder / where / f"draw-{draw}" / f"{task.name}.jsonl"
 
     def marker(self, name: str, where: str, draw: int, task: Task) -> Path:
@@ -75,12 +63,12 @@ class Cells:
 
     def exist(self, where: str, draw: int, tasks: Iterable[Task]) -> bool:
         """Whether every row has its predictions, or the word that they are not finite."""
-        places = [(name, where, draw, task) for name, task in itertools.product(self.names, tasks)]
+        places = [(name, where, draw, task) for name, task in itertools.product(self.run.rows, tasks)]
         return all(self.file(*place).exists() or self.marker(*place).exists() for place in places)
 
     def remove(self, where: str, draw: int, task: Task) -> None:
         """Remove what is there of a cell, in every row."""
-        for name in self.names:
+        for name in self.run.rows:
             self.file(name, where, draw, task).unlink(missing_ok=True)
             self.marker(name, where, draw, task).unlink(missing_ok=True)
 
@@ -90,13 +78,9 @@ class Cells:
         Raises:
             AbmllError: such a file is damaged.
         """
-        for folder in self.predictions:
+        for folder in self.run.predictions:
             for path in sorted(folder.glob(f"*/draw-*/*{END}")):
                 yield path, read_not_finite(path)
-
-    def scored(self, task: Task) -> tuple[Question, ...]:
-        """The test questions that are scored: all, or the first so many."""
-        return task.test[: self.config.adaptation.test_questions]
 
     def make(self, system: System, cell: Cell, timer: Timer) -> None:
         """Adapt to a task and write the predictions of every row, unless they are there.
@@ -106,7 +90,7 @@ class Cells:
         """
         if self.exist(cell.where, cell.draw, (cell.task,)):
             return
-        predict = partial(self._predict, system, cell_coordinates(self.config.training.seed, cell.draw, cell.task.name))
+        predict = partial(self._predict, system, cell_coordinates(self.run.seed, cell.draw, cell.task.name))
         try:
             with timer("adapt_seconds"):
                 held = self._held_out(system, cell, predict)
@@ -115,14 +99,14 @@ class Cells:
             self.mark(cell, ADAPTING, error)
             return
         with timer("predict_seconds"):
-            parts = [predict(questions, examples) for questions in (self.scored(cell.task), examples)]
-        parts.append(held or [()] * len(self.names))
-        for name, rows in zip(self.names, zip(*parts, strict=True), strict=True):
+            parts = [predict(questions, examples) for questions in (self.run.scored(cell.task), examples)]
+        parts.append(held or [()] * len(self.run.rows))
+        for name, rows in zip(self.run.rows, zip(*parts, strict=True), strict=True):
             self._write(name, cell, rows)
 
     def mark(self, cell: Cell, stage: str, error: NonFiniteError) -> None:
         """Say of a cell, in every row, that it is not finite; or raise the error."""
-        for name in self.names:
+        for name in self.run.rows:
             self._mark(name, cell, stage, error)
 
     def adapt(self, system: System, task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, ...]:
@@ -130,8 +114,8 @@ class Cells:
         try:
             return system.adapt(task, plan, draw)
         except NonFiniteError as error:
-            text = self.config.to_sealed_yaml()
-            raise save_batch(error, self.folder, system.method, system.batcher, task.name, text) from error
+            text = self.run.config.to_sealed_yaml()
+            raise save_batch(error, self.run.folder, system.method, system.batcher, task.name, text) from error
 
     def _write(self, name: str, cell: Cell, rows: Sequence[Answered]) -> None:
         """The predictions of a row: of the test questions, of the examples, and of these held out."""
@@ -142,14 +126,14 @@ class Cells:
         self._mark(name, cell, PREDICTING, next(part for part in rows if isinstance(part, NonFiniteError)))
 
     def _mark(self, name: str, cell: Cell, stage: str, error: NonFiniteError) -> None:
-        if not self.record_non_finite:
+        if not self.run.record_non_finite:
             raise error
         learned = _guesses(self._examples(cell))
-        a = self.config.adaptation
+        a = self.run.config.adaptation
         held = learned if a.folds and (cell.plan.steps or a.in_context) else ()
-        asked = self._of(name, cell, _guesses(self.scored(cell.task)), learned, held)
-        below = f"{self.folder.parent.name}/{self.folder.name}"  # where a comparison lies is nobody's business
-        why = without_folders(str(error).replace(str(self.folder), below), (*cell.task.train, *cell.task.test))
+        asked = self._of(name, cell, _guesses(self.run.scored(cell.task)), learned, held)
+        below = f"{self.run.folder.parent.name}/{self.run.folder.name}"  # where a comparison lies is nobody's business
+        why = without_folders(str(error).replace(str(self.run.folder), below), (*cell.task.train, *cell.task.test))
         NotFinite(asked, stage, why).write(self.marker(name, cell.where, cell.draw, cell.task))
 
     def _of(
@@ -163,7 +147,7 @@ class Cells:
         return Predictions(
             system=name,
             task=cell.task.name,
-            seed=self.config.training.seed,
+            seed=self.run.seed,
             draw=cell.draw,
             examples_consumed=cell.examples,
             rows=rows,
@@ -184,10 +168,10 @@ class Cells:
         examples: tuple[Question, ...],
     ) -> list[Answered]:
         """Predictions by each row of the system: drawn and, where it has stds, by the mean weights."""
-        if self.config.adaptation.in_context:
+        if self.run.config.adaptation.in_context:
             questions = tuple(with_examples(q, examples, system.batcher.encoder) for q in questions)
-        drawn = prediction_plan(self.config)
-        kinds = [drawn, PredictionPlan("mean", 1, drawn.batch_tokens)][: len(self.names)]
+        drawn = self.run.prediction
+        kinds = [drawn, PredictionPlan("mean", 1, drawn.batch_tokens)][: len(self.run.rows)]
         return [self._answered(system, questions, kind, coordinates) for kind in kinds]
 
     def _answered(
@@ -196,13 +180,13 @@ class Cells:
         try:
             return system.predict(questions, kind, coordinates)
         except NonFiniteError as error:
-            if not self.record_non_finite:
+            if not self.run.record_non_finite:
                 raise
             return error
 
     def _held_out(self, system: System, cell: Cell, predict: "partial[list[Answered]]") -> list[Answered]:
         """Predictions of the examples by folds; nothing where nothing is learned that they could be held out of."""
-        a, plan = self.config.adaptation, cell.plan
+        a, plan = self.run.config.adaptation, cell.plan
         if not a.folds or not (plan.steps or a.in_context):
             return []
         return held_out(

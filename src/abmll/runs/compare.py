@@ -1,25 +1,40 @@
 """Systems x seeds x adaptation draws as build targets: whatever has its file already is not done again."""
 
-import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from abmll.adapters.attach import find_targets
 from abmll.config import CompareConfig, RunConfig, load_config
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import read_sealed_json, write_sealed_json, write_text
 from abmll.metrics.registered import METRICS
 from abmll.models import LanguageModel
-from abmll.process.lock import FolderLock
+from abmll.process.lock import locked_folder
+from abmll.process.timer import Timer
 from abmll.process.together import together
 from abmll.process.world import World
+from abmll.runs.cells import Cells
+from abmll.runs.evaluate_run import (
+    evaluate_run,
+    is_complete,
+    mark_training,
+    report_scores,
+    spent_before,
+    unmark_training,
+    write_cost,
+)
 from abmll.runs.origin import advice, configuration_of_run, differences, task_hash, told
-from abmll.runs.overrides import check_fit, check_run, check_systems, of_system
-from abmll.runs.roles import RunTasks, load_run_tasks, without_leaks
-from abmll.runs.target import Target, row_names
-from abmll.systems.build import build_episodes, check_tasks
+from abmll.runs.overrides import check_encoded, check_run, check_systems, of_system
+from abmll.runs.resolved import ResolvedRun, Run, prepare_run, resolve
+from abmll.runs.roles import RunTasks, check_roles, load_run_tasks, without_leaks
+from abmll.runs.tracking import Tracking
+from abmll.runs.train_run import train_in_folder
+from abmll.systems.build import build_batcher, build_system
+from abmll.systems.system import System
 
 log = logging.getLogger(__name__)
 
@@ -56,158 +71,190 @@ def run_comparison(
             or another process is at work in `out`.
         Stopped: the process was asked to stop; what is done is on disk.
     """
-    runs = [(name, seed, config.run(name, seed)) for name, seed in itertools.product(config.systems, config.seeds)]
-    tasks = comparison_tasks(config, out)
-    targets = [(seed, _target(name, run, out, tasks, config.curve, strict)) for name, seed, run in runs]
-    with _locked(out, world):
+    runs = comparison_runs(config, out, strict=strict)
+    with locked_folder(out, world):
         with together(world):
             if world.is_main:
-                _keep_configuration(config, out, runs, tasks)
-        _make_missing(config, targets, load, listener, world)
+                _keep_configuration(config, out, runs)
+        _complete_missing(runs, load, listener, world)
         with together(world):
             if world.is_main:
-                _warn_of_non_finite(targets)
+                _warn_of_non_finite(runs)
 
 
-def _warn_of_non_finite(targets: Sequence[tuple[int, Target]]) -> None:
+def _warn_of_non_finite(runs: Sequence[Run]) -> None:
     """Name every system and seed whose numbers are not finite, and say how to try again."""
-    for seed, target in targets:
-        found = list(target.cells.markers())
-        if found:
-            path, first = found[0]
-            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    for run in runs:
+        markers = list(Cells(run).markers())
+        if markers:
+            path, first = markers[0]
+            more = f" and {len(markers) - 1} more" if len(markers) > 1 else ""
             log.warning(
                 "%s seed %d is not finite, and so in the report (task %s, draw %d%s): %s. It is not tried again by "
                 "itself: to do so delete %s%s; or compare with another model.dtype into another folder (--out)",
-                *(target.name, seed, first.asked.task, first.asked.draw, more, first.why, path, more),
+                *(
+                    run.name,
+                    run.seed,
+                    first.asked.task,
+                    first.asked.draw,
+                    more,
+                    first.why,
+                    path,
+                    more,
+                ),
             )
 
 
-def _target(name: str, run: RunConfig, out: Path, tasks: RunTasks, curve: int, strict: bool) -> Target:
-    """A system and seed; its row of mean weights lies beside it, as if it were a system of its own."""
-    seed = f"seed-{run.training.seed}"
-    means = out / f"{name}_mean" / seed / "predictions"
-    roles = (tasks.train, tasks.unseen, tasks.validation)
-    folder = out / name / seed
-    return Target(name, run, folder, *roles, curve, strict=strict, mean_predictions=means, record_non_finite=True)
-
-
-@contextmanager
-def _locked(out: Path, world: World) -> Iterator[None]:
-    """The main rank holds the folder for all of them."""
-    with ExitStack() as stack:
-        with together(world):
-            if world.is_main:
-                stack.enter_context(FolderLock(out).held())
-        yield
-
-
-def _make_missing(
-    config: CompareConfig,
-    targets: list[tuple[int, Target]],
-    load: Callable[[], LanguageModel],
-    listener: Listener,
-    world: World,
-) -> None:
-    missing = [(seed, target) for seed, target in targets if not target.done()]
-    listener({"event": "plan", "units": sum(t.units() for _, t in missing), "done": len(targets) - len(missing)})
+def _complete_missing(runs: Sequence[Run], load: Callable[[], LanguageModel], listener: Listener, world: World) -> None:
+    missing = [run for run in runs if not is_complete(run)]
+    listener({"event": "plan", "units": sum(run.units() for run in missing), "done": len(runs) - len(missing)})
     if not missing:
         return
-    listener({"event": "loading", "model": config.model.source or config.model.shape})
+    model = missing[0].config.model
+    listener({"event": "loading", "model": model.source or model.shape})
     base = load()
-    for _, target in missing:  # all of them before the first is trained, which may take days
-        with of_system(target.name):
-            check_fit(target.config, base, (*target.train, *target.validation, *target.unseen))
-    for seed, target in missing:
-        listener({"event": "target", "system": target.name, "seed": seed, "iterations": target.iterations})
-        target.make(base, listener, world)
+    for run in missing:  # all of them before the first is trained, which may take days
+        with of_system(run.name):
+            find_targets(base.model, run.config.adapter.targets)
+            encoder = build_batcher(run.config, base).encoder
+            check_encoded(run.tasks.every, encoder, in_context=run.config.adaptation.in_context)
+    for run in missing:
+        iterations = run.training.iterations
+        listener({"event": "target", "system": run.name, "seed": run.seed, "iterations": iterations})
+        system = build_system(run.config, base, run.settings)
+        try:
+            complete_run(run, system, listener, world)
+        finally:
+            system.close()
 
 
-def comparison_tasks(config: CompareConfig, out: Path | None = None) -> RunTasks:
-    """A comparison's tasks, after a look at everything that can be wrong with it before a model is loaded.
+def complete_run(run: Run, system: System, listener: Listener, world: World) -> None:
+    """Train, then adapt and predict at every point of the curve and, at the end, without adaptation.
+
+    Args:
+        run: what is trained and evaluated, and where.
+        system: its system, as new; it stays open.
+        listener: is called with an event after each step and cell.
+        world: the ranks that train together.
+
+    Raises:
+        NonFiniteError: something is not finite, and the run does not record that as a result.
+        Stopped: the process was asked to stop; what is done is on disk.
+    """
+    device = system.language_model.device
+    with run.directory.locked(world), Tracking(run.config, run.folder) as tracking:
+        timer = Timer(spent_before(run))
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            final = train_in_folder(run, system, listener, world, tracking, timer)
+        except NonFiniteError as error:
+            if not run.record_non_finite:
+                raise
+            with together(world):
+                if world.is_main:
+                    mark_training(run, error)
+                    write_cost(run, system, run.training.iterations, timer)
+            return
+        with together(world, long=True):
+            if world.is_main:
+                unmark_training(run)
+                evaluate_run(run, system, final, listener, timer)
+                report_scores(run, final, tracking)
+                write_cost(run, system, final, timer)
+
+
+def comparison_runs(config: CompareConfig, out: Path | None = None, *, strict: bool = False) -> list[Run]:
+    """The runs of a comparison, after a look at everything that can be wrong with it before a model is loaded.
 
     Args:
         config: what to compare.
-        out: its folder, where some of it may be done; None: all is to be done.
+        out: its folder, where some of it may be done; None: all is to be done, in `runs/NAME`.
+        strict: refuse to go back behind a damaged checkpoint.
+
+    Returns:
+        For each system, a run for each seed; all have the same tasks.
 
     Raises:
         AbmllError: a setting, a tracker or a name is wrong, or a task has two roles, is too small, leaks, ...
     """
     for metric in config.metrics:
         METRICS.lookup(metric)
-    check_systems(config)
-    runs = {name: config.run(name, config.seeds[0]) for name in config.systems}
-    for name, run in runs.items():
+    configs = {name: [config.run(name, seed) for seed in config.seeds] for name in config.systems}
+    check_systems(config, {name: seeds[0] for name, seeds in configs.items()})
+    resolved: dict[str, list[ResolvedRun]] = {}
+    for name, seeds in configs.items():
         folders = () if out is None else tuple(out / name / f"seed-{seed}" for seed in config.seeds)
         with of_system(name):
-            check_run(run, *folders)
-    _check_rows(config)
-    tasks = load_run_tasks(config, tuple(runs.values()))
+            resolved[name] = [resolve(run) for run in seeds]
+            check_run(resolved[name][0], *folders)
+    _check_rows([seeds[0] for seeds in resolved.values()])
+    tasks = _comparison_tasks(config, [seeds[0] for seeds in configs.values()])
+    runs = []
+    for name, run in ((name, run) for name, seeds in resolved.items() for run in seeds):
+        with of_system(name):
+            runs.append(_prepare(run, tasks, out or Path("runs") / config.name, config.curve, strict))
+    return runs
+
+
+def _comparison_tasks(config: CompareConfig, runs: Sequence[RunConfig]) -> RunTasks:
+    """The tasks, none with two roles or too small, and without leaks."""
+    tasks = load_run_tasks(config, runs)
     if not tasks.unseen:
         raise AbmllError("tasks.unseen names no task to compare on")
-    tasks = _checked(config, tasks)
-    for name, run in runs.items():
-        with of_system(name):
-            _check_own(run, tasks)
+    check_roles(tasks, config.adaptation.examples)  # first: a task in two roles leaks every row
+    tasks = without_leaks(tasks, config.tasks.leak_check)
+    check_roles(tasks, config.adaptation.examples)
     return tasks
 
 
-def _check_own(run: RunConfig, tasks: RunTasks) -> None:
-    """What a system asks of the tasks by settings of its own."""
-    build_episodes(run, tasks.train)
-    check_tasks(run, tasks.train, tasks.unseen + tasks.validation)
-    if run.training.validate_every is not None and not tasks.validation:
+def _prepare(resolved: ResolvedRun, tasks: RunTasks, out: Path, curve: int, strict: bool) -> Run:
+    """A system and seed, with what it asks of the tasks by settings of its own.
+
+    Its row of mean weights lies beside it, as if it were a system of its own.
+    """
+    every, seed = resolved.training.validate_every, f"seed-{resolved.seed}"
+    predictions = [out / row / seed / "predictions" for row in resolved.rows]
+    folder, options = out / resolved.name / seed, {"strict": strict, "record_non_finite": True}
+    run = prepare_run(resolved, tasks, folder, curve=curve, predictions=predictions, **options)
+    check_roles(tasks, resolved.adaptation.examples)
+    if every is not None and not tasks.validation:
         raise AbmllError(
-            f"training.validate_every={run.training.validate_every}, but tasks.validation names no tasks to choose by; "
-            "name some for the comparison, or leave it out"
+            f"training.validate_every={every}, but tasks.validation names no tasks to choose by; name some for the "
+            "comparison, or leave it out"
         )
-
-
-def _checked(config: CompareConfig, tasks: RunTasks) -> RunTasks:
-    """The tasks, none with two roles or too small, and without leaks."""
-    check_tasks(config, tasks.train, tasks.unseen + tasks.validation)  # first: a task in two roles leaks every row
-    clean = without_leaks(config, tasks)
-    check_tasks(config, clean.train, clean.unseen + clean.validation)
-    return clean
+    return run
 
 
 def _skipped(tasks: RunTasks) -> str:
     """Says in the report how many bad rows were left out."""
-    every = tasks.train + tasks.validation + tasks.unseen
-    counts = ", ".join(f"{task.name} {task.skipped:,}" for task in every if task.skipped)
+    counts = ", ".join(f"{task.name} {task.skipped:,}" for task in tasks.every if task.skipped)
     return f"Bad rows left out: {counts}." if counts else ""
 
 
-def _check_rows(config: CompareConfig) -> None:
+def _check_rows(runs: Sequence[ResolvedRun]) -> None:
     """Refuse a system whose name is that of another's row of mean weights: they would share a folder."""
-    rows = [row for name in config.systems for row in row_names(name, config.run(name, config.seeds[0]))]
+    rows = [row for run in runs for row in run.rows]
     twice = sorted({row for row in rows if rows.count(row) > 1})
     if twice:
         raise AbmllError(f"systems: {', '.join(twice)} is also the row of another system's mean weights; rename it")
 
 
-def _keep_configuration(
-    config: CompareConfig, out: Path, runs: list[tuple[str, int, RunConfig]], tasks: RunTasks
-) -> None:
+def _keep_configuration(config: CompareConfig, out: Path, runs: Sequence[Run]) -> None:
     """Write what is compared, refusing to mix with results of another configuration."""
-    _refuse_lost_files(out, [out / name / f"seed-{seed}" for name, seed, _ in runs])
+    _refuse_lost_files(out, [run.folder for run in runs])
     before = load_config(CompareConfig, out / "config.yaml") if (out / "config.yaml").exists() else config
     if before.curve != config.curve:
         raise AbmllError(
             f"{out} was made with curve={before.curve}, now it is {config.curve}: its checkpoints were not kept. "
             "Give another folder with --out, or remove it"
         )
-    for name, seed, run in runs:
-        file = out / name / f"seed-{seed}" / "config.yaml"
-        changed = differences(configuration_of_run(file), run) if file.exists() else {}
-        if changed:
-            raise AbmllError(
-                f"{file.parent} was made with another configuration: {told(changed)}. Go back to it"
-                f"{advice(changed, f'systems.{name}.')}, give another folder with --out, or remove it"
-            )
-    data = {task.name: task_hash(task) for task in tasks.train + tasks.validation + tasks.unseen}
+    for run in runs:
+        _refuse_other_configuration(run)
+    tasks = runs[0].tasks
+    data = {task.name: task_hash(task) for task in tasks.every}
     _refuse_other_rows(out, data)
-    rows = [row for name, seed, run in runs if seed == config.seeds[0] for row in row_names(name, run)]
+    rows = [row for run in runs if run.seed == config.seeds[0] for row in run.rows]
     described = {
         "name": config.name,
         "note": " ".join(filter(None, (config.note, _skipped(tasks)))),
@@ -221,6 +268,17 @@ def _keep_configuration(
     }
     write_text(out / "config.yaml", config.to_sealed_yaml())
     write_sealed_json(out / COMPARISON, described)
+
+
+def _refuse_other_configuration(run: Run) -> None:
+    """Results that are there belong to the configuration that they were made with."""
+    file = run.folder / "config.yaml"
+    changed = differences(resolve(configuration_of_run(file)), run) if file.exists() else {}
+    if changed:
+        raise AbmllError(
+            f"{run.folder} was made with another configuration: {told(changed)}. Go back to it"
+            f"{advice(changed, f'systems.{run.name}.')}, give another folder with --out, or remove it"
+        )
 
 
 def _refuse_lost_files(out: Path, runs: Sequence[Path]) -> None:

@@ -7,11 +7,10 @@ import torch
 from transformers import PreTrainedModel
 
 from abmll.adapters.attach import features, find_targets
-from abmll.config import RunConfig
 from abmll.methods import method_class
 from abmll.models import count_parameters, load_skeleton
 from abmll.models.load import choose_device, choose_dtype
-from abmll.systems.build import iterations_of, method_settings
+from abmll.runs.resolved import ResolvedRun
 
 
 @dataclass(frozen=True)
@@ -45,21 +44,21 @@ class Estimate:
         return self.weight_bytes + self.adapter_bytes + self.activation_bytes
 
 
-def estimate(config: RunConfig) -> Estimate:
-    """Count what a configuration asks for.
+def estimate(run: ResolvedRun) -> Estimate:
+    """Count what a run asks for.
 
     Raises:
         AbmllError: the model's configuration cannot be had, or no layer matches the targets.
     """
+    config, settings, cls = run.config, run.settings, method_class(run.config.method.name)
     model = load_skeleton(config.model.source, shape=config.model.shape, revision=config.model.revision)
-    settings, cls = method_settings(config), method_class(config.method.name)
     size = [sum(features(layer)) for layer in find_targets(model, config.adapter.targets).values()]
     factors = sum(size) * config.adapter.rank * (2 if cls.has_std else 1)
     dtype = choose_dtype(config.model.dtype, choose_device(config.model.device))
-    batches = iterations_of(config) * config.training.meta_batch * (settings.inner_steps + 1)
+    batches = run.training.iterations * config.training.meta_batch * (settings.inner_steps + 1)
     questions = min(settings.batch_size, config.training.micro_batch or settings.batch_size)
     return Estimate(
-        meta_iterations=iterations_of(config),
+        meta_iterations=run.training.iterations,
         gradient_steps=batches,
         examples=batches * settings.batch_size,
         base_parameters=count_parameters(model),

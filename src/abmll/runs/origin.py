@@ -13,7 +13,7 @@ from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, write_sealed_json, write_text
 from abmll.models import LanguageModel
 from abmll.question import Task
-from abmll.systems.build import method_settings
+from abmll.runs.resolved import ResolvedRun, resolve
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def task_hash(task: Task) -> str:
     return digest.hexdigest()
 
 
-def keep_origin(folder: Path, config: RunConfig, origin: Origin, allowed: Collection[str] | None = None) -> None:
+def keep_origin(folder: Path, run: ResolvedRun, origin: Origin, allowed: Collection[str] | None = None) -> None:
     """Write `config.yaml` and `origin.json`, or compare with those that are there.
 
     Every setting of the method is written, also those that nobody gave: a later version may have another default.
@@ -67,7 +67,7 @@ def keep_origin(folder: Path, config: RunConfig, origin: Origin, allowed: Collec
 
     Args:
         folder: the run directory.
-        config, origin: of what is to go on there.
+        run, origin: of what is to go on there.
         allowed: fields that may differ, as the message names them, or a whole section of them; None: none may, and
             the message does not speak of it.
 
@@ -76,14 +76,14 @@ def keep_origin(folder: Path, config: RunConfig, origin: Origin, allowed: Collec
     """
     file = folder / "config.yaml"
     if not file.exists():
-        write_text(file, _pinned(config).to_sealed_yaml())
+        write_text(file, run.pinned.to_sealed_yaml())
         write_sealed_json(folder / ORIGIN, {**vars(origin), "changes": []})
         return
-    before = configuration_of_run(file)
+    before = resolve(configuration_of_run(file))
     kept = _read_origin(folder, origin)
-    changed = differences(before, config)
+    changed = differences(before, run)
     changed |= {name: (kept.get(name), value) for name, value in vars(origin).items() if kept.get(name) != value}
-    refused = {n: pair for n, pair in changed.items() if not (_may(n, pair, config) or _allowed(n, pair, allowed))}
+    refused = {n: pair for n, pair in changed.items() if not (_may(n, pair, run.config) or _allowed(n, pair, allowed))}
     if refused:
         raise AbmllError(
             f"{folder} holds a run of another configuration: {told(refused)}. Go back to its configuration"
@@ -91,12 +91,12 @@ def keep_origin(folder: Path, config: RunConfig, origin: Origin, allowed: Collec
         )
     for name, pair in changed.items():
         log.warning("%s: %s; what is there was made before the change", folder, told({name: pair}))
-    schedules = [v for n, v in _fields(_resolved(config)) if n.startswith("method.") and n.endswith("schedule")]
+    schedules = [v for n, v in _fields(_values(run)) if n.startswith("method.") and n.endswith("schedule")]
     if "training.iterations" in changed and any(value != "constant" for value in schedules):
         log.warning("%s: scheduled rates go by the new training.iterations from here on", folder)
     changes = [*kept.get("changes", []), *({"field": n, "from": a, "to": b} for n, (a, b) in changed.items())]
     write_sealed_json(folder / ORIGIN, {**vars(origin), "changes": changes})
-    write_text(file, _pinned(config).to_sealed_yaml())
+    write_text(file, run.pinned.to_sealed_yaml())
 
 
 def _read_origin(folder: Path, now: Origin) -> dict[str, Any]:
@@ -118,22 +118,16 @@ def configuration_of_run(file: Path) -> RunConfig:
     return config.model_copy(update={"method": MethodConfig(**method)})
 
 
-def differences(before: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
+def differences(before: ResolvedRun, now: ResolvedRun) -> dict[str, tuple[Any, Any]]:
     """Fields in which two configurations differ, `FREE` ones apart -> both values; methods by what they resolve to."""
-    one, other = dict(_fields(_resolved(before))), dict(_fields(_resolved(now)))
+    one, other = dict(_fields(_values(before))), dict(_fields(_values(now)))
     names = [name for name in {**one, **other} if not name.startswith(FREE) and one.get(name) != other.get(name)]
     return {name: (one.get(name), other.get(name)) for name in names}
 
 
-def _pinned(config: RunConfig) -> RunConfig:
-    """The configuration with every setting of its method as it is now."""
-    method = {**config.method.model_dump(mode="json"), **method_settings(config).model_dump(mode="json")}
-    return config.model_copy(update={"method": MethodConfig(**method)})
-
-
-def _resolved(config: RunConfig) -> dict[str, Any]:
+def _values(run: ResolvedRun) -> dict[str, Any]:
     """Every value; a preset is what it stands for."""
-    values = _pinned(config).model_dump(mode="json")
+    values = run.pinned.model_dump(mode="json")
     return {**values, "method": {name: value for name, value in values["method"].items() if name != "preset"}}
 
 

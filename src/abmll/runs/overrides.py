@@ -10,18 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from abmll.adapters.attach import find_targets
 from abmll.adapters.peft import read_peft
 from abmll.config import CompareConfig, RunConfig, TrainingConfig
 from abmll.errors import AbmllError
 from abmll.kernels import check_usable
 from abmll.methods import method_class
-from abmll.models import LanguageModel
 from abmll.models.load import choose_device
+from abmll.prompts.encode import Encoder
 from abmll.prompts.in_context import with_examples
 from abmll.question import Task
+from abmll.runs.resolved import ResolvedRun
 from abmll.runs.tracking import check_trackers
-from abmll.systems.build import build_batcher, iterations_of, method_settings
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +86,12 @@ def of_system(name: str) -> Iterator[None]:
         raise AbmllError(f"systems.{name}: {error}") from error
 
 
-def check_systems(config: CompareConfig) -> None:
+def check_systems(config: CompareConfig, runs: Mapping[str, RunConfig]) -> None:
     """Refuse what a system of a comparison cannot have of its own.
+
+    Args:
+        config: of the comparison.
+        runs: system -> its configuration with one of the seeds.
 
     Raises:
         AbmllError: names system, field, value and the comparison's own; says why and what to do.
@@ -98,7 +101,7 @@ def check_systems(config: CompareConfig) -> None:
             f"training.seed={config.training.seed}: a comparison trains by its `seeds`, {_shown(list(config.seeds))}; "
             f"give seeds=[{config.training.seed}]"
         )
-    base = dict(fields_of(config.base()))
+    base = dict(fields_of(config.model_dump(mode="json")))
     for name, own in config.systems.items():
         given = dict(fields_of(own))
         with of_system(name):
@@ -109,7 +112,7 @@ def check_systems(config: CompareConfig) -> None:
                     f"training.seed is {given['training.seed']!r}, but all systems are trained with the seeds of the "
                     f"comparison, {_shown(list(config.seeds))}: leave it out, and give `seeds`"
                 )
-            _check_shared(base, dict(fields_of(config.run(name, config.seeds[0]).model_dump(mode="json"))))
+            _check_shared(base, dict(fields_of(runs[name].model_dump(mode="json"))))
 
 
 def _check_shared(base: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
@@ -122,32 +125,33 @@ def _check_shared(base: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
             )
 
 
-def check_run(config: RunConfig, *folders: Path) -> None:
+def check_run(run: ResolvedRun, *folders: Path) -> None:
     """Refuse settings of a run that is to be trained that cannot work, together or here.
 
     Args:
-        config: of the run.
+        run: its configuration.
         folders: where it is to be trained; what one that has begun needs no more is not looked at.
 
     Raises:
         AbmllError: names the field and its value; says what to do.
     """
-    check_settings(config)
-    check_trackers(config)
+    config = run.config
+    check_settings(run)
+    check_trackers(config.tracking.tracker)
     if not folders or not all((folder / "checkpoints").is_dir() for folder in folders):
         _check_start(config)
-    every, iterations = config.training.validate_every, iterations_of(config)
+    every, iterations = run.training.validate_every, run.training.iterations
     if every is not None and iterations and every > iterations:
         log.warning("%s: training.validate_every=%d never comes in %d iterations", config.name, every, iterations)
 
 
-def check_settings(config: RunConfig) -> None:
+def check_settings(run: ResolvedRun) -> None:
     """Refuse settings that cannot adapt or answer, together or on this machine.
 
     Raises:
         AbmllError: names the field and its value; says what to do.
     """
-    settings = method_settings(config)
+    config, settings = run.config, run.settings
     check_usable(config.engine.kernels, choose_device(config.model.device))
     a, text = config.adaptation, config.likelihood
     if a.sampler == "activation" and method_class(config.method.name).has_std:
@@ -180,17 +184,15 @@ def _check_start(config: RunConfig) -> None:
         )
 
 
-def check_fit(config: RunConfig, base: LanguageModel, tasks: tuple[Task, ...]) -> None:
-    """Refuse a run that does not fit its model: layers, template, letters. Asks one question of each task.
+def check_encoded(tasks: tuple[Task, ...], encoder: Encoder, *, in_context: bool) -> None:
+    """Refuse tasks that do not fit a model: its template, its letters. Asks one question of each.
 
     Raises:
-        AbmllError: a target matches no layer, or a question cannot be encoded.
+        AbmllError: a question cannot be encoded.
     """
-    find_targets(base.model, config.adapter.targets)
-    encoder = build_batcher(config, base).encoder
     for question in (question for task in tasks for question in (*task.train, *task.test)[:1]):
         encoder(question)
-        if config.adaptation.in_context:
+        if in_context:
             with_examples(question, (), encoder)
 
 

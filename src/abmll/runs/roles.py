@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from abmll.config import RunConfig, TaskSource
+from abmll.config import LeakCheck, RunConfig, TaskSource
 from abmll.errors import AbmllError
 from abmll.question import Question, Task
 from abmll.systems.build import tasks_of
@@ -24,6 +24,11 @@ class RunTasks:
     train: tuple[Task, ...]
     validation: tuple[Task, ...]
     unseen: tuple[Task, ...]
+
+    @property
+    def every(self) -> tuple[Task, ...]:
+        """All of them."""
+        return self.train + self.validation + self.unseen
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,36 @@ def load_run_tasks(config: RunConfig, runs: Sequence[RunConfig] = ()) -> RunTask
     return RunTasks(tasks_of(config.tasks.train), tasks_of(config.tasks.validation), tasks_of(config.tasks.unseen))
 
 
-def without_leaks(config: RunConfig, tasks: RunTasks) -> RunTasks:
-    """The tasks, with `tasks.leak_check` done: refused, told, or without the rows that leak.
+def check_roles(tasks: RunTasks, examples: int) -> None:
+    """Refuse tasks with two roles, and ones that are not trained on but too small to adapt to or score.
+
+    Args:
+        tasks: by their roles.
+        examples: that adapting to a task takes.
 
     Raises:
-        AbmllError: `tasks.leak_check` is "error" and there are leaks; names the rows as file:line.
+        AbmllError: names every such task.
     """
-    return _without(config, tasks, () if config.tasks.leak_check == "off" else find_leaks(tasks))
+    new, trained = tasks.unseen + tasks.validation, {task.name for task in tasks.train}
+    faults = [f"{task.name} is both trained on and held out" for task in new if task.name in trained]
+    names = [task.name for task in new]
+    faults += [
+        f"{name} is both a validation and an unseen task" for name in sorted(set(names)) if names.count(name) > 1
+    ]
+    small = [task for task in new if len(task.train) < examples]
+    faults += [f"{task.name} has {len(task.train)} train rows, adaptation wants {examples}" for task in small]
+    faults += [f"{task.name} has no test rows to score" for task in new if not task.test]
+    if faults:
+        raise AbmllError("tasks: " + "; ".join(faults))
+
+
+def without_leaks(tasks: RunTasks, leak_check: LeakCheck) -> RunTasks:
+    """The tasks, with `tasks.leak_check` done: leaks are refused, warned of, or their rows are left out.
+
+    Raises:
+        AbmllError: `leak_check` is "error" and there are leaks; names the rows as file:line.
+    """
+    return _without(tasks, () if leak_check == "off" else find_leaks(tasks), leak_check)
 
 
 def tasks_to_score(config: RunConfig, source: TaskSource | None) -> RunTasks:
@@ -94,20 +122,19 @@ def tasks_to_score(config: RunConfig, source: TaskSource | None) -> RunTasks:
     leaks = find_leaks(tasks, repeated=False)
     if source is not None:
         leaks = tuple(leak.turned() if leak.first in (TRAINED, CHOSEN) else leak for leak in leaks)
-    return _without(config, tasks, leaks)
+    return _without(tasks, leaks, config.tasks.leak_check)
 
 
-def _without(config: RunConfig, tasks: RunTasks, leaks: Sequence[Leak]) -> RunTasks:
-    mode = config.tasks.leak_check
+def _without(tasks: RunTasks, leaks: Sequence[Leak], leak_check: LeakCheck) -> RunTasks:
     if not leaks:
         return tasks
-    if mode == "error":
+    if leak_check == "error":
         raise AbmllError(
             f"{_told(leaks)}\nRemove one row of each pair. Or set tasks.leak_check=drop to leave out the row named "
             "first, or tasks.leak_check=warn to go on with both"
         )
-    log.warning("%s%s", _told(leaks), "\nThe rows named first are left out" if mode == "drop" else "")
-    return _dropped(tasks, leaks) if mode == "drop" else tasks
+    log.warning("%s%s", _told(leaks), "\nThe rows named first are left out" if leak_check == "drop" else "")
+    return _dropped(tasks, leaks) if leak_check == "drop" else tasks
 
 
 def find_leaks(tasks: RunTasks, repeated: bool = True) -> tuple[Leak, ...]:

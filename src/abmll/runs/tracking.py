@@ -7,7 +7,7 @@ before the model is loaded, and a tracker that fails later is left out with one 
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -27,14 +27,14 @@ KEPT = "tracking.json"
 log = logging.getLogger(__name__)
 
 
-def check_trackers(config: RunConfig) -> None:
+def check_trackers(names: Sequence[str]) -> None:
     """Refuse a tracker whose package is not installed.
 
     Raises:
         AbmllError: says what to install.
     """
     known = {str(kind) for kind in get_available_trackers()}
-    missing = [name for name in config.tracking.tracker if name not in known]
+    missing = [name for name in names if name not in known]
     if missing:
         raise AbmllError(
             f"tracking.tracker: {', '.join(missing)} cannot be used, its package is not installed: "
@@ -43,7 +43,7 @@ def check_trackers(config: RunConfig) -> None:
 
 
 class Tracking:
-    """The trackers of a run. Use as a context manager; blocks may be nested, and the outermost one ends the trackers.
+    """The trackers of a run, as a context manager that ends them.
 
     They begin with the first numbers. No method raises an `Exception`.
 
@@ -58,7 +58,7 @@ class Tracking:
     def __init__(self, config: RunConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
         self._trackers: dict[str, GeneralTracker] = {}
-        self._begun, self._depth, self._last = False, 0, 0
+        self._begun, self._last = False, 0
 
     @property
     def wanted(self) -> bool:
@@ -66,15 +66,11 @@ class Tracking:
         return bool(self.config.tracking.tracker)
 
     def __enter__(self) -> "Tracking":
-        self._depth += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._depth -= 1
-        if self._depth:
-            return
         for name, tracker in tuple(self._trackers.items()):
             with self._left_out_if_it_fails(name):
                 tracker.finish()

@@ -6,13 +6,12 @@ from typing import Any
 
 from abmll.config import RunConfig, check
 from abmll.errors import AbmllError
-from abmll.process.timer import Timer
-from abmll.process.world import World
 from abmll.question import Task
 from abmll.runs.overrides import check_run
-from abmll.runs.roles import RunTasks, without_leaks
-from abmll.runs.target import Target
-from abmll.systems.build import PYTHON, check_tasks, renew
+from abmll.runs.resolved import prepare_run, resolve
+from abmll.runs.roles import RunTasks, check_roles, without_leaks
+from abmll.runs.train_run import train_run
+from abmll.systems.build import PYTHON, renew
 from abmll.systems.system import System
 from abmll.tasks.episodes import check_answers
 
@@ -61,16 +60,20 @@ def train(
     ...     train(system, load_tasks("builtin:capitals"), f"{folder}/run", iterations=1)
     1
     """
-    config = _configured(system.config, tasks, validation, iterations)
-    check_run(config, Path(folder))
+    resolved = resolve(_configured(system.config, tasks, validation, iterations))
+    config = resolved.config
+    check_run(resolved, Path(folder))
     for task in (*tasks, *validation):
         check_answers(task, test=True)
-    given = without_leaks(config, RunTasks(tuple(tasks), tuple(validation), ()))
-    check_tasks(config, given.train, given.validation)
-    target = Target(config.name, config, Path(folder), given.train, (), given.validation)
-    renewed = renew(system, config)
-    assert renewed, "tasks and iterations are no part of a captured step"
-    return target.meta_train(system, listener, World(), Timer())
+    given = without_leaks(RunTasks(tuple(tasks), tuple(validation), ()), config.tasks.leak_check)
+    check_roles(given, config.adaptation.examples)
+
+    def as_new() -> System:
+        renewed = renew(system, config)
+        assert renewed, "tasks and iterations are no part of a captured step"
+        return system
+
+    return train_run(prepare_run(resolved, given, Path(folder)), as_new, listener)
 
 
 def _configured(

@@ -45,13 +45,16 @@ def load_base(config: ModelConfig) -> LanguageModel:
     )
 
 
-def build_system(config: RunConfig | Mapping[str, Any] | str, base: LanguageModel) -> System:
+def build_system(
+    config: RunConfig | Mapping[str, Any] | str, base: LanguageModel, settings: Settings | None = None
+) -> System:
     """Put adapters on a base model, with a method over them: a system that can be trained, adapted and asked.
 
     Args:
         config: the name of a method, which takes its defaults; or sections as a recipe has them, without `model`; or a
             whole configuration.
         base: of `load_model`; its layers hold the adapters until `System.close`.
+        settings: of the method, where they are resolved already.
 
     Raises:
         AbmllError: a setting is unknown, or does not fit the method or the model.
@@ -62,7 +65,7 @@ def build_system(config: RunConfig | Mapping[str, Any] | str, base: LanguageMode
     (3, True)
     """
     config = configuration_for(config, base)
-    settings = method_settings(config)
+    settings = settings or method_settings(config)
     adapters = attach(
         base.model,
         config.adapter.targets,
@@ -202,9 +205,9 @@ def tasks_of(source: TaskSource | None) -> tuple[Task, ...]:
     return load_tasks(source.source, source.names, merge_choices=source.merge_choices, on_bad_row=source.on_bad_row)
 
 
-def build_episodes(config: RunConfig, tasks: tuple[Task, ...]) -> Episodes:
+def build_episodes(config: RunConfig, tasks: tuple[Task, ...], settings: Settings | None = None) -> Episodes:
     """The data order of a configuration: the same batches for every system that takes them by task."""
-    settings = method_settings(config)
+    settings = settings or method_settings(config)
     return Episodes(
         tasks,
         settings.episodes,
@@ -236,21 +239,3 @@ def training_plan(config: RunConfig, snapshots: tuple[int, ...] = ()) -> Trainin
         on_non_finite=t.on_non_finite,
         most_skipped=t.most_skipped,
     )
-
-
-def check_tasks(config: RunConfig, train: tuple[Task, ...], held: tuple[Task, ...]) -> None:
-    """Refuse tasks with two roles (to train on, choose by, report), and held-out ones too small to adapt to or score.
-
-    Raises:
-        AbmllError: names every such task.
-    """
-    faults = [f"{t.name} is both trained on and held out" for t in held if t.name in {x.name for x in train}]
-    names = [t.name for t in held]
-    faults += [
-        f"{name} is both a validation and an unseen task" for name in sorted(set(names)) if names.count(name) > 1
-    ]
-    need = config.adaptation.examples
-    faults += [f"{t.name} has {len(t.train)} train rows, adaptation wants {need}" for t in held if len(t.train) < need]
-    faults += [f"{t.name} has no test rows to score" for t in held if not t.test]
-    if faults:
-        raise AbmllError("tasks: " + "; ".join(faults))

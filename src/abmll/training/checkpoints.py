@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,7 @@ from abmll.files import (
     replaced_by,
     write_bytes,
 )
-from abmll.process.lock import FolderLock
-from abmll.process.together import together
+from abmll.process.lock import locked_folder
 from abmll.process.world import World
 
 log = logging.getLogger(__name__)
@@ -77,24 +76,25 @@ class RunDirectory:
     def __init__(self, path: Path, *, strict: bool = False) -> None:
         self.path, self.strict = path, strict
         self.known_good: set[int] = set()
-        self._lock = FolderLock(path)
+        self._is_locked = False
 
     @contextmanager
     def locked(self, world: World = World()) -> Iterator[None]:  # noqa: B008 - frozen
-        """Keep other processes out in the block; the ranks of one job are one owner.
+        """Keep other processes out in the block; see `locked_folder`.
 
         Raises:
             AbmllError: another process is in it; on every rank.
         """
-        if not world.is_main:
-            with together(world):
-                pass
-            yield
-            return
-        with ExitStack() as stack:
-            with together(world):
-                stack.enter_context(self._lock.held())
-            yield
+        with locked_folder(self.path, world):
+            self._is_locked = True
+            try:
+                yield
+            finally:
+                self._is_locked = False
+
+    def locked_by_caller_or(self, world: World) -> AbstractContextManager[None]:
+        """Nothing inside a block of `locked`, else `locked` itself: for `meta_train`, which a user may call alone."""
+        return nullcontext() if self._is_locked else self.locked(world)
 
     @property
     def journal(self) -> Path:

@@ -125,7 +125,7 @@ def meta_train(
     inner, outer, totals = optimizers.inner, optimizers.outer, optimizers.totals
     progress = Progress()
     work = _Work(method, episodes, batcher, plan, run, world, validate, graphs, inner, outer, totals, progress)
-    with run.locked(world), gently():
+    with run.locked_by_caller_or(world), gently():
         resume(work.trained, run, world)
         first, start = progress.step, time.perf_counter()
         while progress.step < plan.iterations and not _out_of_patience(progress, plan):

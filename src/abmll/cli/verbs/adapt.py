@@ -23,10 +23,11 @@ from abmll.everyday.shipped import find_run
 from abmll.metrics.worth import Worth, WorthRow
 from abmll.process.stopping import Stopped
 from abmll.process.timer import Timer
+from abmll.runs.evaluate_run import evaluate_once
 from abmll.runs.overrides import check_settings, check_trained
-from abmll.runs.roles import tasks_to_score
-from abmll.runs.target import Target
-from abmll.systems.build import build_system, check_tasks, load_base
+from abmll.runs.resolved import prepare_run, resolve
+from abmll.runs.roles import RunTasks, check_roles, tasks_to_score
+from abmll.systems.build import build_system, load_base
 from abmll.tables.layouts import Layout, parse_labels
 from abmll.tasks.sources import load_tasks
 from abmll.training.checkpoints import RunDirectory
@@ -213,22 +214,23 @@ def _score_unseen(run: Path, tasks: str | None, overrides: list[str], step: int 
         raise AbmllError(f"{tasks}: one file of rows; --save NAME adapts to it, and keeps the result")
     config = load_config(RunConfig, run / "config.yaml", overrides)
     check_trained(load_config(RunConfig, run / "config.yaml"), config, run)
-    check_settings(config)
+    resolved = resolve(config)
+    check_settings(resolved)
     roles = tasks_to_score(config, TaskSource(source=tasks) if tasks else None)
     if not roles.unseen:
         raise AbmllError(f"{run} names no unseen tasks: give a folder, a file or builtin:NAME")
     if bare := [task.name for task in roles.unseen if not task.test]:
         raise AbmllError(f"{', '.join(bare)}: no test rows to score; `--save NAME` keeps a task adapted to its rows")
-    check_tasks(config, (), roles.unseen)
+    check_roles(RunTasks((), (), roles.unseen), config.adaptation.examples)
     compared = (run.parent.parent / "comparison.json").is_file()  # its predictions are results there
-    place = run / "adapted" if compared else None
-    target = Target(config.name, config, run, roles.train, roles.unseen, predictions=place)
-    found = _chosen(target.run, step)
+    folders = (run / "adapted", run / "adapted" / "mean") if compared else None
+    prepared = prepare_run(resolved, RunTasks(roles.train, (), roles.unseen), run, predictions=folders)
+    checkpoint = _chosen(prepared.directory, step)
     with ProgressDisplay(err_console) as display:
         display({"event": "loading", "model": config.model.source or config.model.shape})
-        system = build_system(config, load_base(config.model))
-        restore_theta(system.method, target.run, found)
-        files = target.predict_at(system, found, display, Timer())
+        system = build_system(config, load_base(config.model), resolved.settings)
+        restore_theta(system.method, prepared.directory, checkpoint)
+        files = evaluate_once(prepared, system, checkpoint, display, Timer())
     print_scores(files)
 
 

@@ -10,7 +10,7 @@ from abmll.cli.progress import ProgressDisplay
 from abmll.cli.verbs.report import show_report
 from abmll.config import CompareConfig, load_config
 from abmll.process.world import join_world, leave_world
-from abmll.runs.compare import comparison_tasks, run_comparison
+from abmll.runs.compare import comparison_runs, run_comparison
 from abmll.systems.build import load_base
 
 app = command_app()
@@ -34,8 +34,8 @@ def compare(
     """
     config = load_config(CompareConfig, recipe, overrides or [])
     if dry_run:
-        runs = [config.run(name, config.seeds[0]) for name in config.systems]
-        show_plan(out_console, config, runs, comparison_tasks(config))
+        runs = [run for run in comparison_runs(config) if run.seed == config.seeds[0]]
+        show_plan(out_console, config, runs, runs[0].tasks)
         return
     folder, world = out or Path("runs") / config.name, join_world()
     with ProgressDisplay(err_console) as display:

@@ -1,5 +1,6 @@
 """`abmll train`: meta-train one system."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +11,13 @@ from abmll.cli.arguments import DryRun, Out, Overrides, Recipe, Strict, show_pla
 from abmll.cli.lazy import command_app
 from abmll.cli.progress import ProgressDisplay
 from abmll.config import RunConfig, load_config
-from abmll.process.timer import Timer
 from abmll.process.world import join_world, leave_world
 from abmll.runs.overrides import check_run
-from abmll.runs.roles import load_run_tasks, without_leaks
-from abmll.runs.target import Target
-from abmll.systems.build import build_episodes, build_system, check_tasks, load_base
+from abmll.runs.resolved import prepare_run, resolve
+from abmll.runs.roles import check_roles, load_run_tasks, without_leaks
+from abmll.runs.train_run import train_run
+from abmll.systems.build import build_system, load_base
+from abmll.systems.system import System
 
 app = command_app()
 out_console, err_console = Console(), Console(stderr=True)
@@ -46,23 +48,25 @@ def train(
     """
     config = load_config(RunConfig, recipe, overrides or [])
     folder = out or Path("runs") / config.name
-    check_run(config, folder)
+    resolved = resolve(config)
+    check_run(resolved, folder)
     tasks = load_run_tasks(config)
-    check_tasks(config, tasks.train, tasks.unseen + tasks.validation)
-    tasks = without_leaks(config, tasks)
-    check_tasks(config, tasks.train, tasks.unseen + tasks.validation)
-    build_episodes(config, tasks.train)
+    check_roles(tasks, config.adaptation.examples)
+    tasks = without_leaks(tasks, config.tasks.leak_check)
+    check_roles(tasks, config.adaptation.examples)
+    run = prepare_run(resolved, replace(tasks, unseen=()), folder, strict=strict)
     if dry_run:
-        show_plan(out_console, config, [config], tasks)
+        show_plan(out_console, config, [resolved], tasks)
         return
     world = join_world()
-    allowed = allow_change or ()
-    target = Target(config.name, config, folder, tasks.train, (), tasks.validation, strict=strict, allow_change=allowed)
-    with ProgressDisplay(err_console) as display, target.run.locked(world):
-        display({"event": "plan", "units": target.units(), "done": 0})
-        display({"event": "loading", "model": config.model.source or config.model.shape})
-        system = build_system(config, load_base(config.model))
-        final = target.meta_train(system, display, world, Timer())
+    with ProgressDisplay(err_console) as display:
+
+        def build() -> System:
+            display({"event": "plan", "units": run.units(), "done": 0})
+            display({"event": "loading", "model": config.model.source or config.model.shape})
+            return build_system(config, load_base(config.model), resolved.settings)
+
+        final = train_run(run, build, display, world, allow_change or ())
     leave_world()
     if world.is_main:
         out_console.print(f"Trained: step {final}. Adapter: {folder / 'adapter'}. Next: abmll adapt {folder} TASKS")

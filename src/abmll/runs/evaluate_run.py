@@ -1,0 +1,179 @@
+"""Evaluating a run: adapt to every unseen task, predict its test rows, and say in the folder what all of it cost."""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from abmll.errors import AbmllError, NonFiniteError
+from abmll.files import read_sealed_json, write_sealed_json
+from abmll.metrics.not_finite import TRAINING
+from abmll.process.environment import environment, peak_memory
+from abmll.process.stopping import gently
+from abmll.process.timer import Timer
+from abmll.question import Task
+from abmll.runs.card import rewrite_run_card
+from abmll.runs.cells import BEFORE, Cell, Cells
+from abmll.runs.record import COST, ENVIRONMENT, mean_scores, owner, place_of
+from abmll.runs.resolved import Run
+from abmll.runs.tracking import Tracking
+from abmll.systems.system import System
+from abmll.training.resume import restore_theta
+
+log = logging.getLogger(__name__)
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+def evaluate_run(run: Run, system: System, final: int, listener: Listener, timer: Timer) -> None:
+    """Adapt to every unseen task and predict, at each point of the curve up to `final` and there without adaptation.
+
+    Cells that have their file are not made again. The caller has locked the run's folder.
+
+    Args:
+        run: was trained.
+        system: its system; theta is read from the checkpoints of the curve.
+        final: the step whose weights are the result.
+        listener: is called with an event after each cell.
+        timer: adds up the seconds.
+
+    Raises:
+        NonFiniteError: an adaptation or prediction is not finite, and the run does not record that.
+        Stopped: the process was asked to stop; what is done is on disk.
+    """
+    cells = Cells(run)
+    with gently():
+        for step, of_step in itertools.groupby(_every_cell(run, final), lambda cell: cell.step):
+            restore_theta(system.method, run.directory, step)
+            for cell in of_step:
+                cells.make(system, cell, timer)
+                listener(_evaluated(run, cell))
+
+
+def evaluate_once(run: Run, system: System, step: int, listener: Listener, timer: Timer) -> list[Path]:
+    """Adapt to every unseen task from theta as it is now, and predict, replacing predictions that are there.
+
+    Args:
+        run: names the unseen tasks.
+        system: its system, with the weights of `step`.
+        step: names the folder of the predictions.
+        listener: is called with an event after each cell.
+        timer: adds up the seconds.
+
+    Returns:
+        The files, for each draw and task one for every row of the system.
+
+    Raises:
+        AbmllError: another process is in the run directory.
+    """
+    files, cells, draws = [], Cells(run), range(run.config.adaptation.draws)
+    with run.directory.locked(), gently():
+        for draw, task in itertools.product(draws, run.tasks.unseen):
+            cell = _adapted_cell(run, task, draw, step)
+            cells.remove(cell.where, draw, task)
+            cells.make(system, cell, timer)
+            listener(_evaluated(run, cell))
+            files += [cells.file(name, cell.where, draw, task) for name in run.rows]
+        if (run.folder / "adapter").is_dir():
+            rewrite_run_card(run.folder)
+    return files
+
+
+def _every_cell(run: Run, final: int) -> Iterator[Cell]:
+    """Each point of the curve up to `final`, draw and task; at the end those without adaptation."""
+    for step in run.evaluated_steps(final):
+        for draw, task in itertools.product(range(run.config.adaptation.draws), run.tasks.unseen):
+            yield _adapted_cell(run, task, draw, step)
+    unadapted = replace(run.adaptation, steps=0)
+    for task in run.tasks.unseen:
+        yield Cell(task, 0, final, run.examples(final), BEFORE, unadapted)
+
+
+def _adapted_cell(run: Run, task: Task, draw: int, step: int) -> Cell:
+    examples = run.examples(step)
+    return Cell(task, draw, step, examples, place_of(examples), run.adaptation)
+
+
+def _evaluated(run: Run, cell: Cell) -> dict[str, Any]:
+    """The event after a cell."""
+    steps = cell.plan.steps
+    names = {
+        "system": run.name,
+        "task": cell.task.name,
+        "draw": cell.draw,
+        "step": cell.step,
+        "adapted": steps > 0,
+    }
+    return {"event": "evaluated", "units": run.evaluation_units(cell.task, steps), **names}
+
+
+def is_complete(run: Run) -> bool:
+    """Whether every file is there: `cost.json`, written last, says where training ended.
+
+    A cell that is not finite has a file too, and is not tried again.
+    """
+    try:
+        final = read_sealed_json(run.folder / COST, _owner(run, COST))["final_step"]
+        read_sealed_json(run.folder / ENVIRONMENT, _owner(run, ENVIRONMENT))
+    except (AbmllError, KeyError):
+        return False
+    cells = Cells(run)
+    return all(cells.exist(cell.where, cell.draw, (cell.task,)) for cell in _every_cell(run, final))
+
+
+def mark_training(run: Run, error: NonFiniteError) -> None:
+    """Where training came to no end, no cell has predictions: say so in the place of each."""
+    cells = Cells(run)
+    for cell in _every_cell(run, run.training.iterations):
+        if not cells.exist(cell.where, cell.draw, (cell.task,)):
+            cells.mark(cell, TRAINING, error)
+
+
+def unmark_training(run: Run) -> None:
+    """Training came to its end: remove what an earlier one that did not left in the place of predictions."""
+    for path, marker in Cells(run).markers():
+        if marker.stage == TRAINING:
+            path.unlink()
+
+
+def report_scores(run: Run, final: int, tracking: Tracking) -> None:
+    """Put the scores on the model card and, as means over tasks and draws, to the trackers."""
+    rewrite_run_card(run.folder)
+    if not tracking.wanted:
+        return
+    cells, where, draws = Cells(run), place_of(run.examples(final)), range(run.config.adaptation.draws)
+    pairs = list(itertools.product(draws, run.tasks.unseen))
+    files = {name: [cells.file(name, where, draw, task) for draw, task in pairs] for name in run.rows}
+    finite = {name: mean_scores(each) for name, each in files.items() if all(file.exists() for file in each)}
+    tracking.summary({"unseen": finite}, final)
+
+
+def spent_before(run: Run) -> dict[str, Any]:
+    """The cost of an earlier call, which made most of what is there; empty if there was none."""
+    try:
+        return read_sealed_json(run.folder / COST, _owner(run, COST)) if (run.folder / COST).exists() else {}
+    except AbmllError as error:
+        log.warning("%s; what was spent before is forgotten", error)
+        return {}
+
+
+def write_cost(run: Run, system: System, final: int, timer: Timer) -> None:
+    """What the whole run took, and on what; written last."""
+    made_with, adapters = environment(system.language_model.device), system.method.adapters
+    cost = {
+        "final_step": final,
+        **timer.seconds,
+        "peak_memory_bytes": peak_memory(system.language_model.device),
+        "shared_parameters": sum(p.numel() for p in adapters.parameters("shared")),
+        "task_parameters": sum(p.numel() for p in adapters.parameters("task")),
+        "truncated_questions": len(system.batcher.encoder.truncated),
+        "device": str(made_with["device"]),
+    }
+    write_sealed_json(run.folder / ENVIRONMENT, made_with, _owner(run, ENVIRONMENT))
+    write_sealed_json(run.folder / COST, cost, _owner(run, COST))
+
+
+def _owner(run: Run, file: str) -> str:
+    return owner(file, run.name, run.seed)

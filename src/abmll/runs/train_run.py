@@ -1,0 +1,130 @@
+"""Training a run into its folder: configuration and provenance, the loop, the adapter with its card."""
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from abmll.adapters.folder import write_adapter
+from abmll.adapters.peft import start_from
+from abmll.methods.noise import VALIDATION
+from abmll.metrics.scores import mean_nll, mean_nll_scaled
+from abmll.process.timer import Timer
+from abmll.process.together import together
+from abmll.process.world import World
+from abmll.runs.card import about_run, write_card
+from abmll.runs.cells import Cells
+from abmll.runs.origin import keep_origin, origin_of
+from abmll.runs.record import Record, keep_record, task_facts
+from abmll.runs.resolved import Run
+from abmll.runs.tracking import Tracking
+from abmll.systems.plans import PredictionPlan
+from abmll.systems.system import System
+from abmll.training.optimizers import rates_at
+from abmll.training.train import meta_train
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+def train_run(
+    run: Run,
+    build: Callable[[], System],
+    listener: Listener = lambda event: None,
+    world: World = World(),  # noqa: B008 - frozen
+    allow_change: Collection[str] | None = None,
+) -> int:
+    """Meta-train a run into its folder, going on from its last checkpoint if it was stopped.
+
+    Args:
+        run: what is trained, and where.
+        build: makes its system; called when no other process is in the folder.
+        listener: is called with an event after each meta-iteration.
+        world: the ranks that train together.
+        allow_change: fields that may differ from those of the run that goes on; see `keep_origin`.
+
+    Returns:
+        The step whose weights the adapter holds: the last, or the best by the validation tasks.
+
+    Raises:
+        AbmllError: another process is in the folder, or a run of another configuration or other data lies there.
+        NonFiniteError: a loss, a gradient or a weight is not finite.
+        Stopped: the process was asked to stop, and the state is saved.
+    """
+    with run.directory.locked(world), Tracking(run.config, run.folder) as tracking:
+        return train_in_folder(run, build(), listener, world, tracking, Timer(), allow_change)
+
+
+def train_in_folder(
+    run: Run,
+    system: System,
+    listener: Listener,
+    world: World,
+    tracking: Tracking,
+    timer: Timer,
+    allow_change: Collection[str] | None = None,
+) -> int:
+    """As `train_run`, in a folder that the caller has locked; the system is left with the trained weights."""
+
+    def report(event: dict[str, Any]) -> None:
+        units = 3 * run.training.meta_batch * run.episodes.examples
+        listener({"event": "step", "system": run.name, "iterations": iterations, "units": units, **event})
+        if world.is_main and tracking.wanted:
+            tracking.step(event, rates_at(system.method, event["step"] - 1, iterations))
+
+    iterations = run.training.iterations
+    with together(world):
+        if world.is_main:
+            origin = origin_of(system.language_model, run.tasks.train, run.tasks.validation)
+            keep_origin(run.folder, run, origin, allow_change)
+        _start_from_lora(run, system)
+    with timer("train_seconds"):
+        final = _meta_train(run, system, report, world)
+    with together(world, long=True):
+        if world.is_main:
+            _write_adapter(run, system, final)
+    return final
+
+
+def _start_from_lora(run: Run, system: System) -> None:
+    """Take the means of an ordinary LoRA, if one is to be the start; a run that goes on has its own already."""
+    if run.config.adapter.start is not None and run.directory.latest() is None:
+        folder = Path(run.config.adapter.start).expanduser()
+        start_from(system.method.adapters, system.alpha, folder, system.language_model.name)
+
+
+def _meta_train(run: Run, system: System, report: Listener, world: World) -> int:
+    return meta_train(
+        system.method,
+        run.episodes,
+        system.batcher,
+        run.training,
+        run.directory,
+        world,
+        (lambda: validation_nll(run, system)) if run.tasks.validation else None,
+        report,
+        system.graphs,
+        system.training,
+    )
+
+
+def validation_nll(run: Run, system: System) -> float:
+    """Mean NLL over the validation tasks after adapting to each, by the mean weights; phi is used up by it.
+
+    With `training.validate_by` `nll_scaled`, at the temperature that suits each task best.
+    """
+    nll = {"nll": mean_nll, "nll_scaled": mean_nll_scaled}[run.config.training.validate_by]
+    plan, cells = PredictionPlan("mean", 1, run.prediction.batch_tokens), Cells(run)
+    nlls = []
+    for task in run.tasks.validation:
+        cells.adapt(system, task, run.adaptation, 0)
+        nlls.append(nll(system.predict(run.scored(task), plan, VALIDATION)))
+    return sum(nlls) / len(nlls)
+
+
+def _write_adapter(run: Run, system: System, final: int) -> None:
+    """The adapter with its model card, and the record that the card goes by."""
+    train, validation = (tuple(map(task_facts, tasks)) for tasks in (run.tasks.train, run.tasks.validation))
+    record = Record(step=final, examples=run.examples(final), train=train, validation=validation)
+    keep_record(run.folder, record)
+    stored = system.stored("shared")
+    about = about_run(run.folder, stored.facts)
+    write_adapter(stored, run.folder / "adapter", lambda beside: write_card(beside, about))
