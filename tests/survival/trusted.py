@@ -24,9 +24,9 @@ from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import adapt_and_save
 from abmll.everyday.labelled import Labelled
+from abmll.everyday.probe import Probe, read_probe, write_probe
 from abmll.everyday.saved import read_task
 from abmll.everyday.session import open_run, read_shared
-from abmll.everyday.shipped import Probe, read_probe, write_probe
 from abmll.exporting import export_calibrated, export_mean, export_merged
 from abmll.files import read_sealed_json, write_sealed_json
 from abmll.models import LanguageModel, load_model

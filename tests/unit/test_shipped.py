@@ -12,9 +12,10 @@ from abmll.adapters.folder import read_adapter
 from abmll.config import RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.everyday import shipped
+from abmll.everyday.probe import measure_probe, read_probe
 from abmll.everyday.session import open_run
 from abmll.everyday.ship import ship
-from abmll.everyday.shipped import HERE, find_run, read_probe, shipped_names
+from abmll.everyday.shipped import HERE, find_run, shipped_names
 from abmll.runs.origin import differences
 from abmll.systems.build import method_settings
 from tests.everyday import place_run
@@ -63,7 +64,7 @@ def test_another_quantisation_is_taken_with_the_measured_difference(
     assert "another quantisation or dtype" in caplog.text
     probe = read_probe(run)
     assert probe is not None
-    found = shipped.measure_probe(session.system)
+    found = measure_probe(session.system)
     assert f"NLL is {found.nll:.3f} nats over 60 built-in questions, {probe.nll:.3f} on the one" in caplog.text
     assert found.nll != probe.nll
     assert found.tokens == probe.tokens

@@ -10,8 +10,8 @@ from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import read_adapter
 from abmll.config import RunConfig, check, load_config, merge, parse_override
 from abmll.errors import AbmllError
+from abmll.everyday.probe import read_probe, warn_of_other_weights, with_same_tokenizer
 from abmll.everyday.saved import SavedTask, read_task
-from abmll.everyday.shipped import read_probe, warn_of_other_weights, with_same_tokenizer
 from abmll.models import LanguageModel
 from abmll.question import Question, Task
 from abmll.runs.overrides import OWN_ROWS, check_settings, check_trained
