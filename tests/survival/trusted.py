@@ -101,7 +101,7 @@ def inside(place: Path) -> Iterator[None]:
 
 
 def _save_task(run: Path, name: str) -> None:
-    session, _ = open_run(run, ["adaptation.steps=1", "adaptation.samples=2"])
+    session, _ = open_run(run, {"adaptation": {"steps": 1, "samples": 2}})
     layout = Layout(("bad", "good") if name == "a" else ("good", "bad"))
     rows = tuple(
         layout.question({"text": text, "label": label}, number, place=f"{name}.csv:{number + 2}")

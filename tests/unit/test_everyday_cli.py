@@ -278,7 +278,7 @@ def test_the_check_can_be_stopped_and_the_task_stays(
 
 
 def test_steps_are_one_pass_or_what_is_asked_for(abmll: Command, tmp_path: Path) -> None:
-    for options, steps in (("", 25), ("adaptation.steps=2", 2)):
+    for options, steps in (("", 25), ("adaptation.steps=2", 2), ('adaptation={"steps":3}', 3)):
         assert abmll(f"adapt runs/mine my.csv --save s{steps} --no-check {options}")[0] == 0
         assert read_task(tmp_path / "runs" / "mine", f"s{steps}").details["steps"] == steps
 

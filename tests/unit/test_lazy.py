@@ -41,12 +41,14 @@ MISSPELT = {
     "adapt nowhere": "nowhere: no run directory",
     "adapt smollm2 nowhere": "nowhere: no such",
     "adapt smollm2 nowhere.csv --save t": "nowhere.csv: no such",
+    "adapt smollm2 builtin:plurals --save t hello": "'hello' is not of the form section.key=value",
     "predict nowhere rows.csv -o out.csv": "nowhere: no run directory",
     "predict smollm2 nowhere.csv -o out.csv": "nowhere.csv: cannot be read",
     "predict smollm2 . -o o --task t --abstain-below-risk 0.1 --held-back nowhere": "nowhere: cannot be read",
     "score nowhere.jsonl": "nowhere.jsonl: cannot be read",
     "report nowhere": "nowhere: cannot be read",
     "export nowhere -o out": "nowhere: no run directory",
+    "export smollm2 -o out model.dtype": "'model.dtype' is not of the form section.key=value",
     "export smollm2 -o out --calibrated --questions nowhere.csv": "nowhere.csv: cannot be read",
     "tasks list nowhere": "nowhere: no such",
     "tasks show nowhere": "nowhere: no such",
@@ -86,7 +88,7 @@ def test_help_of_every_command_imports_no_model_library(tmp_path: Path) -> None:
         assert not MODELS & modules, line
 
 
-def test_a_misspelt_file_of_every_command_imports_no_model_library(tmp_path: Path) -> None:
+def test_a_misspelt_file_or_override_of_every_command_imports_no_model_library(tmp_path: Path) -> None:
     assert {line.split()[0] for line in MISSPELT} == set(COMMANDS)
     for line, code, _, err, modules in called(list(MISSPELT), tmp_path):
         assert (code, MISSPELT[line] in " ".join(err.split())) == (2, True), err

@@ -60,7 +60,7 @@ def test_another_quantisation_is_taken_with_the_measured_difference(
     open_run(run)
     assert "built-in questions" not in caplog.text
     with caplog.at_level(logging.WARNING):
-        session, _ = open_run(run, ["model.dtype=bfloat16"])
+        session, _ = open_run(run, {"model": {"dtype": "bfloat16"}})
     assert "another quantisation or dtype" in caplog.text
     probe = read_probe(run)
     assert probe is not None
@@ -80,7 +80,7 @@ def test_another_base_model_is_refused(here: Path) -> None:
         (save_tiny(here / "weights", seed=5), "its weights differ"),
     ):
         with pytest.raises(AbmllError, match=what):
-            open_run(run, [f"model.source={folder}"])
+            open_run(run, {"model": {"source": str(folder)}})
 
 
 def test_a_tokenizer_that_differs_where_no_question_goes_is_the_same(here: Path, home: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_tokenizer_that_differs_where_no_question_goes_is_the_same(here: Path,
     tokenizer.chat_template = "{{ messages }}"
     AutoModelForCausalLM.from_pretrained(home / "model").save_pretrained(here / "other")
     tokenizer.save_pretrained(here / "other")
-    session, _ = open_run(find_run("tiny"), [f"model.source={here / 'other'}"])
+    session, _ = open_run(find_run("tiny"), {"model": {"source": str(here / "other")}})
     assert session.base.tokenizer_hash != read_adapter(find_run("tiny") / "adapter").facts.base.tokenizer_hash
 
 

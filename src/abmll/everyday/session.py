@@ -4,11 +4,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import read_adapter
-from abmll.config import RunConfig, check, load_config, merge, parse_override
+from abmll.config import RunConfig, check, load_config, merge
 from abmll.errors import AbmllError
 from abmll.everyday.probe import read_probe, warn_of_other_weights, with_same_tokenizer
 from abmll.everyday.saved import SavedTask, read_task
@@ -19,8 +20,6 @@ from abmll.systems.adapters import use_adapter
 from abmll.systems.answers import Answer, answer
 from abmll.systems.build import System, adaptation_plan, build_system, load_base, prediction_plan
 from abmll.systems.predict import AdaptationPlan, PredictionPlan, adapt
-
-STEPS = "adaptation.steps"
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,13 @@ class Session:
         """How answers are drawn."""
         return prediction_plan(self.config)
 
-    def tuned(self, overrides: Sequence[str]) -> "Session":
-        """The same run on the same model, adapting and drawing in another way (`adaptation.key=value`).
+    def tuned(self, overrides: Mapping[str, Any]) -> "Session":
+        """The same run on the same model, adapting and drawing in another way (`{"adaptation": {"steps": 3}}`).
 
         Raises:
             AbmllError: a value is wrong.
         """
-        config = _laid(self.config, *map(parse_override, overrides), where=self.folder)
+        config = _laid(self.config, overrides, where=self.folder)
         steps = _steps_in(config, overrides)
         return replace(self, config=config, steps=self.steps if steps is None else steps)
 
@@ -102,13 +101,16 @@ def steps_for(rows: int, usual: AdaptationPlan) -> int:
 
 
 def open_run(
-    folder: Path, overrides: Sequence[str] = (), task: str | None = None, base: LanguageModel | None = None
+    folder: Path,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+    task: str | None = None,
+    base: LanguageModel | None = None,
 ) -> tuple[Session, SavedTask | None]:
     """Open a run directory, with a saved task in the task slot if one is named; else phi is theta.
 
     Args:
         folder: the run directory.
-        overrides: `section.key=value`, laid on its configuration.
+        overrides: values laid on its configuration, section by section.
         task: a saved task, which brings the likelihood and the draws that it was adapted with.
         base: the base model, if it is loaded already.
 
@@ -125,7 +127,7 @@ def open_run(
 
 def settings_of(
     folder: Path,
-    overrides: Sequence[str] = (),
+    overrides: Mapping[str, Any] = MappingProxyType({}),
     saved: SavedTask | None = None,
     fixed: Mapping[str, str] = OWN_ROWS,
 ) -> RunConfig:
@@ -133,7 +135,7 @@ def settings_of(
 
     Args:
         folder: the run directory.
-        overrides: `section.key=value`.
+        overrides: values laid on it, section by section.
         saved: a saved task.
         fixed: what cannot be set here, besides what cannot of any trained run, and why.
 
@@ -141,7 +143,7 @@ def settings_of(
         AbmllError: there is no such run, a value is wrong, or it cannot be set any more.
     """
     config = _laid(load_config(RunConfig, folder / "config.yaml"), _brought_by(saved), where=folder)
-    found = _laid(config, *map(parse_override, overrides), where=folder)
+    found = _laid(config, overrides, where=folder)
     check_trained(config, found, folder, fixed)
     check_settings(found)
     return found
@@ -154,8 +156,8 @@ def _laid(config: RunConfig, *laid: Mapping[str, Any], where: Path) -> RunConfig
     return check(RunConfig, values, str(where))
 
 
-def _steps_in(config: RunConfig, overrides: Sequence[str]) -> int | None:
-    return config.adaptation.steps if any(text.startswith(f"{STEPS}=") for text in overrides) else None
+def _steps_in(config: RunConfig, overrides: Mapping[str, Any]) -> int | None:
+    return config.adaptation.steps if "steps" in overrides.get("adaptation", {}) else None
 
 
 def _brought_by(saved: SavedTask | None) -> dict[str, Any]:

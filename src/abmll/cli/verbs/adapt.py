@@ -7,6 +7,7 @@ import typer
 
 from abmll.cli.arguments import AskOption, LabelsOption, OverridesArgument, RunArgument, TextOption
 from abmll.cli.lazy import command_app
+from abmll.config import parse_overrides
 from abmll.errors import AbmllError
 from abmll.everyday.shipped import find_run
 
@@ -50,6 +51,7 @@ def adapt(
     if tasks is not None and "=" in tasks and not Path(tasks).exists():  # TASKS was left out
         overrides = [tasks, *(overrides or [])]
         tasks = None
+    values = parse_overrides(overrides or [])
 
     from abmll.cli.work.own_rows import check_tasks_to_score, read_own_rows  # after the arguments
 
@@ -58,7 +60,7 @@ def adapt(
 
         from abmll.cli.work.score_unseen import score_unseen  # after the arguments
 
-        score_unseen(find_run(run), tasks, overrides or [], step)
+        score_unseen(find_run(run), tasks, values, step)
         return
     if tasks is None or step is not None:
         raise AbmllError(
@@ -69,4 +71,4 @@ def adapt(
     from abmll.cli.work.adapt import SaveRequest, adapt_to_rows  # after the arguments
 
     request = SaveRequest(save, Path(tasks).name, hold_back, check=not no_check, replace=replace)
-    adapt_to_rows(find_run(run), labelled, overrides or [], request)
+    adapt_to_rows(find_run(run), labelled, values, request)

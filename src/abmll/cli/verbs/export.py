@@ -7,6 +7,7 @@ import typer
 
 from abmll.cli.arguments import RunArgument, existing
 from abmll.cli.lazy import command_app
+from abmll.config import parse_overrides
 from abmll.errors import AbmllError
 
 app = command_app()
@@ -41,11 +42,12 @@ def export(
     """
     _check_options(task, merge, draw, calibrated, questions)
     existing(questions)
+    values = parse_overrides(overrides or [])
 
     from abmll.cli.work.export import ExportOptions, export_adapter  # after the arguments
 
     options = ExportOptions(merge, draw, calibrated, questions, count, force, confirmed=yes)
-    export_adapter(run, out, task, overrides or [], options)
+    export_adapter(run, out, task, values, options)
 
 
 def _check_options(task: str | None, merge: bool, draw: int | None, calibrated: bool, questions: Path | None) -> None:

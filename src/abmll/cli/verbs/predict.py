@@ -7,6 +7,7 @@ import typer
 
 from abmll.cli.arguments import AskOption, LabelsOption, OverridesArgument, RunArgument, TextOption, existing
 from abmll.cli.lazy import command_app
+from abmll.config import parse_overrides
 from abmll.errors import AbmllError
 from abmll.metrics.abstention import check_share
 from abmll.tables.layouts import Layout, parse_labels
@@ -49,11 +50,12 @@ def predict(
     _check_options(task, labels, abstain_below_risk, held_back)
     existing(held_back)
     layout = Layout(None if labels is None else parse_labels(labels), text, ask=ask)
+    values = parse_overrides(overrides or [])
 
     from abmll.cli.work.predict import PredictRequest, predict_rows  # after the arguments
 
     request = PredictRequest(rows, out, task, layout, prefix, abstain_below_risk, held_back)
-    predict_rows(run, overrides or [], request)
+    predict_rows(run, values, request)
 
 
 def _check_options(task: str | None, labels: str | None, risk: float | None, held_back: Path | None) -> None:

@@ -1,8 +1,10 @@
 """The work of `abmll adapt --save`: labelled rows to a saved task, and a check whether that was worth it."""
 
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -36,7 +38,7 @@ class SaveRequest:
     replace: bool
 
 
-def adapt_to_rows(run: Path, labelled: Labelled, overrides: list[str], request: SaveRequest) -> None:
+def adapt_to_rows(run: Path, labelled: Labelled, overrides: Mapping[str, Any], request: SaveRequest) -> None:
     """Adapt to labelled rows, save the posterior, and check it."""
     check_free(run, request.name, replace=request.replace)
     for remark in remarks(labelled):

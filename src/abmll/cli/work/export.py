@@ -1,5 +1,6 @@
 """The work of `abmll export`: an adapter written for other programs, read again and compared."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class _Export:
     options: ExportOptions
 
 
-def export_adapter(run: str, out: Path, task: str | None, overrides: list[str], options: ExportOptions) -> None:
+def export_adapter(run: str, out: Path, task: str | None, overrides: Mapping[str, Any], options: ExportOptions) -> None:
     """Export the shared weights of a run, or those of a saved task."""
     folder = find_run(run, place=task is not None)
     saved = None if task is None else read_task(folder, task)

@@ -1,8 +1,9 @@
 """The work of `abmll predict`: rows answered and written, and the threshold below which nothing is predicted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table as RichTable
@@ -48,7 +49,7 @@ class PredictRequest:
     held_back: Path | None
 
 
-def predict_rows(run: str, overrides: list[str], request: PredictRequest) -> None:
+def predict_rows(run: str, overrides: Mapping[str, Any], request: PredictRequest) -> None:
     """Check every row, open the run, answer, and write."""
     folder, table = find_run(run), Table(request.rows)
     saved = None if request.task is None else read_task(folder, request.task)

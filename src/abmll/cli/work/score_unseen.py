@@ -1,6 +1,8 @@
 """The work of `abmll adapt` without --save: unseen tasks, adapted to from a checkpoint and scored."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from abmll.cli.console import err_console
 from abmll.cli.progress import ProgressDisplay
@@ -16,7 +18,7 @@ from abmll.training.checkpoints import RunDirectory
 from abmll.training.resume import restore_theta
 
 
-def score_unseen(run: Path, tasks: str | None, overrides: list[str], step: int | None) -> None:
+def score_unseen(run: Path, tasks: str | None, overrides: Mapping[str, Any], step: int | None) -> None:
     """Adapt to unseen tasks from a checkpoint, predict their test rows, print scores."""
     config = load_config(RunConfig, run / "config.yaml", overrides)
     check_trained(load_config(RunConfig, run / "config.yaml"), config, run)
