@@ -13,6 +13,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from abmll.adapters.folder import checksum
+from abmll.config import parse_overrides
 from abmll.errors import AbmllError
 from abmll.everyday.shared_session import Engine, Posterior, engine_of, read_engine
 from abmll.files import check_regular, read_and_tell_seal, strict_json, write_sealed_json
@@ -97,7 +98,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         rows = self._rows(X)
         layout, classes, answers = self._kind(rows, y)
         questions = _questions(rows, layout, answers)
-        engine, tuning = engine_of(self.run, self.settings), self._tuning()
+        engine, tuning = engine_of(self.run, parse_overrides(self.settings)), self._tuning()
         self._posterior: Posterior = engine.fit("classifier", questions, tuning)
         self._tuned = tuning
         self._engine: Engine = engine
@@ -199,10 +200,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
         tags.target_tags.required = False  # answers may be in the examples
         return tags
 
-    def _tuning(self) -> tuple[str, ...]:
-        own = {"adaptation.steps": self.steps, "adaptation.samples": self.samples}
-        given = tuple(f"{name}={value}" for name, value in own.items() if value is not None)
-        return (*given, f"adaptation.seed={self.seed}")
+    def _tuning(self) -> dict[str, Any]:
+        given = {"steps": self.steps, "samples": self.samples, "seed": self.seed}
+        return {"adaptation": {name: value for name, value in given.items() if value is not None}}
 
     def _kind(self, rows: Sequence[Any], y: Any) -> tuple[Layout, np.ndarray | None, list[Any]]:
         """The layout of examples, the labels where they are fixed, and the answer of each row, as a column has it."""

@@ -5,6 +5,7 @@ kept as `~/...`: a configuration is written into every run, and a run is for sha
 """
 
 import difflib
+import functools
 import hashlib
 import itertools
 import json
@@ -301,13 +302,13 @@ class CompareConfig(RunConfig):
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def load_config(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply `a.b=value` overrides, and check the result.
+def load_config(kind: type[Config], path: Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
+    """Read a YAML file, lay overrides on it (`a.b=value`, or what `parse_overrides` gives), and check the result.
 
     Raises:
-        AbmllError: the file is missing or no YAML, an override has no `=`, or a value is wrong; every fault is named
-            with its place, and an unknown key with the nearest known ones. Or the file is one that a run wrote, and
-            is no longer what was written.
+        AbmllError: the file is missing, no YAML, or a run wrote it and it is no longer what was written; an override
+            has no `=`; or a value is wrong: every fault is named with its place, and an unknown key with the nearest
+            known ones.
     """
     try:
         check_regular(path)
@@ -322,9 +323,8 @@ def load_config(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -
     values = _read_yaml(text, f"{path}: not valid YAML")
     if not isinstance(values, dict):
         raise AbmllError(f"{path}: expected sections such as `model:` and `method:`, found {type(values).__name__}")
-    for override in sorted(overrides, key=lambda text: not text.startswith("method.name=")):
-        values = merge(values, parse_override(override))  # a method's name first: it drops settings, not those given
-    return check(kind, values, str(path))
+    laid = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    return check(kind, merge(values, laid), str(path))
 
 
 def _check_seal(path: Path, text: str) -> None:
@@ -337,11 +337,7 @@ def _check_seal(path: Path, text: str) -> None:
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """`method.inner_steps=3` as a nested mapping; the value is read as YAML.
-
-    >>> parse_override("method.inner_steps=3")
-    {'method': {'inner_steps': 3}}
-    """
+    """`method.inner_steps=3` as `{"method": {"inner_steps": 3}}`; the value is read as YAML."""
     place, equals, value = text.partition("=")
     if not equals or not all(place.split(".")):
         raise AbmllError(f"override {text!r} is not of the form section.key=value")
@@ -349,6 +345,16 @@ def parse_override(text: str) -> dict[str, Any]:
     for key in reversed(place.split(".")):
         nested = {key: nested}
     return nested
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """The values of several overrides; a later one is laid on an earlier.
+
+    >>> parse_overrides(["training.seed=4", "method.name=lora", "training.seed=5"])
+    {'method': {'name': 'lora'}, 'training': {'seed': 5}}
+    """
+    names_first = sorted(texts, key=lambda text: not text.startswith("method.name="))  # a name drops other settings
+    return functools.reduce(merge, map(parse_override, names_first), {})
 
 
 def _read_yaml(text: str, complaint: str) -> Any:

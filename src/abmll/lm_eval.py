@@ -15,7 +15,7 @@ lm-eval has no plug-ins; `python -m abmll.lm_eval` is its command line with the 
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import logsumexp
 
+from abmll.config import merge, parse_overrides
 from abmll.errors import AbmllError, NonFiniteError, unknown_name
 from abmll.everyday.session import Session, open_run
 from abmll.everyday.shipped import find_run
@@ -88,7 +89,7 @@ class AbmllLM(HFLM):
         if unknown := [name for name in harness if name not in HARNESS]:
             raise unknown_name("argument of the lm-eval model abmll", unknown[0], (*OWN, *HARNESS))
         self.draws = _draws(samples)
-        self.session = _opened(run, task, [*_listed(settings), *_placed(device, dtype)])
+        self.session = _opened(run, task, merge(parse_overrides(_listed(settings)), _placed(device, dtype)))
         self._told = {"run": without_home(str(run)), "task": task, "samples": self.draws}
         if self.draws and not self.session.system.method.adapters.has_std:
             self.session.system.close()
@@ -227,7 +228,7 @@ def _draws(samples: Any) -> int:
     return samples
 
 
-def _opened(run: Any, task: Any, overrides: Sequence[str]) -> Session:
+def _opened(run: Any, task: Any, overrides: Mapping[str, Any]) -> Session:
     """A run, with a saved task if one is named. lm-eval makes numbers of names that look like some."""
     saved = None if task is None else str(task)
     session, _ = open_run(find_run(str(run), place=saved is not None), overrides, saved)
@@ -239,10 +240,9 @@ def _listed(settings: Sequence[str]) -> list[str]:
     return [settings] if isinstance(settings, str) else list(settings)
 
 
-def _placed(device: str | None, dtype: str | None) -> list[str]:
+def _placed(device: str | None, dtype: str | None) -> dict[str, Any]:
     """lm-eval's own names of two settings."""
-    pairs = {"model.device": device, "model.dtype": dtype}
-    return [f"{name}={value}" for name, value in pairs.items() if value is not None]
+    return {"model": {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}}
 
 
 def main() -> None:

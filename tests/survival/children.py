@@ -93,18 +93,15 @@ def command(folder: Path, *arguments: str) -> Callable[[], None]:
     """`abmll ARGUMENTS`, run in a folder, as something for a child to do."""
 
     def work() -> None:
-        from rich.console import Console
-
         from abmll import cli
-        from abmll.cli.verbs import compare, train
+        from abmll.cli import console
+        from abmll.cli.work import compare
 
         logging.getLogger().handlers.clear()  # pytest's
         os.chdir(folder)
         sys.argv = ["abmll", *arguments]
-        compare.show_report = lambda console, folder: None  # figures take longer than everything else here
-        for module in (compare, train):
-            module.out_console, module.err_console = Console(width=200), Console(stderr=True, width=200)
-        cli.err_console = Console(stderr=True, width=200)
+        compare.show_report = lambda folder: None  # figures take longer than everything else here
+        console.out_console.width = console.err_console.width = 200
         cli.main()
 
     return work

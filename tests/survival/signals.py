@@ -11,7 +11,7 @@ from tests.survival.children import Child, command, in_child
 from tests.survival.places import leftovers, results
 
 PHASES: dict[str, tuple[str, str, int]] = {  # module, function, how often it is called in the tiny comparison at least
-    "loading": ("abmll.cli.verbs.compare", "load_base", 1),
+    "loading": ("abmll.cli.work.compare", "load_base", 1),
     "inner loop": ("abmll.training.inner", "_step", 12),
     "outer step": ("abmll.training.train", "add_outer_gradient", 6),
     "validation": ("abmll.training.train", "_validated", 3),

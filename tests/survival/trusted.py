@@ -24,9 +24,9 @@ from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import adapt_and_save
 from abmll.everyday.labelled import Labelled
+from abmll.everyday.probe import Probe, read_probe, write_probe
 from abmll.everyday.saved import read_task
 from abmll.everyday.session import open_run, read_shared
-from abmll.everyday.shipped import Probe, read_probe, write_probe
 from abmll.exporting import export_calibrated, export_mean, export_merged
 from abmll.files import read_sealed_json, write_sealed_json
 from abmll.models import LanguageModel, load_model
@@ -102,7 +102,7 @@ def inside(place: Path) -> Iterator[None]:
 
 
 def _save_task(run: Path, name: str) -> None:
-    session, _ = open_run(run, ["adaptation.steps=1", "adaptation.samples=2"])
+    session, _ = open_run(run, {"adaptation": {"steps": 1, "samples": 2}})
     layout = Layout(("bad", "good") if name == "a" else ("good", "bad"))
     rows = tuple(
         layout.question({"text": text, "label": label}, number, location=f"{name}.csv:{number + 2}")

@@ -376,7 +376,7 @@ def test_pipelines_and_searches(new: Any) -> None:
     frame = pd.DataFrame({"text": TEXTS, "label": NAMES})
     assert 0 <= Pipeline([("abmll", new())]).fit(frame).score(frame) <= 1
     engines._engine.cache_clear()
-    found = GridSearchCV(new(), {"seed": [0, 1]}, cv=2, error_score="raise").fit(list(TEXTS), list(NAMES))
+    found = GridSearchCV(new(), {"seed": np.arange(2)}, cv=2, error_score="raise").fit(list(TEXTS), list(NAMES))
     assert found.best_params_["seed"] in (0, 1)
     assert engines._engine.cache_info().misses == 1, "one model for all of the search"
 

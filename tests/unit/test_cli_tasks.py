@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from abmll.cli import app
-from abmll.cli.verbs import tasks as cli_tasks
+from abmll.cli import app, console
 from abmll.errors import AbmllError
 from abmll.question import Question, Task
 from abmll.tasks.inspection import Lengths, inspect_task
@@ -26,7 +25,7 @@ def run(*arguments: str) -> Result:
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables as on a wide terminal, whatever this one's width."""
-    monkeypatch.setattr(cli_tasks.console, "_width", 200)
+    monkeypatch.setattr(console.out_console, "_width", 200)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from abmll.config import (
     load_config,
     merge,
     parse_override,
+    parse_overrides,
 )
 from abmll.errors import AbmllError
 
@@ -215,6 +216,14 @@ def test_overrides_are_laid_on_the_file_in_order(tmp_path: Path) -> None:
         "method": {**FULL["method"], "inner_steps": 9},
     }
     assert got == RunConfig.model_validate(expected)
+
+
+def test_overrides_may_be_given_as_their_values(tmp_path: Path) -> None:
+    texts = ["training.seed=4", "method.inner_steps=9", "method.name=reptile", "adapter.targets=[k_proj]"]
+    file = as_yaml(tmp_path, FULL)
+    assert load_config(RunConfig, file, parse_overrides(texts)) == load_config(RunConfig, file, texts)
+    values = {"training": {"seed": 4}, "method": {"inner_steps": 9, "name": "reptile"}}
+    assert parse_overrides(texts) == {**values, "adapter": {"targets": ["k_proj"]}}
 
 
 def test_an_override_may_reach_into_one_system(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_trust_47_doctor_tells_whether_there_is_a_token_and_not_which(monkeypatc
 
 def test_on_a_gpu_the_wait_for_compiling_is_announced_beside_the_json(monkeypatch: pytest.MonkeyPatch) -> None:
     found = diagnose(check=False)
-    monkeypatch.setattr("abmll.cli.verbs.doctor.diagnose", lambda check: found)
+    monkeypatch.setattr("abmll.cli.work.doctor.diagnose", lambda check: found)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(kernels, "triton_error", lambda: None)
     told = CliRunner().invoke(app, ["doctor", "--json"])
@@ -120,5 +120,5 @@ def test_on_a_gpu_the_wait_for_compiling_is_announced_beside_the_json(monkeypatc
     assert CliRunner().invoke(app, ["doctor", "--json"]).stderr == "", "nothing is compiled"
     monkeypatch.undo()
     if not torch.cuda.is_available():
-        monkeypatch.setattr("abmll.cli.verbs.doctor.diagnose", lambda check: found)
+        monkeypatch.setattr("abmll.cli.work.doctor.diagnose", lambda check: found)
         assert CliRunner().invoke(app, ["doctor", "--json"]).stderr == ""

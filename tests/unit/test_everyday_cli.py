@@ -17,8 +17,8 @@ import pytest
 from scipy.stats import entropy
 
 from abmll import cli
-from abmll.cli.verbs import adapt as cli_adapt
-from abmll.cli.verbs import predict as cli_predict
+from abmll.cli import console
+from abmll.cli.work import adapt as cli_adapt
 from abmll.everyday import adapt as own_tasks
 from abmll.everyday import predict as predicting
 from abmll.everyday.adapt import layout_of
@@ -53,9 +53,8 @@ def abmll(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     shutil.copytree(home / "runs", tmp_path / "runs")
     shutil.copy(home / "my.csv", tmp_path)
     monkeypatch.chdir(tmp_path)
-    for module in (cli_adapt, cli_predict):
-        monkeypatch.setattr(module.console, "_width", 200)
-        monkeypatch.setattr(module.err_console, "_width", 200)
+    monkeypatch.setattr(console.out_console, "_width", 200)
+    monkeypatch.setattr(console.err_console, "_width", 200)
 
     def run(line: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["abmll", *line.split()])
@@ -280,7 +279,7 @@ def test_the_check_can_be_stopped_and_the_task_stays(
 
 
 def test_steps_are_one_pass_or_what_is_asked_for(abmll: Command, tmp_path: Path) -> None:
-    for options, steps in (("", 25), ("adaptation.steps=2", 2)):
+    for options, steps in (("", 25), ("adaptation.steps=2", 2), ('adaptation={"steps":3}', 3)):
         assert abmll(f"adapt runs/mine my.csv --save s{steps} --no-check {options}")[0] == 0
         assert read_task(tmp_path / "runs" / "mine", f"s{steps}").details["steps"] == steps
 

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from abmll import cli
-from abmll.cli import scores
+from abmll.cli import console
 from abmll.config import CompareConfig
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import read_sealed_json, write_sealed_json
@@ -339,7 +339,7 @@ def test_trust_47_what_is_kept_of_it_names_rows_without_their_folders(
 def test_trust_19_score_has_a_row_for_it_too(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(scores.console, "_width", 160)
+    monkeypatch.setattr(console.out_console, "_width", 160)
     place = finished / "lora" / "seed-0" / "predictions" / PLACE
     monkeypatch.setattr(sys, "argv", ["abmll", "score", str(place)])
     with pytest.raises(SystemExit) as stopped:

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import subprocess
 import sys
 from importlib import import_module
@@ -14,22 +15,85 @@ from typer.testing import CliRunner
 import abmll
 from abmll.cli import COMMANDS, app
 
+MODELS = {"torch", "transformers", "peft", "sklearn", "matplotlib"}
+"""What takes seconds to import."""
 HEAVY = {"torch", "transformers", "peft", "scipy", "sklearn", "matplotlib", "pyarrow", "numpy"}
 
 
 def imported_by(code: str) -> set[str]:
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}\nprint('|'.join(sys.modules))"],
         capture_output=True,
         text=True,
         check=True,
     )
-    return set(told.stdout.splitlines()[-1].split("|"))
+    return set(done.stdout.splitlines()[-1].split("|"))
 
 
 @pytest.mark.parametrize("code", ["import abmll", "from abmll.cli import app\nlen(str(app))"])
 def test_heavy_libraries_are_not_imported(code: str) -> None:
     assert not HEAVY & imported_by(code)
+
+
+MISSPELT = {
+    "train nowhere.yaml": "nowhere.yaml: cannot be read",
+    "compare nowhere.yaml": "nowhere.yaml: cannot be read",
+    "adapt nowhere": "nowhere: no run directory",
+    "adapt smollm2 nowhere": "nowhere: no such",
+    "adapt smollm2 nowhere.csv --save t": "nowhere.csv: no such",
+    "adapt smollm2 builtin:plurals --save t hello": "'hello' is not of the form section.key=value",
+    "predict nowhere rows.csv -o out.csv": "nowhere: no run directory",
+    "predict smollm2 nowhere.csv -o out.csv": "nowhere.csv: cannot be read",
+    "predict smollm2 . -o o --task t --abstain-below-risk 0.1 --held-back nowhere": "nowhere: cannot be read",
+    "score nowhere.jsonl": "nowhere.jsonl: cannot be read",
+    "report nowhere": "nowhere: cannot be read",
+    "export nowhere -o out": "nowhere: no run directory",
+    "export smollm2 -o out model.dtype": "'model.dtype' is not of the form section.key=value",
+    "export smollm2 -o out --calibrated --questions nowhere.csv": "nowhere.csv: cannot be read",
+    "tasks list nowhere": "nowhere: no such",
+    "tasks show nowhere": "nowhere: no such",
+    "tasks check nowhere": "nowhere: no such",
+    "doctor --batch nowhere.json": "nowhere.json: cannot be read",
+}
+CALL_AFTER_CALL = """
+import contextlib, io, json, sys
+from abmll.cli import main
+for line in json.loads(sys.argv[1]):
+    sys.argv = ["abmll", *line.split()]
+    out, err, code = io.StringIO(), io.StringIO(), None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as stopped:
+            code = stopped.code
+    print(json.dumps([line, code, out.getvalue(), err.getvalue(), list(sys.modules)]))
+"""
+
+
+def called(lines: list[str], folder: Path) -> list[tuple[str, int | None, str, str, set[str]]]:
+    """One process that runs commands one after the other: exit code, output, errors, modules imported until then."""
+    command = [sys.executable, "-c", CALL_AFTER_CALL, json.dumps(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    return [(*values[:4], set(values[4])) for values in map(json.loads, done.stdout.splitlines())]
+
+
+def test_help_of_every_command_imports_no_model_library(tmp_path: Path) -> None:
+    subcommands = [f"tasks {name} --help" for name in ("list", "show", "check", "pin")]
+    lines = [f"{name} --help" for name in COMMANDS] + subcommands
+    calls = called(lines, tmp_path)
+    assert [line for line, *_ in calls] == lines
+    for line, code, out, _, modules in calls:
+        assert code == 0, line
+        assert f"abmll {line.removesuffix(' --help')} " in out
+        assert not MODELS & modules, line
+
+
+def test_a_misspelt_file_or_override_of_every_command_imports_no_model_library(tmp_path: Path) -> None:
+    assert {line.split()[0] for line in MISSPELT} == set(COMMANDS)
+    for line, code, _, err, modules in called(list(MISSPELT), tmp_path):
+        assert (code, MISSPELT[line] in " ".join(err.split())) == (2, True), err
+        assert not MODELS & modules, line
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_public_name_is_there_and_type_checkers_see_the_same() -> None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from abmll import cli
 from abmll.classifier import Classifier
-from abmll.config import CompareConfig, MethodConfig, RunConfig, TrackingConfig, load_config
+from abmll.config import CompareConfig, MethodConfig, RunConfig, TrackingConfig, load_config, parse_overrides
 from abmll.errors import AbmllError
 from abmll.everyday.session import settings_of
 from abmll.models import LanguageModel
@@ -477,14 +477,14 @@ FREE = {  # what still works
 def test_what_a_trained_run_cannot_take_is_refused_by_name(field: str, home: Path) -> None:
     value = {**FIXED, **OWN_ROWS}[field]
     with pytest.raises(AbmllError, match=rf"mine: {field}=.* cannot be set \(it is "):
-        settings_of(home / "runs" / "mine", [f"{field}={value}"])
+        settings_of(home / "runs" / "mine", parse_overrides([f"{field}={value}"]))
     if field == "method.inner_steps":
-        assert settings_of(home / "runs" / "mine", ["method.inner_steps=2"]), "the run's own value is no change"
+        assert settings_of(home / "runs" / "mine", {"method": {"inner_steps": 2}}), "the run's own value is no change"
 
 
 @pytest.mark.parametrize("field", FREE)
 def test_what_a_trained_run_still_takes(field: str, home: Path) -> None:
-    found = settings_of(home / "runs" / "mine", [f"{field}={FREE[field]}"])
+    found = settings_of(home / "runs" / "mine", parse_overrides([f"{field}={FREE[field]}"]))
     assert dict(fields_of(found.model_dump()))[field] == FREE[field]
 
 
@@ -502,7 +502,7 @@ def test_a_trained_run_needs_neither_the_start_nor_the_tracker_that_it_was_train
         check_run(untracked, tmp_path / "new")
     check_run(untracked, place / "runs" / "mine")  # it has begun
     (place / "runs" / "mine" / "config.yaml").write_text(config.to_sealed_yaml())
-    assert settings_of(place / "runs" / "mine", ["adaptation.steps=1"]).adapter.start is not None
+    assert settings_of(place / "runs" / "mine", {"adaptation": {"steps": 1}}).adapter.start is not None
 
 
 def test_every_rule_is_about_a_field_that_there_is() -> None:

@@ -12,9 +12,10 @@ from abmll.adapters.folder import read_adapter
 from abmll.config import RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.everyday import shipped
+from abmll.everyday.probe import measure_probe, read_probe
 from abmll.everyday.session import open_run
 from abmll.everyday.ship import ship
-from abmll.everyday.shipped import HERE, find_run, read_probe, shipped_names
+from abmll.everyday.shipped import HERE, find_run, shipped_names
 from abmll.runs.origin import differences
 from abmll.runs.resolved import resolve
 from abmll.systems.build import method_settings
@@ -60,11 +61,11 @@ def test_another_quantisation_is_taken_with_the_measured_difference(
     open_run(run)
     assert "built-in questions" not in caplog.text
     with caplog.at_level(logging.WARNING):
-        session, _ = open_run(run, ["model.dtype=bfloat16"])
+        session, _ = open_run(run, {"model": {"dtype": "bfloat16"}})
     assert "another quantisation or dtype" in caplog.text
     probe = read_probe(run)
     assert probe is not None
-    found = shipped.measure_probe(session.system)
+    found = measure_probe(session.system)
     assert f"NLL is {found.nll:.3f} nats over 60 built-in questions, {probe.nll:.3f} on the one" in caplog.text
     assert found.nll != probe.nll
     assert found.tokens == probe.tokens
@@ -80,7 +81,7 @@ def test_another_base_model_is_refused(here: Path) -> None:
         (save_tiny(here / "weights", seed=5), "its weights differ"),
     ):
         with pytest.raises(AbmllError, match=what):
-            open_run(run, [f"model.source={folder}"])
+            open_run(run, {"model": {"source": str(folder)}})
 
 
 def test_a_tokenizer_that_differs_where_no_question_goes_is_the_same(here: Path, home: Path) -> None:
@@ -88,7 +89,7 @@ def test_a_tokenizer_that_differs_where_no_question_goes_is_the_same(here: Path,
     tokenizer.chat_template = "{{ messages }}"
     AutoModelForCausalLM.from_pretrained(home / "model").save_pretrained(here / "other")
     tokenizer.save_pretrained(here / "other")
-    session, _ = open_run(find_run("tiny"), [f"model.source={here / 'other'}"])
+    session, _ = open_run(find_run("tiny"), {"model": {"source": str(here / "other")}})
     assert session.base.tokenizer_hash != read_adapter(find_run("tiny") / "adapter").facts.base.tokenizer_hash
 
 

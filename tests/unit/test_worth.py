@@ -91,7 +91,7 @@ def test_trust_17_systems_adapt_to_the_other_folds_alone(home: Path, monkeypatch
         return adapt(system, task, plan)
 
     monkeypatch.setattr(System, "adapt", adapted)
-    session, _ = open_run(home / "runs" / "mine", ["adaptation.samples=1"])
+    session, _ = open_run(home / "runs" / "mine", {"adaptation": {"samples": 1}})
     questions = rows(6)
     check_worth(session, labelled_rows(questions))
     folds = dealt(questions, seed=session.config.adaptation.seed)
@@ -179,7 +179,7 @@ def test_nothing_to_weigh_is_an_error() -> None:
 def test_the_check_on_questions_with_choices_of_their_own(home: Path, tmp_path: Path) -> None:
     labelled = read_labelled(write_asked(tmp_path / "a.jsonl", asked(9)), Layout())
     labelled = Labelled(labelled.layout, labelled.rows[:8])
-    session, _ = open_run(home / "runs" / "mine", ["adaptation.samples=2", "adaptation.steps=1"])
+    session, _ = open_run(home / "runs" / "mine", {"adaptation": {"samples": 2, "steps": 1}})
     told: list[tuple[int, int]] = []
     found = check_worth(session, labelled, lambda done, of: told.append((done, of)))
     assert [row.name for row in found.rows] == [UNIFORM, PRETRAINED, SCALED, FRESH, RUN]

@@ -1,17 +1,10 @@
-"""The command line. Each command is a module by its name, imported when it is called."""
-
-import logging
-import sys
+"""The command line. Each command is a module of `cli/verbs` by its name, imported when it is called."""
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.text import Text
 
+from abmll.cli.console import exit_codes, set_up_logging
 from abmll.cli.lazy import LazyGroup, add_placeholders
-from abmll.errors import AbmllError
-from abmll.files import explain_failure
-from abmll.process.stopping import Stopped, listening
+from abmll.process.stopping import listening
 
 COMMANDS = {
     "train": "Meta-train one system, going on from its last checkpoint if it was stopped.",
@@ -38,34 +31,10 @@ app = typer.Typer(
     `abmll train my.yaml method.inner_steps=3 model.device=cuda`.""",
 )
 add_placeholders(app, COMMANDS)
-err_console = Console(stderr=True)
 
 
 def main() -> None:
-    """Run the command line.
-
-    Exit codes: 2 for a user's mistake, said in one message; 1 where the file system fails, in one message too; 128 +
-    the signal's number for a stop.
-    """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err_console)])
-    logging.getLogger("abmll").setLevel(logging.INFO)
-    try:
-        with listening():
-            app(standalone_mode=True)
-    except AbmllError as error:
-        _complain(str(error))
-        sys.exit(2)
-    except OSError as error:
-        told = explain_failure(error)
-        if told is None:
-            raise
-        _complain(f"{told}; the same command goes on from what is on disk")
-        sys.exit(1)
-    except Stopped as stopped:
-        what = "the same command goes on from there" if stopped.saved else "the same command does what is missing"
-        err_console.print(f"{stopped}; {what}", highlight=False, soft_wrap=True)
-        sys.exit(stopped.exit_code)
-
-
-def _complain(text: str) -> None:
-    err_console.print(Text.assemble(("error:", "bold red"), f" {text}"), soft_wrap=True)
+    """Run the command line; see `abmll.cli.console.exit_codes` for how it ends."""
+    set_up_logging()
+    with exit_codes(), listening():
+        app(standalone_mode=True)

@@ -1,41 +1,66 @@
-"""What commands that take a recipe share: their arguments, and what --dry-run prints."""
+"""Arguments and options that several commands share. A file or a run that is not there is refused as they are read."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from abmll.config import RunConfig
-from abmll.runs.estimate import describe, estimate
-from abmll.runs.resolved import ResolvedRun
-from abmll.runs.roles import RunTasks
+from abmll.errors import AbmllError
+from abmll.everyday.shipped import find_run
+from abmll.files import check_regular
 
-Recipe = Annotated[Path, typer.Argument(help="A run configuration (YAML).", show_default=False)]
-Overrides = Annotated[
+
+def existing(path: Path | None) -> Path | None:
+    """A file or folder as it was given, if it is there: `typer.Argument(callback=existing)`.
+
+    Raises:
+        AbmllError: it is not, cannot be looked at, or is a device.
+    """
+    try:
+        if path is not None:
+            check_regular(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if isinstance(error, AbmllError):
+            raise
+        raise AbmllError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    return path
+
+
+def all_existing(paths: list[Path]) -> list[Path]:
+    """`existing` of each."""
+    for path in paths:
+        existing(path)
+    return paths
+
+
+def _existing_run(run: str) -> str:
+    find_run(run, place=False)
+    return run
+
+
+RecipeArgument = Annotated[Path, typer.Argument(help="A run configuration (YAML).", show_default=False)]
+OverridesArgument = Annotated[
     list[str] | None, typer.Argument(help="Values to set, as section.key=value.", metavar="[SECTION.KEY=VALUE]...")
 ]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for results. Default: runs/NAME.")]
-DryRun = Annotated[
+RunArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A run directory of `abmll train`, or smollm2, which comes along.",
+        show_default=False,
+        callback=_existing_run,
+    ),
+]
+ResultsOption = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for results. Default: runs/NAME.")]
+DryRunOption = Annotated[
     bool,
     typer.Option(
         "--dry-run",
         help="Check everything but the model's weights, show the resolved configuration, steps and memory, and stop.",
     ),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Refuse to go back behind a damaged checkpoint.")]
-
-
-def show_plan(console: Console, config: RunConfig, runs: Sequence[ResolvedRun], tasks: RunTasks) -> None:
-    """What --dry-run prints of a configuration whose tasks have been checked."""
-    console.print(config.to_yaml().rstrip(), highlight=False, markup=False, soft_wrap=True)
-    for role in ("train", "validation", "unseen"):
-        found, source = getattr(tasks, role), getattr(config.tasks, role)
-        rows = sum(len(task.train) + len(task.test) for task in found)
-        name = source.source if source else "none"
-        console.print(f"\n{role} tasks, {name}: {len(found)} with {rows:,} rows", highlight=False, soft_wrap=True)
-    for run in runs:
-        settings = ", ".join(f"{name}={value}" for name, value in run.settings.model_dump(mode="json").items())
-        console.print(f"\n{run.config.method.name} ({run.name})", highlight=False)
-        console.print(f"{settings}\n{describe(estimate(run))}", highlight=False, markup=False, soft_wrap=True)
+StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse to go back behind a damaged checkpoint.")]
+LabelsOption = Annotated[
+    str | None, typer.Option(help="Plain classification: the labels, between commas (or a JSON list).", metavar="A,B,C")
+]
+TextOption = Annotated[str, typer.Option(help="Plain classification: column of the texts.")]
+AskOption = Annotated[str | None, typer.Option(help="Plain classification: what the model is asked about each text.")]

@@ -1,12 +1,13 @@
-"""Commands that are imported when they are called: `abmll --help` needs neither torch nor transformers."""
+"""Commands that are imported when they are called, so that `abmll --help` imports none of them."""
 
-import sys
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
+
+from abmll.cli.console import quieten_libraries
 
 
 def command_app() -> typer.Typer:
@@ -21,10 +22,8 @@ class LazyGroup(TyperGroup):
         name, placeholder, rest = super().resolve_command(ctx, args)
         if name is None or placeholder is None:
             return name, placeholder, rest
-        command = typer.main.get_command(import_module(f"abmll.cli.verbs.{name}").app)
-        if "transformers" in sys.modules:
-            import_module("abmll.cli.quiet").quieten_libraries()
-        return name, command, rest
+        quieten_libraries()
+        return name, typer.main.get_command(import_module(f"abmll.cli.verbs.{name}").app), rest
 
 
 def add_placeholders(app: typer.Typer, commands: Mapping[str, str]) -> None:

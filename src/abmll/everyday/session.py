@@ -1,16 +1,17 @@
 """A trained run opened for a user's own task: its shared weights on their base model, ready to adapt and to answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import read_adapter
-from abmll.config import RunConfig, check, load_config, merge, parse_override
+from abmll.config import RunConfig, check, load_config, merge
 from abmll.errors import AbmllError
+from abmll.everyday.probe import read_probe, warn_of_other_weights, with_same_tokenizer
 from abmll.everyday.saved import SavedTask, read_task
-from abmll.everyday.shipped import read_probe, warn_of_other_weights, with_same_tokenizer
 from abmll.models import LanguageModel
 from abmll.runs.overrides import OWN_ROWS, check_settings, check_trained
 from abmll.runs.resolved import resolve
@@ -18,8 +19,6 @@ from abmll.systems.adapters import use_adapter
 from abmll.systems.build import build_system, load_base
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan
 from abmll.systems.system import System
-
-STEPS = "adaptation.steps"
 
 
 @dataclass(frozen=True)
@@ -52,25 +51,28 @@ class Session:
         """How answers are drawn."""
         return prediction_plan(self.config)
 
-    def tuned(self, overrides: Sequence[str]) -> "Session":
-        """The same run on the same model, adapting and drawing in another way (`adaptation.key=value`).
+    def tuned(self, overrides: Mapping[str, Any]) -> "Session":
+        """The same run on the same model, adapting and drawing in another way (`{"adaptation": {"steps": 3}}`).
 
         Raises:
             AbmllError: a value is wrong.
         """
-        config = _laid(self.config, *map(parse_override, overrides), where=self.folder)
+        config = _laid(self.config, overrides, where=self.folder)
         steps = _steps_in(config, overrides)
         return replace(self, config=config, steps=self.steps if steps is None else steps)
 
 
 def open_run(
-    folder: Path, overrides: Sequence[str] = (), task: str | None = None, base: LanguageModel | None = None
+    folder: Path,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+    task: str | None = None,
+    base: LanguageModel | None = None,
 ) -> tuple[Session, SavedTask | None]:
     """Open a run directory, with a saved task in the task slot if one is named; else phi is theta.
 
     Args:
         folder: the run directory.
-        overrides: `section.key=value`, laid on its configuration.
+        overrides: values laid on its configuration, section by section.
         task: a saved task, which brings the likelihood and the draws that it was adapted with.
         base: the base model, if it is loaded already.
 
@@ -87,7 +89,7 @@ def open_run(
 
 def settings_of(
     folder: Path,
-    overrides: Sequence[str] = (),
+    overrides: Mapping[str, Any] = MappingProxyType({}),
     saved: SavedTask | None = None,
     fixed: Mapping[str, str] = OWN_ROWS,
 ) -> RunConfig:
@@ -95,7 +97,7 @@ def settings_of(
 
     Args:
         folder: the run directory.
-        overrides: `section.key=value`.
+        overrides: values laid on it, section by section.
         saved: a saved task.
         fixed: what cannot be set here, besides what cannot of any trained run, and why.
 
@@ -103,7 +105,7 @@ def settings_of(
         AbmllError: there is no such run, a value is wrong, or it cannot be set any more.
     """
     config = _laid(load_config(RunConfig, folder / "config.yaml"), _brought_by(saved), where=folder)
-    found = _laid(config, *map(parse_override, overrides), where=folder)
+    found = _laid(config, overrides, where=folder)
     check_trained(config, found, folder, fixed)
     check_settings(resolve(found))
     return found
@@ -116,8 +118,8 @@ def _laid(config: RunConfig, *laid: Mapping[str, Any], where: Path) -> RunConfig
     return check(RunConfig, values, str(where))
 
 
-def _steps_in(config: RunConfig, overrides: Sequence[str]) -> int | None:
-    return config.adaptation.steps if any(text.startswith(f"{STEPS}=") for text in overrides) else None
+def _steps_in(config: RunConfig, overrides: Mapping[str, Any]) -> int | None:
+    return config.adaptation.steps if "steps" in overrides.get("adaptation", {}) else None
 
 
 def _brought_by(saved: SavedTask | None) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor
 
@@ -19,6 +22,8 @@ from abmll.systems.answers import Answer
 from abmll.systems.build import build_system, load_base
 
 CONFIG_FILE = "config.yaml"
+Overrides = Mapping[str, Any]
+NOTHING: Overrides = MappingProxyType({})
 Posterior = dict[str, Tensor]
 """phi as named tensors, apart from any model."""
 
@@ -33,14 +38,14 @@ class Engine:
     def __init__(self, session: Session) -> None:
         self.session, self._turn = session, threading.Lock()
 
-    def fit(self, name: str, rows: Sequence[Question], tuning: Sequence[str] = ()) -> Posterior:
-        """The posterior of a task, from labelled rows; `tuning` are overrides of `adaptation`."""
+    def fit(self, name: str, rows: Sequence[Question], tuning: Overrides = NOTHING) -> Posterior:
+        """The posterior of a task, from labelled rows; `tuning` is laid on the run's configuration."""
         session = self.session.tuned(tuning)
         with self._turn:
             session.system.adapt(Task(name, tuple(rows)), session.plan(len(rows)))
             return self._taken()
 
-    def answer(self, posterior: Posterior, rows: Sequence[Question], tuning: Sequence[str] = ()) -> tuple[Answer, ...]:
+    def answer(self, posterior: Posterior, rows: Sequence[Question], tuning: Overrides = NOTHING) -> tuple[Answer, ...]:
         """Answers under a posterior."""
         session = self.session.tuned(tuning)
         encoder = self.session.system.batcher.encoder
@@ -77,14 +82,14 @@ class Engine:
         self.session.system.method.adapters.load_state_dict("task", posterior)
 
 
-def engine_of(run: Path | str, overrides: Sequence[str] = ()) -> Engine:
+def engine_of(run: Path | str, overrides: Overrides = NOTHING) -> Engine:
     """The engine of a run: the one that is loaded already, if it is the same run with the same settings.
 
     Raises:
         AbmllError: there is no such run, or its base model cannot be had.
     """
     folder = find_run(run, place=False).resolve()
-    return _engine(folder, _written(folder / "adapter"), tuple(overrides))
+    return _engine(_Opened(folder, _written(folder / "adapter"), overrides))
 
 
 def read_engine(folder: Path) -> tuple[Engine, Posterior]:
@@ -110,6 +115,15 @@ def _written(folder: Path) -> int:
     return file.stat().st_mtime_ns if file.is_file() else 0
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """What makes one engine another. A mapping has no hash, but is compared."""
+
+    folder: Path
+    written: int
+    overrides: Overrides = field(hash=False)
+
+
 @functools.lru_cache(maxsize=1)
-def _engine(folder: Path, written: int, overrides: tuple[str, ...]) -> Engine:
-    return Engine(open_run(folder, overrides)[0])
+def _engine(opened: _Opened) -> Engine:
+    return Engine(open_run(opened.folder, opened.overrides)[0])

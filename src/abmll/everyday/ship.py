@@ -1,13 +1,17 @@
 """Put what a run learned into the package: `python -m abmll.everyday.ship RUN NAME`, see `make shipped`."""
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from abmll.adapters.folder import EXTRAS_FILE, read_facts
+from abmll.everyday.probe import ADAPTER, PROBE_FILE, measure_probe, write_probe
 from abmll.everyday.session import open_run
-from abmll.everyday.shipped import ADAPTER, HERE, copy_run, measure_probe, write_probe
+from abmll.everyday.shipped import CONFIG_FILE, HERE
+from abmll.files import folder_beside
 from abmll.runs.card import about_run, write_card
+from abmll.runs.record import RECORD
 
 
 def ship(run: Path, name: str, place: Path = HERE) -> Path:
@@ -21,9 +25,19 @@ def ship(run: Path, name: str, place: Path = HERE) -> Path:
     """
     session, _ = open_run(run)
     write_probe(run, measure_probe(session.system))
-    copy_run(run, place / name)
+    _copy_run(run, place / name)
     write_shipped_card(place / name)
     return place / name
+
+
+def _copy_run(source: Path, folder: Path) -> None:
+    """Copy what a run needs to be adapted: configuration, adapter, probe; and what it was trained on."""
+    with folder_beside(folder) as beside:
+        shutil.copyfile(source / CONFIG_FILE, beside / CONFIG_FILE)
+        shutil.copytree(source / ADAPTER, beside / ADAPTER)
+        for name in (PROBE_FILE, RECORD):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, beside / name)
 
 
 def write_shipped_card(folder: Path) -> None:

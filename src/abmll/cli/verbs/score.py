@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from abmll.cli.arguments import all_existing
 from abmll.cli.lazy import command_app
-from abmll.cli.scores import print_scores
 from abmll.errors import AbmllError
 from abmll.metrics.not_finite import END
 
@@ -15,7 +15,9 @@ app = command_app()
 
 @app.command()
 def score(
-    predictions: Annotated[list[Path], typer.Argument(help="Predictions files, or folders of them.")],
+    predictions: Annotated[
+        list[Path], typer.Argument(help="Predictions files, or folders of them.", callback=all_existing)
+    ],
     metric: Annotated[list[str] | None, typer.Option(help="A registered metric to show as well.")] = None,
 ) -> None:
     """Score predictions files; no model is needed.
@@ -25,6 +27,9 @@ def score(
     files = [file for path in predictions for file in (_files_in(path) if path.is_dir() else [path])]
     if not files:
         raise AbmllError(f"no predictions (*.jsonl) in {', '.join(map(str, predictions))}")
+
+    from abmll.cli.work.scores import print_scores  # after the arguments
+
     print_scores(files, metric or [])
 
 

@@ -2,31 +2,21 @@
 
 from collections.abc import Sequence
 from itertools import chain
-from operator import attrgetter
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from rich.table import Table
 
-from abmll.errors import AbmllError, harmless
-from abmll.models.load import find_folder, find_gguf, load_model
-from abmll.models.pretrained import FAILURES, explain
+from abmll.cli.console import out_console, say
 from abmll.question import Question, Task
-from abmll.runs.roles import Leak, RunTasks, find_leaks
-from abmll.tables.rows import shown
 from abmll.tasks.builtin import builtin_names, builtin_task
 from abmll.tasks.catalogue.entries import Entry, catalogue_entry, catalogue_names
 from abmll.tasks.catalogue.load import pin_hub_task
 from abmll.tasks.catalogue.pins import pin_of, pins_file
-from abmll.tasks.inspection import Measure, TaskReport, inspect_task, words
-from abmll.tasks.leaks import overlaps, rows_of
 from abmll.tasks.sources import load_tasks
 
-console = Console()
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -34,8 +24,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="List tasks, show their rows, check them for leaks and imbalance, pin those of the hub.",
 )
-Merge = Annotated[bool, typer.Option("--merge-choices", help="Drop a choice that a row gives twice.")]
-Skip = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out bad rows, counted, instead of refusing them.")]
+MergeChoicesOption = Annotated[bool, typer.Option("--merge-choices", help="Drop a choice that a row gives twice.")]
+SkipBadRowsOption = Annotated[
+    bool, typer.Option("--skip-bad-rows", help="Leave out bad rows, counted, instead of refusing them.")
+]
 
 
 @app.command("list")
@@ -50,9 +42,9 @@ def list_tasks(
         _print_tasks(load_tasks(folder, merge_choices=True, on_bad_row="skip"))
         return
     for title, held_out in (("builtin: to train on", False), ("builtin:held-out: to try adapting on", True)):
-        console.print(f"[bold]{title}[/]")
+        out_console.print(f"[bold]{title}[/]")
         _print_tasks([builtin_task(name) for name in builtin_names(held_out)])
-    console.print("[bold]hub:NAME: from the Hugging Face hub[/]")
+    out_console.print("[bold]hub:NAME: from the Hugging Face hub[/]")
     _print_catalogue()
 
 
@@ -62,7 +54,7 @@ def _print_tasks(tasks: Sequence[Task]) -> None:
         counts = sorted({len(question.choices) for question in task.train + task.test})
         choices = "-".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
         table.add_row(escape(task.name), f"{len(task.train):,}", f"{len(task.test):,}", choices, escape(task.licence))
-    console.print(table)
+    out_console.print(table)
 
 
 def _print_catalogue() -> None:
@@ -70,9 +62,9 @@ def _print_catalogue() -> None:
     for name in catalogue_names():
         entry = catalogue_entry(name)
         pin = pin_of(entry)
-        where = f"{entry.hub} {entry.configuration or ''}".strip() if entry.hub else "not on the hub"
-        table.add_row(name, escape(where), pin.revision[:8] if pin else "", escape(entry.licence))
-    console.print(table)
+        data_set = f"{entry.hub} {entry.configuration or ''}".strip() if entry.hub else "not on the hub"
+        table.add_row(name, escape(data_set), pin.revision[:8] if pin else "", escape(entry.licence))
+    out_console.print(table)
 
 
 @app.command()
@@ -87,8 +79,8 @@ def show(
     if source.startswith("hub:") and source[4:] in catalogue_names():
         _show_entry(catalogue_entry(source[4:]))
     for task in load_tasks(source, merge_choices=True, on_bad_row="skip"):
-        console.print(f"[bold]{escape(task.name)}[/]  {len(task.train):,} train rows, {len(task.test):,} test rows")
-        _say(f"source: {task.source or 'unknown'}\nlicence: {task.licence or 'unknown'}")
+        out_console.print(f"[bold]{escape(task.name)}[/]  {len(task.train):,} train rows, {len(task.test):,} test rows")
+        say(f"source: {task.source or 'unknown'}\nlicence: {task.licence or 'unknown'}")
         for question in (task.train or task.test)[:rows]:
             _show_question(question)
 
@@ -102,15 +94,15 @@ def _show_entry(entry: Entry) -> None:
         f"revision: {pin.revision if pin else 'not pinned'}",
         f"note: {entry.note}",
     ]
-    _say("\n".join(line for line in lines if line != "note: "))
+    say("\n".join(line for line in lines if line != "note: "))
 
 
 def _show_question(question: Question) -> None:
-    _say(f"\n{question.location or question.id}")
+    say(f"\n{question.location or question.id}")
     for line in filter(None, (question.context, question.question)):
-        _say(f"  {line}")
+        say(f"  {line}")
     for number, choice in enumerate(question.choices):
-        _say(f"  {'->' if number == question.answer else '  '} {choice}")
+        say(f"  {'->' if number == question.answer else '  '} {choice}")
 
 
 @app.command()
@@ -121,8 +113,8 @@ def check(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Measure rows in the tokens of this model, not in words.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="likelihood.max_tokens, with --model.")] = 512,
-    merge_choices: Merge = False,
-    skip_bad_rows: Skip = False,
+    merge_choices: MergeChoicesOption = False,
+    skip_bad_rows: SkipBadRowsOption = False,
 ) -> None:
     """Check tasks: balance of answers, lengths, repeats, and leaks from what is trained on into what is scored.
 
@@ -131,16 +123,11 @@ def check(
 
     Example: `abmll tasks check my/train --scored my/unseen`
     """
-    trained, held = (_load(names, merge_choices, skip_bad_rows) for names in (sources, scored or []))
-    measure, unit = (_tokens(_tokenizer(model)), "tokens") if model else (words, "words")
-    limit = max_tokens if model else None
-    _print_reports([inspect_task(task, measure, limit) for task in (*trained, *held)], unit, limit)
-    leaks = _leaks(trained, held)
-    for leak in leaks:
-        _say(f"{leak}: {leak.overlap.first.question.question[:80]}")
-    rows = sum(len(task.train) for task in trained)
-    console.print(f"{rows:,} rows to train on, {len(leaks):,} leak{'s' * (len(leaks) != 1)}")
-    if leaks:
+    trained, scored_tasks = (_load(names, merge_choices, skip_bad_rows) for names in (sources, scored or []))
+
+    from abmll.cli.work.check_tasks import show_check  # after the arguments
+
+    if show_check(trained, scored_tasks, model, max_tokens):
         raise typer.Exit(1)
 
 
@@ -149,94 +136,6 @@ def _load(sources: Sequence[str], merge_choices: bool, skip: bool) -> tuple[Task
         load_tasks(source, merge_choices=merge_choices, on_bad_row="skip" if skip else "error") for source in sources
     )
     return tuple(chain.from_iterable(loaded))
-
-
-def _leaks(trained: tuple[Task, ...], held: tuple[Task, ...]) -> list[Leak]:
-    """As `train` and `compare` find them; without tasks to score, the test rows of all are held against the train rows.
-
-    Rows of one task that are nearly the same are counted in its line of the table.
-    """
-    leaks = list(find_leaks(RunTasks(trained, (), held)))
-    if held:
-        return leaks
-    train, test = (
-        [row for task in trained for row in rows_of(task.name, rows(task))]
-        for rows in (attrgetter("train"), attrgetter("test"))
-    )
-    pairs = (pair for pair in overlaps(train, test) if pair.kind == "same" or pair.first.task != pair.second.task)
-    return leaks + [Leak(pair, "trained on", "a test row") for pair in pairs]
-
-
-def _tokenizer(source: str) -> PreTrainedTokenizerBase:
-    if find_gguf(source, None):
-        return load_model(source, device="cpu").tokenizer
-    try:
-        return AutoTokenizer.from_pretrained(find_folder(source, None) or source)
-    except AbmllError:
-        raise
-    except FAILURES as error:
-        raise explain(source, error) from error
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase) -> Measure:
-    def measure(texts: Sequence[str]) -> list[int]:
-        plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        return [len(ids) for ids in tokenizer(list(texts), **plain)["input_ids"]]
-
-    return measure
-
-
-def _print_reports(reports: Sequence[TaskReport], unit: str, limit: int | None) -> None:
-    lengths = f"{unit}: median, 95 %, longest"
-    table = Table(
-        Column("task", overflow="fold"), "train", "test", "choices", "answers %", lengths, "repeats", "in both"
-    )
-    if limit is not None:
-        table.add_column(f"over {limit}: cut, too long")
-    for report in reports:
-        table.add_row(*(escape(harmless(cell)) for cell in _cells(report, limit)))
-    console.print(table)
-    _say(_explanation(reports, limit))
-
-
-def _cells(report: TaskReport, limit: int | None) -> list[str]:
-    lengths = report.lengths
-    near = f" (+{report.near} nearly)" if report.near else ""
-    cells = [
-        report.task,
-        f"{report.train:,}" + (f" ({report.skipped:,} bad rows left out)" if report.skipped else ""),
-        f"{report.test:,}",
-        "-".join(map(str, dict.fromkeys(report.choices))),
-        _balance(report),
-        f"{lengths.median:g}, {lengths.most}, {lengths.longest}" if lengths else "",
-        str(report.repeated or ""),
-        f"{report.same}{near}" if report.same or report.near else "",
-    ]
-    return cells + ([f"{lengths.cut}, {lengths.too_long}" if lengths else ""] if limit is not None else [])
-
-
-def _balance(report: TaskReport) -> str:
-    shares = [f"{100 * share:.0f}" for share in report.answers]
-    if report.labels and len(report.labels) >= len(shares):
-        return ", ".join(f"{label} {share}" for label, share in zip(report.labels, shares, strict=False))
-    return " ".join(shares)
-
-
-def _explanation(reports: Sequence[TaskReport], limit: int | None) -> str:
-    said = [
-        "answers: how often each label, or the first, second, ... choice, is right. repeats: rows that are the same "
-        "question as an earlier one. in both: test rows that are train rows too."
-    ]
-    uneven = [report.task for report in reports if len(report.answers) > 1 and max(report.answers) > 0.75]
-    if uneven:
-        said.append(f"In {', '.join(uneven)} one answer is right in more than three of four rows: a guess scores high.")
-    for report in (report for report in reports if report.alike):
-        one, other = report.alike[0]
-        more = f", and {len(report.alike) - 1} more pairs" if len(report.alike) > 1 else ""
-        said.append(f"In {report.task} {shown(one)} and {shown(other)} are two choices, and look alike{more}.")
-    if limit is not None:
-        said.append(f"Rows over {limit} tokens lose the start of their passage; stem and choices are never cut.")
-    return "\n".join(said)
 
 
 @app.command()
@@ -250,12 +149,7 @@ def pin(
     Example: `abmll tasks pin arc_easy winogrande`
     """
     for name in names:
-        found, _ = pin_hub_task(name.removeprefix("hub:"))
-        rows = ", ".join(f"{count:,} {split} rows" for split, count in found.rows.items())
-        _say(f"{name}: {found.hub} at {found.revision}, {rows}")
-    _say(f"Pins: {pins_file()}")
-
-
-def _say(text: str) -> None:
-    """Print what data or a file name holds, as it stands, but for what a terminal would obey."""
-    console.print(harmless(text), markup=False, highlight=False, soft_wrap=True)
+        pinned, _ = pin_hub_task(name.removeprefix("hub:"))
+        rows = ", ".join(f"{count:,} {split} rows" for split, count in pinned.rows.items())
+        say(f"{name}: {pinned.hub} at {pinned.revision}, {rows}")
+    say(f"Pins: {pins_file()}")

@@ -1,0 +1,122 @@
+"""The work of `abmll adapt --save`: labelled rows to a saved task, and a check whether that was worth it."""
+
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from abmll.cli.console import err_console, note, out_console, say
+from abmll.cli.progress import ProgressDisplay, duration
+from abmll.everyday.adapt import Adapted, adapt_and_save
+from abmll.everyday.check import FEWEST, check_worth, estimate_seconds
+from abmll.everyday.labelled import Labelled
+from abmll.everyday.saved import check_free, write_details
+from abmll.everyday.session import Session, open_run
+from abmll.metrics.worth import Worth, WorthRow
+from abmll.process.stopping import Stopped
+
+
+@dataclass(frozen=True)
+class SaveRequest:
+    """What is saved, and how.
+
+    Attributes:
+        name: of the saved task.
+        source: name of the file or tasks that the rows are from.
+        hold_back: number of rows that are not adapted to.
+        check: whether adapting was worth it is checked at the end.
+        replace: a saved task of this name is replaced.
+    """
+
+    name: str
+    source: str
+    hold_back: int
+    check: bool
+    replace: bool
+
+
+def adapt_to_rows(run: Path, labelled: Labelled, overrides: Mapping[str, Any], request: SaveRequest) -> None:
+    """Adapt to labelled rows, save the posterior, and check it."""
+    check_free(run, request.name, replace=request.replace)
+    for remark in labelled.remarks():
+        note(f"note: {remark}")
+    err_console.print(f"loading the model of {run}", highlight=False)
+    session, _ = open_run(run, overrides)
+    count = len(labelled.rows) - request.hold_back
+    note(f"adapting to {count} rows: {session.plan(max(1, count)).steps} steps")
+    adapted = adapt_and_save(
+        session, request.name, labelled, held_back=request.hold_back, source=request.source, replace=request.replace
+    )
+    cut = len(session.system.batcher.encoder.truncated)
+    if cut:
+        note(
+            f"note: {cut} rows are longer than likelihood.max_tokens={session.config.likelihood.max_tokens}: the start "
+            "of their text was cut. Set it higher to keep more"
+        )
+    aside = f", {len(adapted.held_back)} held back" if adapted.held_back else ""
+    kinds = f"; labels: {', '.join(labelled.layout.labels)}" if labelled.layout.labels else ""
+    say(f"Saved: {run / 'tasks' / request.name} ({len(adapted.used.rows)} rows adapted to{aside}{kinds})")
+    if request.check:
+        _check(session, request.name, adapted)
+    say(f"\nNext: abmll predict {run} --task {request.name} ROWS.csv -o OUT.csv")
+
+
+def _check(session: Session, name: str, adapted: Adapted) -> None:
+    rows = len(adapted.used.rows)
+    if rows < FEWEST:
+        say(f"\nIs it worth it on this task? {rows} rows cannot tell: {FEWEST} is the fewest, 20 or more are better.")
+        return
+    seconds = estimate_seconds(session, rows, adapted.step_seconds, adapted.answer_seconds)
+    note(
+        f"Is it worth it on this task? A check will take about {duration(seconds)}. The task is saved already: Ctrl-C "
+        "stops the check alone, and --no-check leaves it out"
+    )
+    try:
+        worth = _check_with_progress(session, adapted)
+    except Stopped as stopped:
+        note("the check was stopped; the task is saved")
+        if stopped.signal != signal.SIGINT:
+            raise
+        return
+    _show(worth)
+    write_details(session.folder, name, {**adapted.details, "check": worth.to_dict()}, before=adapted.details)
+
+
+def _check_with_progress(session: Session, adapted: Adapted) -> Worth:
+    with ProgressDisplay(err_console) as display:
+        reported = 0
+
+        def show_progress(folds: int, total: int) -> None:
+            nonlocal reported
+            if not reported:
+                display({"event": "plan", "units": total, "done": 0})
+            display({"event": "counted", "what": "check", "units": folds - reported})
+            reported = folds
+
+        return check_worth(session, adapted.used, show_progress)
+
+
+def _show(worth: Worth) -> None:
+    groups = f" in {worth.clusters} groups" if worth.clusters < worth.n else ""
+    title = (
+        f"Is it worth it on this task? {worth.n} labelled rows{groups}, {worth.folds} parts, each answered by what was "
+        "fitted to the others"
+    )
+    table = Table("", "Accuracy %", "95 %", "NLL", "95 % ", title=title, title_justify="left")
+    for row in worth.rows:
+        table.add_row(*_cells(row))
+    out_console.print()
+    out_console.print(table)
+    for line in worth.text:
+        say(line)
+
+
+def _cells(row: WorthRow) -> tuple[str, ...]:
+    if row.accuracy is None or row.accuracy_interval is None or row.nll is None or row.nll_interval is None:
+        return row.name, "not finite", "", "not finite", ""
+    (low, high), (least, most) = row.accuracy_interval, row.nll_interval
+    shares = f"{100 * row.accuracy:.1f}", f"{100 * low:.0f} to {100 * high:.0f}"
+    return row.name, *shares, f"{row.nll:.3f}", f"{least:.3f} to {most:.3f}"

@@ -1,0 +1,146 @@
+"""The work of `abmll export`: an adapter written for other programs, read again and compared."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from abmll.adapters.facts import StoredAdapter
+from abmll.cli.console import err_console, say
+from abmll.config import RunConfig
+from abmll.errors import AbmllError
+from abmll.everyday.adapt import layout_of
+from abmll.everyday.labelled import read_unlabelled
+from abmll.everyday.saved import SavedTask, read_task
+from abmll.everyday.session import read_shared, settings_of
+from abmll.everyday.shipped import find_run
+from abmll.exporting import check_size, export_calibrated, export_mean, export_merged, merged_bytes
+from abmll.exporting.calibrated import spread_questions
+from abmll.exporting.place import describe_bytes
+from abmll.question import Question
+from abmll.runs.card import About, about_run
+from abmll.runs.overrides import OWN_ROWS
+from abmll.systems.adapters import use_adapter
+from abmll.systems.build import build_system, load_base, tasks_of
+from abmll.systems.plans import PredictionPlan
+from abmll.systems.system import System
+from abmll.tables.layouts import Layout
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How `abmll export` writes.
+
+    Attributes:
+        merge: a whole model with the adapter merged into it.
+        draw: with `merge`, number of the posterior draw; None: the mean.
+        calibrated: the mean, and the temperature it needs.
+        questions: with `calibrated`, a file of questions; None: those of the run's training tasks.
+        count: with `calibrated`, most training questions to use.
+        force: merge even if the dtype swallows the update.
+        confirmed: more than 1 GB is meant.
+    """
+
+    merge: bool
+    draw: int | None
+    calibrated: bool
+    questions: Path | None
+    count: int
+    force: bool
+    confirmed: bool
+
+
+@dataclass(frozen=True)
+class _Export:
+    """What is exported, where to, and how."""
+
+    run: Path
+    out: Path
+    task: SavedTask | None
+    config: RunConfig
+    stored: StoredAdapter
+    about: About
+    options: ExportOptions
+
+
+def export_adapter(run: str, out: Path, task: str | None, overrides: Mapping[str, Any], options: ExportOptions) -> None:
+    """Export the shared weights of a run, or those of a saved task."""
+    folder = find_run(run, place=task is not None)
+    saved = None if task is None else read_task(folder, task)
+    fixed = {name: why for name, why in OWN_ROWS.items() if name != "tasks"}  # --calibrated asks the training tasks
+    config = settings_of(folder, overrides, saved, fixed)
+    stored = read_shared(folder) if saved is None else saved.adapter
+    about = about_run(folder, stored.facts, None if saved is None else saved.details, task or "")
+    export = _Export(folder, out, saved, config, stored, about, options)
+    try:
+        if options.merge:
+            _merge(export)
+        elif options.calibrated:
+            _calibrate(export)
+        else:
+            _announce(export, "the mean as a PEFT LoRA", stored.bytes)
+            export_mean(stored, out, confirmed=options.confirmed, about=about)
+    except OSError as error:
+        raise AbmllError(f"{out}: cannot be written ({error.strerror or error}); nothing was kept") from error
+    say(f"Written, read again and compared: {out}")
+
+
+def _merge(export: _Export) -> None:
+    m, draw = export.config.model, export.options.draw
+    if m.quantisation is None:  # else `export_merged` says what to do
+        size = merged_bytes(m.source, m.shape, m.revision, m.dtype, m.device)
+        what = "a whole model with the mean merged in" if draw is None else f"a whole model of posterior draw {draw}"
+        _announce(export, what, size)
+    report = export_merged(
+        _system(export),
+        export.out,
+        draw=draw,
+        force=export.options.force,
+        confirmed=export.options.confirmed,
+        about=export.about,
+    )
+    change = f"{report.largest_logit_change:.2g} of {report.logit_scale:.3g}"
+    say(f"Rounding: {report.rounding.describe()}")
+    say(
+        f"Logits against the adapter on its base: largest change {change}, same top token for "
+        f"{100 * report.top_token_agreement:.4g} % of {report.probes} random tokens"
+    )
+
+
+def _calibrate(export: _Export) -> None:
+    _announce(export, "the mean as a PEFT LoRA, and its temperature", export.stored.bytes)
+    a = export.config.adaptation
+    rows = _questions(export)
+    options: dict[str, Any] = {"confirmed": export.options.confirmed, "about": export.about}
+    options["plan"] = PredictionPlan("weight", a.samples, a.batch_tokens)
+    calibration = export_calibrated(export.stored, _system(export), rows, export.out, **options)
+    say(
+        f"Temperature {calibration.temperature:.4g}, from {calibration.questions} questions and {calibration.draws} "
+        "posterior draws"
+    )
+    for name, distance in (("as it is", calibration.before), ("calibrated", calibration.after)):
+        say(
+            f"The mean {name}, against the averaged draws: KL {distance.mean_kl:.2g} nats, largest difference "
+            f"{distance.largest:.2g}, same answer {100 * distance.same_answer:.4g} %"
+        )
+
+
+def _questions(export: _Export) -> tuple[Question, ...]:
+    file, task = export.options.questions, export.task
+    if file is not None:
+        return read_unlabelled(file, layout_of(task) if task and "layout" in task.details else Layout())
+    return spread_questions(tasks_of(export.config.tasks.train), export.options.count)
+
+
+def _system(export: _Export) -> System:
+    """The run's system with the stored adapter in both slots."""
+    m = export.config.model
+    err_console.print(f"loading {m.source or m.shape}", highlight=False)
+    system = build_system(export.config, load_base(m))
+    use_adapter(export.stored, system, export.run if export.task is None else export.task.folder)
+    return system
+
+
+def _announce(export: _Export, what: str, size: int) -> None:
+    say(f"Exporting {what}: {describe_bytes(size)} to {export.out}")
+    check_size(size, export.out, export.options.confirmed)

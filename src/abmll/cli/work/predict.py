@@ -1,0 +1,151 @@
+"""The work of `abmll predict`: rows answered and written, and the threshold below which nothing is predicted."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table as RichTable
+
+from abmll.cli.console import err_console, note, say
+from abmll.cli.progress import ProgressDisplay
+from abmll.errors import AbmllError
+from abmll.everyday.adapt import HeldBack, fresh_answers, layout_of, saved_answers
+from abmll.everyday.labelled import read_labelled
+from abmll.everyday.predict import Survey, Written, predict_table, survey
+from abmll.everyday.saved import SavedTask, read_task
+from abmll.everyday.session import Session, open_run
+from abmll.everyday.shipped import find_run
+from abmll.metrics.abstention import LEVEL, Covered, best, certify, rows_needed, thresholds
+from abmll.tables.layouts import Layout
+from abmll.tables.read import Table
+
+SHARES = (0.25, 0.5, 0.75, 1.0)
+ChooseThreshold = Callable[[np.ndarray], Covered]
+"""Confidences of rows without labels -> the threshold to answer by."""
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """What is predicted, and where it goes.
+
+    Attributes:
+        rows: the file of rows.
+        out: the file to write.
+        task: a saved task; None: the shared weights as they were trained.
+        layout: of the rows' columns, where no saved task has one.
+        prefix: goes before the names of the columns that are added.
+        risk: share of answers that may be wrong; None: every row is answered.
+        held_back: labelled rows that nothing was fitted to, for the threshold; None: those saved with the task.
+    """
+
+    rows: Path
+    out: Path
+    task: str | None
+    layout: Layout
+    prefix: str
+    risk: float | None
+    held_back: Path | None
+
+
+def predict_rows(run: str, overrides: Mapping[str, Any], request: PredictRequest) -> None:
+    """Check every row, open the run, answer, and write."""
+    folder = find_run(run)
+    saved = None if request.task is None else read_task(folder, request.task)
+    layout = request.layout if saved is None else layout_of(saved)
+    surveyed = survey(Table(request.rows), layout, request.out)
+    if request.out.exists() and request.out.resolve() == request.rows.resolve():
+        raise AbmllError(f"{request.out}: is the file of rows itself; give another name")
+    err_console.print(f"{surveyed.rows:,} rows; loading the model of {folder}", highlight=False)
+    session, saved = open_run(folder, overrides, request.task)
+    choose = None
+    if request.risk is not None and saved is not None:
+        choose = _chooser(_held_back(session, saved, layout, request.held_back), request.risk)
+    _summarise(_predict(session, surveyed, request.prefix, choose), request.out, session)
+
+
+def _predict(session: Session, surveyed: Survey, prefix: str, choose: ChooseThreshold | None) -> Written:
+    with ProgressDisplay(err_console) as display:
+        display({"event": "plan", "units": surveyed.rows, "done": 0})
+
+        def show_progress(count: int) -> None:
+            display({"event": "counted", "what": "rows answered", "units": count})
+
+        return predict_table(session, surveyed, prefix=prefix, choose=choose, tell=show_progress)
+
+
+def _held_back(session: Session, saved: SavedTask, layout: Layout, file: Path | None) -> HeldBack:
+    if file is not None:
+        return fresh_answers(session, saved, read_labelled(file, layout, fixed=layout.labels is not None))
+    return saved_answers(session, saved) or HeldBack(np.zeros(0), np.zeros(0, dtype=bool))
+
+
+def _chooser(held_back: HeldBack, risk: float) -> ChooseThreshold:
+    """What chooses the threshold, once confidences of rows without labels are there.
+
+    Raises:
+        AbmllError: too few rows are held back, whatever they say.
+    """
+    need, have = rows_needed(risk), len(held_back.confidence)
+    if have < need:
+        _show_risk(held_back, risk)
+        raise AbmllError(
+            f"--abstain-below-risk {risk:g}: at {100 * LEVEL:.0f} % confidence it needs {need} labelled rows or more "
+            f"(so many without an error) that were held back from adapting; here are {have}. "
+            f"`abmll adapt --hold-back {need}` holds them back, --held-back FILE gives others. Nothing was written"
+        )
+
+    def choose(unlabelled: np.ndarray) -> Covered:
+        tests = certify(held_back.confidence, held_back.correct, thresholds(unlabelled, have, risk), risk)
+        threshold = best(tests)
+        if threshold is None:
+            _show_risk(held_back, risk)
+            raise AbmllError(
+                f"--abstain-below-risk {risk:g}: no threshold keeps the promise: {have} rows held back do not show an "
+                f"error rate of at most {100 * risk:g} % anywhere. Hold more back, accept a higher risk, or predict "
+                "without abstaining. Nothing was written"
+            )
+        return threshold
+
+    return choose
+
+
+def _show_risk(held_back: HeldBack, risk: float) -> None:
+    """The risk-coverage estimate: how often the most confident answers are wrong. No promise is in it."""
+    if not len(held_back.confidence):
+        return
+    table = RichTable(
+        "answered %",
+        "confidence from",
+        "rows",
+        "errors",
+        "error %",
+        "90 %",
+        title="Risk and coverage on the rows held back (an estimate, not a promise)",
+        title_justify="left",
+    )
+    order = np.sort(held_back.confidence)[::-1]
+    cuts = sorted({float(order[max(1, round(share * len(order))) - 1]) for share in SHARES}, reverse=True)
+    for test in certify(held_back.confidence, held_back.correct, cuts, risk):
+        rate = "" if test.error_rate is None else f"{100 * test.error_rate:.1f}"
+        ends = f"{100 * test.low:.0f} to {100 * test.high:.0f}"
+        cells = (f"{100 * test.coverage:.0f}", f"{test.threshold:.3f}", str(test.answered), str(test.errors))
+        table.add_row(*cells, rate, ends)
+    err_console.print(table)
+
+
+def _summarise(written: Written, out: Path, session: Session) -> None:
+    if written.cut:
+        note(
+            f"note: {written.cut:,} rows are longer than likelihood.max_tokens="
+            f"{session.config.likelihood.max_tokens}: the start of their text was cut"
+        )
+    if (threshold := written.threshold) is not None:
+        share = 100 * written.answered / written.rows
+        note(
+            f"Answered: {written.answered:,} of {written.rows:,} rows ({share:.0f} %), those of confidence "
+            f"{max(0.0, threshold.threshold):.3f} or more. Of the rows held back {threshold.answered} were, "
+            f"{threshold.errors} of them wrong"
+        )
+    say(f"Written: {out}, {written.rows:,} rows")
