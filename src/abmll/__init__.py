@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from abmll.question import Question, Task
     from abmll.report import write_report
     from abmll.runs.compare import run_comparison
-    from abmll.runs.train import train
+    from abmll.runs.train_run import train
     from abmll.systems.adapters import load_adapter, load_system
     from abmll.systems.answers import Answer
     from abmll.systems.build import build_system
@@ -87,7 +87,7 @@ _MODULES = {
     "run_comparison": "abmll.runs.compare",
     "save_task": "abmll.everyday.saved",
     "score": "abmll.metrics.scores",
-    "train": "abmll.runs.train",
+    "train": "abmll.runs.train_run",
     "write_adapter": "abmll.adapters.folder",
     "write_peft": "abmll.adapters.peft",
     "write_report": "abmll.report",
