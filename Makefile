@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTHON ?= python3
 
-.PHONY: quickstart test setup lint types unit soak mutants lm-eval fuzz audit shipped synthetic clean help
+.PHONY: quickstart test setup lint types unit soak mutants docs lm-eval fuzz audit shipped synthetic clean help
 
 quickstart: setup  ## set up and run the main job: meta-train and compare on a small real model
 	$(BIN)/abmll compare recipes/quickstart.yaml
@@ -44,6 +44,11 @@ mutants: setup  ## the mutation score: mutants drawn in each group, run by the t
 	$(BIN)/pip install --quiet --constraint constraints.txt mutmut==3.8.1
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. nice $(BIN)/python -m tests.mutation --jobs $(JOBS) $(MUTANTS)
 
+docs: setup  ## install sphinx and build the documentation into docs/_build; warnings are errors, nothing is fetched
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	HF_HUB_OFFLINE=1 $(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
+	@echo "Written: docs/_build/index.html"
+
 lm-eval: setup  ## install lm-evaluation-harness (160 MB) and run the tests of abmll.lm_eval, which skip without it
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lm-eval]'
 	$(BIN)/pytest tests/unit/test_lm_eval.py
@@ -57,7 +62,7 @@ audit:  ## known holes in the versions of constraints.txt, by pip-audit in a ven
 	$(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 clean:  ## remove .venv and all caches; results in runs/ stay
-	rm -rf $(VENV) $(VENV)-audit build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov src/*.egg-info
+	rm -rf $(VENV) $(VENV)-audit docs/_build build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov src/*.egg-info
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list

@@ -37,8 +37,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     Examples are one of two kinds. *Plain classification*: texts (a list, an array, a Series, or the column `text` of
     rows or of a frame), with labels in `y` or a column `label`. *Multiple choice*: rows or a frame with the columns
-    question, choices (or choice_0, ...) and answer, or `abmll.Question`s; each row has choices of its own. Frames are
-    those of pandas, Polars, Arrow and others that narwhals knows, or dictionaries of columns.
+    question, choices (or choice_0, ...) and answer, or `abmll.Question` objects; each row has choices of its own.
+    Frames are those of pandas, Polars, Arrow and others that narwhals knows, or dictionaries of columns.
 
     Labels are texts, numbers, dates, true and false, bytes of UTF-8. What is one label in two forms (3, 3.0 and "3";
     "good" and " good"; True and "True") is one class, in `fit` as in `score`.

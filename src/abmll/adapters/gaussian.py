@@ -98,7 +98,7 @@ class LowRankGaussian(nn.Module):
 
     @torch.no_grad()
     def mean_variance(self) -> float:
-        """Mean of var over all entries: sum r^2 = |u|^2 + 2 f sum u + N f^2, or tile by tile for `log_std`."""
+        """Mean of var over all entries: `sum r^2 = |u|^2 + 2 f sum u + N f^2`, or tile by tile for `log_std`."""
         s, f = self.variance.scale, self.variance.offset
         if self.variance.form == "square":
             b, a = self.std_b.double(), self.std_a.double()

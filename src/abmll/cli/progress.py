@@ -28,7 +28,7 @@ class ProgressDisplay:
             *columns, *left, console=console, disable=not console.is_terminal, speed_estimate_period=90
         )
         self._task: TaskID = self._bar.add_task("starting", total=None)
-        self._total, self._done, self._began, self._said = 0, 0, time.monotonic(), 0.0
+        self._total, self._done, self._began, self._last_line = 0, 0, time.monotonic(), 0.0
 
     def __enter__(self) -> "ProgressDisplay":
         self._bar.start()
@@ -71,9 +71,9 @@ class ProgressDisplay:
     def _describe(self, text: str, *, always: bool = False) -> None:
         self._bar.update(self._task, description=text)
         now = time.monotonic()
-        if self.console.is_terminal or not (always or now - self._said > SECONDS_BETWEEN_LINES):
+        if self.console.is_terminal or not (always or now - self._last_line > SECONDS_BETWEEN_LINES):
             return
-        self._said = now
+        self._last_line = now
         self.console.print(f"{text}{self._time_left(now)}", highlight=False)
 
     def _time_left(self, now: float) -> str:
