@@ -7,6 +7,7 @@ Names are imported when they are first used, so that `import abmll` costs nothin
 'occupations'
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from abmll.classifier import Classifier
     from abmll.config import CompareConfig, RunConfig, load_config
     from abmll.errors import AbmllError, NonFiniteError
-    from abmll.everyday.saved import SavedTask, list_tasks, load_task, save_task
+    from abmll.everyday.saved import SavedPosterior, list_posteriors, load_posterior, save_posterior
     from abmll.exporting import export_calibrated, export_mean, export_merged
     from abmll.likelihood import ChoiceLikelihood
     from abmll.methods import METHODS, Method, register_method, resolve_settings
@@ -53,7 +54,7 @@ _MODULES = {
     "Question": "abmll.question",
     "RawTask": "abmll.tasks.registered",
     "RunConfig": "abmll.config",
-    "SavedTask": "abmll.everyday.saved",
+    "SavedPosterior": "abmll.everyday.saved",
     "Scores": "abmll.metrics.scores",
     "StoredAdapter": "abmll.adapters.facts",
     "Task": "abmll.question",
@@ -63,11 +64,11 @@ _MODULES = {
     "export_calibrated": "abmll.exporting",
     "export_mean": "abmll.exporting",
     "export_merged": "abmll.exporting",
-    "list_tasks": "abmll.everyday.saved",
+    "list_posteriors": "abmll.everyday.saved",
     "load_adapter": "abmll.systems.adapters",
     "load_config": "abmll.config",
     "load_model": "abmll.models",
-    "load_task": "abmll.everyday.saved",
+    "load_posterior": "abmll.everyday.saved",
     "load_tasks": "abmll.tasks.sources",
     "meta_train": "abmll.training.train",
     "predict": "abmll.systems.predict",
@@ -78,7 +79,7 @@ _MODULES = {
     "register_source": "abmll.tasks.registered",
     "resolve_settings": "abmll.methods",
     "run_comparison": "abmll.runs.compare",
-    "save_task": "abmll.everyday.saved",
+    "save_posterior": "abmll.everyday.saved",
     "score": "abmll.metrics.scores",
     "write_adapter": "abmll.adapters.folder",
     "write_peft": "abmll.adapters.peft",
@@ -102,7 +103,7 @@ __all__ = [
     "Question",
     "RawTask",
     "RunConfig",
-    "SavedTask",
+    "SavedPosterior",
     "Scores",
     "StoredAdapter",
     "Task",
@@ -112,11 +113,11 @@ __all__ = [
     "export_calibrated",
     "export_mean",
     "export_merged",
-    "list_tasks",
+    "list_posteriors",
     "load_adapter",
     "load_config",
     "load_model",
-    "load_task",
+    "load_posterior",
     "load_tasks",
     "meta_train",
     "predict",
@@ -127,7 +128,7 @@ __all__ = [
     "register_source",
     "resolve_settings",
     "run_comparison",
-    "save_task",
+    "save_posterior",
     "score",
     "write_adapter",
     "write_peft",
@@ -135,7 +136,20 @@ __all__ = [
 ]
 
 
+_DEPRECATED = {
+    "SavedTask": ("abmll.everyday.saved", "SavedPosterior", "SavedPosterior"),
+    "list_tasks": ("abmll.everyday.saved", "list_posteriors", "list_posteriors"),
+    "load_task": ("abmll.everyday.saved", "load_posterior", "load_posterior"),
+    "save_task": ("abmll.everyday.saved", "save_posterior", "save_posterior"),
+}
+"""Earlier public name -> where it is, and what takes its place; gone with the next minor version."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _DEPRECATED:
+        module, attribute, instead = _DEPRECATED[name]
+        warnings.warn(f"abmll.{name} is deprecated: use {instead}", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(module), attribute)
     if name not in _MODULES:
         raise AttributeError(f"module 'abmll' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_MODULES[name]), name)

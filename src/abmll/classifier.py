@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from abmll.adapters.folder import checksum
 from abmll.errors import AbmllError
-from abmll.everyday.shared_session import Engine, Posterior, engine_of, read_engine
+from abmll.everyday.shared_session import Posterior, SharedSession, read_shared_session, shared_session_of
 from abmll.files import check_regular, read_and_tell_seal, write_sealed_json
 from abmll.question import Question
 from abmll.systems.answers import Answer
@@ -97,10 +97,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         rows = self._rows(X)
         layout, classes, answers = self._kind(rows, y)
         questions = _questions(rows, layout, answers)
-        engine, tuning = engine_of(self.run, self.settings), self._tuning()
-        self._posterior: Posterior = engine.fit("classifier", questions, tuning)
+        shared, tuning = shared_session_of(self.run, self.settings), self._tuning()
+        self._posterior: Posterior = shared.fit("classifier", questions, tuning)
         self._tuned = tuning
-        self._engine: Engine = engine
+        self._shared: SharedSession = shared
         self._layout = layout
         most = max(len(question.choices) for question in questions)
         self.classes_ = np.arange(most) if classes is None else classes
@@ -139,7 +139,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             NotFittedError, AbmllError: as `predict_proba`.
         """
         check_is_fitted(self, "classes_")
-        return self._engine.answer(self._posterior, _questions(self._rows(X), self._layout, None), self._tuned)
+        return self._shared.answer(self._posterior, _questions(self._rows(X), self._layout, None), self._tuned)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Share of right predictions, by `y` or else by the labels in `X`.
@@ -172,7 +172,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             "layout": self._layout.to_dict(),
             "classes": classes_to_json(self.classes_),
         }
-        self._engine.write(
+        self._shared.write(
             self._posterior, Path(folder), lambda beside: write_sealed_json(beside / FILE, values, _of(beside))
         )
 
@@ -186,7 +186,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         folder = Path(folder)
         params, layout, classes = _read(folder)
         found = cls(**params)
-        found._engine, found._posterior = read_engine(folder)
+        found._shared, found._posterior = read_shared_session(folder)
         found._layout, found._tuned, found.classes_ = layout, found._tuning(), classes
         return found
 

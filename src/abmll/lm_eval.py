@@ -230,7 +230,7 @@ def _draws(samples: Any) -> int:
 def _opened(run: Any, task: Any, overrides: Sequence[str]) -> Session:
     """A run, with a saved task if one is named. lm-eval makes numbers of names that look like some."""
     saved = None if task is None else str(task)
-    session, _ = open_run(find_run(str(run), place=saved is not None), overrides, saved)
+    session, _ = open_run(find_run(str(run), copy=saved is not None), overrides, saved)
     return session
 
 

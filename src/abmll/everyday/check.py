@@ -13,7 +13,7 @@ from abmll.everyday.session import Session
 from abmll.metrics.baselines import smoothed_shares
 from abmll.metrics.calibration import apply_temperature, fit_temperature
 from abmll.metrics.scores import PROBABILITY_FLOOR
-from abmll.metrics.worth import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, weigh
+from abmll.metrics.usefulness import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Usefulness, weigh
 from abmll.question import Question, Task
 from abmll.systems.answers import answer
 from abmll.systems.build import System, build_system
@@ -34,9 +34,9 @@ def estimate_seconds(session: Session, rows: int, step: float, row: float) -> fl
     return steps * step + rows * row * (session.drawing.samples + 2)
 
 
-def check_worth(
+def check_usefulness(
     session: Session, labelled: Labelled, tell: Callable[[int, int], None] = lambda done, of: None
-) -> Worth:
+) -> Usefulness:
     """Answer every labelled row out of its fold, by this run and by its rivals, and weigh them.
 
     phi is used up by it. Rivals: `uniform`; `label frequency` (plain classification; add-one shares of the fold's other

@@ -15,7 +15,7 @@ from abmll.tables.identity import RowKeys, clusters, row_keys
 from abmll.tables.labels import Classes
 from abmll.tables.layouts import Layout, label_in
 from abmll.tables.normal import gist, lookalikes, same_form
-from abmll.tables.read import Table
+from abmll.tables.read import RowFile
 from abmll.tables.rows import BadRow, printable, report, shown
 
 FEW = 20
@@ -79,7 +79,7 @@ def read_labelled(path: Path, wanted: Layout, fixed: bool | None = None) -> Labe
     Raises:
         AbmllError: the file cannot be read, has no rows, or any row is bad (all of them, as file:line: reason).
     """
-    table = Table(path)
+    table = RowFile(path)
     layout = settle_layout(table, wanted, fixed)
     return Labelled(layout, _read(table, layout, labelled=True))
 
@@ -90,17 +90,17 @@ def read_unlabelled(path: Path, layout: Layout) -> tuple[Question, ...]:
     Raises:
         AbmllError: as `read_labelled`.
     """
-    return _read(Table(path), layout, labelled=False)
+    return _read(RowFile(path), layout, labelled=False)
 
 
-def _read(table: Table, layout: Layout, labelled: bool) -> tuple[Question, ...]:
+def _read(table: RowFile, layout: Layout, labelled: bool) -> tuple[Question, ...]:
     as_question = partial(layout.question, labelled=labelled, untyped=table.untyped)
     found = collect(printable(table.path), table.rows(), as_question)
     settle([found], "error")
     return grouped(found.questions)
 
 
-def settle_layout(table: Table, wanted: Layout, fixed: bool | None = None) -> Layout:
+def settle_layout(table: RowFile, wanted: Layout, fixed: bool | None = None) -> Layout:
     """The layout of a table of labelled rows: which kind of rows they are, and their labels if they share some."""
     if fixed is None:
         first = next((row for _, row in table.rows() if not isinstance(row, BadRow)), {})
@@ -110,7 +110,7 @@ def settle_layout(table: Table, wanted: Layout, fixed: bool | None = None) -> La
     return wanted if wanted.labels is not None else wanted.with_labels(_labels_in(table, wanted))
 
 
-def _labels_in(table: Table, layout: Layout) -> list[str]:
+def _labels_in(table: RowFile, layout: Layout) -> list[str]:
     """The labels that occur, sorted; all that is wrong with any row is told at once."""
     found, problems = Classes(()), Rows(printable(table.path))
 

@@ -18,7 +18,7 @@ from abmll.systems.answers import Answer, answer
 from abmll.tables.collect import Rows, collect, good_rows
 from abmll.tables.layouts import Layout
 from abmll.tables.normal import same_form
-from abmll.tables.read import Table, extension_of
+from abmll.tables.read import RowFile, extension_of
 from abmll.tables.rows import RawRow, printable, report, shown
 from abmll.tables.write import writing
 
@@ -46,7 +46,7 @@ class Survey:
         schema: their types, where the output needs them.
     """
 
-    table: Table
+    table: RowFile
     layout: Layout
     out: Path
     rows: int = 0
@@ -71,7 +71,7 @@ class Written:
     threshold: Covered | None = None
 
 
-def survey(table: Table, layout: Layout, out: Path) -> Survey:
+def survey(table: RowFile, layout: Layout, out: Path) -> Survey:
     """Check every row of a table before any is answered.
 
     Raises:

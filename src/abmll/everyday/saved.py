@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class SavedTask:
+class SavedPosterior:
     """One saved posterior: q(phi | D) of a task.
 
     Attributes:
@@ -43,7 +43,7 @@ class SavedTask:
     sealed: bool = True
 
 
-def save_task(
+def save_posterior(
     run: Path | str,
     name: str,
     config: RunConfig,
@@ -84,7 +84,7 @@ def save_task(
 
 
 def check_free(run: Path | str, name: str, *, replace: bool = False) -> None:
-    """Refuse a name that `save_task` would refuse, before the work is done.
+    """Refuse a name that `save_posterior` would refuse, before the work is done.
 
     Raises:
         AbmllError: the name cannot be one, or is taken.
@@ -120,18 +120,18 @@ def write_details(
     write_card(folder, about_run(run, read_facts(folder / EXTRAS_FILE), details, name))
 
 
-def list_tasks(run: Path | str) -> tuple[SavedTask, ...]:
+def list_posteriors(run: Path | str) -> tuple[SavedPosterior, ...]:
     """The saved tasks of a run, by name; a damaged one is passed over with a warning."""
     found = []
     for name in _names(Path(run)):
         try:
-            found.append(read_task(run, name))
+            found.append(read_posterior(run, name))
         except AbmllError as error:
             logger.warning("%s; passed over", error)
     return tuple(found)
 
 
-def read_task(run: Path | str, name: str) -> SavedTask:
+def read_posterior(run: Path | str, name: str) -> SavedPosterior:
     """A saved task, apart from any model.
 
     Raises:
@@ -151,16 +151,16 @@ def read_task(run: Path | str, name: str) -> SavedTask:
             "nothing (--abstain-below-risk)",
             folder / DETAILS_FILE,
         )
-    return SavedTask(name, folder, details, adapter, sealed)
+    return SavedPosterior(name, folder, details, adapter, sealed)
 
 
-def load_task(run: Path | str, name: str, system: System) -> SavedTask:
+def load_posterior(run: Path | str, name: str, system: System) -> SavedPosterior:
     """Put a saved posterior into phi of a system, ready to predict; theta stays as it is.
 
     Raises:
         AbmllError: there is none of that name, it is damaged, or it belongs to another base model.
     """
-    saved = read_task(run, name)
+    saved = read_posterior(run, name)
     use_adapter(saved.adapter, system, saved.folder, ("task",))
     return saved
 

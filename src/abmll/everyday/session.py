@@ -9,7 +9,7 @@ from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import read_adapter
 from abmll.config import RunConfig, check, load_config, merge, parse_override
 from abmll.errors import AbmllError
-from abmll.everyday.saved import SavedTask, read_task
+from abmll.everyday.saved import SavedPosterior, read_posterior
 from abmll.everyday.shipped import read_probe, warn_of_other_weights, with_same_tokenizer
 from abmll.models import LanguageModel
 from abmll.runs.overrides import OWN_ROWS, check_settings, check_trained
@@ -74,7 +74,7 @@ def steps_for(rows: int, usual: AdaptationPlan) -> int:
 
 def open_run(
     folder: Path, overrides: Sequence[str] = (), task: str | None = None, base: LanguageModel | None = None
-) -> tuple[Session, SavedTask | None]:
+) -> tuple[Session, SavedPosterior | None]:
     """Open a run directory, with a saved task in the task slot if one is named; else phi is theta.
 
     Args:
@@ -86,7 +86,7 @@ def open_run(
     Raises:
         AbmllError: there is no such run or task, it was not trained to its end, or the base model cannot be had.
     """
-    saved = None if task is None else read_task(folder, task)
+    saved = None if task is None else read_posterior(folder, task)
     config = settings_of(folder, overrides, saved)
     session = Session(folder, config, start(config, folder, base), _steps_in(config, overrides))
     if saved is not None:
@@ -97,7 +97,7 @@ def open_run(
 def settings_of(
     folder: Path,
     overrides: Sequence[str] = (),
-    saved: SavedTask | None = None,
+    saved: SavedPosterior | None = None,
     fixed: Mapping[str, str] = OWN_ROWS,
 ) -> RunConfig:
     """The configuration of a run, with what a saved task was adapted with and, on top, what the user sets.
@@ -129,7 +129,7 @@ def _steps_in(config: RunConfig, overrides: Sequence[str]) -> int | None:
     return config.adaptation.steps if any(text.startswith(f"{STEPS}=") for text in overrides) else None
 
 
-def _brought_by(saved: SavedTask | None) -> dict[str, Any]:
+def _brought_by(saved: SavedPosterior | None) -> dict[str, Any]:
     """The settings that a saved task was adapted with, and that answers must be made with."""
     details = {} if saved is None else saved.details
     sections = {"likelihood": details.get("likelihood"), "adaptation": details.get("answering")}

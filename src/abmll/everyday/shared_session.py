@@ -23,7 +23,7 @@ Posterior = dict[str, Tensor]
 """phi as named tensors, apart from any model."""
 
 
-class Engine:
+class SharedSession:
     """A session that several estimators take turns in.
 
     Args:
@@ -77,18 +77,18 @@ class Engine:
         self.session.system.method.adapters.load_state_dict("task", posterior)
 
 
-def engine_of(run: Path | str, overrides: Sequence[str] = ()) -> Engine:
-    """The engine of a run: the one that is loaded already, if it is the same run with the same settings.
+def shared_session_of(run: Path | str, overrides: Sequence[str] = ()) -> SharedSession:
+    """The shared session of a run: the one that is loaded already, if it is the same run with the same settings.
 
     Raises:
         AbmllError: there is no such run, or its base model cannot be had.
     """
-    folder = find_run(run, place=False).resolve()
-    return _engine(folder, _written(folder / "adapter"), tuple(overrides))
+    folder = find_run(run, copy=False).resolve()
+    return _shared(folder, _written(folder / "adapter"), tuple(overrides))
 
 
-def read_engine(folder: Path) -> tuple[Engine, Posterior]:
-    """What `Engine.write` wrote, loaded.
+def read_shared_session(folder: Path) -> tuple[SharedSession, Posterior]:
+    """What `SharedSession.write` wrote, loaded.
 
     Raises:
         AbmllError: the folder is not one, is damaged, or belongs to another base model.
@@ -101,7 +101,7 @@ def read_engine(folder: Path) -> tuple[Engine, Posterior]:
     except BaseException:
         system.close()
         raise
-    return Engine(Session(folder, config, system)), dict(stored.tensors)
+    return SharedSession(Session(folder, config, system)), dict(stored.tensors)
 
 
 def _written(folder: Path) -> int:
@@ -111,5 +111,5 @@ def _written(folder: Path) -> int:
 
 
 @functools.lru_cache(maxsize=1)
-def _engine(folder: Path, written: int, overrides: tuple[str, ...]) -> Engine:
-    return Engine(open_run(folder, overrides)[0])
+def _shared(folder: Path, written: int, overrides: tuple[str, ...]) -> SharedSession:
+    return SharedSession(open_run(folder, overrides)[0])

@@ -10,20 +10,20 @@ from abmll.everyday.shipped import ADAPTER, HERE, copy_run, measure_probe, write
 from abmll.runs.card import about_run, write_card
 
 
-def ship(run: Path, name: str, place: Path = HERE) -> Path:
+def ship(run: Path, name: str, shipped: Path = HERE) -> Path:
     """Copy a run's configuration and adapter, with the probe that another copy of its base model is measured by.
 
     Returns:
-        The folder, `place / name`.
+        The folder, `shipped / name`.
 
     Raises:
         AbmllError: it is no run that was trained to its end.
     """
     session, _ = open_run(run)
     write_probe(run, measure_probe(session.system))
-    copy_run(run, place / name)
-    write_shipped_card(place / name)
-    return place / name
+    copy_run(run, shipped / name)
+    write_shipped_card(shipped / name)
+    return shipped / name
 
 
 def write_shipped_card(folder: Path) -> None:

@@ -15,7 +15,7 @@ from abmll.adapters.folder import write_adapter
 from abmll.deprecation import warn_renamed
 from abmll.errors import AbmllError
 from abmll.exporting.mean import source_of
-from abmll.exporting.place import REPORT_FILE, check_size
+from abmll.exporting.size import REPORT_FILE, check_size
 from abmll.files import write_sealed_json
 from abmll.metrics.calibration import TEMPERATURES, check_finite
 from abmll.metrics.predictions import Prediction
@@ -129,13 +129,15 @@ def export_calibrated(
 
 def _plan_with(plan: PredictionPlan, old: Mapping[str, int]) -> PredictionPlan:
     """The plan, with values that were given by the names of before."""
-    fields = {"draws": "samples", "batch_tokens": "batch_tokens"}
-    if unknown := old.keys() - fields.keys():
+    new_names = {"draws": "samples", "batch_tokens": "batch_tokens"}
+    if unknown := old.keys() - new_names.keys():
         raise TypeError(f"export_calibrated() got an unexpected keyword argument {min(unknown)!r}")
     for name in old:
-        new = f"export_calibrated(plan=PredictionPlan({fields[name]}=))"
+        new = f"export_calibrated(plan=PredictionPlan({new_names[name]}=))"
         warn_renamed(f"export_calibrated({name}=)", new, stacklevel=4)
-    return replace(plan, **{fields[name]: value for name, value in old.items()})
+    return replace(
+        plan, samples=old.get("draws", plan.samples), batch_tokens=old.get("batch_tokens", plan.batch_tokens)
+    )
 
 
 def calibrate(system: System, questions: Sequence[Question], plan: PredictionPlan = DRAWN) -> Calibration:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import write_adapter
-from abmll.exporting.place import REPORT_FILE, check_size
+from abmll.exporting.size import REPORT_FILE, check_size
 from abmll.files import write_sealed_json
 from abmll.runs.card import About, write_card
 

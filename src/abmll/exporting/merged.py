@@ -13,7 +13,7 @@ from torch import Tensor
 from abmll.adapters.attach import detach
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.exporting.merge import Rounding, check_mergeable, merge
-from abmll.exporting.place import REPORT_FILE, check_size
+from abmll.exporting.size import REPORT_FILE, check_size
 from abmll.files import folder_beside, write_sealed_json
 from abmll.models import LanguageModel, weight_bytes
 from abmll.models.pretrained import read_pretrained

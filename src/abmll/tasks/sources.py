@@ -10,7 +10,7 @@ from abmll.files import check_regular, is_device, without_home
 from abmll.question import Question, Task
 from abmll.tables.collect import OnBadRow, Rows, collect, reject_repeats, settle
 from abmll.tables.normal import same_form
-from abmll.tables.read import EXTENSIONS, Table
+from abmll.tables.read import EXTENSIONS, RowFile
 from abmll.tables.rows import CHOICE_COLUMN, FIELDS, printable, question_from_row, shown
 from abmll.tasks.builtin import builtin_names, builtin_task, builtin_tasks
 from abmll.tasks.catalogue.entries import catalogue_names
@@ -91,7 +91,7 @@ def read_questions(
 
 
 def _read(path: Path, labelled: bool, merge_choices: bool) -> Rows:
-    table = Table(path)
+    table = RowFile(path)
     read = partial(question_from_row, labelled=labelled, untyped=table.untyped, merge_choices=merge_choices)
     return collect(printable(path), table.rows(_columns_of_a_question), read)
 

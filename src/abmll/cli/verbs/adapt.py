@@ -15,12 +15,12 @@ from abmll.cli.scores import print_scores
 from abmll.config import RunConfig, TaskSource, load_config
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import Adapted, adapt_and_save
-from abmll.everyday.check import FEWEST, check_worth, estimate_seconds
+from abmll.everyday.check import FEWEST, check_usefulness, estimate_seconds
 from abmll.everyday.labelled import Labelled, read_labelled
 from abmll.everyday.saved import check_free, write_details
 from abmll.everyday.session import Session, open_run
 from abmll.everyday.shipped import find_run
-from abmll.metrics.worth import Worth, WorthRow
+from abmll.metrics.usefulness import Usefulness, UsefulnessRow
 from abmll.process.stopping import Stopped
 from abmll.process.timer import Timer
 from abmll.runs.overrides import check_settings, check_trained
@@ -169,7 +169,7 @@ def _check(session: Session, name: str, done: Adapted) -> None:
             told["said"] = folds
 
         try:
-            found = check_worth(session, done.used, tell)
+            found = check_usefulness(session, done.used, tell)
         except Stopped as stopped:
             _note("the check was stopped; the task is saved")
             if stopped.signal != signal.SIGINT:
@@ -179,7 +179,7 @@ def _check(session: Session, name: str, done: Adapted) -> None:
     write_details(session.folder, name, {**done.details, "check": found.to_dict()}, before=done.details)
 
 
-def _show(found: Worth) -> None:
+def _show(found: Usefulness) -> None:
     groups = f" in {found.clusters} groups" if found.clusters < found.n else ""
     table = RichTable(
         "",
@@ -199,7 +199,7 @@ def _show(found: Worth) -> None:
         _say(line)
 
 
-def _cells(row: WorthRow) -> tuple[str, ...]:
+def _cells(row: UsefulnessRow) -> tuple[str, ...]:
     if row.accuracy is None or row.accuracy_interval is None or row.nll is None or row.nll_interval is None:
         return row.name, "not finite", "", "not finite", ""
     (low, high), (least, most) = row.accuracy_interval, row.nll_interval

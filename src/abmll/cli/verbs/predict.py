@@ -16,12 +16,12 @@ from abmll.errors import AbmllError
 from abmll.everyday.adapt import HeldBack, fresh_answers, layout_of, saved_answers
 from abmll.everyday.labelled import read_labelled
 from abmll.everyday.predict import Survey, Written, predict_table, survey
-from abmll.everyday.saved import SavedTask, read_task
+from abmll.everyday.saved import SavedPosterior, read_posterior
 from abmll.everyday.session import Session, open_run
 from abmll.everyday.shipped import find_run
 from abmll.metrics.abstention import LEVEL, Covered, best, certify, check_share, rows_needed, thresholds
 from abmll.tables.layouts import Layout, parse_labels
-from abmll.tables.read import Table
+from abmll.tables.read import RowFile
 
 app = command_app()
 console, err_console = Console(), Console(stderr=True)
@@ -61,9 +61,9 @@ def predict(
     """
     _check_options(task, labels, abstain_below_risk, held_back)
     folder = find_run(run)
-    saved = None if task is None else read_task(folder, task)
+    saved = None if task is None else read_posterior(folder, task)
     layout = _layout(saved, labels, text, ask)
-    surveyed = survey(Table(rows), layout, out)
+    surveyed = survey(RowFile(rows), layout, out)
     if out.exists() and out.resolve() == rows.resolve():
         raise AbmllError(f"{out}: is the file of rows itself; give another name")
     err_console.print(f"{surveyed.rows:,} rows; loading the model of {folder}", highlight=False)
@@ -85,7 +85,7 @@ def _check_options(task: str | None, labels: str | None, risk: float | None, hel
         raise AbmllError("--labels: the labels are those that the task was adapted with; leave it out")
 
 
-def _layout(saved: SavedTask | None, labels: str | None, text: str, ask: str | None) -> Layout:
+def _layout(saved: SavedPosterior | None, labels: str | None, text: str, ask: str | None) -> Layout:
     if saved is None:
         return Layout(None if labels is None else parse_labels(labels), text, ask=ask)
     return layout_of(saved)
@@ -103,7 +103,7 @@ def _predict(
         return predict_table(session, surveyed, prefix=prefix, choose=choose, tell=tell)
 
 
-def _held_back(session: Session, saved: SavedTask, layout: Layout, file: Path | None) -> HeldBack:
+def _held_back(session: Session, saved: SavedPosterior, layout: Layout, file: Path | None) -> HeldBack:
     if file is not None:
         return fresh_answers(session, saved, read_labelled(file, layout, fixed=layout.labels is not None))
     found = saved_answers(session, saved)
