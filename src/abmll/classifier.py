@@ -53,7 +53,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         settings: further values of the run's configuration, as ("model.device=cpu",).
 
     Attributes:
-        classes_: the labels, as they were given, sorted (plain classification); or 0, 1, ... K - 1, the places of the
+        classes_: the labels, as they were given, sorted (plain classification); or 0, 1, ... K - 1, the indices of the
             choices, K the most that an example had (multiple choice), which is also what `predict` returns then.
 
     >>> Classifier(samples=4).get_params()["samples"]
@@ -88,7 +88,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
         Args:
             X: the examples, see above.
-            y: their labels, or for multiple choice the places or texts of the answers; None: they are in `X`.
+            y: their labels, or for multiple choice the indices or texts of the answers; None: they are in `X`.
 
         Raises:
             AbmllError: an example is none (all of them, by number), `y` is missing or of another length, or the run
@@ -124,13 +124,13 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return out
 
     def predict(self, X: Any) -> np.ndarray:
-        """The most probable class of each row: a label, or (multiple choice) the place of a choice.
+        """The most probable class of each row: a label, or (multiple choice) the index of a choice.
 
         Raises:
             NotFittedError, AbmllError: as `predict_proba`.
         """
-        places = np.array([answer.choice for answer in self.answers(X)], dtype=np.int64)
-        return places if self._layout.labels is None else self.classes_[places]
+        choices = np.array([answer.choice for answer in self.answers(X)], dtype=np.int64)
+        return choices if self._layout.labels is None else self.classes_[choices]
 
     def answers(self, X: Any) -> tuple[Answer, ...]:
         """Everything that is said of each row: probabilities, confidence, spread over posterior draws, information.
@@ -150,7 +150,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "classes_")
         rows = self._rows(X)
         if self._layout.labels is None:
-            truth = [question.answer for question in _questions(rows, self._layout, _places(rows, y))]
+            truth = [question.answer for question in _questions(rows, self._layout, _answers_of(rows, y))]
         else:
             classes = Classes(self.classes_)  # a label that no example had is one that was not predicted
             truth = _each(self._labels(rows, y), lambda number, label: classes.index(label))
@@ -162,7 +162,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             NotFittedError: `fit` was not called.
-            OSError: the place cannot be written; an earlier folder is then as it was.
+            OSError: the folder cannot be written; an earlier folder is then as it was.
         """
         check_is_fitted(self, "classes_")
         params = {name: str(value) if isinstance(value, Path) else value for name, value in self.get_params().items()}
@@ -212,7 +212,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if not rows:
             raise AbmllError("no examples to fit to")
         if isinstance(rows[0], Question) or (isinstance(rows[0], Mapping) and "question" in rows[0]):
-            return Layout(), None, _places(rows, y)
+            return Layout(), None, _answers_of(rows, y)
         labels = self._labels(rows, y)
         classes = _classes_of(labels).ordered()
         layout = Layout(classes.texts, self.text, self.label, self.ask)
@@ -265,8 +265,8 @@ def _each(rows: Iterable[Any], take: Callable[[int, Any], Any]) -> list[Any]:
     return out
 
 
-def _places(rows: Sequence[Any], y: Any) -> list[Any]:
-    """The answer of each question, as its column has it: its place or its text."""
+def _answers_of(rows: Sequence[Any], y: Any) -> list[Any]:
+    """The answer of each question, as its column has it: its index or its text."""
     if y is not None:
         return labels_in(y, len(rows))
     return [row.answer if isinstance(row, Question) else row.get("answer") for row in rows]

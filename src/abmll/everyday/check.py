@@ -1,4 +1,4 @@
-"""The k-fold check that `adapt` ends with: every labelled row is answered by systems that were not fitted to it."""
+"""The usefulness check that `adapt` ends with: every labelled row is answered by systems that were not fitted to it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

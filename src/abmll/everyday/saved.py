@@ -30,7 +30,7 @@ class SavedPosterior:
     Attributes:
         name: by which it is loaded.
         folder: its files.
-        details: what was kept with it: how it was adapted, on what, ...
+        details: what was saved with it: how it was adapted, on what, ...
         adapter: means and stds, and the facts about them.
         sealed: whether the details are known to be what was saved with this very adapter; version 0.1.0 did not seal
             them.
@@ -52,15 +52,18 @@ def save_posterior(
     *,
     replace: bool = False,
 ) -> Path:
-    """Keep phi, as it is now, under a name; the folder is there whole or not at all.
+    """Write phi, as it is now, under a name in the run directory; the folder is there whole or not at all.
+
+    What is written is the factorised normal q(phi | D) that the task was adapted to (docs/method.md, section 1): means
+    and stds of every factor, in float32, so that `load_posterior` gives the same draws.
 
     Args:
         run: the run directory.
-        name: of the saved task: up to 80 letters, digits, '-', '_' and '.'.
+        name: of the posterior: up to 80 letters, digits, '-', '_' and '.'.
         config: of the run.
         system: its task slot is saved.
-        details: JSON values to keep with it.
-        replace: put it in the place of one of the same name.
+        details: JSON values to save with it.
+        replace: put it in the place of a saved posterior of the same name.
 
     Returns:
         The folder, which stock PEFT loads too.
@@ -75,9 +78,9 @@ def save_posterior(
 
     stored = adapter_of(config, system, "task")
 
-    def details_too(place: Path) -> None:
-        _write_details(place, name, details or {})
-        write_card(place, about_run(run, stored.facts, details or {}, name))
+    def details_too(beside: Path) -> None:
+        _write_details(beside, name, details or {})
+        write_card(beside, about_run(run, stored.facts, details or {}, name))
 
     write_adapter(stored, folder, details_too)
     return folder
@@ -121,7 +124,14 @@ def write_details(
 
 
 def list_posteriors(run: Path | str) -> tuple[SavedPosterior, ...]:
-    """The saved tasks of a run, by name; a damaged one is passed over with a warning."""
+    """The saved posteriors of a run, by name.
+
+    Args:
+        run: the run directory.
+
+    Returns:
+        All of them that can be read; a damaged one is left out with a warning.
+    """
     found = []
     for name in _names(Path(run)):
         try:
@@ -132,7 +142,11 @@ def list_posteriors(run: Path | str) -> tuple[SavedPosterior, ...]:
 
 
 def read_posterior(run: Path | str, name: str) -> SavedPosterior:
-    """A saved task, apart from any model.
+    """A saved posterior, apart from any model.
+
+    Args:
+        run: the run directory.
+        name: by which it was saved.
 
     Raises:
         AbmllError: there is none of that name (says which there are), or it is damaged.
@@ -157,6 +171,14 @@ def read_posterior(run: Path | str, name: str) -> SavedPosterior:
 def load_posterior(run: Path | str, name: str, system: System) -> SavedPosterior:
     """Put a saved posterior into phi of a system, ready to predict; theta stays as it is.
 
+    Args:
+        run: the run directory.
+        name: by which it was saved.
+        system: built from that run's configuration.
+
+    Returns:
+        What was saved, with the details of how it was adapted.
+
     Raises:
         AbmllError: there is none of that name, it is damaged, or it belongs to another base model.
     """
@@ -167,19 +189,19 @@ def load_posterior(run: Path | str, name: str, system: System) -> SavedPosterior
 
 def _names(run: Path) -> list[str]:
     """Names of the folders that can be saved tasks."""
-    place = run / "tasks"
-    if not place.is_dir():
+    tasks = run / "tasks"
+    if not tasks.is_dir():
         return []
-    for old in place.glob(f".*{OLD}"):
+    for old in tasks.glob(f".*{OLD}"):
         recover(replaced_by(old))
-    return sorted(folder.name for folder in place.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    return sorted(folder.name for folder in tasks.iterdir() if folder.is_dir() and not folder.name.startswith("."))
 
 
 def _folder(run: Path, name: str) -> Path:
     """Where a saved task is, which no name and no link can move out of the run directory.
 
     Raises:
-        AbmllError: the name cannot be one, or the place is a link that leaves the run directory.
+        AbmllError: the name cannot be one, or the folder is a link that leaves the run directory.
     """
     folder = run / "tasks" / check_name("task", name)
     if not folder.resolve().is_relative_to(run.resolve()):

@@ -1,4 +1,4 @@
-"""A trained run opened for a user's own task: its shared weights on their base model, ready to adapt and to answer."""
+"""Own-task session: a trained run opened for a user's rows, its shared weights on their base model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,9 @@ STEPS = "adaptation.steps"
 
 @dataclass(frozen=True)
 class Session:
-    """A run, opened.
+    """An own-task session: a run that is opened to adapt to a user's rows and to answer them.
+
+    `system` adapts and answers; `plan` and `drawing` say how, by the run's configuration and the user's settings.
 
     Attributes:
         folder: the run directory.

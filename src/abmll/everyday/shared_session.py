@@ -24,10 +24,10 @@ Posterior = dict[str, Tensor]
 
 
 class SharedSession:
-    """A session that several estimators take turns in.
+    """One loaded model that several estimators use, one at a time: a call puts the caller's posterior into phi first.
 
     Args:
-        session: a run; its task slot is whoever's turn it is.
+        session: a run. Its phi is that of the estimator that called last.
     """
 
     def __init__(self, session: Session) -> None:

@@ -118,10 +118,10 @@ def export_calibrated(
     kind = stored.facts.likelihood.kind
     text = {"format": FORMAT, "likelihood": stored.facts.likelihood.model_dump(), **asdict(found), "use": USE[kind]}
 
-    def calibration_too(place: Path) -> None:
-        write_sealed_json(place / CALIBRATION_FILE, text)
-        write_sealed_json(place / REPORT_FILE, {"kind": "calibrated mean", **source_of(stored)})
-        write_card(place, about or About(out.name, stored.facts))
+    def calibration_too(beside: Path) -> None:
+        write_sealed_json(beside / CALIBRATION_FILE, text)
+        write_sealed_json(beside / REPORT_FILE, {"kind": "calibrated mean", **source_of(stored)})
+        write_card(beside, about or About(out.name, stored.facts))
 
     write_adapter(stored, out, calibration_too)
     return found
