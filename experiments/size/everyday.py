@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import softmax
 
-from abmll.metrics.worth import FREQUENCY, PRETRAINED, RUN, SCALED, UNIFORM, losses_of, verdict_of
+from abmll.metrics.usefulness import FREQUENCY, PRETRAINED, RUN, SCALED, UNIFORM, losses_of, verdict_of
 from abmll.systems.folds import FOLDS
 
 ROWS = (24, 60)

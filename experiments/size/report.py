@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from abmll.report.tables import Table, markdown
+from abmll.report.tables import TextTable, markdown
 
 HEAD = """# How often a test is wrong
 
@@ -94,7 +94,7 @@ def readme(results: Mapping[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _comparisons(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _comparisons(rows: Sequence[Mapping[str, Any]]) -> TextTable:
     table = []
     for row in rows:
         design = row["design"]
@@ -103,10 +103,10 @@ def _comparisons(rows: Sequence[Mapping[str, Any]]) -> Table:
         counts = tuple(_count(row["rejected"].get(test)) for test in TESTS)
         sizes = tuple(str(design[name]) for name in ("seeds", "draws", "tasks"))
         table.append((", ".join([row["components"], *notes]), *sizes, *counts))
-    return Table("", ("Components", "Seeds", "Draws", "Tasks", *TESTS), tuple(table))
+    return TextTable("", ("Components", "Seeds", "Draws", "Tasks", *TESTS), tuple(table))
 
 
-def _everyday(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _everyday(rows: Sequence[Mapping[str, Any]]) -> TextTable:
     table = [
         (
             row["world"] + ("" if row["groups"] else ", counted as rows"),
@@ -116,12 +116,12 @@ def _everyday(rows: Sequence[Mapping[str, Any]]) -> Table:
         )
         for row in rows
     ]
-    return Table("", ("Rows", "Number", "helps", "hurts"), tuple(table))
+    return TextTable("", ("Rows", "Number", "helps", "hurts"), tuple(table))
 
 
-def _promises(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _promises(rows: Sequence[Mapping[str, Any]]) -> TextTable:
     table = [(row["world"], str(row["held_back"]), str(row["kept"]), str(row["made"])) for row in rows]
-    return Table("", ("Rows", "Held back", "Kept", "Made"), tuple(table))
+    return TextTable("", ("Rows", "Held back", "Kept", "Made"), tuple(table))
 
 
 def _count(rejected: int | None) -> str:

@@ -14,7 +14,7 @@ from abmll.errors import AbmllError
 from abmll.files import write_bytes, write_json, write_text
 from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM
 from abmll.models import LanguageModel
-from abmll.report.tables import Table, markdown, number, percent, signed
+from abmll.report.tables import TextTable, markdown, number, percent, signed
 from abmll.runs.roles import load_run_tasks
 from experiments.unseen.bundles import Bundles, unpack
 from experiments.unseen.clock import since_start
@@ -190,7 +190,7 @@ def answer_table(found: Mapping[str, Any]) -> str:
                         number(one["nll"]),
                     )
                 )
-    return markdown(Table("", header, tuple(rows)))
+    return markdown(TextTable("", header, tuple(rows)))
 
 
 def _test(test: Mapping[str, Any] | None) -> tuple[str, str]:

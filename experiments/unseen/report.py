@@ -13,7 +13,7 @@ from abmll.files import write_bytes, write_json, write_text
 from abmll.metrics.baselines import UNIFORM
 from abmll.report import summarise
 from abmll.report.figures import pictures
-from abmll.report.tables import Table, markdown, number, percent, signed
+from abmll.report.tables import TextTable, markdown, number, percent, signed
 from experiments.unseen.evidence import REPEATS, Values, against, entry, per_task
 from experiments.unseen.figures import controls, reliability_after_scaling, seed_by_seed
 from experiments.unseen.results import BEFORE, UNSEEDED, Results, comparison, read_results
@@ -136,7 +136,7 @@ def tables(summary: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def score_table(summary: dict[str, Any]) -> Table:
+def score_table(summary: dict[str, Any]) -> TextTable:
     """The systems, best primary outcome first."""
     header = (
         "System",
@@ -168,10 +168,10 @@ def score_table(summary: dict[str, Any]) -> Table:
         )
         for name, e in order
     ]
-    return Table("Scores, mean over tasks, seeds and draws", header, tuple(rows))
+    return TextTable("Scores, mean over tasks, seeds and draws", header, tuple(rows))
 
 
-def seed_table(summary: dict[str, Any]) -> Table:
+def seed_table(summary: dict[str, Any]) -> TextTable:
     """Scaled NLL and accuracy of each training seed: a mean hides a run that fell apart."""
     seeds = sorted({seed for e in summary["systems"].values() for seed in e["by_seed"]}, key=int)
     rows = []
@@ -183,10 +183,10 @@ def seed_table(summary: dict[str, Any]) -> Table:
         ]
         rows.append((name, *cells, number(e["auroc"]), number(e["auroc_of_spread"])))
     header = ("System", *(f"Seed {seed}" for seed in seeds), "AUROC, confidence", "AUROC, spread")
-    return Table("NLL scaled / accuracy % of each training seed, and what ranks errors", header, tuple(rows))
+    return TextTable("NLL scaled / accuracy % of each training seed, and what ranks errors", header, tuple(rows))
 
 
-def difference_tables(summary: dict[str, Any]) -> list[Table]:
+def difference_tables(summary: dict[str, Any]) -> list[TextTable]:
     """Each system against the reference, the plain model, and the plain model before any of them adapts."""
     shared = "on the seeds that both have (p after Holm's correction)"
     usual, before = ("nll_scaled", "accuracy"), ("nll_scaled", "nll", "accuracy")
@@ -202,7 +202,7 @@ def difference_tables(summary: dict[str, Any]) -> list[Table]:
     ]
 
 
-def _difference_table(title: str, reference: str, metrics: Sequence[str], found: dict[str, Any]) -> Table:
+def _difference_table(title: str, reference: str, metrics: Sequence[str], found: dict[str, Any]) -> TextTable:
     """Where one seed or draw is shared a difference has no p: what another one would show, nobody knows."""
     names = {"nll_scaled": "NLL scaled", "nll": "NLL", "accuracy": "Accuracy"}
     parts = (part for metric in metrics for part in (names[metric], "p", "p, tasks drawn"))
@@ -216,10 +216,10 @@ def _difference_table(title: str, reference: str, metrics: Sequence[str], found:
         first = tests.get("nll_scaled") or {"seeds": 0, "draws": 0}
         seeds = "one seed" if "seeds" in first.get("measured_once", ()) else str(first["seeds"])
         rows.append((*cells, seeds, str(first["draws"])))
-    return Table(title, (f"System minus {reference}", *parts, "Seeds", "Draws"), tuple(rows))
+    return TextTable(title, (f"System minus {reference}", *parts, "Seeds", "Draws"), tuple(rows))
 
 
-def task_table(summary: dict[str, Any]) -> Table:
+def task_table(summary: dict[str, Any]) -> TextTable:
     """Gain over uniform after scaling, nats, task by task."""
     names = [n for n in summary["systems"] if n != UNIFORM]
     rows = [
@@ -229,4 +229,4 @@ def task_table(summary: dict[str, Any]) -> Table:
         )
         for task, found in summary["tasks"].items()
     ]
-    return Table("Nats over uniform after scaling, by task", ("Task", *names), tuple(rows))
+    return TextTable("Nats over uniform after scaling, by task", ("Task", *names), tuple(rows))

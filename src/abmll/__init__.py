@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from abmll.classifier import Classifier
     from abmll.config import CompareConfig, RunConfig, load_config
     from abmll.errors import AbmllError, NonFiniteError
-    from abmll.everyday.saved import SavedTask, list_tasks, load_task, save_task
+    from abmll.everyday.saved import SavedPosterior, list_posteriors, load_posterior, save_posterior
     from abmll.exporting import export_calibrated, export_mean, export_merged
     from abmll.likelihood import ChoiceLikelihood
     from abmll.methods import METHODS, Method, register_method, resolve_settings
@@ -60,7 +60,7 @@ _MODULES = {
     "Question": "abmll.question",
     "RawTask": "abmll.tasks.registered",
     "RunConfig": "abmll.config",
-    "SavedTask": "abmll.everyday.saved",
+    "SavedPosterior": "abmll.everyday.saved",
     "Scores": "abmll.metrics.scores",
     "StoredAdapter": "abmll.adapters.facts",
     "System": "abmll.systems.system",
@@ -71,12 +71,12 @@ _MODULES = {
     "export_calibrated": "abmll.exporting",
     "export_mean": "abmll.exporting",
     "export_merged": "abmll.exporting",
-    "list_tasks": "abmll.everyday.saved",
+    "list_posteriors": "abmll.everyday.saved",
     "load_adapter": "abmll.systems.adapters",
     "load_config": "abmll.config",
     "load_model": "abmll.models",
+    "load_posterior": "abmll.everyday.saved",
     "load_system": "abmll.systems.adapters",
-    "load_task": "abmll.everyday.saved",
     "load_tasks": "abmll.tasks.sources",
     "read_adapter": "abmll.adapters.folder",
     "read_predictions": "abmll.metrics.predictions",
@@ -85,7 +85,7 @@ _MODULES = {
     "register_source": "abmll.tasks.registered",
     "resolve_settings": "abmll.methods",
     "run_comparison": "abmll.runs.compare",
-    "save_task": "abmll.everyday.saved",
+    "save_posterior": "abmll.everyday.saved",
     "score": "abmll.metrics.scores",
     "train": "abmll.runs.train_run",
     "write_adapter": "abmll.adapters.folder",
@@ -113,7 +113,7 @@ __all__ = [
     "Question",
     "RawTask",
     "RunConfig",
-    "SavedTask",
+    "SavedPosterior",
     "Scores",
     "StoredAdapter",
     "System",
@@ -124,12 +124,12 @@ __all__ = [
     "export_calibrated",
     "export_mean",
     "export_merged",
-    "list_tasks",
+    "list_posteriors",
     "load_adapter",
     "load_config",
     "load_model",
+    "load_posterior",
     "load_system",
-    "load_task",
     "load_tasks",
     "read_adapter",
     "read_predictions",
@@ -138,7 +138,7 @@ __all__ = [
     "register_source",
     "resolve_settings",
     "run_comparison",
-    "save_task",
+    "save_posterior",
     "score",
     "train",
     "write_adapter",
@@ -151,6 +151,10 @@ _DEPRECATED = {
     "adapt": ("abmll.systems.predict", "adapt", "System.adapt"),
     "meta_train": ("abmll.training.train", "meta_train", "abmll.train"),
     "predict": ("abmll.systems.predict", "predict", "System.predict"),
+    "SavedTask": ("abmll.everyday.saved", "SavedPosterior", "SavedPosterior"),
+    "list_tasks": ("abmll.everyday.saved", "list_posteriors", "list_posteriors"),
+    "load_task": ("abmll.everyday.saved", "load_posterior", "load_posterior"),
+    "save_task": ("abmll.everyday.saved", "save_posterior", "save_posterior"),
 }
 """Earlier public name -> where it is, and what takes its place; gone with the next minor version."""
 

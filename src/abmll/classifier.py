@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from abmll.adapters.folder import checksum
 from abmll.config import parse_overrides
 from abmll.errors import AbmllError
-from abmll.everyday.shared_session import Engine, Posterior, engine_of, read_engine
+from abmll.everyday.shared_session import Posterior, SharedSession, read_shared_session, shared_session_of
 from abmll.files import check_regular, read_and_tell_seal, strict_json, write_sealed_json
 from abmll.metrics.predictions import pad_probabilities
 from abmll.question import Question
@@ -54,7 +54,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         settings: further values of the run's configuration, as ("model.device=cpu",).
 
     Attributes:
-        classes_: the labels, as they were given, sorted (plain classification); or 0, 1, ... K - 1, the places of the
+        classes_: the labels, as they were given, sorted (plain classification); or 0, 1, ... K - 1, the indices of the
             choices, K the most that an example had (multiple choice), which is also what `predict` returns then.
 
     >>> Classifier(samples=4).get_params()["samples"]
@@ -89,7 +89,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
         Args:
             X: the examples, see above.
-            y: their labels, or for multiple choice the places or texts of the answers; None: they are in `X`.
+            y: their labels, or for multiple choice the indices or texts of the answers; None: they are in `X`.
 
         Raises:
             AbmllError: an example is none (all of them, by number), `y` is missing or of another length, or the run
@@ -98,10 +98,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         rows = self._rows(X)
         layout, classes, answers = self._kind(rows, y)
         questions = _questions(rows, layout, answers)
-        engine, tuning = engine_of(self.run, parse_overrides(self.settings)), self._tuning()
-        self._posterior: Posterior = engine.fit("classifier", questions, tuning)
+        shared, tuning = shared_session_of(self.run, parse_overrides(self.settings)), self._tuning()
+        self._posterior: Posterior = shared.fit("classifier", questions, tuning)
         self._tuned = tuning
-        self._engine: Engine = engine
+        self._shared: SharedSession = shared
         self._layout = layout
         most = max(len(question.choices) for question in questions)
         self.classes_ = np.arange(most) if classes is None else classes
@@ -122,13 +122,13 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return pad_probabilities([answer.probabilities for answer in found], len(self.classes_))
 
     def predict(self, X: Any) -> np.ndarray:
-        """The most probable class of each row: a label, or (multiple choice) the place of a choice.
+        """The most probable class of each row: a label, or (multiple choice) the index of a choice.
 
         Raises:
             NotFittedError, AbmllError: as `predict_proba`.
         """
-        places = np.array([answer.choice for answer in self.answers(X)], dtype=np.int64)
-        return places if self._layout.labels is None else self.classes_[places]
+        choices = np.array([answer.choice for answer in self.answers(X)], dtype=np.int64)
+        return choices if self._layout.labels is None else self.classes_[choices]
 
     def answers(self, X: Any) -> tuple[Answer, ...]:
         """Everything that is said of each row: probabilities, confidence, spread over posterior draws, information.
@@ -137,7 +137,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             NotFittedError, AbmllError: as `predict_proba`.
         """
         check_is_fitted(self, "classes_")
-        return self._engine.answer(self._posterior, _questions(self._rows(X), self._layout, None), self._tuned)
+        return self._shared.answer(self._posterior, _questions(self._rows(X), self._layout, None), self._tuned)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Share of right predictions, by `y` or else by the labels in `X`.
@@ -148,7 +148,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "classes_")
         rows = self._rows(X)
         if self._layout.labels is None:
-            truth = [question.answer for question in _questions(rows, self._layout, _places(rows, y))]
+            truth = [question.answer for question in _questions(rows, self._layout, _answers_of(rows, y))]
         else:
             classes = Classes(self.classes_)  # a label that no example had is one that was not predicted
             truth = _each(self._labels(rows, y), lambda number, label: classes.index(label))
@@ -160,7 +160,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             NotFittedError: `fit` was not called.
-            OSError: the place cannot be written; an earlier folder is then as it was.
+            OSError: the folder cannot be written; an earlier folder is then as it was.
         """
         check_is_fitted(self, "classes_")
         params = {name: str(value) if isinstance(value, Path) else value for name, value in self.get_params().items()}
@@ -170,7 +170,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             "layout": self._layout.to_dict(),
             "classes": classes_to_json(self.classes_),
         }
-        self._engine.write(
+        self._shared.write(
             self._posterior, Path(folder), lambda beside: write_sealed_json(beside / FILE, values, _of(beside))
         )
 
@@ -184,7 +184,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         folder = Path(folder)
         params, layout, classes = _read(folder)
         found = cls(**params)
-        found._engine, found._posterior = read_engine(folder)
+        found._shared, found._posterior = read_shared_session(folder)
         found._layout, found._tuned, found.classes_ = layout, found._tuning(), classes
         return found
 
@@ -209,7 +209,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if not rows:
             raise AbmllError("no examples to fit to")
         if isinstance(rows[0], Question) or (isinstance(rows[0], Mapping) and "question" in rows[0]):
-            return Layout(), None, _places(rows, y)
+            return Layout(), None, _answers_of(rows, y)
         labels = self._labels(rows, y)
         classes = _classes_of(labels).ordered()
         layout = Layout(classes.texts, self.text, self.label, self.ask)
@@ -262,8 +262,8 @@ def _each(rows: Iterable[Any], take: Callable[[int, Any], Any]) -> list[Any]:
     return out
 
 
-def _places(rows: Sequence[Any], y: Any) -> list[Any]:
-    """The answer of each question, as its column has it: its place or its text."""
+def _answers_of(rows: Sequence[Any], y: Any) -> list[Any]:
+    """The answer of each question, as its column has it: its index or its text."""
     if y is not None:
         return labels_in(y, len(rows))
     return [row.answer if isinstance(row, Question) else row.get("answer") for row in rows]

@@ -90,7 +90,7 @@ class AbmllLM(HFLM):
             raise unknown_name("argument of the lm-eval model abmll", unknown[0], (*OWN, *HARNESS))
         self.draws = _draws(samples)
         self.session = _opened(run, task, merge(parse_overrides(_listed(settings)), _placed(device, dtype)))
-        self._told = {"run": without_home(str(run)), "task": task, "samples": self.draws}
+        self._about_run = {"run": without_home(str(run)), "task": task, "samples": self.draws}
         if self.draws and not self.session.system.method.adapters.has_std:
             self.session.system.close()
             raise AbmllError(f"{run}: its system holds no stds, so there is nothing to draw: leave samples out")
@@ -173,7 +173,7 @@ class AbmllLM(HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes beside the scores: its own facts, and which run, task and draws."""
-        return {**super().get_model_info(), **self._told, "base_fingerprint": self.session.base.fingerprint}
+        return {**super().get_model_info(), **self._about_run, "base_fingerprint": self.session.base.fingerprint}
 
     def _averaged(self, requests: Sequence[Any], draws: Sequence[Sequence[float]]) -> Float[np.ndarray, " N"]:
         """The log-likelihoods of each draw, averaged; what is not finite is no score."""
@@ -231,7 +231,7 @@ def _draws(samples: Any) -> int:
 def _opened(run: Any, task: Any, overrides: Mapping[str, Any]) -> Session:
     """A run, with a saved task if one is named. lm-eval makes numbers of names that look like some."""
     saved = None if task is None else str(task)
-    session, _ = open_run(find_run(str(run), place=saved is not None), overrides, saved)
+    session, _ = open_run(find_run(str(run), copy=saved is not None), overrides, saved)
     return session
 
 

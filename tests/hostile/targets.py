@@ -26,7 +26,7 @@ from abmll.adapters.stored import take_adapter
 from abmll.config import CompareConfig, load_config
 from abmll.errors import AbmllError
 from abmll.everyday.labelled import read_labelled
-from abmll.everyday.saved import DETAILS_FILE, read_task
+from abmll.everyday.saved import DETAILS_FILE, read_posterior
 from abmll.files import SEAL, write_json, write_text
 from abmll.metrics.not_finite import END, NotFinite
 from abmll.metrics.predictions import read_predictions
@@ -176,7 +176,7 @@ def _build_task(folder: Path) -> None:
 
 
 def _read_saved(folder: Path) -> None:
-    adapter = read_task(folder, "mine").adapter
+    adapter = read_posterior(folder, "mine").adapter
     assert all(bool(tensor.isfinite().all()) for tensor in adapter.all_tensors().values())
 
 

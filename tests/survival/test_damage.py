@@ -14,7 +14,7 @@ from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import fresh_answers, saved_answers
 from abmll.everyday.labelled import Labelled
-from abmll.everyday.saved import read_task
+from abmll.everyday.saved import read_posterior
 from abmll.everyday.session import open_run
 from abmll.files import SEAL, read_sealed_json, write_json, write_sealed_json
 from abmll.metrics.predictions import read_predictions
@@ -143,7 +143,7 @@ def test_trust_09_a_saved_task_is_what_was_saved_with_this_adapter_or_promises_n
         file.write_text(json.dumps(values))
     if what != "no seal":
         with pytest.raises(AbmllError, match=r"task\.json: damaged or edited .* adapt again with `abmll adapt"):
-            read_task(run, "a")
+            read_posterior(run, "a")
         return
     with inside(place):
         session, saved = open_run(Path("out/abmll/seed-0"), task="a")
@@ -159,10 +159,10 @@ def test_trust_06_a_saved_task_of_version_0_1_0_loads_and_says_that_it_promises_
 ) -> None:
     """As it wrote them: no seal, and keys in this order."""
     file = run / "tasks" / "a" / "task.json"
-    before = read_task(run, "a")
+    before = read_posterior(run, "a")
     write_json(file, {"name": "a", "details": before.details})
     with caplog.at_level(logging.WARNING):
-        after = read_task(run, "a")
+        after = read_posterior(run, "a")
     assert (after.details, after.sealed, before.sealed) == (before.details, False, True)
     assert "it is taken as it is, but promises nothing" in caplog.text
 

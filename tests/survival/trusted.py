@@ -25,7 +25,7 @@ from abmll.errors import AbmllError
 from abmll.everyday.adapt import adapt_and_save
 from abmll.everyday.labelled import Labelled
 from abmll.everyday.probe import Probe, read_probe, write_probe
-from abmll.everyday.saved import read_task
+from abmll.everyday.saved import read_posterior
 from abmll.everyday.session import open_run, read_shared
 from abmll.exporting import export_calibrated, export_mean, export_merged
 from abmll.files import read_sealed_json, write_sealed_json
@@ -251,7 +251,7 @@ def _adapter(place: Path, path: Path) -> Any:
 
 
 def _task(place: Path, path: Path) -> Any:
-    saved = read_task(_run_of(place, path), path.parent.name)
+    saved = read_posterior(_run_of(place, path), path.parent.name)
     return saved.details, saved.sealed, _numbers(saved.adapter.all_tensors()), saved.adapter.facts
 
 

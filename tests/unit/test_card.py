@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from abmll.adapters.facts import AdapterFacts, BaseFacts, LayerFacts
 from abmll.adapters.folder import read_adapter
 from abmll.cli import app
-from abmll.everyday.saved import read_task, save_task, write_details
+from abmll.everyday.saved import read_posterior, save_posterior, write_details
 from abmll.everyday.ship import write_shipped_card
 from abmll.everyday.shipped import HERE
 from abmll.exporting import export_mean
@@ -46,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tasks(folder / "unseen", (UNSEEN,))
     config, run = config_in(folder, adaptation={"examples": 4, "steps": 1, "samples": 2}), folder / "runs" / "mine"
     system = train_run(config, run)
-    save_task(run, "kept", config, system, {"source": "my.csv", "examples": 6, "steps": 3})
+    save_posterior(run, "kept", config, system, {"source": "my.csv", "examples": 6, "steps": 3})
     return folder
 
 
@@ -172,11 +172,11 @@ def test_the_card_of_a_saved_task_and_its_check(run: Path) -> None:
         },
         "verdict": "no evidence",
     }
-    write_details(run, "kept", {**read_task(run, "kept").details, "check": check})
+    write_details(run, "kept", {**read_posterior(run, "kept").details, "check": check})
     card = load(run / "tasks" / "kept")
     assert table(card, "Scores")[1:] == [["this run", "0.500 [0.100, 0.900]", "0.700 [0.600, 0.800]"]]
     assert "Verdict: no evidence." in card.text
-    assert read_task(run, "kept").details["check"] == check
+    assert read_posterior(run, "kept").details["check"] == check
 
 
 @pytest.mark.parametrize(
@@ -364,5 +364,5 @@ def test_folders_from_before_there_were_cards_load_and_get_one(tmp_path: Path) -
 def test_a_card_is_no_reason_to_refuse_an_adapter(run: Path) -> None:
     (run / "adapter" / CARD_FILE).write_bytes(b"\x80\x02anything")
     read_adapter(run / "adapter")
-    values: dict[str, Any] = read_task(run, "kept").details
+    values: dict[str, Any] = read_posterior(run, "kept").details
     assert values["source"] == "my.csv"

@@ -24,7 +24,7 @@ import abmll
 from abmll.adapters.folder import read_adapter
 from abmll.classifier import Classifier
 from abmll.errors import AbmllError
-from abmll.everyday import shared_session as engines
+from abmll.everyday import shared_session as sharing
 from abmll.files import SEAL
 from abmll.question import Question
 from abmll.tables.labels import label_text
@@ -317,7 +317,7 @@ def test_two_columns_of_one_name_are_refused(new: Any) -> None:
 def test_what_a_user_writes_is_text_in_every_column(new: Any) -> None:
     """A label, a text or a question that names the model's end token is not the one without it."""
     fitted = new(ask="Which<|eos|>?").fit([f"{text} <|eos|>" for text in TEXTS], [f"{name}<|eos|>" for name in NAMES])
-    encoder = fitted._engine.session.system.batcher.encoder
+    encoder = fitted._shared.session.system.batcher.encoder
     (encoded,) = [encoder(fitted._layout.question({"text": "x<|eos|>"}, 1, labelled=False))]
     assert encoder.tokenizer.eos_token_id not in (*encoded.prefix, *sum(encoded.continuations, ()))
     assert encoder.tokenizer.decode(encoded.continuations[0]) == " bad<|eos|>"
@@ -358,14 +358,14 @@ def test_multiple_choice(new: Any) -> None:
 
 
 def test_cross_validation_over_lists_and_frames(new: Any) -> None:
-    engines._engine.cache_clear()
+    sharing._shared.cache_clear()
     assert len(cross_val_score(new(), list(TEXTS), list(NAMES), cv=2, error_score="raise")) == 2
     assert len(cross_val_score(new(), ROWS, cv=2, error_score="raise")) == 2
     frame = pd.DataFrame({"text": TEXTS, "label": NAMES})
     scores = cross_val_score(new(), frame, frame["label"], cv=2, scoring="neg_log_loss", error_score="raise")
     assert np.isfinite(scores).all()
     assert cross_val_predict(new(), frame, frame["label"], cv=2, method="predict_proba").shape == (16, 2)
-    assert engines._engine.cache_info().misses == 1, "one model for all folds"
+    assert sharing._shared.cache_info().misses == 1, "one model for all folds"
 
 
 def test_pipelines_and_searches(new: Any) -> None:
@@ -375,17 +375,17 @@ def test_pipelines_and_searches(new: Any) -> None:
     assert np.array_equal(pipe.predict_proba([TEXTS[0].upper()]), plain.predict_proba([TEXTS[0]]))
     frame = pd.DataFrame({"text": TEXTS, "label": NAMES})
     assert 0 <= Pipeline([("abmll", new())]).fit(frame).score(frame) <= 1
-    engines._engine.cache_clear()
+    sharing._shared.cache_clear()
     found = GridSearchCV(new(), {"seed": np.arange(2)}, cv=2, error_score="raise").fit(list(TEXTS), list(NAMES))
     assert found.best_params_["seed"] in (0, 1)
-    assert engines._engine.cache_info().misses == 1, "one model for all of the search"
+    assert sharing._shared.cache_info().misses == 1, "one model for all of the search"
 
 
 def test_two_estimators_on_one_model_do_not_disturb_each_other(new: Any) -> None:
     one = new().fit(list(TEXTS), list(NAMES))
     before = one.predict_proba(list(TEXTS))
     other = new(seed=3).fit(list(TEXTS), list(reversed(NAMES)))
-    assert other._engine is one._engine
+    assert other._shared is one._shared
     assert not np.array_equal(other.predict_proba(list(TEXTS)), before)
     assert np.array_equal(one.predict_proba(list(TEXTS)), before)
 
@@ -465,18 +465,18 @@ def test_no_such_run_names_those_that_come_along(tmp_path: Path) -> None:
 def test_the_model_reads_the_name_of_each_texts_own_label(new: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning would hide a swap: twenty examples teach either name. So what is asked is looked at."""
     asked_of: list[tuple[Question, ...]] = []
-    fit, answer = engines.Engine.fit, engines.Engine.answer
+    fit, answer = sharing.SharedSession.fit, sharing.SharedSession.answer
 
-    def fitting(engine: Any, name: str, questions: Any, tuning: Any) -> Any:
+    def fitting(shared: Any, name: str, questions: Any, tuning: Any) -> Any:
         asked_of.append(tuple(questions))
-        return fit(engine, name, questions, tuning)
+        return fit(shared, name, questions, tuning)
 
-    def answering(engine: Any, posterior: Any, questions: Any, tuned: Any) -> Any:
+    def answering(shared: Any, posterior: Any, questions: Any, tuned: Any) -> Any:
         asked_of.append(tuple(questions))
-        return answer(engine, posterior, questions, tuned)
+        return answer(shared, posterior, questions, tuned)
 
-    monkeypatch.setattr(engines.Engine, "fit", fitting)
-    monkeypatch.setattr(engines.Engine, "answer", answering)
+    monkeypatch.setattr(sharing.SharedSession, "fit", fitting)
+    monkeypatch.setattr(sharing.SharedSession, "answer", answering)
     found = new(steps=1).fit(list(TEXTS), list(NAMES))
     table = found.predict_proba(list(TEXTS))
     examples, rows = asked_of

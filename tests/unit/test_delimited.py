@@ -19,7 +19,7 @@ from abmll.everyday.labelled import read_labelled, read_unlabelled
 from abmll.question import Question
 from abmll.tables.delimited import Dialect, find_dialect
 from abmll.tables.layouts import Layout
-from abmll.tables.read import Table
+from abmll.tables.read import RowFile
 from abmll.tables.rows import MOST_CELL, BadRow
 from abmll.tables.write import writing
 from abmll.tasks.sources import load_tasks, read_questions
@@ -78,7 +78,7 @@ def test_the_same_rows_however_they_were_written(kind: str, tmp_path: Path) -> N
 def test_lines_are_counted_as_an_editor_counts_them(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b'sep=;\r\n\r\ntext;label\r\n"two\r\nlines";a\r\n;\r\nx;b\r\n')
-    assert [(line, dict(row)) for line, row in Table(path).rows() if not isinstance(row, BadRow)] == [
+    assert [(line, dict(row)) for line, row in RowFile(path).rows() if not isinstance(row, BadRow)] == [
         (4, {"text": "two\r\nlines", "label": "a"}),
         (7, {"text": "x", "label": "b"}),
     ]
@@ -262,7 +262,7 @@ def test_what_is_no_file_is_refused_at_once(kind: str, name: str, tmp_path: Path
     for work in (
         lambda: read_labelled(path, Layout()),
         lambda: read_questions(path),
-        lambda: Table(path).schema() or list(Table(path).rows()),
+        lambda: RowFile(path).schema() or list(RowFile(path).rows()),
     ):
         (error,) = within_seconds(work)
         assert isinstance(error, AbmllError)

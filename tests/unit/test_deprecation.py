@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+import abmll
 from abmll.deprecation import renamed_keywords
 from abmll.question import Question
 
@@ -48,3 +49,12 @@ def test_keywords_that_are_not_known_are_still_refused() -> None:
         assert double(old=2) == 4  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="other"):
         double(other=2)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("kind", ["load", "save", "list"])
+def test_posteriors_are_saved_by_their_old_names_too(kind: str) -> None:
+    old, new = (f"{kind}_tasks", f"{kind}_posteriors") if kind == "list" else (f"{kind}_task", f"{kind}_posterior")
+    with pytest.warns(DeprecationWarning, match=rf"abmll\.{old} is deprecated: use {new}"):
+        assert getattr(abmll, old) is getattr(abmll, new)
+    with pytest.warns(DeprecationWarning, match="use SavedPosterior"):
+        assert abmll.SavedTask is abmll.SavedPosterior

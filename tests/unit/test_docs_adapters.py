@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from abmll.adapters.folder import read_adapter
 from abmll.cli import main
-from abmll.everyday.saved import list_tasks
+from abmll.everyday.saved import list_posteriors
 from abmll.files import write_text
 from tests.runs import UNSEEN, config_in, place_tiny, train_run
 from tests.tiny import tiny_model, write_tasks
@@ -43,7 +43,7 @@ def test_the_page_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     for block in BLOCKS:
         exec(compile(block, "adapters-and-exports.md", "exec"), {})
-    assert [task.name for task in list_tasks(place / "runs" / "mine")] == ["mine"]
+    assert [task.name for task in list_posteriors(place / "runs" / "mine")] == ["mine"]
     for command in COMMANDS:
         arguments = shlex.split(command) + (SMALL if command.startswith("abmll train") else [])
         monkeypatch.setattr(sys, "argv", arguments)

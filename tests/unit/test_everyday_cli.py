@@ -23,7 +23,7 @@ from abmll.everyday import adapt as own_tasks
 from abmll.everyday import predict as predicting
 from abmll.everyday.adapt import layout_of
 from abmll.everyday.labelled import read_unlabelled
-from abmll.everyday.saved import read_task, write_details
+from abmll.everyday.saved import read_posterior, write_details
 from abmll.everyday.session import open_run
 from abmll.exporting.calibrated import calibrate
 from abmll.systems.plans import PredictionPlan
@@ -260,7 +260,7 @@ def test_adapt_ends_with_the_check_and_says_first_how_long_it_takes(abmll: Comma
     rows = ("uniform", "label frequency", "pretrained", "pretrained + temperature", "a fresh LoRA", "this run")
     assert all(f"│ {name} " in out for name in rows)
     assert re.search(r"No evidence that adapting helps|Adapting (helps|hurts)", out)
-    kept = read_task(tmp_path / "runs" / "mine", "checked").details
+    kept = read_posterior(tmp_path / "runs" / "mine", "checked").details
     assert kept["check"]["n"] == 10
     assert set(kept["check"]["table"]) == set(rows)
     assert kept["steps"] == 5
@@ -272,16 +272,16 @@ def test_the_check_can_be_stopped_and_the_task_stays(
     def stop(*arguments: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(cli_adapt, "check_worth", stop)
+    monkeypatch.setattr(cli_adapt, "check_usefulness", stop)
     code, out, err = abmll("adapt runs/mine my.csv --save s adaptation.steps=1")
     assert (code, "the check was stopped; the task is saved" in err, "Next: abmll predict" in out) == (0, True, True)
-    assert "check" not in read_task(tmp_path / "runs" / "mine", "s").details
+    assert "check" not in read_posterior(tmp_path / "runs" / "mine", "s").details
 
 
 def test_steps_are_one_pass_or_what_is_asked_for(abmll: Command, tmp_path: Path) -> None:
     for options, steps in (("", 25), ("adaptation.steps=2", 2), ('adaptation={"steps":3}', 3)):
         assert abmll(f"adapt runs/mine my.csv --save s{steps} --no-check {options}")[0] == 0
-        assert read_task(tmp_path / "runs" / "mine", f"s{steps}").details["steps"] == steps
+        assert read_posterior(tmp_path / "runs" / "mine", f"s{steps}").details["steps"] == steps
 
 
 def test_trust_09_an_edited_task_promises_nothing(abmll: Command, tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_abstaining_needs_enough_rows_held_back(abmll: Command, tmp_path: Path) 
 
 def _hold(run: Path, errors: int, rows: int = 60) -> None:
     """Put other answers in the place of those held back, the least confident ones wrong."""
-    details = read_task(run, "t").details
+    details = read_posterior(run, "t").details
     held = {"confidence": np.linspace(0.5, 1, rows).tolist(), "correct": [n >= errors for n in range(rows)]}
     write_details(run, "t", {**details, "held_back": {**details["held_back"], **held}})
 

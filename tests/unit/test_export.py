@@ -21,7 +21,7 @@ from abmll.adapters.folder import read_adapter
 from abmll.cli import main
 from abmll.config import RunConfig
 from abmll.errors import AbmllError
-from abmll.everyday.saved import load_task, save_task
+from abmll.everyday.saved import load_posterior, save_posterior
 from abmll.exporting import calibrated as calibrating
 from abmll.exporting import check_size, export_calibrated, export_mean, export_merged, merged, merged_bytes
 from abmll.exporting.calibrated import nearest_temperature, spread_questions
@@ -48,7 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_text(folder / "run" / "config.yaml", config.to_yaml())
     system = train_run(config, folder / "run")
     adapt(system.method, system.batcher, UNSEEN, adaptation_plan(config), 0)
-    save_task(folder / "run", "mine", config, system)
+    save_posterior(folder / "run", "mine", config, system)
     write_tasks(folder / "unseen", (UNSEEN,))
     return folder
 
@@ -62,7 +62,7 @@ def loaded(place: Path, config: RunConfig, task: str | None = None) -> System:
     """The run's system, phi being theta or the saved task's posterior."""
     system = system_in(config)
     if task is not None:
-        load_task(place / "run", task, system)
+        load_posterior(place / "run", task, system)
     else:
         use_adapter(read_adapter(place / "run" / "adapter"), system, "adapter")
     return system
@@ -554,7 +554,7 @@ def test_a_lora_of_more_than_a_gigabyte_must_be_meant_too(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = read_adapter(place / "run" / "adapter")
-    monkeypatch.setattr("abmll.exporting.place.LARGE", stored.bytes - 1)
+    monkeypatch.setattr("abmll.exporting.size.LARGE", stored.bytes - 1)
     with pytest.raises(AbmllError, match="--yes"):
         export_mean(stored, tmp_path / "lora")
     export_mean(stored, tmp_path / "lora", confirmed=True)

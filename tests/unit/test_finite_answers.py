@@ -18,10 +18,10 @@ from abmll import cli
 from abmll.adapters.folder import read_adapter, write_adapter
 from abmll.classifier import Classifier
 from abmll.errors import NonFiniteError
-from abmll.everyday import shared_session as engines
-from abmll.everyday.check import check_worth
+from abmll.everyday import shared_session as sharing
+from abmll.everyday.check import check_usefulness
 from abmll.everyday.labelled import Labelled, read_labelled
-from abmll.everyday.saved import read_task, save_task
+from abmll.everyday.saved import read_posterior, save_posterior
 from abmll.everyday.session import open_run
 from abmll.exporting import export_merged
 from abmll.exporting.calibrated import nearest_temperature
@@ -29,7 +29,7 @@ from abmll.exporting.merge import merge
 from abmll.files import write_json
 from abmll.metrics.abstention import certify, thresholds
 from abmll.metrics.calibration import apply_temperature, fit_temperature
-from abmll.metrics.worth import FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, weigh
+from abmll.metrics.usefulness import FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Usefulness, weigh
 from abmll.models import load_model
 from abmll.question import Task
 from abmll.runs.train_run import train_run
@@ -70,9 +70,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every model that is loaded is poisoned."""
     monkeypatch.setattr(build, "load_model", poisoned_load)
-    engines._engine.cache_clear()
+    sharing._shared.cache_clear()
     yield
-    engines._engine.cache_clear()
+    sharing._shared.cache_clear()
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_trust_19_the_check_of_adapt_has_a_row_that_says_so(abmll: Command, tmp_
     assert code == 0, err
     assert out.count("not finite") >= 4
     assert "Adapting gives numbers that are not finite. Do not use it" in " ".join(out.split())
-    check = read_task(tmp_path / "runs" / "mine", "c").details["check"]
+    check = read_posterior(tmp_path / "runs" / "mine", "c").details["check"]
     assert check["verdict"] == "not finite"
     assert f"few.csv:{place + 2}" in check["table"][RUN]["not_finite"]
     assert str(tmp_path) not in json.dumps(check)
@@ -260,7 +260,7 @@ def test_trust_19_no_adapter_that_is_not_finite_is_written(factor: str, home: Pa
     config = config_in(home)
     system = broken(system_in(config), factor, INF)
     with pytest.raises(NonFiniteError, match=f"{factor} holds NaN or infinity"):
-        save_task(tmp_path, "t", config, system)
+        save_posterior(tmp_path, "t", config, system)
     assert not (tmp_path / "tasks").exists()
     stored = read_adapter(home / "runs" / "mine" / "adapter")
     tensors = {name: tensor.clone() for name, tensor in stored.tensors.items()}
@@ -380,7 +380,7 @@ POOR = np.tile([[0.6, 0.4], [0.6, 0.4]], (20, 1))
 ANSWERS = np.array([0, 1] * 20)
 
 
-def weighed(broken: dict[str, str]) -> Worth:
+def weighed(broken: dict[str, str]) -> Usefulness:
     tables = {UNIFORM: np.full((40, 2), 0.5), PRETRAINED: POOR, SCALED: POOR, FRESH: POOR, RUN: GOOD}
     return weigh({name: t for name, t in tables.items() if name not in broken}, ANSWERS, 5, broken)
 
@@ -410,7 +410,7 @@ def test_trust_19_a_fold_that_is_not_finite_is_a_row_of_the_check_and_others_go_
     breaking(session.system)
     layout = Layout(("bad", "good"))
     rows = tuple(layout.question({"text": t, "label": x}, i, location=f"f:{i}") for i, (t, x) in enumerate(texts(10)))
-    found = check_worth(session, Labelled(layout, rows))
+    found = check_usefulness(session, Labelled(layout, rows))
     table = {row.name: row for row in found.rows}
     assert found.verdict == "not finite"
     assert "not finite" in str(table[RUN].not_finite)

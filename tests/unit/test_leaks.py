@@ -19,7 +19,7 @@ from abmll.runs.compare import run_comparison
 from abmll.runs.roles import RunTasks, find_leaks, load_run_tasks, without_leaks
 from abmll.tables.normal import gist
 from abmll.tasks import leaks
-from abmll.tasks.leaks import Row, overlaps, repeats, rows_of
+from abmll.tasks.leaks import ComparedRow, overlaps, repeats, rows_of
 from tests.asked import asked, plant, write
 from tests.tiny import tiny_tasks, write_tasks
 
@@ -130,7 +130,7 @@ def test_the_filter_misses_no_pair_that_comparing_all_finds(first: list[str], se
 def test_any_text_can_be_compared(texts: list[str]) -> None:
     rows = rows_of("a", [Question(str(n), text, ("x" + text, text or "y"), 0, text) for n, text in enumerate(texts)])
     for pair in overlaps(rows, rows):
-        assert isinstance(pair.first, Row)
+        assert isinstance(pair.first, ComparedRow)
 
 
 # In a run

@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from abmll.errors import AbmllError, NonFiniteError
-from abmll.everyday.saved import save_task
+from abmll.everyday.saved import save_posterior
 from abmll.everyday.session import open_run
 from abmll.exporting import export_merged
 from abmll.files import write_text
@@ -59,7 +59,7 @@ def place(folder: Path, kind: Kind) -> Path:
         system = train_run(config, folder / name)
         if name == "trained":
             adapt(system.method, system.batcher, UNSEEN, adaptation_plan(config), 0)
-            save_task(folder / name, "mine", config, system)
+            save_posterior(folder / name, "mine", config, system)
     return folder
 
 

@@ -14,7 +14,7 @@ from abmll.question import Question
 from abmll.tables.collect import Rows, collect, reject_repeats, settle
 from abmll.tables.formats import parquet_rows
 from abmll.tables.layouts import Layout, parse_labels
-from abmll.tables.read import Table, as_text, extension_of
+from abmll.tables.read import RowFile, as_text, extension_of
 from abmll.tables.rows import BadRow, question_from_row, report, shown
 from abmll.tasks.sources import read_questions
 
@@ -289,15 +289,15 @@ def test_columns_come_back_as_they_were_saved_or_are_refused() -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("a.CSV", "csv"), ("a.b.jsonl", "jsonl"), ("a.parquet", "parquet")])
 def test_a_table_is_known_by_its_ending(name: str, kind: str) -> None:
-    assert extension_of(Path(name)) == Table(Path(name)).extension == kind
-    assert Table(Path(name)).untyped == (kind == "csv")
+    assert extension_of(Path(name)) == RowFile(Path(name)).extension == kind
+    assert RowFile(Path(name)).untyped == (kind == "csv")
 
 
 def test_only_parquet_has_a_schema(tmp_path: Path) -> None:
-    assert Table(tmp_path / "a.csv").schema() is None
+    assert RowFile(tmp_path / "a.csv").schema() is None
     (tmp_path / "a.parquet").write_bytes(b"not really")
     with pytest.raises(AbmllError, match=r"a\.parquet:1: not Parquet: "):
-        Table(tmp_path / "a.parquet").schema()
+        RowFile(tmp_path / "a.parquet").schema()
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_a_question_that_is_empty_is_refused(ask: str) -> None:
 def test_parquet_with_one_column_twice_is_refused_by_name(tmp_path: Path) -> None:
     columns = [pyarrow.array(["a"]), pyarrow.array(["b"])]
     pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["text", "text"]), tmp_path / "a.parquet")
-    ((line, reason),) = Table(tmp_path / "a.parquet").rows()
+    ((line, reason),) = RowFile(tmp_path / "a.parquet").rows()
     assert (line, str(reason)) == (1, "a column is given twice")
 
 
@@ -348,23 +348,23 @@ def test_chosen_columns_of_parquet_come_alone_and_missing_ones_are_named(tmp_pat
 
 def test_many_rows_of_parquet_are_numbered_over_batches(tmp_path: Path) -> None:
     """2,500 rows are three batches of a stream."""
-    table = Table(parquet(tmp_path / "a.parquet", n=list(range(2500))))
+    table = RowFile(parquet(tmp_path / "a.parquet", n=list(range(2500))))
     assert [(line, row["n"]) for line, row in table.rows()] == [(n + 1, n) for n in range(2500)]
     assert table.schema().names == ["n"]
 
 
 def test_what_is_no_parquet_is_said_by_its_first_line(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really PAR1")
-    ((line, reason),) = Table(tmp_path / "a.parquet").rows()
+    ((line, reason),) = RowFile(tmp_path / "a.parquet").rows()
     assert line == 1
     assert str(reason).startswith(("not Parquet: '", 'not Parquet: "')), "a text, and not an exception's name"
     with pytest.raises(AbmllError) as caught:
-        Table(tmp_path / "a.parquet").schema()
+        RowFile(tmp_path / "a.parquet").schema()
     assert str(caught.value) == f"{tmp_path / 'a.parquet'}:1: {reason}"
 
 
 def test_a_file_of_another_kind_or_none_is_said_by_its_path(tmp_path: Path) -> None:
-    for act in (read_questions, lambda path: list(Table(path).rows())):
+    for act in (read_questions, lambda path: list(RowFile(path).rows())):
         with pytest.raises(AbmllError) as caught:
             act(tmp_path / "a.txt")
         assert str(caught.value).startswith(f"{tmp_path / 'a.txt'}: t")
@@ -376,7 +376,7 @@ def test_a_file_of_another_kind_or_none_is_said_by_its_path(tmp_path: Path) -> N
 
 def rows_of(path: Path, data: bytes) -> list[tuple[int, Any]]:
     path.write_bytes(data)
-    return [(line, str(row) if isinstance(row, BadRow) else row) for line, row in Table(path).rows()]
+    return [(line, str(row) if isinstance(row, BadRow) else row) for line, row in RowFile(path).rows()]
 
 
 def test_bytes_that_are_no_text_are_told_before_what_they_break(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from peft import PeftModel
 from abmll.config import RunConfig
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.everyday import saved as saved_tasks
-from abmll.everyday.saved import list_tasks, load_task, read_task, save_task, write_details
+from abmll.everyday.saved import list_posteriors, load_posterior, read_posterior, save_posterior, write_details
 from abmll.methods.noise import POSTERIOR
 from abmll.systems.plans import PredictionPlan, adaptation_plan
 from abmll.systems.predict import adapt, predict
@@ -41,12 +41,12 @@ def predictions(system: System) -> list[tuple[float, ...]]:
 
 def test_a_saved_task_predicts_as_when_it_was_saved(config: RunConfig, adapted: System, tmp_path: Path) -> None:
     before = predictions(adapted)
-    place = save_task(tmp_path, "my-task", config, adapted, {"examples": 6})
+    place = save_posterior(tmp_path, "my-task", config, adapted, {"examples": 6})
     assert place == tmp_path / "tasks" / "my-task"
     fresh = system_in(config)
     theta = values(fresh, "shared")
     assert predictions(fresh) != before
-    saved = load_task(tmp_path, "my-task", fresh)
+    saved = load_posterior(tmp_path, "my-task", fresh)
     assert (saved.name, saved.details, saved.adapter.facts.slot) == ("my-task", {"examples": 6}, "task")
     assert predictions(fresh) == before
     assert same(values(fresh, "shared"), theta)
@@ -55,9 +55,9 @@ def test_a_saved_task_predicts_as_when_it_was_saved(config: RunConfig, adapted: 
 
 def test_the_temperature_comes_with_it(config: RunConfig, adapted: System, tmp_path: Path) -> None:
     other = config_in(Path(config.model.source or "").parent, likelihood={"temperature": 2.5})
-    save_task(tmp_path, "warm", other, system_in(other))
+    save_posterior(tmp_path, "warm", other, system_in(other))
     fresh = system_in(config)
-    load_task(tmp_path, "warm", fresh)
+    load_posterior(tmp_path, "warm", fresh)
     assert float(fresh.likelihood.log_temperature.exp()) == pytest.approx(2.5)
 
 
@@ -65,11 +65,11 @@ def test_the_temperature_comes_with_it(config: RunConfig, adapted: System, tmp_p
 def test_reading_choices_otherwise_than_a_task_was_adapted_is_told(
     config: RunConfig, adapted: System, tmp_path: Path, other: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    save_task(tmp_path, "t", config, adapted)
+    save_posterior(tmp_path, "t", config, adapted)
     caplog.clear()
-    load_task(tmp_path, "t", system_in(config))
+    load_posterior(tmp_path, "t", system_in(config))
     assert not caplog.records
-    load_task(tmp_path, "t", system_in(config_in(Path(config.model.source or "").parent, likelihood=other)))
+    load_posterior(tmp_path, "t", system_in(config_in(Path(config.model.source or "").parent, likelihood=other)))
     ((name, value),) = other.items()
     (told,) = caplog.messages
     assert f"likelihood.{name}=" in told
@@ -77,7 +77,7 @@ def test_reading_choices_otherwise_than_a_task_was_adapted_is_told(
 
 
 def test_trust_30_stock_peft_loads_a_saved_task(config: RunConfig, adapted: System, tmp_path: Path) -> None:
-    place = save_task(tmp_path, "t", config, adapted)
+    place = save_posterior(tmp_path, "t", config, adapted)
     bare = system_in(config)
     bare.close()
     model = PeftModel.from_pretrained(bare.language_model.model, place)
@@ -87,63 +87,66 @@ def test_trust_30_stock_peft_loads_a_saved_task(config: RunConfig, adapted: Syst
 def test_tasks_are_listed_by_name_and_damaged_ones_passed_over(
     config: RunConfig, adapted: System, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert list_tasks(tmp_path) == ()
+    assert list_posteriors(tmp_path) == ()
     for name in ("b", "a", "c"):
-        save_task(tmp_path, name, config, adapted, {"name": name})
+        save_posterior(tmp_path, name, config, adapted, {"name": name})
     (tmp_path / "tasks" / ".hidden").mkdir()
     (tmp_path / "tasks" / "file.txt").write_text("not a folder")
     (tmp_path / "tasks" / "b" / "task.json").unlink()
-    assert [(task.name, task.details) for task in list_tasks(tmp_path)] == [("a", {"name": "a"}), ("c", {"name": "c"})]
+    assert [(task.name, task.details) for task in list_posteriors(tmp_path)] == [
+        ("a", {"name": "a"}),
+        ("c", {"name": "c"}),
+    ]
     assert "task.json" in caplog.text
 
 
 def test_an_unknown_name_is_told_the_known_ones(config: RunConfig, adapted: System, tmp_path: Path) -> None:
-    save_task(tmp_path, "reviews", config, adapted)
+    save_posterior(tmp_path, "reviews", config, adapted)
     with pytest.raises(AbmllError, match="Did you mean 'reviews'"):
-        load_task(tmp_path, "review", adapted)
+        load_posterior(tmp_path, "review", adapted)
     with pytest.raises(AbmllError, match=r"Known: $"):
-        read_task(tmp_path / "nowhere", "x")
+        read_posterior(tmp_path / "nowhere", "x")
 
 
 def test_a_name_is_taken_once_unless_it_is_to_be_replaced(config: RunConfig, adapted: System, tmp_path: Path) -> None:
-    save_task(tmp_path, "t", config, adapted, {"version": 1})
+    save_posterior(tmp_path, "t", config, adapted, {"version": 1})
     for name in ("t", "T"):
         with pytest.raises(AbmllError, match="already"):
-            save_task(tmp_path, name, config, adapted)
+            save_posterior(tmp_path, name, config, adapted)
     with pytest.raises(AbmllError, match="already"):
-        save_task(tmp_path, "T", config, adapted, replace=True)
-    save_task(tmp_path, "t", config, adapted, {"version": 2}, replace=True)
-    assert read_task(tmp_path, "t").details == {"version": 2}
+        save_posterior(tmp_path, "T", config, adapted, replace=True)
+    save_posterior(tmp_path, "t", config, adapted, {"version": 2}, replace=True)
+    assert read_posterior(tmp_path, "t").details == {"version": 2}
     assert [path.name for path in (tmp_path / "tasks").iterdir()] == ["t"]
 
 
 def test_trust_07_a_save_that_fails_leaves_the_old_one(
     config: RunConfig, adapted: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_task(tmp_path, "t", config, adapted, {"version": 1})
+    save_posterior(tmp_path, "t", config, adapted, {"version": 1})
 
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(saved_tasks, "write_sealed_json", full)
     with pytest.raises(OSError, match="No space"):
-        save_task(tmp_path, "t", config, adapted, {"version": 2}, replace=True)
-    assert read_task(tmp_path, "t").details == {"version": 1}
+        save_posterior(tmp_path, "t", config, adapted, {"version": 2}, replace=True)
+    assert read_posterior(tmp_path, "t").details == {"version": 1}
     assert [path.name for path in (tmp_path / "tasks").iterdir()] == ["t"]
 
 
 def test_trust_07_a_task_whose_replacement_was_killed_is_found_again(
     config: RunConfig, adapted: System, tmp_path: Path
 ) -> None:
-    save_task(tmp_path, "t", config, adapted, {"version": 1})
+    save_posterior(tmp_path, "t", config, adapted, {"version": 1})
     (tmp_path / "tasks" / "t").rename(tmp_path / "tasks" / ".t.abmll-old")  # where a kill between the renames leaves it
-    assert [task.details for task in list_tasks(tmp_path)] == [{"version": 1}]
+    assert [task.details for task in list_posteriors(tmp_path)] == [{"version": 1}]
 
 
 @pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "..", "", "con", "a\\b", ".old", "x" * 200, "a\0b"])
 def test_trust_43_no_name_leaves_the_folder(name: str, config: RunConfig, adapted: System, tmp_path: Path) -> None:
     run = tmp_path / "deep" / "run"
-    for action in (lambda: save_task(run, name, config, adapted), lambda: read_task(run, name)):
+    for action in (lambda: save_posterior(run, name, config, adapted), lambda: read_posterior(run, name)):
         with pytest.raises(AbmllError, match="task name"):
             action()
     assert not run.exists()
@@ -153,7 +156,7 @@ def test_trust_43_no_name_leaves_the_folder(name: str, config: RunConfig, adapte
 @pytest.mark.parametrize("link", ["task", "tasks"])
 def test_trust_43_no_link_leaves_the_folder(link: str, config: RunConfig, adapted: System, tmp_path: Path) -> None:
     outside, run = tmp_path / "outside", tmp_path / "run"
-    save_task(outside, "t", config, adapted)
+    save_posterior(outside, "t", config, adapted)
     (run / "tasks").mkdir(parents=True)
     if link == "task":
         (run / "tasks" / "t").symlink_to(outside / "tasks" / "t")
@@ -162,9 +165,9 @@ def test_trust_43_no_link_leaves_the_folder(link: str, config: RunConfig, adapte
         (run / "tasks").symlink_to(outside / "tasks")
     before = {path.name: path.read_bytes() for path in (outside / "tasks" / "t").iterdir()}
     with pytest.raises(AbmllError, match="link"):
-        read_task(run, "t")
+        read_posterior(run, "t")
     with pytest.raises(AbmllError, match="link"):
-        save_task(run, "t", config, adapted, replace=True)
+        save_posterior(run, "t", config, adapted, replace=True)
     assert {path.name: path.read_bytes() for path in (outside / "tasks" / "t").iterdir()} == before
 
 
@@ -172,10 +175,10 @@ def test_trust_43_no_link_leaves_the_folder(link: str, config: RunConfig, adapte
 def test_details_that_are_damaged_are_an_error_that_names_the_file(
     text: str, config: RunConfig, adapted: System, tmp_path: Path
 ) -> None:
-    save_task(tmp_path, "t", config, adapted)
+    save_posterior(tmp_path, "t", config, adapted)
     (tmp_path / "tasks" / "t" / "task.json").write_text(text)
     with pytest.raises(AbmllError, match=r"task\.json"):
-        read_task(tmp_path, "t")
+        read_posterior(tmp_path, "t")
 
 
 def test_the_shared_weights_of_a_run_are_no_task(config: RunConfig, adapted: System, tmp_path: Path) -> None:
@@ -183,15 +186,15 @@ def test_the_shared_weights_of_a_run_are_no_task(config: RunConfig, adapted: Sys
 
     write_adapter(adapted.stored("shared"), tmp_path / "tasks" / "t")
     with pytest.raises(AbmllError, match="not a task's"):
-        read_task(tmp_path, "t")
+        read_posterior(tmp_path, "t")
 
 
 def test_details_must_be_json(config: RunConfig, adapted: System, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"details\.score is nan"):
-        save_task(tmp_path, "t", config, adapted, {"score": float("nan")})
+        save_posterior(tmp_path, "t", config, adapted, {"score": float("nan")})
     assert not (tmp_path / "tasks" / "t").exists()
-    save_task(tmp_path, "t", config, adapted, {"text": "naïve 漢"})
-    assert read_task(tmp_path, "t").details == {"text": "naïve 漢"}
+    save_posterior(tmp_path, "t", config, adapted, {"text": "naïve 漢"})
+    assert read_posterior(tmp_path, "t").details == {"text": "naïve 漢"}
 
 
 def test_details_found_later_go_to_the_task_they_were_found_for(
@@ -199,10 +202,10 @@ def test_details_found_later_go_to_the_task_they_were_found_for(
 ) -> None:
     """A check takes minutes: another process may put another task in the place of this one."""
     first, second = {"examples": 6, "steps": (1, 2)}, {"examples": 7}
-    save_task(tmp_path, "t", config, adapted, first)
+    save_posterior(tmp_path, "t", config, adapted, first)
     write_details(tmp_path, "t", {**first, "check": 1}, before=first)
-    assert read_task(tmp_path, "t").details["check"] == 1
-    save_task(tmp_path, "t", config, adapted, second, replace=True)
+    assert read_posterior(tmp_path, "t").details["check"] == 1
+    save_posterior(tmp_path, "t", config, adapted, second, replace=True)
     with pytest.raises(AbmllError, match="replaced it meanwhile"):
         write_details(tmp_path, "t", {**first, "check": 2}, before=first)
-    assert read_task(tmp_path, "t").details == second
+    assert read_posterior(tmp_path, "t").details == second

@@ -43,7 +43,7 @@ def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_name_becomes_a_run_directory_once(here: Path, home: Path) -> None:
     assert shipped_names() == ("tiny",)
-    assert find_run("tiny", place=False) == home / "here" / "tiny"
+    assert find_run("tiny", copy=False) == home / "here" / "tiny"
     assert list(here.iterdir()) == []
     assert find_run("tiny") == Path("runs/tiny")
     (here / "runs" / "tiny" / "mine.txt").write_text("kept")

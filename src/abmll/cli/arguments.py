@@ -34,7 +34,7 @@ def all_existing(paths: list[Path]) -> list[Path]:
 
 
 def _existing_run(run: str) -> str:
-    find_run(run, place=False)
+    find_run(run, copy=False)
     return run
 
 

@@ -1,1 +1,1 @@
-"""Tasks of one's own: labelled rows to a posterior that is saved, predictions, and a check of their worth."""
+"""Own-task sessions: from labelled rows to a saved posterior, its predictions, and a check whether it is of use."""

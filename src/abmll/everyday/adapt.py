@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from abmll.errors import AbmllError
 from abmll.everyday.labelled import Labelled
-from abmll.everyday.saved import SavedTask, save_task
+from abmll.everyday.saved import SavedPosterior, save_posterior
 from abmll.everyday.session import Session
 from abmll.question import Question, Task
 from abmll.tables.identity import distinct_keys
@@ -86,7 +86,7 @@ def adapt_and_save(
         "adapted_to": distinct_keys(used.keys),
         "held_back": _held_back_as_json(session, answers_to(session, aside)) if aside else None,
     }
-    save_task(session.folder, name, session.config, session.system, details, replace=replace)
+    save_posterior(session.folder, name, session.config, session.system, details, replace=replace)
     return Adapted(details, used, aside, (adapted - began) / max(1, plan.steps), answer_seconds)
 
 
@@ -142,7 +142,7 @@ def refuse_used(labelled: Labelled, used: Collection[str]) -> None:
         )
 
 
-def layout_of(saved: SavedTask) -> Layout:
+def layout_of(saved: SavedPosterior) -> Layout:
     """The columns that a saved task was adapted with.
 
     Raises:
@@ -180,7 +180,7 @@ def _held_back_as_json(session: Session, answers: HeldBack) -> dict[str, Any]:
     }
 
 
-def saved_answers(session: Session, saved: SavedTask) -> HeldBack | None:
+def saved_answers(session: Session, saved: SavedPosterior) -> HeldBack | None:
     """The answers to the rows that `adapt --hold-back` held back; None if there were none.
 
     Raises:
@@ -207,7 +207,7 @@ def saved_answers(session: Session, saved: SavedTask) -> HeldBack | None:
     return found
 
 
-def _refuse_unsealed(saved: SavedTask) -> None:
+def _refuse_unsealed(saved: SavedPosterior) -> None:
     """No promise stands on what anybody may have edited.
 
     What it stands on (the answers to the rows held back, and which rows were adapted to) is in this file alone, so
@@ -224,7 +224,7 @@ def _refuse_unsealed(saved: SavedTask) -> None:
         )
 
 
-def fresh_answers(session: Session, saved: SavedTask, labelled: Labelled) -> HeldBack:
+def fresh_answers(session: Session, saved: SavedPosterior, labelled: Labelled) -> HeldBack:
     """Answers to labelled rows that a user gives with --held-back; of a group, or of rows that ask the same, one.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The k-fold check that `adapt` ends with: every labelled row is answered by systems that were not fitted to it."""
+"""The usefulness check that `adapt` ends with: every labelled row is answered by systems that were not fitted to it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from abmll.metrics.baselines import smoothed_shares
 from abmll.metrics.calibration import apply_temperature, fit_temperature
 from abmll.metrics.predictions import pad_probabilities
 from abmll.metrics.scores import floor_probabilities
-from abmll.metrics.worth import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, weigh
+from abmll.metrics.usefulness import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Usefulness, weigh
 from abmll.question import Question, Task
 from abmll.systems.build import build_system
 from abmll.systems.folds import FOLDS, Fold, deal
@@ -35,9 +35,9 @@ def estimate_seconds(session: Session, rows: int, step: float, row: float) -> fl
     return steps * step + rows * row * (session.drawing.samples + 2)
 
 
-def check_worth(
+def check_usefulness(
     session: Session, labelled: Labelled, tell: Callable[[int, int], None] = lambda done, of: None
-) -> Worth:
+) -> Usefulness:
     """Answer every labelled row out of its fold, by this run and by its rivals, and weigh them.
 
     phi is used up by it. Rivals: `uniform`; `label frequency` (plain classification; add-one shares of the fold's other

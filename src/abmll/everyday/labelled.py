@@ -15,7 +15,7 @@ from abmll.tables.identity import RowKeys, clusters, row_keys
 from abmll.tables.labels import Classes
 from abmll.tables.layouts import Layout, label_in
 from abmll.tables.normal import gist, lookalikes, same_form
-from abmll.tables.read import Table
+from abmll.tables.read import RowFile
 from abmll.tables.rows import BadRow, printable, report, shown
 
 FEW = 20
@@ -49,38 +49,38 @@ class Labelled:
 
     def remarks(self) -> list[str]:
         """What a user should know of the rows before anything is made of them: too few, one-sided, repeated."""
-        rows, found = self.rows, _few(len(self.rows))
-        found += _sides(self)
+        rows, remarks = self.rows, _few(len(self.rows))
+        remarks += _sides(self)
         same = Counter(key.question for key in self.keys)
         if again := sum(count - 1 for count in same.values()):
             many = "1 row asks" if again == 1 else f"{again} rows ask"
-            found.append(f"{many} the same as an earlier one; the check keeps them together")
+            remarks.append(f"{many} the same as an earlier one; the check keeps them together")
         if self.layout.labels is None:
-            found += _alike_choices(rows)
+            remarks += _alike_choices(rows)
         groups = [row.group for row in rows if row.group is not None]
         if len(set(self.clusters)) < len(same):  # different questions belong together
-            found.append(
+            remarks.append(
                 f"{len(groups)} rows are of {len(set(groups))} groups (a text that repeats, or the column group): a "
                 "group counts as one in the check, and where it is held back one row of it counts"
             )
         if clash := _contradictions(self):
-            found.append(f"the same question has two different answers: {', '.join(clash[:5])}")
-        return found
+            remarks.append(f"the same question has two different answers: {', '.join(clash[:5])}")
+        return remarks
 
 
-def read_labelled(path: Path, wanted: Layout, fixed: bool | None = None) -> Labelled:
+def read_labelled(path: Path, columns: Layout, fixed: bool | None = None) -> Labelled:
     """Read a table of labelled rows.
 
     Args:
         path: .csv, .tsv, .jsonl or .parquet.
-        wanted: names of columns, and labels if the user gave them.
+        columns: names of columns, and labels if the user gave them.
         fixed: plain classification, or not; None: unless the first row has a column `question`.
 
     Raises:
         AbmllError: the file cannot be read, has no rows, or any row is bad (all of them, as file:line: reason).
     """
-    table = Table(path)
-    layout = settle_layout(table, wanted, fixed)
+    table = RowFile(path)
+    layout = settle_layout(table, columns, fixed)
     return Labelled(layout, _read(table, layout, labelled=True))
 
 
@@ -90,34 +90,34 @@ def read_unlabelled(path: Path, layout: Layout) -> tuple[Question, ...]:
     Raises:
         AbmllError: as `read_labelled`.
     """
-    return _read(Table(path), layout, labelled=False)
+    return _read(RowFile(path), layout, labelled=False)
 
 
-def _read(table: Table, layout: Layout, labelled: bool) -> tuple[Question, ...]:
+def _read(table: RowFile, layout: Layout, labelled: bool) -> tuple[Question, ...]:
     as_question = partial(layout.question, labelled=labelled, untyped=table.untyped)
-    found = collect(printable(table.path), table.rows(), as_question)
-    settle([found], "error")
-    return grouped(found.questions)
+    rows = collect(printable(table.path), table.rows(), as_question)
+    settle([rows], "error")
+    return grouped(rows.questions)
 
 
-def settle_layout(table: Table, wanted: Layout, fixed: bool | None = None) -> Layout:
+def settle_layout(table: RowFile, columns: Layout, fixed: bool | None = None) -> Layout:
     """The layout of a table of labelled rows: which kind of rows they are, and their labels if they share some."""
     if fixed is None:
         first = next((row for _, row in table.rows() if not isinstance(row, BadRow)), {})
-        fixed = wanted.labels is not None or "question" not in map(same_form, map(str, first))
+        fixed = columns.labels is not None or "question" not in map(same_form, map(str, first))
     if not fixed:
         return Layout()
-    return wanted if wanted.labels is not None else wanted.with_labels(_labels_in(table, wanted))
+    return columns if columns.labels is not None else columns.with_labels(_labels_in(table, columns))
 
 
-def _labels_in(table: Table, layout: Layout) -> list[str]:
+def _labels_in(table: RowFile, layout: Layout) -> list[str]:
     """The labels that occur, sorted; all that is wrong with any row is told at once."""
-    found, problems = Classes(()), Rows(printable(table.path))
+    classes, problems = Classes(()), Rows(printable(table.path))
 
     def add_label(row: Any, line: int) -> None:
         layout.text_and_group(row)
-        found.add(label_in(row, layout.label))
-        if len(found.texts) > MOST_LABELS:
+        classes.add(label_in(row, layout.label))
+        if len(classes.texts) > MOST_LABELS:
             raise AbmllError(
                 f"{problems.location(line)}: more than {MOST_LABELS} different values of {layout.label!r}; is it the "
                 "column of labels? --label names another, --labels says which labels there are"
@@ -126,8 +126,8 @@ def _labels_in(table: Table, layout: Layout) -> list[str]:
     for _ in good_rows(problems, table.rows(), add_label):
         pass
     if problems.problems:
-        raise report(problems.messages(good=len(found.texts)), len(problems.problems))
-    texts = found.ordered().texts
+        raise report(problems.messages(good=len(classes.texts)), len(problems.problems))
+    texts = classes.ordered().texts
     if len(texts) < 2:
         what = f"every row is labelled {shown(texts[0])}" if texts else "the file has no rows"
         raise AbmllError(f"{problems.label}: {what}; --labels says which labels there are")
@@ -146,23 +146,23 @@ def _few(count: int) -> list[str]:
 
 def _sides(labelled: Labelled) -> list[str]:
     counts = Counter(row.answer for row in labelled.rows)
-    (place, most), total = counts.most_common(1)[0], len(labelled.rows)
-    assert place is not None
-    labels, found = labelled.layout.labels, []
+    (choice, most), total = counts.most_common(1)[0], len(labelled.rows)
+    assert choice is not None
+    labels, remarks = labelled.layout.labels, []
     if labels is not None:
         if missing := [label for number, label in enumerate(labels) if not counts[number]]:
-            found.append(f"no row is labelled {', '.join(map(repr, missing))}: nothing can be learned about it")
+            remarks.append(f"no row is labelled {', '.join(map(repr, missing))}: nothing can be learned about it")
         single = [label for number, label in enumerate(labels) if counts[number] == 1]
         if single:
-            found.append(f"one row alone is labelled {', '.join(map(repr, single))}: too few to learn from and check")
-        found += _alike(labels)
+            remarks.append(f"one row alone is labelled {', '.join(map(repr, single))}: too few to learn from and check")
+        remarks += _alike(labels)
     if total > 1 and most > ONE_SIDED * total:
-        what = f"labelled {labels[place]!r}" if labels else f"answered by choice {place} (from 0)"
-        found.append(
+        what = f"labelled {labels[choice]!r}" if labels else f"answered by choice {choice} (from 0)"
+        remarks.append(
             f"one-sided: {most} of {total} rows are {what}, so saying so always is right {100 * most / total:.0f} % of "
             "the time"
         )
-    return found
+    return remarks
 
 
 def _alike(labels: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from abmll.systems.answers import Answer
 from abmll.tables.collect import Rows, collect, good_rows
 from abmll.tables.layouts import Layout
 from abmll.tables.normal import same_form
-from abmll.tables.read import Table, extension_of
+from abmll.tables.read import RowFile, extension_of
 from abmll.tables.rows import RawRow, printable, report, shown
 from abmll.tables.write import writing
 
@@ -26,7 +26,7 @@ CHUNK = 256
 """Rows in memory at once."""
 PILOT = 1024
 """First rows, whose confidences fix the thresholds that are tested; in memory at once where one abstains."""
-_TOLD = 1000  # bad rows that are kept; 50 are printed
+MOST_PROBLEMS = 1000  # bad rows after which a survey ends; 50 are printed
 
 Tell = Callable[[int], None]
 Choose = Callable[[np.ndarray], Covered]
@@ -46,7 +46,7 @@ class Survey:
         schema: their types, where the output needs them.
     """
 
-    table: Table
+    table: RowFile
     layout: Layout
     out: Path
     rows: int = 0
@@ -71,7 +71,7 @@ class Written:
     threshold: Covered | None = None
 
 
-def survey(table: Table, layout: Layout, out: Path) -> Survey:
+def survey(table: RowFile, layout: Layout, out: Path) -> Survey:
     """Check every row of a table before any is answered.
 
     Raises:
@@ -87,7 +87,7 @@ def survey(table: Table, layout: Layout, out: Path) -> Survey:
         found.rows += len(batch)
         found.columns.update(dict.fromkeys(name for row in good for name in row))
         answerable += len(good)
-        if len(problems.problems) > _TOLD:
+        if len(problems.problems) > MOST_PROBLEMS:
             problems.problems.append(f"{label}: and maybe more after line {batch[-1][0]}, which were not looked at")
             break
         if typed:

@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class SavedTask:
+class SavedPosterior:
     """One saved posterior: q(phi | D) of a task.
 
     Attributes:
         name: by which it is loaded.
         folder: its files.
-        details: what was kept with it: how it was adapted, on what, ...
+        details: what was saved with it: how it was adapted, on what, ...
         adapter: means and stds, and the facts about them.
         sealed: whether the details are known to be what was saved with this very adapter; version 0.1.0 did not seal
             them.
@@ -51,7 +51,7 @@ class SavedTask:
     sealed: bool = True
 
 
-def save_task(
+def save_posterior(
     run: Path | str,
     name: str,
     config: RunConfig,
@@ -60,15 +60,18 @@ def save_task(
     *,
     replace: bool = False,
 ) -> Path:
-    """Keep phi, as it is now, under a name; the folder is there whole or not at all.
+    """Write phi, as it is now, under a name in the run directory; the folder is there whole or not at all.
+
+    What is written is the factorised normal q(phi | D) that the task was adapted to (docs/method.md, section 1): means
+    and stds of every factor, in float32, so that `load_posterior` gives the same draws.
 
     Args:
         run: the run directory.
-        name: of the saved task: up to 80 letters, digits, '-', '_' and '.'.
+        name: of the posterior: up to 80 letters, digits, '-', '_' and '.'.
         config: of the run.
         system: its task slot is saved.
-        details: JSON values to keep with it.
-        replace: put it in the place of one of the same name.
+        details: JSON values to save with it.
+        replace: put it in the place of a saved posterior of the same name.
 
     Returns:
         The folder, which stock PEFT loads too.
@@ -83,16 +86,16 @@ def save_task(
 
     stored = system.stored("task")
 
-    def details_too(place: Path) -> None:
-        _write_details(place, name, details or {})
-        write_card(place, about_run(run, stored.facts, details or {}, name))
+    def details_too(beside: Path) -> None:
+        _write_details(beside, name, details or {})
+        write_card(beside, about_run(run, stored.facts, details or {}, name))
 
     write_adapter(stored, folder, details_too)
     return folder
 
 
 def check_free(run: Path | str, name: str, *, replace: bool = False) -> None:
-    """Refuse a name that `save_task` would refuse, before the work is done.
+    """Refuse a name that `save_posterior` would refuse, before the work is done.
 
     Raises:
         AbmllError: the name cannot be one, or is taken.
@@ -128,19 +131,30 @@ def write_details(
     write_card(folder, about_run(run, read_facts(folder / EXTRAS_FILE), details, name))
 
 
-def list_tasks(run: Path | str) -> tuple[SavedTask, ...]:
-    """The saved tasks of a run, by name; a damaged one is passed over with a warning."""
+def list_posteriors(run: Path | str) -> tuple[SavedPosterior, ...]:
+    """The saved posteriors of a run, by name.
+
+    Args:
+        run: the run directory.
+
+    Returns:
+        All of them that can be read; a damaged one is left out with a warning.
+    """
     found = []
     for name in _names(Path(run)):
         try:
-            found.append(read_task(run, name))
+            found.append(read_posterior(run, name))
         except AbmllError as error:
             logger.warning("%s; passed over", error)
     return tuple(found)
 
 
-def read_task(run: Path | str, name: str) -> SavedTask:
-    """A saved task, apart from any model.
+def read_posterior(run: Path | str, name: str) -> SavedPosterior:
+    """A saved posterior, apart from any model.
+
+    Args:
+        run: the run directory.
+        name: by which it was saved.
 
     Raises:
         AbmllError: there is none of that name (says which there are), or it is damaged.
@@ -159,35 +173,43 @@ def read_task(run: Path | str, name: str) -> SavedTask:
             "nothing (--abstain-below-risk)",
             folder / DETAILS_FILE,
         )
-    return SavedTask(name, folder, details, adapter, sealed)
+    return SavedPosterior(name, folder, details, adapter, sealed)
 
 
-def load_task(run: Path | str, name: str, system: System) -> SavedTask:
+def load_posterior(run: Path | str, name: str, system: System) -> SavedPosterior:
     """Put a saved posterior into phi of a system, ready to predict; theta stays as it is.
+
+    Args:
+        run: the run directory.
+        name: by which it was saved.
+        system: built from that run's configuration.
+
+    Returns:
+        What was saved, with the details of how it was adapted.
 
     Raises:
         AbmllError: there is none of that name, it is damaged, or it belongs to another base model.
     """
-    saved = read_task(run, name)
+    saved = read_posterior(run, name)
     use_adapter(saved.adapter, system, saved.folder, ("task",))
     return saved
 
 
 def _names(run: Path) -> list[str]:
     """Names of the folders that can be saved tasks."""
-    place = run / "tasks"
-    if not place.is_dir():
+    tasks = run / "tasks"
+    if not tasks.is_dir():
         return []
-    for old in place.glob(f".*{OLD}"):
+    for old in tasks.glob(f".*{OLD}"):
         recover(replaced_by(old))
-    return sorted(folder.name for folder in place.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    return sorted(folder.name for folder in tasks.iterdir() if folder.is_dir() and not folder.name.startswith("."))
 
 
 def _folder(run: Path, name: str) -> Path:
     """Where a saved task is, which no name and no link can move out of the run directory.
 
     Raises:
-        AbmllError: the name cannot be one, or the place is a link that leaves the run directory.
+        AbmllError: the name cannot be one, or the folder is a link that leaves the run directory.
     """
     folder = run / "tasks" / check_name("task", name)
     if not folder.resolve().is_relative_to(run.resolve()):

@@ -1,4 +1,4 @@
-"""A trained run opened for a user's own task: its shared weights on their base model, ready to adapt and to answer."""
+"""Own-task session: a trained run opened for a user's rows, its shared weights on their base model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from abmll.adapters.folder import read_adapter
 from abmll.config import RunConfig, check, load_config, merge
 from abmll.errors import AbmllError
 from abmll.everyday.probe import read_probe, warn_of_other_weights, with_same_tokenizer
-from abmll.everyday.saved import SavedTask, read_task
+from abmll.everyday.saved import SavedPosterior, read_posterior
 from abmll.models import LanguageModel
 from abmll.runs.overrides import OWN_ROWS, check_settings, check_trained
 from abmll.runs.resolved import resolve
@@ -23,7 +23,9 @@ from abmll.systems.system import System
 
 @dataclass(frozen=True)
 class Session:
-    """A run, opened.
+    """An own-task session: a run that is opened to adapt to a user's rows and to answer them.
+
+    `system` adapts and answers; `plan` and `drawing` say how, by the run's configuration and the user's settings.
 
     Attributes:
         folder: the run directory.
@@ -67,7 +69,7 @@ def open_run(
     overrides: Mapping[str, Any] = MappingProxyType({}),
     task: str | None = None,
     base: LanguageModel | None = None,
-) -> tuple[Session, SavedTask | None]:
+) -> tuple[Session, SavedPosterior | None]:
     """Open a run directory, with a saved task in the task slot if one is named; else phi is theta.
 
     Args:
@@ -79,7 +81,7 @@ def open_run(
     Raises:
         AbmllError: there is no such run or task, it was not trained to its end, or the base model cannot be had.
     """
-    saved = None if task is None else read_task(folder, task)
+    saved = None if task is None else read_posterior(folder, task)
     config = settings_of(folder, overrides, saved)
     session = Session(folder, config, start(config, folder, base), _steps_in(config, overrides))
     if saved is not None:
@@ -90,7 +92,7 @@ def open_run(
 def settings_of(
     folder: Path,
     overrides: Mapping[str, Any] = MappingProxyType({}),
-    saved: SavedTask | None = None,
+    saved: SavedPosterior | None = None,
     fixed: Mapping[str, str] = OWN_ROWS,
 ) -> RunConfig:
     """The configuration of a run, with what a saved task was adapted with and, on top, what the user sets.
@@ -122,7 +124,7 @@ def _steps_in(config: RunConfig, overrides: Mapping[str, Any]) -> int | None:
     return config.adaptation.steps if "steps" in overrides.get("adaptation", {}) else None
 
 
-def _brought_by(saved: SavedTask | None) -> dict[str, Any]:
+def _brought_by(saved: SavedPosterior | None) -> dict[str, Any]:
     """The settings that a saved task was adapted with, and that answers must be made with."""
     details = {} if saved is None else saved.details
     sections = {"likelihood": details.get("likelihood"), "adaptation": details.get("answering")}

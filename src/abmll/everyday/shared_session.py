@@ -28,11 +28,11 @@ Posterior = dict[str, Tensor]
 """phi as named tensors, apart from any model."""
 
 
-class Engine:
-    """A session that several estimators take turns in.
+class SharedSession:
+    """One loaded model that several estimators use, one at a time: a call puts the caller's posterior into phi first.
 
     Args:
-        session: a run; its task slot is whoever's turn it is.
+        session: a run. Its phi is that of the estimator that called last.
     """
 
     def __init__(self, session: Session) -> None:
@@ -82,18 +82,18 @@ class Engine:
         self.session.system.method.adapters.load_state_dict("task", posterior)
 
 
-def engine_of(run: Path | str, overrides: Overrides = NOTHING) -> Engine:
-    """The engine of a run: the one that is loaded already, if it is the same run with the same settings.
+def shared_session_of(run: Path | str, overrides: Overrides = NOTHING) -> SharedSession:
+    """The shared session of a run: the one that is loaded already, if it is the same run with the same settings.
 
     Raises:
         AbmllError: there is no such run, or its base model cannot be had.
     """
-    folder = find_run(run, place=False).resolve()
-    return _engine(_Opened(folder, _written(folder / "adapter"), overrides))
+    folder = find_run(run, copy=False).resolve()
+    return _shared(_Opened(folder, _written(folder / "adapter"), overrides))
 
 
-def read_engine(folder: Path) -> tuple[Engine, Posterior]:
-    """What `Engine.write` wrote, loaded.
+def read_shared_session(folder: Path) -> tuple[SharedSession, Posterior]:
+    """What `SharedSession.write` wrote, loaded.
 
     Raises:
         AbmllError: the folder is not one, is damaged, or belongs to another base model.
@@ -106,7 +106,7 @@ def read_engine(folder: Path) -> tuple[Engine, Posterior]:
     except BaseException:
         system.close()
         raise
-    return Engine(Session(folder, config, system)), dict(stored.tensors)
+    return SharedSession(Session(folder, config, system)), dict(stored.tensors)
 
 
 def _written(folder: Path) -> int:
@@ -117,7 +117,7 @@ def _written(folder: Path) -> int:
 
 @dataclass(frozen=True)
 class _Opened:
-    """What makes one engine another. A mapping has no hash, but is compared."""
+    """What makes one shared session another. A mapping has no hash, but is compared."""
 
     folder: Path
     written: int
@@ -125,5 +125,5 @@ class _Opened:
 
 
 @functools.lru_cache(maxsize=1)
-def _engine(opened: _Opened) -> Engine:
-    return Engine(open_run(opened.folder, opened.overrides)[0])
+def _shared(opened: _Opened) -> SharedSession:
+    return SharedSession(open_run(opened.folder, opened.overrides)[0])

@@ -14,20 +14,20 @@ from abmll.runs.card import about_run, write_card
 from abmll.runs.record import RECORD
 
 
-def ship(run: Path, name: str, place: Path = HERE) -> Path:
+def ship(run: Path, name: str, shipped: Path = HERE) -> Path:
     """Copy a run's configuration and adapter, with the probe that another copy of its base model is measured by.
 
     Returns:
-        The folder, `place / name`.
+        The folder, `shipped / name`.
 
     Raises:
         AbmllError: it is no run that was trained to its end.
     """
     session, _ = open_run(run)
     write_probe(run, measure_probe(session.system))
-    _copy_run(run, place / name)
-    write_shipped_card(place / name)
-    return place / name
+    _copy_run(run, shipped / name)
+    write_shipped_card(shipped / name)
+    return shipped / name
 
 
 def _copy_run(source: Path, folder: Path) -> None:

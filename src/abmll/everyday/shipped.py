@@ -21,13 +21,13 @@ def shipped_names() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in HERE.glob(f"*/{CONFIG_FILE}")))
 
 
-def find_run(run: Path | str, *, place: bool = True) -> Path:
+def find_run(run: Path | str, *, copy: bool = True) -> Path:
     """The run directory that a user means: a folder, or the name of an adapter that comes with the package.
 
     Args:
         run: a folder, or a name.
-        place: for a name make `runs/NAME` here, where tasks can be saved, unless it is there; else give the package's
-            own folder, which is for reading only.
+        copy: for a name make `runs/NAME` here, where posteriors can be saved, unless it is there; else give the
+            package's own folder, which is for reading only.
 
     Raises:
         AbmllError: there is neither; says which names there are.
@@ -42,7 +42,7 @@ def find_run(run: Path | str, *, place: bool = True) -> Path:
             f"{run}: no run directory (it has no {CONFIG_FILE}), and none of the names that come with "
             f"abmll: {known or 'none'}"
         )
-    if not place:
+    if not copy:
         return HERE / name
     folder = Path("runs") / name
     if not (folder / CONFIG_FILE).is_file():

@@ -3,7 +3,7 @@
 from abmll.exporting.calibrated import Calibration, export_calibrated
 from abmll.exporting.mean import export_mean
 from abmll.exporting.merged import MergeReport, export_merged
-from abmll.exporting.place import check_size, merged_bytes
+from abmll.exporting.size import check_size, merged_bytes
 
 __all__ = [
     "Calibration",

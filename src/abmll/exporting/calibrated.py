@@ -15,7 +15,7 @@ from abmll.adapters.folder import write_adapter
 from abmll.deprecation import warn_renamed
 from abmll.errors import AbmllError
 from abmll.exporting.mean import source_of
-from abmll.exporting.place import REPORT_FILE, check_size
+from abmll.exporting.size import REPORT_FILE, check_size
 from abmll.files import write_sealed_json
 from abmll.methods.noise import POSTERIOR
 from abmll.metrics.calibration import TEMPERATURES, check_finite
@@ -117,10 +117,10 @@ def export_calibrated(
     kind = stored.facts.likelihood.kind
     text = {"format": FORMAT, "likelihood": stored.facts.likelihood.model_dump(), **asdict(found), "use": USE[kind]}
 
-    def calibration_too(place: Path) -> None:
-        write_sealed_json(place / CALIBRATION_FILE, text)
-        write_sealed_json(place / REPORT_FILE, {"kind": "calibrated mean", **source_of(stored)})
-        write_card(place, about or About(out.name, stored.facts))
+    def calibration_too(beside: Path) -> None:
+        write_sealed_json(beside / CALIBRATION_FILE, text)
+        write_sealed_json(beside / REPORT_FILE, {"kind": "calibrated mean", **source_of(stored)})
+        write_card(beside, about or About(out.name, stored.facts))
 
     write_adapter(stored, out, calibration_too)
     return found
@@ -128,11 +128,11 @@ def export_calibrated(
 
 def _plan_with(plan: PredictionPlan, old: Mapping[str, int]) -> PredictionPlan:
     """The plan, with values that were given by the names of before."""
-    fields = {"draws": "samples", "batch_tokens": "batch_tokens"}
-    if unknown := old.keys() - fields.keys():
+    new_names = {"draws": "samples", "batch_tokens": "batch_tokens"}
+    if unknown := old.keys() - new_names.keys():
         raise TypeError(f"export_calibrated() got an unexpected keyword argument {min(unknown)!r}")
     for name in old:
-        new = f"export_calibrated(plan=PredictionPlan({fields[name]}=))"
+        new = f"export_calibrated(plan=PredictionPlan({new_names[name]}=))"
         warn_renamed(f"export_calibrated({name}=)", new, stacklevel=4)
     return PredictionPlan(plan.sampler, old.get("draws", plan.samples), old.get("batch_tokens", plan.batch_tokens))
 

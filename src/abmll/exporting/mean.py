@@ -5,7 +5,7 @@ from pathlib import Path
 
 from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import write_adapter
-from abmll.exporting.place import REPORT_FILE, check_size
+from abmll.exporting.size import REPORT_FILE, check_size
 from abmll.files import write_sealed_json
 from abmll.runs.card import About, write_card
 
@@ -30,9 +30,9 @@ def export_mean(stored: StoredAdapter, out: Path | str, *, confirmed: bool = Fal
     if stored.moves_nothing:
         logger.warning("%s: every mean is zero, so this LoRA changes nothing: was the run trained?", out)
 
-    def more(place: Path) -> None:
-        write_sealed_json(place / REPORT_FILE, {"kind": "mean", **source_of(stored)})
-        write_card(place, about or About(out.name, stored.facts))
+    def more(beside: Path) -> None:
+        write_sealed_json(beside / REPORT_FILE, {"kind": "mean", **source_of(stored)})
+        write_card(beside, about or About(out.name, stored.facts))
 
     write_adapter(stored, out, more)
 

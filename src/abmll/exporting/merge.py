@@ -106,10 +106,10 @@ def _merge_layer(path: str, layer: AdaptedLinear, draw: int | None) -> tuple[flo
     if not bool(weight.isfinite().all()):
         dtype = str(weight.dtype).removeprefix("torch.")
         raise NonFiniteError(f"{path}: merged, it holds NaN or infinity; nothing was written; {dtype_advice(dtype)}")
-    kept = weight.float() - before
-    lost = float((kept - update).double().square().sum())
+    applied = weight.float() - before
+    lost = float((applied - update).double().square().sum())
     touched = part != 0
-    return lost, float(part.double().square().sum()), int(touched.sum()), int((touched & (kept != 0)).sum())
+    return lost, float(part.double().square().sum()), int(touched.sum()), int((touched & (applied != 0)).sum())
 
 
 def _weight(layer: AdaptedLinear) -> Tensor:

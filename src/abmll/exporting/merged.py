@@ -13,7 +13,7 @@ from torch import Tensor
 from abmll.adapters.attach import detach
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.exporting.merge import Rounding, check_mergeable, merge
-from abmll.exporting.place import REPORT_FILE, check_size
+from abmll.exporting.size import REPORT_FILE, check_size
 from abmll.files import folder_beside, write_sealed_json
 from abmll.methods.noise import drawn
 from abmll.models import LanguageModel, weight_bytes
@@ -84,7 +84,7 @@ def export_merged(
     check_size(weight_bytes(base.model), out, confirmed)
     tokens = _probe_tokens(base)
     with nullcontext() if draw is None else drawn(adapters, draw):
-        wanted = _logits(base, tokens, "the adapters on their base")
+        expected = _logits(base, tokens, "the adapters on their base")
     rounding = merge(adapters, draw)
     detach(base.model, adapters)
     if rounding.swallowed and not force:
@@ -92,7 +92,7 @@ def export_merged(
             f"{rounding.dtype} would swallow the {rounding.part}: {rounding.describe()}. Merge in a wider dtype "
             "(model.dtype=float32), or write it as it is with --force"
         )
-    report = _report(draw, rounding, wanted, _logits(base, tokens, "the merged model"))
+    report = _report(draw, rounding, expected, _logits(base, tokens, "the merged model"))
     with folder_beside(out) as beside:
         _save(base, beside)
         _check_again(base, beside, out)
@@ -102,14 +102,14 @@ def export_merged(
     return report
 
 
-def _report(draw: int | None, rounding: Rounding, wanted: Tensor, found: Tensor) -> MergeReport:
+def _report(draw: int | None, rounding: Rounding, expected: Tensor, found: Tensor) -> MergeReport:
     return MergeReport(
         kind="merged mean" if draw is None else "merged draw",
         draw=draw,
         rounding=rounding,
-        largest_logit_change=float((found - wanted).abs().max()),
-        logit_scale=float(wanted.abs().max()),
-        top_token_agreement=float((found.argmax(-1) == wanted.argmax(-1)).float().mean()),
+        largest_logit_change=float((found - expected).abs().max()),
+        logit_scale=float(expected.abs().max()),
+        top_token_agreement=float((found.argmax(-1) == expected.argmax(-1)).float().mean()),
     )
 
 
@@ -140,11 +140,11 @@ def _save(base: LanguageModel, folder: Path) -> None:
 def _check_again(base: LanguageModel, folder: Path, out: Path) -> None:
     """Load what was written as anybody would, and compare all of it with what is in memory."""
     model, tokenizer = read_pretrained(str(folder), dtype=base.dtype, device=torch.device("cpu"))
-    wanted: dict[str, Any] = base.model.state_dict()
+    expected: dict[str, Any] = base.model.state_dict()
     found = model.state_dict()
-    other = [name for name in wanted if name not in found or not _same(wanted[name], found[name])]
-    if other or found.keys() != wanted.keys():
-        names = other or sorted(found.keys() ^ wanted.keys())
+    other = [name for name in expected if name not in found or not _same(expected[name], found[name])]
+    if other or found.keys() != expected.keys():
+        names = other or sorted(found.keys() ^ expected.keys())
         raise AbmllError(f"{out}: {names[0]} is not what was written ({len(names)} weights differ); nothing was kept")
     if tokenizer(PROBE_TEXT)["input_ids"] != base.tokenizer(PROBE_TEXT)["input_ids"]:
         raise AbmllError(f"{out}: the tokenizer that was written splits texts otherwise; nothing was kept")

@@ -103,8 +103,8 @@ class ChoiceBatch:
             window: tokens look back at less than this many positions, for models with a sliding window.
         """
         columns = torch.arange(self.segment.shape[1], device=self.segment.device)
-        asks, told = self.segment[:, :, None], self.segment[:, None, :]
-        allowed = (columns[:, None] >= columns) & ((told == 0) | (told == asks)) & (told >= 0) & (asks >= 0)
+        asks, attended = self.segment[:, :, None], self.segment[:, None, :]
+        allowed = (columns[:, None] >= columns) & ((attended == 0) | (attended == asks)) & (attended >= 0) & (asks >= 0)
         if window is not None:
             allowed = allowed & (self.position_ids[:, :, None] - self.position_ids[:, None, :] < window)
         return (allowed | (columns[:, None] == columns))[:, None]

@@ -138,7 +138,7 @@ class ControlTokens:
     def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What the tokenizer puts before and after every text."""
         bare, whole = self._encoded("a", False), self._encoded("a", True)
-        for place in range(len(whole) - len(bare) + 1):
-            if whole[place : place + len(bare)] == bare:
-                return tuple(whole[:place]), tuple(whole[place + len(bare) :])
+        for start in range(len(whole) - len(bare) + 1):
+            if whole[start : start + len(bare)] == bare:
+                return tuple(whole[:start]), tuple(whole[start + len(bare) :])
         return (), ()

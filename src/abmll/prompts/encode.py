@@ -223,8 +223,8 @@ class Encoder:
         if context and (whole := _length(prefix, continuations)) > self.max_tokens:
             longest = answers[max(range(len(answers)), key=lambda i: len(continuations[i]))]
             for asked in ((longest,), answers):
-                kept = _longest_fitting_end(question.context, whole, partial(size, asked), self.max_tokens)
-                context = type(question.context)(kept)  # of what is marked, the end is marked too
+                end = _longest_fitting_end(question.context, whole, partial(size, asked), self.max_tokens)
+                context = type(question.context)(end)  # of what is marked, the end is marked too
                 if not context or size(answers, context) <= self.max_tokens:
                     break  # else, with another context, another answer is the longest
             prefix, continuations = split_at_seam(self._ids, *texts(context), answers)

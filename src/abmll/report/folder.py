@@ -118,18 +118,18 @@ def collect(folder: Path) -> Comparison:
     >>> collect(Path("runs/quickstart")).missing  # doctest: +SKIP
     ('abmll seed 2: no predictions yet',)
     """
-    wanted = _read_settings(folder / "comparison.json")
+    settings = _read_settings(folder / "comparison.json")
     missing: list[str] = []
     counted: dict[str, tuple[Run, ...]] = {}
-    for system in wanted["systems"]:
-        runs = [_read_run(folder / system / f"seed-{seed}", system, seed, wanted) for seed in wanted["seeds"]]
+    for system in settings["systems"]:
+        runs = [_read_run(folder / system / f"seed-{seed}", system, seed, settings) for seed in settings["seeds"]]
         furthest = max((run.examples for run in runs), default=-1)
-        reasons = [_shortfall(run, furthest, wanted) for run in runs]
+        reasons = [_shortfall(run, furthest, settings) for run in runs]
         for run, reason in zip(runs, reasons, strict=True):
             missing += [f"{system} seed {run.seed}: {text}" for text in (reason or _remark(run),) if text]
         good = tuple(run for run, reason in zip(runs, reasons, strict=True) if not reason)
         counted |= {system: good} if good else {}
-    return Comparison(**wanted, runs=counted, missing=tuple(missing))
+    return Comparison(**settings, runs=counted, missing=tuple(missing))
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -173,8 +173,8 @@ def _read_object(path: Path, of: str | None = None) -> dict[str, Any]:
     return read_sealed_json(path, of)
 
 
-def _read_run(folder: Path, system: str, seed: int, wanted: Mapping[str, Any]) -> Run:
-    tasks, metrics = wanted["tasks"], wanted["metrics"]
+def _read_run(folder: Path, system: str, seed: int, settings: Mapping[str, Any]) -> Run:
+    tasks, metrics = settings["tasks"], settings["metrics"]
     checkpoints: dict[int, dict[Cell, Scores]] = {}
     not_finite: dict[int, Mapping[Cell, NotFinite]] = {}
     final: dict[Cell, Predictions] = {}
@@ -279,13 +279,13 @@ def _journal_ended(path: Path) -> bool | None:
     return ended
 
 
-def _shortfall(run: Run, furthest: int, wanted: Mapping[str, Any]) -> str:
+def _shortfall(run: Run, furthest: int, settings: Mapping[str, Any]) -> str:
     """Why a run cannot be averaged with the others; empty if it can."""
     if run.examples < 0:
         return "no predictions yet"
     if run.examples < furthest:
         return f"stands at {run.examples:,} examples where another seed reached {furthest:,}; not counted"
-    cells = [(draw, task) for task in wanted["tasks"] for draw in range(wanted["draws"])]
+    cells = [(draw, task) for task in settings["tasks"] for draw in range(settings["draws"])]
     absent = [f"{task} draw {draw}" for draw, task in cells if (draw, task) not in {**run.final, **run.broken}]
     if not absent:
         return ""

@@ -125,11 +125,11 @@ def _told_broken(run: Run) -> list[str]:
     for when, cells in found:
         for (draw, task), broken in cells.items():
             reasons.setdefault(f"{broken.stage}: {broken.why}", []).append(f"{task} draw {draw} {when}")
-    return [f"{run.system} seed {run.seed}, {_some(places)}, {reason}" for reason, places in reasons.items()]
+    return [f"{run.system} seed {run.seed}, {_some(cells)}, {reason}" for reason, cells in reasons.items()]
 
 
-def _some(places: Sequence[str]) -> str:
-    return "; ".join(places[:_LISTED]) + (f"; and {len(places) - _LISTED} more" if len(places) > _LISTED else "")
+def _some(cells: Sequence[str]) -> str:
+    return "; ".join(cells[:_LISTED]) + (f"; and {len(cells) - _LISTED} more" if len(cells) > _LISTED else "")
 
 
 def _baseline(system: str, seed: int, final: dict[Cell, Predictions], metrics: Sequence[str]) -> Run:
@@ -218,12 +218,12 @@ def _task(
     for system, found in runs.items():
         if task not in tasks[system]:
             continue
-        places = [(run, (draw, task)) for run in found for draw in range(comparison.draws)]
+        cells = [(run, (draw, task)) for run in found for draw in range(comparison.draws)]
         n = len(_asked(found[0], (0, task)).rows)
-        if any(cell in run.broken for run, cell in places):
+        if any(cell in run.broken for run, cell in cells):
             out[system] = {"n": n, **dict.fromkeys((*SCORES, *comparison.metrics)), "not_finite": True}
         else:
-            scores = mean_scores(run.checkpoints[run.examples][cell] for run, cell in places)
+            scores = mean_scores(run.checkpoints[run.examples][cell] for run, cell in cells)
             out[system] = {"n": n, **scores, "not_finite": False}
     return out
 

@@ -20,7 +20,7 @@ _NONE = "-"
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """Text cells under a header; the first column is a name, the others are numbers.
 
     Attributes:
@@ -96,7 +96,7 @@ COLUMNS = (
 )
 
 
-def score_table(summary: Summary, half: str | None = None) -> Table:
+def score_table(summary: Summary, half: str | None = None) -> TextTable:
     """The main table, or one half of it (`answers`, `calibration`), a row a system, baselines last."""
     every = (*COLUMNS, *(Column(name, "calibration", _number_of(name)) for name in summary.get("metrics", ())))
     columns = [column for column in every if half in (None, column.half)]
@@ -104,14 +104,14 @@ def score_table(summary: Summary, half: str | None = None) -> Table:
     rows = [(_row_name(summary, name), *(c.cell(entry) for c in columns)) for name, entry in entries.items()]
     faint = [i for i, entry in enumerate(entries.values()) if entry["kind"] == "baseline"]
     title = {None: "Scores", "answers": "Answers", "calibration": "Calibration"}[half]
-    return Table(title, ("System", *(column.title for column in columns)), tuple(rows), frozenset(faint))
+    return TextTable(title, ("System", *(column.title for column in columns)), tuple(rows), frozenset(faint))
 
 
 def _row_name(summary: Summary, name: str) -> str:
     return name + ("" if summary["systems"][name]["n_tasks"] == len(summary["tasks"]) else " *")
 
 
-def difference_table(summary: Summary, metrics: Iterable[str] = ("accuracy", "nll", "nll_scaled")) -> Table:
+def difference_table(summary: Summary, metrics: Iterable[str] = ("accuracy", "nll", "nll_scaled")) -> TextTable:
     """Paired tests against the reference, a row a system."""
     titles = {"accuracy": "Accuracy, points", "nll": "NLL, nats", "nll_scaled": "NLL scaled, nats"}
     metrics = tuple(metrics)
@@ -122,7 +122,7 @@ def difference_table(summary: Summary, metrics: Iterable[str] = ("accuracy", "nl
             cells = [cell for metric in metrics for cell in _test_cells(metric, tests.get(metric))]
             rows.append((name, *cells))
     header = [title for metric in metrics for title in (titles[metric], "p")]
-    return Table(f"Difference to {summary['reference']}", ("System", *header), tuple(rows))
+    return TextTable(f"Difference to {summary['reference']}", ("System", *header), tuple(rows))
 
 
 def _test_cells(metric: str, test: dict[str, Any] | None) -> tuple[str, str]:
@@ -143,7 +143,7 @@ def _signed_points(value: float | None) -> str:
     return _NONE if value is None else f"{100 * value:+.1f}"
 
 
-def task_table(summary: Summary, metric: str) -> Table:
+def task_table(summary: Summary, metric: str) -> TextTable:
     """One metric (`accuracy`, `nll_over_uniform`, `ece`), a row a task, a column a system."""
     title, form = {
         "accuracy": ("Accuracy %, by task", percent),
@@ -155,14 +155,14 @@ def task_table(summary: Summary, metric: str) -> Table:
     for task, scores in summary["tasks"].items():
         count = max(found["n"] for found in scores.values())
         rows.append((task, f"{count:,}", *(_of_task(scores.get(name, {}), metric, form) for name in systems)))
-    return Table(title, ("Task", "n", *systems), tuple(rows))
+    return TextTable(title, ("Task", "n", *systems), tuple(rows))
 
 
 def _of_task(scores: dict[str, Any], metric: str, form: Callable[[float | None], str]) -> str:
     return NOT_FINITE if scores.get("not_finite") else form(scores.get(metric))
 
 
-def cost_table(summary: Summary) -> Table:
+def cost_table(summary: Summary) -> TextTable:
     """Time, memory and parameters of the systems that recorded them: means over seeds, the largest peak."""
     rows = []
     for name, entry in summary["systems"].items():
@@ -175,7 +175,7 @@ def cost_table(summary: Summary) -> Table:
             examples = _whole(cost.get("examples_consumed"))
             rows.append((name, *seconds, memory, *parameters, examples, str(cost.get("device", _NONE))))
     header = ("System", "Train s", "Adapt s", "Predict s", "Peak GiB", "Shared par.", "Task par.", "Examples", "Device")
-    return Table("Cost", header, tuple(rows))
+    return TextTable("Cost", header, tuple(rows))
 
 
 def _seconds(value: int | float | None) -> str:
@@ -186,7 +186,7 @@ def _whole(value: int | float | None) -> str:
     return _NONE if value is None else f"{value:,.0f}"
 
 
-def markdown(table: Table) -> str:
+def markdown(table: TextTable) -> str:
     """A table in Markdown, its columns lined up for reading as text."""
     cells = [[_markdown_cell(cell) for cell in row] for row in (table.header, *table.rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(table.header))]
@@ -248,7 +248,7 @@ class TerminalReport:
                 yield Text(f"{what}: {line}", style="yellow")
 
 
-def _rich(table: Table) -> RichTable:
+def _rich(table: TextTable) -> RichTable:
     out = RichTable(title=Text(table.title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     out.pad_edge = False
     for i, title in enumerate(table.header):

@@ -15,9 +15,9 @@ def lede(summary: Summary) -> list[str]:
     every = {name: entry for name, entry in summary["systems"].items() if entry["kind"] == "system"}
     systems = {name: entry for name, entry in every.items() if not entry["not_finite"]}
     broken = [name for name in every if name not in systems]
-    told = [f"Not finite, and so without scores: {', '.join(broken)}."] if broken else []
+    broken_note = [f"Not finite, and so without scores: {', '.join(broken)}."] if broken else []
     if not systems:
-        return [f"{scope(summary)}.", *told]
+        return [f"{scope(summary)}.", *broken_note]
     best = max(systems, key=lambda name: systems[name]["accuracy"])
     surest = min(systems, key=lambda name: systems[name]["nll"])
     guess = summary["systems"][UNIFORM]
@@ -31,7 +31,7 @@ def lede(summary: Summary) -> list[str]:
     ]
     if losers:
         out.append(f"Negative log-likelihood not below that of a uniform guess: {', '.join(losers)}.")
-    return out + told + [_verdict(summary, metric) for metric in ("accuracy", "nll")]
+    return out + broken_note + [_verdict(summary, metric) for metric in ("accuracy", "nll")]
 
 
 def scope(summary: Summary) -> str:

@@ -8,7 +8,7 @@ from abmll.config import LeakCheck, RunConfig, TaskSource
 from abmll.errors import AbmllError
 from abmll.question import Question, Task
 from abmll.systems.build import tasks_of
-from abmll.tasks.leaks import Overlap, Row, overlaps, repeats, rows_of
+from abmll.tasks.leaks import ComparedRow, Overlap, overlaps, repeats, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def _repeats(tasks: Iterable[Task]) -> tuple[Overlap, ...]:
     return tuple(pair for task in tasks for pair in repeats(rows_of(task.name, task.train)))
 
 
-def _rows(tasks: Iterable[Task], split: str) -> tuple[Row, ...]:
+def _rows(tasks: Iterable[Task], split: str) -> tuple[ComparedRow, ...]:
     return tuple(row for task in tasks for row in rows_of(task.name, getattr(task, split)))
 
 

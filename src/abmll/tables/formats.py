@@ -65,15 +65,15 @@ def parquet_rows(data: bytes, columns: Collection[str]) -> Iterator[RawRow]:
         columns: names of its columns, each of which it must have.
     """
 
-    def wanted(names: list[str]) -> list[str]:
+    def choose(names: list[str]) -> list[str]:
         if missing := sorted(set(columns) - set(names)):
             raise BadRow(f"no column {', '.join(map(shown, missing))}; the file has {', '.join(map(shown, names))}")
         return [name for name in names if name in columns]
 
-    return parquet_columns(pyarrow.BufferReader(data), wanted)
+    return parquet_columns(pyarrow.BufferReader(data), choose)
 
 
-def parquet_columns(file: BinaryIO | Any, wanted: Callable[[list[str]], list[str]]) -> Iterator[RawRow]:
+def parquet_columns(file: BinaryIO | Any, choose: Callable[[list[str]], list[str]]) -> Iterator[RawRow]:
     """The rows of a Parquet file, with the columns that `wanted` chooses of their names."""
     try:
         table = pyarrow.parquet.ParquetFile(file)
@@ -81,10 +81,10 @@ def parquet_columns(file: BinaryIO | Any, wanted: Callable[[list[str]], list[str
         if len(set(names)) < len(names):
             raise BadRow("a column is given twice")
         number = 0
-        for batch in table.iter_batches(BATCH_ROWS, columns=wanted(names)):
-            for place in range(batch.num_rows):
+        for batch in table.iter_batches(BATCH_ROWS, columns=choose(names)):
+            for row in range(batch.num_rows):
                 number += 1
-                yield number, parquet_row(batch, place)
+                yield number, parquet_row(batch, row)
     except BadRow as error:
         yield 1, error
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -96,10 +96,10 @@ def not_parquet(error: Exception) -> str:
     return f"not Parquet: {shown(str(error).splitlines()[0] if str(error) else error)}"
 
 
-def parquet_row(batch: Any, place: int) -> Mapping[str, Any] | BadRow:
+def parquet_row(batch: Any, row: int) -> Mapping[str, Any] | BadRow:
     """One row of a batch of a Parquet file, or what is wrong with it."""
     try:
-        return {name: batch.column(name)[place].as_py() for name in batch.schema.names}
+        return {name: batch.column(name)[row].as_py() for name in batch.schema.names}
     except UnicodeDecodeError:
         return BadRow("holds text that is not UTF-8")
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:

@@ -111,16 +111,16 @@ class Classes:
         Raises:
             BadRow: it is no label.
         """
-        place, text = self.index(value), label_text(value, "label")
-        if place is None:
-            place = len(self.values)
+        class_index, text = self.index(value), label_text(value, "label")
+        if class_index is None:
+            class_index = len(self.values)
             self.values.append(_standing(value))
             self._texts.append(text)
-        elif _rank(value, text) > _rank(self.values[place], self._texts[place]):
-            self.values[place], self._texts[place] = _standing(value), text
-        self._by_text.setdefault(same_form(text), place)
+        elif _rank(value, text) > _rank(self.values[class_index], self._texts[class_index]):
+            self.values[class_index], self._texts[class_index] = _standing(value), text
+        self._by_text.setdefault(same_form(text), class_index)
         if (number := _number_of(value, text)) is not None:
-            self._by_number.setdefault(number, place)
+            self._by_number.setdefault(number, class_index)
 
     def index(self, value: Any) -> int | None:
         """The class of a label, in whatever form it is; None if no label was like it.
@@ -135,12 +135,12 @@ class Classes:
     def _by_other_form(self, value: Any, text: str) -> int | None:
         """1 and "1.0", True and 1 or "True": forms of one value, if either of the two is no text."""
         number = _number_of(value, text)
-        place = None if number is None else self._by_number.get(number)
-        if place is None and text.casefold() in ("true", "false"):
-            place = next((n for n, own in enumerate(self.texts) if own.casefold() == text.casefold()), None)
-        if place is None or (_is_text(value) and _is_text(self.values[place])):
+        class_index = None if number is None else self._by_number.get(number)
+        if class_index is None and text.casefold() in ("true", "false"):
+            class_index = next((n for n, own in enumerate(self.texts) if own.casefold() == text.casefold()), None)
+        if class_index is None or (_is_text(value) and _is_text(self.values[class_index])):
             return None
-        return place
+        return class_index
 
     def ordered(self) -> "Classes":
         """The classes in the order of their values, or of their texts where values are of several types."""

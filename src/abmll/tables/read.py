@@ -51,7 +51,7 @@ def extension_of(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Table:
+class RowFile:
     """A file of rows.
 
     Attributes:

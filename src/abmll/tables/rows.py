@@ -210,19 +210,19 @@ def _choices(row: Mapping[str, Any]) -> list[str]:
         value = _json_list(value)
     if not isinstance(value, list | tuple):
         raise BadRow(f"choices is {shown(value)}, not a list")
-    choices = [_choice(choice, place) for place, choice in enumerate(value)]
+    choices = [_choice(choice, number) for number, choice in enumerate(value)]
     if len(choices) < 2:
         raise BadRow(f"has {len(choices)} choice{'s' * (len(choices) != 1)}; a question needs two or more")
     return choices
 
 
-def _choice(value: Any, place: int) -> str:
+def _choice(value: Any, number: int) -> str:
     value = plain(value)
     if not isinstance(value, str):
-        raise BadRow(f"choice {place} is {shown(value)}, not text", f"choice {place} is no text")
-    text = tidy(checked_text(value, f"choice {place}"))
+        raise BadRow(f"choice {number} is {shown(value)}, not text", f"choice {number} is no text")
+    text = tidy(checked_text(value, f"choice {number}"))
     if not text:
-        raise BadRow(f"choice {place} is empty")
+        raise BadRow(f"choice {number} is empty")
     return text
 
 
@@ -280,25 +280,25 @@ def _text_answer(text: str, choices: Sequence[str], untyped: bool) -> int:
         if index is not None:
             return _in_range(index, choices)
         raise BadRow(f"answer {shown(text)} is not one of the choices; give its text, or its index from 0")
-    place = forms.index(same_form(text))
-    if index is not None and 0 <= index < len(choices) and index != place:
+    by_text = forms.index(same_form(text))
+    if index is not None and 0 <= index < len(choices) and index != by_text:
         raise BadRow(f"answer {text} may be the choice {text!r} or the index of {choices[index]!r}; use JSONL")
-    return place
+    return by_text
 
 
 def _distinct(choices: list[str], answer: int | None, merge: bool) -> tuple[tuple[str, ...], int | None]:
     """Without repeats. Two choices that differ in what nobody sees are repeats."""
     first: dict[str, int] = {}
-    for place, choice in enumerate(choices):
-        same = first.setdefault(same_form(choice), place)
-        if same != place and not merge:
-            raise BadRow(f"choices {same} and {place} are the same: {shown(choice)}")
+    for number, choice in enumerate(choices):
+        same = first.setdefault(same_form(choice), number)
+        if same != number and not merge:
+            raise BadRow(f"choices {same} and {number} are the same: {shown(choice)}")
     if len(first) < 2:
         raise BadRow(f"has one choice, {len(choices)} times; a question needs two or more")
-    kept = tuple(choices[place] for place in first.values())
+    distinct = tuple(choices[number] for number in first.values())
     if answer is not None:
         answer = list(first).index(same_form(choices[answer]))
-    return kept, answer
+    return distinct, answer
 
 
 def report(problems: Iterable[str], rows: int | None = None) -> AbmllError:

@@ -106,7 +106,7 @@ def inspect_task(task: Task, measure: Measure = words, limit: int | None = None)
 def _shares(questions: Sequence[Question]) -> tuple[float, ...]:
     counted = Counter(question.answer for question in questions if question.answer is not None)
     total = counted.total()
-    return tuple(counted[place] / total for place in range(max(counted) + 1)) if total else ()
+    return tuple(counted[choice] / total for choice in range(max(counted) + 1)) if total else ()
 
 
 def _lengths(questions: Sequence[Question], measure: Measure, limit: int | None) -> Lengths:

@@ -37,7 +37,7 @@ Kind = Literal["same", "near"]
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class ComparedRow:
     """A question and the task it is in; a row is equal to itself alone."""
 
     task: str
@@ -85,20 +85,20 @@ class Overlap:
     """Two rows that ask the same, or nearly the same."""
 
     kind: Kind
-    first: Row
-    second: Row
+    first: ComparedRow
+    second: ComparedRow
 
     def turned(self) -> "Overlap":
         """The same pair the other way round."""
         return Overlap(self.kind, self.second, self.first)
 
 
-def rows_of(task: str, questions: Iterable[Question]) -> tuple[Row, ...]:
+def rows_of(task: str, questions: Iterable[Question]) -> tuple[ComparedRow, ...]:
     """The questions of a task as rows that can be compared."""
-    return tuple(Row(task, question) for question in questions)
+    return tuple(ComparedRow(task, question) for question in questions)
 
 
-def overlaps(first: Sequence[Row], second: Sequence[Row], *, near: bool = True) -> tuple[Overlap, ...]:
+def overlaps(first: Sequence[ComparedRow], second: Sequence[ComparedRow], *, near: bool = True) -> tuple[Overlap, ...]:
     """Every pair of a row of `first` and one of `second` that is the same question, or with `near` nearly so.
 
     >>> ask = lambda id, text: Question(id, text, ("yes", "no"), 0)
@@ -115,14 +115,16 @@ def overlaps(first: Sequence[Row], second: Sequence[Row], *, near: bool = True) 
     return tuple(found)
 
 
-def repeats(rows: Sequence[Row]) -> tuple[Overlap, ...]:
+def repeats(rows: Sequence[ComparedRow]) -> tuple[Overlap, ...]:
     """Rows that are the same question as an earlier one."""
-    seen: dict[object, Row] = {}
+    seen: dict[object, ComparedRow] = {}
     pairs = ((seen.setdefault(row.identity, row), row) for row in rows)
     return tuple(Overlap("same", one, row) for one, row in pairs if one is not row)
 
 
-def _candidates(first: Sequence[Row], second: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
+def _candidates(
+    first: Sequence[ComparedRow], second: Sequence[ComparedRow]
+) -> Iterator[tuple[ComparedRow, ComparedRow]]:
     """Pairs that have 7 words in 10 in common."""
     often = Counter(word for rows in (first, second) for row in rows for word in row.words)
     having = defaultdict(list)
@@ -134,7 +136,7 @@ def _candidates(first: Sequence[Row], second: Sequence[Row]) -> Iterator[tuple[R
         yield from ((one, row) for one in others.values() if one is not row and _much_in_common(one.words, row.words))
 
 
-def _rarest(row: Row, often: Counter[str]) -> list[str]:
+def _rarest(row: ComparedRow, often: Counter[str]) -> list[str]:
     part, whole = COMMON
     enough = len(row.words) - -(-part * len(row.words) // whole) + 1
     return sorted(row.words, key=lambda word: (often[word], word))[:enough]
@@ -149,7 +151,7 @@ def _much_in_common(first: frozenset[str], second: frozenset[str]) -> bool:
     return whole * common >= part * (small + large - common)
 
 
-def _nearly_same(first: Row, second: Row) -> bool:
+def _nearly_same(first: ComparedRow, second: ComparedRow) -> bool:
     return (
         first.identity != second.identity
         and sorted(_NUMBERS.findall(first.body)) == sorted(_NUMBERS.findall(second.body))
@@ -171,7 +173,7 @@ def _slips_only(first: frozenset[str], second: frozenset[str], total: int) -> bo
     return min(len(alone), len(others)) <= total // 15
 
 
-def _same_context(first: Row, second: Row) -> bool:
+def _same_context(first: ComparedRow, second: ComparedRow) -> bool:
     if first.context and second.context:
         return fuzz.ratio(first.context, second.context, score_cutoff=SIMILAR) > 0
     return first.context == second.context or min(len(first.words), len(second.words)) >= OWN_CONTEXT

@@ -10,7 +10,7 @@ from abmll.files import check_regular, is_device, without_home
 from abmll.question import Question, Task
 from abmll.tables.collect import OnBadRow, Rows, collect, reject_repeats, settle
 from abmll.tables.normal import same_form
-from abmll.tables.read import EXTENSIONS, Table
+from abmll.tables.read import EXTENSIONS, RowFile
 from abmll.tables.rows import CHOICE_COLUMN, FIELDS, printable, question_from_row, shown
 from abmll.tasks.builtin import builtin_names, builtin_task, builtin_tasks
 from abmll.tasks.catalogue.entries import catalogue_names
@@ -47,18 +47,18 @@ def load_tasks(
     >>> [task.name for task in load_tasks("builtin", names=["capitals", "plurals"])]
     ['capitals', 'plurals']
     """
-    wanted = _wanted(names)
+    chosen = _distinct(names)
     kind, _, which = str(spec).partition(":")
     if isinstance(spec, str) and kind == "builtin":
-        return _load_builtin(which, wanted)
+        return _load_builtin(which, chosen)
     if isinstance(spec, str) and kind == "hub":
-        return _load_hub(which, wanted, merge_choices, on_bad_row)
+        return _load_hub(which, chosen, merge_choices, on_bad_row)
     if isinstance(spec, str) and kind in SOURCES.names():
-        tasks = load_registered(spec, wanted, merge_choices, on_bad_row)
+        tasks = load_registered(spec, chosen, merge_choices, on_bad_row)
         for task in tasks:
             _task_name(task.name, Path(spec))
         return tasks
-    files = _select(_find(_expanded(Path(spec))), wanted)
+    files = _select(_find(_expanded(Path(spec))), chosen)
     read = {
         name: {split: _read(path, True, merge_choices) for split, path in splits.items()}
         for name, splits in files.items()
@@ -91,7 +91,7 @@ def read_questions(
 
 
 def _read(path: Path, labelled: bool, merge_choices: bool) -> Rows:
-    table = Table(path)
+    table = RowFile(path)
     read = partial(question_from_row, labelled=labelled, untyped=table.untyped, merge_choices=merge_choices)
     return collect(printable(path), table.rows(_columns_of_a_question), read)
 
@@ -117,47 +117,47 @@ def _task(name: str, splits: dict[str, Rows], files: dict[str, Path], on_bad_row
     return Task(name, questions.get("train", ()), questions.get("test", ()), source, skipped=skipped)
 
 
-def _wanted(names: Sequence[str] | None) -> list[str] | None:
+def _distinct(names: Sequence[str] | None) -> list[str] | None:
     if names is None:
         return None
-    wanted = [names] if isinstance(names, str) else list(dict.fromkeys(names))
-    if not wanted:
+    chosen = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    if not chosen:
         raise AbmllError("no task is named: give at least one name, or none at all for every task")
-    return wanted
+    return chosen
 
 
-def _load_builtin(which: str, wanted: list[str] | None) -> tuple[Task, ...]:
+def _load_builtin(which: str, chosen: list[str] | None) -> tuple[Task, ...]:
     known = builtin_names(held_out=which == "held-out") if which in ("", "held-out") else (which,)
     if which not in ("", "held-out", *builtin_names(), *builtin_names(held_out=True)):
         raise unknown_name("built-in task", which, ["held-out", *builtin_names(), *builtin_names(held_out=True)])
-    if wanted is None and which in ("", "held-out"):
+    if chosen is None and which in ("", "held-out"):
         return builtin_tasks(held_out=which == "held-out")
-    for name in wanted or ():
+    for name in chosen or ():
         if name not in known:
             raise unknown_name("task", name, known)
-    return tuple(builtin_task(name) for name in wanted or known)
+    return tuple(builtin_task(name) for name in chosen or known)
 
 
-def _load_hub(which: str, wanted: list[str] | None, merge_choices: bool, on_bad_row: OnBadRow) -> tuple[Task, ...]:
-    names = [which] if which else wanted
+def _load_hub(which: str, chosen: list[str] | None, merge_choices: bool, on_bad_row: OnBadRow) -> tuple[Task, ...]:
+    names = [which] if which else chosen
     if names is None:
         raise AbmllError(
             "source 'hub' alone would fetch the whole catalogue: name tasks (names: [arc_easy, ...], or hub:arc_easy). "
             "`abmll tasks list` shows them"
         )
-    if which and wanted not in (None, [which]):
-        raise unknown_name("task", next(name for name in wanted or () if name != which), [which])
+    if which and chosen not in (None, [which]):
+        raise unknown_name("task", next(name for name in chosen or () if name != which), [which])
     for name in names:
         if name not in catalogue_names():
             raise unknown_name("hub task", name, catalogue_names())
     return tuple(load_hub_task(name, merge_choices=merge_choices, on_bad_row=on_bad_row) for name in names)
 
 
-def _select(files: dict[str, dict[str, Path]], wanted: list[str] | None) -> dict[str, dict[str, Path]]:
-    for name in wanted or ():
+def _select(files: dict[str, dict[str, Path]], chosen: list[str] | None) -> dict[str, dict[str, Path]]:
+    for name in chosen or ():
         if name not in files:
             raise unknown_name("task", name, files)
-    return {name: files[name] for name in wanted or files}
+    return {name: files[name] for name in chosen or files}
 
 
 def _find(path: Path) -> dict[str, dict[str, Path]]:

@@ -11,11 +11,11 @@ from rich.table import Table
 from abmll.cli.console import err_console, note, out_console, say
 from abmll.cli.progress import ProgressDisplay, duration
 from abmll.everyday.adapt import Adapted, adapt_and_save
-from abmll.everyday.check import FEWEST, check_worth, estimate_seconds
+from abmll.everyday.check import FEWEST, check_usefulness, estimate_seconds
 from abmll.everyday.labelled import Labelled
 from abmll.everyday.saved import check_free, write_details
 from abmll.everyday.session import Session, open_run
-from abmll.metrics.worth import Worth, WorthRow
+from abmll.metrics.usefulness import Usefulness, UsefulnessRow
 from abmll.process.stopping import Stopped
 
 
@@ -85,7 +85,7 @@ def _check(session: Session, name: str, adapted: Adapted) -> None:
     write_details(session.folder, name, {**adapted.details, "check": worth.to_dict()}, before=adapted.details)
 
 
-def _check_with_progress(session: Session, adapted: Adapted) -> Worth:
+def _check_with_progress(session: Session, adapted: Adapted) -> Usefulness:
     with ProgressDisplay(err_console) as display:
         reported = 0
 
@@ -96,10 +96,10 @@ def _check_with_progress(session: Session, adapted: Adapted) -> Worth:
             display({"event": "counted", "what": "check", "units": folds - reported})
             reported = folds
 
-        return check_worth(session, adapted.used, show_progress)
+        return check_usefulness(session, adapted.used, show_progress)
 
 
-def _show(worth: Worth) -> None:
+def _show(worth: Usefulness) -> None:
     groups = f" in {worth.clusters} groups" if worth.clusters < worth.n else ""
     title = (
         f"Is it worth it on this task? {worth.n} labelled rows{groups}, {worth.folds} parts, each answered by what was "
@@ -114,7 +114,7 @@ def _show(worth: Worth) -> None:
         say(line)
 
 
-def _cells(row: WorthRow) -> tuple[str, ...]:
+def _cells(row: UsefulnessRow) -> tuple[str, ...]:
     if row.accuracy is None or row.accuracy_interval is None or row.nll is None or row.nll_interval is None:
         return row.name, "not finite", "", "not finite", ""
     (low, high), (least, most) = row.accuracy_interval, row.nll_interval

@@ -11,12 +11,12 @@ from abmll.config import RunConfig
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import layout_of
 from abmll.everyday.labelled import read_unlabelled
-from abmll.everyday.saved import SavedTask, read_task
+from abmll.everyday.saved import SavedPosterior, read_posterior
 from abmll.everyday.session import read_shared, settings_of
 from abmll.everyday.shipped import find_run
 from abmll.exporting import check_size, export_calibrated, export_mean, export_merged, merged_bytes
 from abmll.exporting.calibrated import spread_questions
-from abmll.exporting.place import describe_bytes
+from abmll.exporting.size import describe_bytes
 from abmll.question import Question
 from abmll.runs.card import About, about_run
 from abmll.runs.overrides import OWN_ROWS
@@ -56,7 +56,7 @@ class _Export:
 
     run: Path
     out: Path
-    task: SavedTask | None
+    task: SavedPosterior | None
     config: RunConfig
     stored: StoredAdapter
     about: About
@@ -65,8 +65,8 @@ class _Export:
 
 def export_adapter(run: str, out: Path, task: str | None, overrides: Mapping[str, Any], options: ExportOptions) -> None:
     """Export the shared weights of a run, or those of a saved task."""
-    folder = find_run(run, place=task is not None)
-    saved = None if task is None else read_task(folder, task)
+    folder = find_run(run, copy=task is not None)
+    saved = None if task is None else read_posterior(folder, task)
     fixed = {name: why for name, why in OWN_ROWS.items() if name != "tasks"}  # --calibrated asks the training tasks
     config = settings_of(folder, overrides, saved, fixed)
     stored = read_shared(folder) if saved is None else saved.adapter

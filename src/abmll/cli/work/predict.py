@@ -14,12 +14,12 @@ from abmll.errors import AbmllError
 from abmll.everyday.adapt import HeldBack, fresh_answers, layout_of, saved_answers
 from abmll.everyday.labelled import read_labelled
 from abmll.everyday.predict import Survey, Written, predict_table, survey
-from abmll.everyday.saved import SavedTask, read_task
+from abmll.everyday.saved import SavedPosterior, read_posterior
 from abmll.everyday.session import Session, open_run
 from abmll.everyday.shipped import find_run
 from abmll.metrics.abstention import LEVEL, Covered, best, certify, rows_needed, thresholds
 from abmll.tables.layouts import Layout
-from abmll.tables.read import Table
+from abmll.tables.read import RowFile
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 ChooseThreshold = Callable[[np.ndarray], Covered]
@@ -52,9 +52,9 @@ class PredictRequest:
 def predict_rows(run: str, overrides: Mapping[str, Any], request: PredictRequest) -> None:
     """Check every row, open the run, answer, and write."""
     folder = find_run(run)
-    saved = None if request.task is None else read_task(folder, request.task)
+    saved = None if request.task is None else read_posterior(folder, request.task)
     layout = request.layout if saved is None else layout_of(saved)
-    surveyed = survey(Table(request.rows), layout, request.out)
+    surveyed = survey(RowFile(request.rows), layout, request.out)
     if request.out.exists() and request.out.resolve() == request.rows.resolve():
         raise AbmllError(f"{request.out}: is the file of rows itself; give another name")
     err_console.print(f"{surveyed.rows:,} rows; loading the model of {folder}", highlight=False)
@@ -75,7 +75,7 @@ def _predict(session: Session, surveyed: Survey, prefix: str, choose: ChooseThre
         return predict_table(session, surveyed, prefix=prefix, choose=choose, tell=show_progress)
 
 
-def _held_back(session: Session, saved: SavedTask, layout: Layout, file: Path | None) -> HeldBack:
+def _held_back(session: Session, saved: SavedPosterior, layout: Layout, file: Path | None) -> HeldBack:
     if file is not None:
         return fresh_answers(session, saved, read_labelled(file, layout, fixed=layout.labels is not None))
     return saved_answers(session, saved) or HeldBack(np.zeros(0), np.zeros(0, dtype=bool))

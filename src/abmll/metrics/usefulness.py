@@ -1,4 +1,4 @@
-"""Is adapting worth it on this task? Answers to rows that were left out, compared row by row, and a plain verdict."""
+"""The usefulness check: whether adapting to a task is worth it, by answers to rows that were left out of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ Measures = Mapping[str, Mapping[str, Float[np.ndarray, "N"]]]
 
 
 @dataclass(frozen=True)
-class WorthRow:
+class UsefulnessRow:
     """One line of the table.
 
     Attributes:
@@ -54,7 +54,7 @@ class WorthRow:
 
 
 @dataclass(frozen=True)
-class Worth:
+class Usefulness:
     """The table, and what it says.
 
     Attributes:
@@ -67,7 +67,7 @@ class Worth:
 
     n: int
     folds: int
-    rows: tuple[WorthRow, ...]
+    rows: tuple[UsefulnessRow, ...]
     verdict: str
     text: tuple[str, ...]
     clusters: int
@@ -85,7 +85,7 @@ def weigh(
     folds: int,
     not_finite: Mapping[str, str] | None = None,
     groups: Int[np.ndarray, "N"] | None = None,
-) -> Worth:
+) -> Usefulness:
     """The table and the verdict, from what each system said of rows that it was not fitted to.
 
     Adapting helps if it is better than *every* row of `WITHOUT`, in the mean NLL or in accuracy, each by a two-sided
@@ -116,12 +116,12 @@ def weigh(
     named = {name: probabilities[name] for name in ORDER if name in probabilities}
     measures = losses_of(named, answers)
     rows = [_row(name, measures["accuracy"][name], measures["NLL"][name], groups) for name in named]
-    rows += [WorthRow(name, None, None, None, None, why) for name, why in broken.items()]
+    rows += [UsefulnessRow(name, None, None, None, None, why) for name, why in broken.items()]
     verdict, text = _not_finite(broken) if broken.keys() & {RUN, *WITHOUT} else verdict_of(measures, groups)
     if FRESH in broken and RUN in named:
         text = (*text, "A fresh LoRA fitted to the same rows is not finite, so nothing is said against it.")
     ordered = tuple(sorted(rows, key=lambda row: ORDER.index(row.name)))
-    return Worth(len(answers), folds, ordered, verdict, text, int(groups.max()) + 1)
+    return Usefulness(len(answers), folds, ordered, verdict, text, int(groups.max()) + 1)
 
 
 def losses_of(probabilities: Mapping[str, Float[np.ndarray, "N K"]], answers: Int[np.ndarray, "N"]) -> Measures:
@@ -151,12 +151,12 @@ def _wrong(probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "N"
 
 def _row(
     name: str, wrong: Float[np.ndarray, "N"], nll: Float[np.ndarray, "N"], groups: Int[np.ndarray, "N"]
-) -> WorthRow:
+) -> UsefulnessRow:
     alone = int(groups.max()) + 1 == len(wrong)
     exact = error_interval(round(wrong.sum()), len(wrong), 0.95)
     low, high = exact if alone else bootstrap_interval(wrong, groups=groups)
     by_nll = bootstrap_interval(nll, groups=groups)
-    return WorthRow(name, 1 - float(wrong.mean()), Interval(1 - high, 1 - low), float(nll.mean()), by_nll)
+    return UsefulnessRow(name, 1 - float(wrong.mean()), Interval(1 - high, 1 - low), float(nll.mean()), by_nll)
 
 
 def sign_flip_p(differences: Float[np.ndarray, "N"]) -> float:

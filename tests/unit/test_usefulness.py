@@ -11,10 +11,10 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import hold_back, refuse_used
-from abmll.everyday.check import _without_model, check_worth
+from abmll.everyday.check import _without_model, check_usefulness
 from abmll.everyday.labelled import Labelled, read_labelled
 from abmll.everyday.session import open_run
-from abmll.metrics.worth import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Worth, sign_flip_p, weigh
+from abmll.metrics.usefulness import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Usefulness, sign_flip_p, weigh
 from abmll.question import Question, Task
 from abmll.systems.folds import Fold, deal
 from abmll.systems.plans import AdaptationPlan
@@ -93,7 +93,7 @@ def test_trust_17_systems_adapt_to_the_other_folds_alone(home: Path, monkeypatch
     monkeypatch.setattr(System, "adapt", adapted)
     session, _ = open_run(home / "runs" / "mine", {"adaptation": {"samples": 1}})
     questions = rows(6)
-    check_worth(session, labelled_rows(questions))
+    check_usefulness(session, labelled_rows(questions))
     folds = dealt(questions, seed=session.config.adaptation.seed)
     assert seen == [tuple(questions[i] for i in fold.fitted) for fold in folds] * 2, "the run, then a fresh LoRA"
 
@@ -102,7 +102,7 @@ def test_fewer_rows_are_fewer_folds() -> None:
     assert [len(dealt(rows(count))) for count in (2, 4, 5, 30)] == [2, 4, 5, 5]
 
 
-def _weigh(run: np.ndarray, pretrained: np.ndarray, answers: np.ndarray) -> Worth:
+def _weigh(run: np.ndarray, pretrained: np.ndarray, answers: np.ndarray) -> Usefulness:
     half = np.full_like(run, 0.5)
     named = {UNIFORM: half, FREQUENCY: half, PRETRAINED: pretrained, SCALED: pretrained, FRESH: pretrained, RUN: run}
     return weigh(named, answers, 5)
@@ -181,7 +181,7 @@ def test_the_check_on_questions_with_choices_of_their_own(home: Path, tmp_path: 
     labelled = Labelled(labelled.layout, labelled.rows[:8])
     session, _ = open_run(home / "runs" / "mine", {"adaptation": {"samples": 2, "steps": 1}})
     told: list[tuple[int, int]] = []
-    found = check_worth(session, labelled, lambda done, of: told.append((done, of)))
+    found = check_usefulness(session, labelled, lambda done, of: told.append((done, of)))
     assert [row.name for row in found.rows] == [UNIFORM, PRETRAINED, SCALED, FRESH, RUN]
     assert told[-1] == (10, 10)
     uniform = next(row for row in found.rows if row.name == UNIFORM)
