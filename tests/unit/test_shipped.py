@@ -15,7 +15,7 @@ from abmll.everyday import shipped
 from abmll.everyday.session import open_run
 from abmll.everyday.ship import ship
 from abmll.everyday.shipped import HERE, find_run, read_probe, shipped_names
-from abmll.runs.origin import differences
+from abmll.runs.provenance import differences
 from abmll.runs.resolved import resolve
 from abmll.systems.build import method_settings
 from tests.everyday import place_run

@@ -36,7 +36,7 @@ from abmll.training.resume import restore_theta
 app = command_app()
 console, err_console = Console(), Console(stderr=True)
 
-Run = Annotated[
+RunArgument = Annotated[
     str, typer.Argument(help="A run directory of `abmll train`, or smollm2, which comes along.", show_default=False)
 ]
 Labels = Annotated[
@@ -58,7 +58,7 @@ class _Wanted:
 
 @app.command()
 def adapt(
-    run: Run,
+    run: RunArgument,
     tasks: Annotated[
         str | None,
         typer.Argument(

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from abmll.adapters.facts import StoredAdapter
 from abmll.cli.lazy import command_app
-from abmll.cli.verbs.adapt import Run
+from abmll.cli.verbs.adapt import RunArgument
 from abmll.config import RunConfig
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import layout_of
@@ -47,7 +47,7 @@ class _Wanted:
 
 @app.command()
 def export(
-    run: Run,
+    run: RunArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.", show_default=False)],
     overrides: Annotated[
         list[str] | None,

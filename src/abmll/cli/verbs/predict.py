@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 
 from abmll.cli.lazy import command_app
 from abmll.cli.progress import ProgressDisplay
-from abmll.cli.verbs.adapt import Ask, Labels, Run, Text
+from abmll.cli.verbs.adapt import Ask, Labels, RunArgument, Text
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import HeldBack, fresh_answers, layout_of, saved_answers
 from abmll.everyday.labelled import read_labelled
@@ -30,7 +30,7 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 
 @app.command()
 def predict(
-    run: Run,
+    run: RunArgument,
     rows: Annotated[
         Path, typer.Argument(help="Rows without labels: .csv, .tsv, .jsonl or .parquet.", show_default=False)
     ],
