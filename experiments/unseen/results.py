@@ -10,7 +10,7 @@ from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM, label_frequency, u
 from abmll.metrics.ensemble import ensemble
 from abmll.metrics.predictions import Predictions
 from abmll.metrics.scores import score
-from abmll.report.folder import Cell, Comparison, Run
+from abmll.report.folder import Cell, Comparison, ScoredRun
 from experiments.unseen.groups import read_groups, with_groups
 from experiments.unseen.packing import Packed, read_packed
 
@@ -118,7 +118,7 @@ def comparison(results: Results, reference: str = "abmll", note: str = "") -> Co
     """The results as a comparison of the library's report: its tables and figures."""
     cells = [(draw, task) for task in results.tasks for draw in range(results.draws)]
     about = {(row, int(one.about["seed"])): one.about for one in results.packed for row in one.found}
-    runs: dict[str, tuple[Run, ...]] = {}
+    runs: dict[str, tuple[ScoredRun, ...]] = {}
     missing = []
     for name, by_seed in results.final.items():
         if name in (UNIFORM, LABEL_FREQUENCY):
@@ -150,7 +150,7 @@ def _run(
     points: Sequence[Mapping[Cell, Predictions]],
     before: Table,
     about: Mapping[str, Any] | None,
-) -> Run:
+) -> ScoredRun:
     """One seed of a system; the last of its points is what is reported."""
     curve = {
         next(iter(cells.values())).examples_consumed: {cell: score(found) for cell, found in cells.items()}
@@ -159,4 +159,4 @@ def _run(
     zero = {cell: score(found) for cell, found in before.get(name, {}).get(seed, {}).items()}
     cost = None if about is None else about["cost"]
     environment = None if about is None else about["environment"]
-    return Run(name, seed, curve, dict(points[-1]), zero, cost, environment, True)
+    return ScoredRun(name, seed, curve, dict(points[-1]), zero, cost, environment, True)

@@ -24,7 +24,8 @@ SEAL = "# sha256 of what follows: "
 MOST_BYTES = 16 << 20  # of a configuration file
 MOST_VALUES = 100_000  # of a configuration file
 MOST_SHOWN = 200  # characters of a wrong value in a message
-Place = Annotated[str, AfterValidator(without_home)]
+SharedPath = Annotated[str, AfterValidator(without_home)]
+"""A path as it is written into files that are shared: `~/...` below the home folder."""
 LeakCheck = Literal["error", "drop", "warn", "off"]
 SYSTEM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 
@@ -39,7 +40,7 @@ class ModelConfig(_Section):
     With `attention: eager` a seed trained twice on a GPU ended at the same bits, with `sdpa` not (docs/evidence.md).
     """
 
-    source: Place | None = None
+    source: SharedPath | None = None
     shape: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
@@ -66,7 +67,7 @@ class AdapterConfig(_Section):
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
     targets: tuple[str, ...] | str = ("q_proj", "v_proj")
-    start: Place | None = None
+    start: SharedPath | None = None
 
 
 class LikelihoodConfig(_Section):
@@ -98,10 +99,10 @@ class TaskSource(_Section):
     """Where tasks come from: "builtin", "builtin:held-out", "hub:NAME", a folder or a file; `names` picks some.
 
     `merge_choices` drops a choice that a row gives twice, instead of refusing the row. `on_bad_row` says whether a bad
-    row refuses everything, or is left out, counted and told.
+    row refuses everything, or is left out, counted and reported.
     """
 
-    source: Place
+    source: SharedPath
     names: tuple[str, ...] | None = None
     merge_choices: bool = False
     on_bad_row: Literal["error", "skip"] = "error"
@@ -111,7 +112,7 @@ class TasksConfig(_Section):
     """Tasks to meta-train on, to choose by (validation), and to report (unseen).
 
     `leak_check` is what happens to rows that play two of these roles: `error` refuses them, `drop` leaves out the one
-    that is learned from, `warn` tells them, `off` does not look.
+    that is learned from, `warn` names them, `off` does not look.
     """
 
     train: TaskSource = TaskSource(source="builtin")
@@ -307,7 +308,7 @@ def load_config(kind: type[Config], path: Path, overrides: Sequence[str] | Mappi
 
     Raises:
         AbmllError: the file is missing, no YAML, or a run wrote it and it is no longer what was written; an override
-            has no `=`; or a value is wrong: every fault is named with its place, and an unknown key with the nearest
+            has no `=`; or a value is wrong: every fault is named with its setting, and an unknown key with the nearest
             known ones.
     """
     try:
@@ -338,11 +339,11 @@ def _check_seal(path: Path, text: str) -> None:
 
 def parse_override(text: str) -> dict[str, Any]:
     """`method.inner_steps=3` as `{"method": {"inner_steps": 3}}`; the value is read as YAML."""
-    place, equals, value = text.partition("=")
-    if not equals or not all(place.split(".")):
+    setting, equals, value = text.partition("=")
+    if not equals or not all(setting.split(".")):
         raise AbmllError(f"override {text!r} is not of the form section.key=value")
     nested = _read_yaml(value, f"override {text!r}: the value is not valid YAML")
-    for key in reversed(place.split(".")):
+    for key in reversed(setting.split(".")):
         nested = {key: nested}
     return nested
 
@@ -428,18 +429,18 @@ def check(kind: type[Config], values: Mapping[str, Any], where: str) -> Config:
 
 
 def _fault(kind: type[BaseModel], where: str, fault: Any) -> str:
-    place = ".".join(str(part) for part in fault["loc"])
+    setting = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         known = _fields_at(kind, fault["loc"][:-1])
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=2)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        return f"{where}: {place} is not a setting.{hint} Known here: {', '.join(known)}"
-    found = "" if fault["type"] in ("missing", "value_error") else f", found {_shown(repr(fault['input']))}"
-    return f"{where}: {place or 'the configuration'}: {fault['msg'].removeprefix('Value error, ')}{found}"
+        return f"{where}: {setting} is not a setting.{hint} Known here: {', '.join(known)}"
+    value = "" if fault["type"] in ("missing", "value_error") else f", found {_shown(repr(fault['input']))}"
+    return f"{where}: {setting or 'the configuration'}: {fault['msg'].removeprefix('Value error, ')}{value}"
 
 
-def _fields_at(kind: type[BaseModel], place: Sequence[Any]) -> list[str]:
-    for part in place:
+def _fields_at(kind: type[BaseModel], section: Sequence[Any]) -> list[str]:
+    for part in section:
         field = kind.model_fields.get(str(part))
         candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
         models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]

@@ -26,7 +26,7 @@ class NonFiniteError(AbmllError):
     """An answer, a loss, a gradient or a weight is NaN or infinite; nothing was made of it.
 
     Attributes:
-        batch: of a gradient step, the batch that it was met on (`abmll.process.together.FailedBatch`); else None.
+        batch: of a gradient step, the batch that it was met on (`abmll.training.failed_batch.FailedBatch`); else None.
     """
 
     def __init__(self, message: object = "", batch: Any = None) -> None:

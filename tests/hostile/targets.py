@@ -35,7 +35,7 @@ from abmll.models.load import load_model
 from abmll.report import collect, render_terminal, summarise, write_report
 from abmll.report.page import page
 from abmll.report.tables import markdown_report
-from abmll.runs.record import RECORD, Record, keep_record, read_record, task_facts
+from abmll.runs.record import RECORD, TrainingRecord, read_training_record, task_facts, write_training_record
 from abmll.systems.build import method_settings, tasks_of, training_plan
 from abmll.tables.layouts import Layout
 from abmll.tasks.catalogue.entries import catalogue_entry
@@ -231,7 +231,7 @@ def _reseal_checkpoint(folder: Path) -> None:
 
 def _build_record(folder: Path) -> None:
     tasks = tuple(task_facts(task) for task in tiny_tasks(2))
-    keep_record(folder, Record(step=3, examples=18, train=tasks, validation=tasks[:1]))
+    write_training_record(folder, TrainingRecord(step=3, examples=18, train=tasks, validation=tasks[:1]))
 
 
 def _reseal_record(folder: Path) -> None:
@@ -312,7 +312,7 @@ TARGETS: Mapping[str, Target] = {
     "saved tasks": Target(_build_task, _read_saved, ("tasks/mine/*",), _reseal_adapter),
     "PEFT adapters": Target(_build_lora, read_peft, (CONFIG_FILE, MODEL_FILE)),
     "checkpoints": Target(_build_checkpoint, _read_checkpoint, ("run/checkpoints/*/*",), _reseal_checkpoint),
-    "records": Target(_build_record, read_record, (RECORD,), _reseal_record),
+    "records": Target(_build_record, read_training_record, (RECORD,), _reseal_record),
     "comparisons": Target(_build_comparison, _read_comparison, ("out/*.json", "out/**/*.json", "out/**/*.jsonl")),
     "reports": Target(_build_comparison, _read_and_draw, ("out/*.json", "out/**/*.json", "out/**/*.jsonl")),
     "pins": Target(_build_pins, _read_pins, ("pins.json",)),

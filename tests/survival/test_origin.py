@@ -13,7 +13,7 @@ from abmll.files import read_sealed_json
 from abmll.methods import resolve_settings
 from abmll.models import LanguageModel
 from abmll.question import Task
-from abmll.runs.origin import ORIGIN
+from abmll.runs.provenance import PROVENANCE
 from abmll.runs.train_run import train_run
 from abmll.systems.build import build_system
 from abmll.training.checkpoints import RunDirectory
@@ -102,7 +102,7 @@ def test_trust_03_an_allowed_change_goes_on_and_is_kept_in_mind(run: Path, caplo
     config = changed(training={"seed": 1, "iterations": 3})
     assert go_on(run, config, allowed=("training.seed",)) == 3
     assert "training.seed was 0, is 1" in caplog.text
-    changes = read_sealed_json(run / ORIGIN)["changes"]
+    changes = read_sealed_json(run / PROVENANCE)["changes"]
     assert {c["field"]: (c["from"], c["to"]) for c in changes} == {
         "training.seed": (0, 1),
         "training.iterations": (2, 3),

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from abmll.errors import AbmllError, NonFiniteError
+from abmll.process.agreement import agree_on_failure
 from abmll.process.stopping import Stopped
-from abmll.process.together import together
 from abmll.process.world import World
 from abmll.training.checkpoints import RunDirectory
 from tests.survival.children import UNCAUGHT, in_child
@@ -103,7 +103,7 @@ def test_trust_29_a_rank_that_hangs_ends_the_others_after_their_patience(tmp_pat
     def work(world: World) -> None:
         if world.rank == 1:
             time.sleep(30)
-        with together(world):
+        with agree_on_failure(world):
             pass
 
     ranks = start_ranks(work, tmp_path, patience=1.0)
@@ -165,7 +165,7 @@ def test_the_worst_of_what_ranks_ran_into_is_raised_on_all(tmp_path: Path) -> No
     def work(world: World) -> None:
         for pair in problems:
             try:
-                with together(world):
+                with agree_on_failure(world):
                     mine = pair[world.rank]
                     if mine is not None:
                         raise mine

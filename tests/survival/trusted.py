@@ -33,9 +33,9 @@ from abmll.models import LanguageModel, load_model
 from abmll.models.gguf import _write, find_damage
 from abmll.report import collect
 from abmll.runs.compare import run_comparison
-from abmll.runs.origin import _read_origin, origin_of
-from abmll.runs.record import read_record
-from abmll.runs.tracking import KEPT
+from abmll.runs.provenance import _read_provenance, provenance_of
+from abmll.runs.record import read_training_record
+from abmll.runs.tracking import TRACKING
 from abmll.systems import build
 from abmll.systems.adapters import use_adapter
 from abmll.systems.plans import PredictionPlan
@@ -84,7 +84,7 @@ def build_place(place: Path) -> Path:
     run = place / "out" / "abmll" / "seed-0"
     for other in (run, place / "out" / "abmll" / "seed-1"):
         write_probe(other, Probe(len(other.name) + 0.5, other.name, 6))
-        write_sealed_json(other / KEPT, {"tensorboard": f"tensorboard-{other.name}"})
+        write_sealed_json(other / TRACKING, {"tensorboard": f"tensorboard-{other.name}"})
     _cache(place)
     return place
 
@@ -212,11 +212,11 @@ def _config(place: Path, path: Path) -> Any:
 
 def _origin(place: Path, path: Path) -> Any:
     base = load_model(str(place / "model"), device="cpu", dtype="float32")
-    return _read_origin(_run_of(place, path), origin_of(base, (), ()))
+    return _read_provenance(_run_of(place, path), provenance_of(base, (), ()))
 
 
 def _record(place: Path, path: Path) -> Any:
-    return read_record(_run_of(place, path))
+    return read_training_record(_run_of(place, path))
 
 
 def _probe(place: Path, path: Path) -> Any:
@@ -295,7 +295,7 @@ KINDS = (
     Kind("`tasks/NAME/`", (f"{RUN}/tasks/*/*.json", f"{RUN}/tasks/*/*.safetensors"), _task),
     Kind("`non-finite/`", (f"{RUN}/non-finite/*/*",), _batch),
     Kind("`probe.json`", (f"{RUN}/probe.json",), _probe, "a run without one"),
-    Kind("`tracking.json`", (f"{RUN}/{KEPT}",), _sealed, "a new run for the tracker", "copies go elsewhere"),
+    Kind("`tracking.json`", (f"{RUN}/{TRACKING}",), _sealed, "a new run for the tracker", "copies go elsewhere"),
     Kind("`Classifier.save`", ("saved-*/*.json", "saved-*/*.safetensors", "saved-*/config.yaml"), _estimator),
     Kind("exports of the mean", ("lora/*adapter*", "served/*adapter*", "lora/abmll*", "served/abmll*"), _adapter),
     Kind(

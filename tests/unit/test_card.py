@@ -27,7 +27,15 @@ from abmll.exporting import export_mean
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.question import Question, Task
 from abmll.runs.card import CARD_FILE, About, about_run, card_text, is_ours, plain, rewrite_run_card, write_card
-from abmll.runs.record import RECORD, Record, keep_record, place_of, read_record, score_run, task_facts
+from abmll.runs.record import (
+    RECORD,
+    TrainingRecord,
+    folder_name,
+    read_training_record,
+    score_run,
+    task_facts,
+    write_training_record,
+)
 from abmll.systems.build import tasks_of
 from abmll.tasks.catalogue.entries import catalogue_entry
 from tests.runs import UNSEEN, config_in, place_tiny, train_run
@@ -137,7 +145,7 @@ def test_scores_of_other_steps_or_other_questions_are_not_mixed_in(tmp_path: Pat
     def write(examples: int, draw: int, count: int, task: str = "t") -> None:
         rows = tuple(Prediction(str(i), 0, (0.75, 0.25)) for i in range(count))
         made = Predictions("s", task, 0, draw, examples, rows)
-        made.write(tmp_path / "predictions" / place_of(examples) / f"draw-{draw}" / f"{task}.jsonl")
+        made.write(tmp_path / "predictions" / folder_name(examples) / f"draw-{draw}" / f"{task}.jsonl")
 
     for arguments in ((10, 0, 4), (10, 1, 4), (10, 2, 3), (20, 0, 9), (10, 0, 5, "u")):
         write(*arguments)
@@ -151,7 +159,7 @@ def test_scores_of_other_steps_or_other_questions_are_not_mixed_in(tmp_path: Pat
 def test_intervals_on_a_card_take_a_group_as_one(tmp_path: Path) -> None:
     rows = [Prediction(str(i), int(i // 5 % 2), (0.75, 0.25), group=f"g{i // 5}") for i in range(100)]
     for folder, made in (("grouped", rows), ("apart", [replace(row, group=None) for row in rows])):
-        file = tmp_path / folder / "predictions" / place_of(10) / "draw-0" / "t.jsonl"
+        file = tmp_path / folder / "predictions" / folder_name(10) / "draw-0" / "t.jsonl"
         Predictions("s", "t", 0, 0, 10, tuple(made)).write(file)
     (grouped,), (apart,) = score_run(tmp_path / "grouped", 10), score_run(tmp_path / "apart", 10)
     for name in ("accuracy_interval", "nll_interval"):
@@ -213,9 +221,9 @@ def test_licences_and_data_sets_of_the_catalogue_and_of_our_own_tasks(tmp_path: 
     hub = Task("boolq", rows, (), "hub:boolq (google/boolq  at 0)", catalogue_entry("boolq").licence)
     lookalike = Task("boolq", rows, (), "/mnt/x/boolq.train.jsonl")
     (ours,) = tasks_of(config_in(tmp_path, tasks={"train": {"source": "builtin:capitals"}}).tasks.train)
-    record = Record(step=1, examples=2, train=tuple(map(task_facts, (hub, ours, lookalike))))
-    keep_record(tmp_path, record)
-    assert read_record(tmp_path) == record
+    record = TrainingRecord(step=1, examples=2, train=tuple(map(task_facts, (hub, ours, lookalike))))
+    write_training_record(tmp_path, record)
+    assert read_training_record(tmp_path) == record
     write_card(tmp_path, About("x", FACTS, record=record, licence="mit"))
     card = load(tmp_path)
     assert (card.data.datasets, card.data.license) == (["google/boolq"], "mit")
@@ -248,7 +256,7 @@ def test_the_card_that_comes_along_is_what_its_files_say(tmp_path: Path) -> None
     assert (folder / "adapter" / CARD_FILE).read_text() == (HERE / "smollm2" / "adapter" / CARD_FILE).read_text()
     card = load(folder / "adapter")
     assert (card.data.license, card.data.base_model) == ("apache-2.0", "HuggingFaceTB/SmolLM2-135M-Instruct")
-    record = read_record(folder)
+    record = read_training_record(folder)
     assert record is not None
     assert {task.name: task.rows for task in record.train} == {t.name: len(t.train) for t in tasks_of_builtin()}
 
@@ -271,7 +279,7 @@ HOSTILE = (
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_trust_46_names_and_data_are_text_on_a_model_card(text: str, tmp_path: Path) -> None:
-    task = Record(step=1, examples=2, train=(task_facts(Task(text, (), (), "built-in", text)),))
+    task = TrainingRecord(step=1, examples=2, train=(task_facts(Task(text, (), (), "built-in", text)),))
     facts = FACTS.model_copy(
         update={"base": BaseFacts(name=text), "method": text, "settings": {text: text}, "written_by": text}
     )
@@ -310,7 +318,7 @@ def flat(tokens: list[Token]) -> Iterator[Token]:
 
 def test_long_names_and_many_rows_are_cut(tmp_path: Path) -> None:
     tasks = tuple(task_facts(Task(f"task {n}", ())) for n in range(250))
-    text = card_text(About("n" * 10_000, FACTS, record=Record(step=1, examples=2, train=tasks)))
+    text = card_text(About("n" * 10_000, FACTS, record=TrainingRecord(step=1, examples=2, train=tasks)))
     assert len(text) < 20_000
     assert "and 50 more" in text
     assert len(plain("x" * 1000)) == 300

@@ -16,7 +16,7 @@ from abmll.everyday.probe import measure_probe, read_probe
 from abmll.everyday.session import open_run
 from abmll.everyday.ship import ship
 from abmll.everyday.shipped import HERE, find_run, shipped_names
-from abmll.runs.origin import differences
+from abmll.runs.provenance import differences
 from abmll.runs.resolved import resolve
 from abmll.systems.build import method_settings
 from tests.everyday import place_run

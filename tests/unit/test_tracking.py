@@ -26,7 +26,7 @@ from abmll.metrics.scores import score
 from abmll.models import LanguageModel
 from abmll.runs import train_run as training
 from abmll.runs.compare import run_comparison
-from abmll.runs.tracking import KEPT, Tracking, check_trackers
+from abmll.runs.tracking import TRACKING, Tracking, check_trackers
 from abmll.training.optimizers import GroupOptimizer, rates_at, schedule_factor
 from tests.runs import config_in, place_tiny, run_in, silent, system_in, train_run
 from tests.systems import system_of, tiny_base
@@ -259,7 +259,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
     if kept:
         with Tracking(config_in(place, tracking=ON), tmp_path) as tracking:
             tracking.step({"event": "step", "step": 0})
-        write_sealed_json(tmp_path / KEPT, {**read_sealed_json(tmp_path / KEPT), **kept})
+        write_sealed_json(tmp_path / TRACKING, {**read_sealed_json(tmp_path / TRACKING), **kept})
     with caplog.at_level(logging.WARNING):
         train(config, tmp_path)
     assert Failing.calls.count(where) == 1
@@ -285,10 +285,10 @@ def test_a_damaged_file_of_names_leaves_trackers_out(tmp_path: Path, caplog: pyt
     config = RunConfig.model_validate({"model": {"shape": "tiny"}, "tracking": ON})
     for text in ("{", "[" * 100_000, '{"tensorboard": "x", "sha256": "0"}'):
         caplog.clear()
-        (tmp_path / KEPT).write_text(text)
+        (tmp_path / TRACKING).write_text(text)
         with Tracking(config, tmp_path) as tracking:
             tracking.step({"event": "step", "step": 1, "nll": 1.0})
-        assert f"{KEPT}: " in caplog.text
+        assert f"{TRACKING}: " in caplog.text
         assert "delete it" in caplog.text
     assert not (tmp_path / "tensorboard").exists()
 

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, tidy, write_sealed_json
-from abmll.process.together import together
+from abmll.process.agreement import agree_on_failure
 from abmll.process.world import World
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def locked_folder(folder: Path, world: World = World()) -> Iterator[None]:  # no
         OSError: the folder cannot be written, ...
     """
     with ExitStack() as stack:
-        with together(world):
+        with agree_on_failure(world):
             if world.is_main:
                 stack.enter_context(_locked(folder))
         yield

@@ -12,7 +12,7 @@ from abmll.metrics.predictions import Predictions
 from abmll.metrics.resampling import group_numbers
 from abmll.metrics.scores import confidence_and_correct, question_brier, question_nll, scaled_probabilities
 from abmll.metrics.statistics import holm, stratified_bootstrap_interval, stratified_ece_bootstrap_interval
-from abmll.report.folder import Cell, Run
+from abmll.report.folder import Cell, ScoredRun
 
 INTERVAL_METRICS = ("accuracy", "nll", "ece", "brier")
 TEST_METRICS = ("accuracy", "nll", "nll_scaled", "nll_scaled_cv")
@@ -31,7 +31,7 @@ class Evidence:
         draws: adaptation draws in each.
     """
 
-    def __init__(self, runs: Sequence[Run], tasks: Sequence[str], draws: int) -> None:
+    def __init__(self, runs: Sequence[ScoredRun], tasks: Sequence[str], draws: int) -> None:
         self.tasks = tuple(tasks)
         self.draws = draws
         self.is_meta_trained = any(run.examples > 0 for run in runs)

@@ -33,7 +33,7 @@ _LISTED = 3  # names spelt out in a message before it says how many more there a
 
 
 @dataclass(frozen=True)
-class Run:
+class ScoredRun:
     """One system trained with one seed, as far as it got.
 
     Attributes:
@@ -96,7 +96,7 @@ class Comparison:
     draws: int
     reference: str
     tasks: tuple[str, ...]
-    runs: Mapping[str, tuple[Run, ...]]
+    runs: Mapping[str, tuple[ScoredRun, ...]]
     missing: tuple[str, ...]
     metrics: tuple[str, ...] = ()
 
@@ -104,7 +104,7 @@ class Comparison:
         """Every draw of every task, in the order of the tables."""
         return [(draw, task) for task in self.tasks for draw in range(self.draws)]
 
-    def finite_runs(self) -> dict[str, tuple[Run, ...]]:
+    def finite_runs(self) -> dict[str, tuple[ScoredRun, ...]]:
         """The systems that have scores: one that is not finite in any seed, draw or task has none."""
         return {system: runs for system, runs in self.runs.items() if not any(run.broken for run in runs)}
 
@@ -120,7 +120,7 @@ def collect(folder: Path) -> Comparison:
     """
     settings = _read_settings(folder / "comparison.json")
     missing: list[str] = []
-    counted: dict[str, tuple[Run, ...]] = {}
+    counted: dict[str, tuple[ScoredRun, ...]] = {}
     for system in settings["systems"]:
         runs = [_read_run(folder / system / f"seed-{seed}", system, seed, settings) for seed in settings["seeds"]]
         furthest = max((run.examples for run in runs), default=-1)
@@ -173,7 +173,7 @@ def _read_object(path: Path, of: str | None = None) -> dict[str, Any]:
     return read_sealed_json(path, of)
 
 
-def _read_run(folder: Path, system: str, seed: int, settings: Mapping[str, Any]) -> Run:
+def _read_run(folder: Path, system: str, seed: int, settings: Mapping[str, Any]) -> ScoredRun:
     tasks, metrics = settings["tasks"], settings["metrics"]
     checkpoints: dict[int, dict[Cell, Scores]] = {}
     not_finite: dict[int, Mapping[Cell, NotFinite]] = {}
@@ -185,7 +185,7 @@ def _read_run(folder: Path, system: str, seed: int, settings: Mapping[str, Any])
         not_finite |= {examples: broken} if broken else {}
     path = folder / "predictions" / "before-adaptation"
     before, before_broken = _read_cells(path, system, seed, tasks, None)
-    return Run(
+    return ScoredRun(
         system=system,
         seed=seed,
         checkpoints=checkpoints,
@@ -279,7 +279,7 @@ def _journal_ended(path: Path) -> bool | None:
     return ended
 
 
-def _shortfall(run: Run, furthest: int, settings: Mapping[str, Any]) -> str:
+def _shortfall(run: ScoredRun, furthest: int, settings: Mapping[str, Any]) -> str:
     """Why a run cannot be averaged with the others; empty if it can."""
     if run.examples < 0:
         return "no predictions yet"
@@ -293,7 +293,7 @@ def _shortfall(run: Run, furthest: int, settings: Mapping[str, Any]) -> str:
     return f"{len(absent)} of {len(cells)} predictions files are missing ({names}); not counted"
 
 
-def _remark(run: Run) -> str:
+def _remark(run: ScoredRun) -> str:
     stopped = any(found.stage == TRAINING for found in run.broken.values())
     unended = run.ended is False and not stopped
     return "training has not ended; its last checkpoint so far is shown" if unended else ""

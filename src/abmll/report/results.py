@@ -14,7 +14,7 @@ from abmll.metrics.registered import SCORES, definition, score_with
 from abmll.metrics.scores import Scores, confidence_and_correct, risk_coverage
 from abmll.metrics.statistics import standard_error
 from abmll.report.evidence import INTERVAL_METRICS, Evidence, paired_tests
-from abmll.report.folder import Cell, Comparison, Run, collect
+from abmll.report.folder import Cell, Comparison, ScoredRun, collect
 
 __all__ = ["Comparison", "collect", "summarise"]
 
@@ -87,9 +87,9 @@ def summarise(comparison: Comparison) -> Summary:
     }
 
 
-def _with_baselines(comparison: Comparison) -> tuple[dict[str, Sequence[Run]], dict[str, list[str]]]:
+def _with_baselines(comparison: Comparison) -> tuple[dict[str, Sequence[ScoredRun]], dict[str, list[str]]]:
     """Runs and tasks of every row. Baselines answer the questions of the reference, or the first system."""
-    runs: dict[str, Sequence[Run]] = dict(comparison.runs)
+    runs: dict[str, Sequence[ScoredRun]] = dict(comparison.runs)
     tasks = {system: list(comparison.tasks) for system in runs}
     source = runs.get(comparison.reference) or next(iter(runs.values()))
     answers = {run.seed: {cell: _asked(run, cell) for cell in comparison.cells()} for run in source}
@@ -112,12 +112,12 @@ def _with_baselines(comparison: Comparison) -> tuple[dict[str, Sequence[Run]], d
     return runs, tasks
 
 
-def _asked(run: Run, cell: Cell) -> Predictions:
+def _asked(run: ScoredRun, cell: Cell) -> Predictions:
     """The questions of a cell, which it has even if the answers to them are not finite."""
     return run.final[cell] if cell in run.final else run.broken[cell].asked
 
 
-def _told_broken(run: Run) -> list[str]:
+def _told_broken(run: ScoredRun) -> list[str]:
     """A sentence for each reason why cells of any checkpoint are not finite."""
     found = [(f"after {examples:,} examples", cells) for examples, cells in sorted(run.not_finite.items())]
     found += [("before adaptation", run.before_not_finite)]
@@ -132,9 +132,9 @@ def _some(cells: Sequence[str]) -> str:
     return "; ".join(cells[:_LISTED]) + (f"; and {len(cells) - _LISTED} more" if len(cells) > _LISTED else "")
 
 
-def _baseline(system: str, seed: int, final: dict[Cell, Predictions], metrics: Sequence[str]) -> Run:
+def _baseline(system: str, seed: int, final: dict[Cell, Predictions], metrics: Sequence[str]) -> ScoredRun:
     scores = {cell: score_with(predictions, metrics) for cell, predictions in final.items()}
-    return Run(system, seed, {0: scores}, final, before={}, cost=None, environment=None, ended=None)
+    return ScoredRun(system, seed, {0: scores}, final, before={}, cost=None, environment=None, ended=None)
 
 
 def mean_scores(scores: Iterable[Scores]) -> dict[str, float | None]:
@@ -143,7 +143,7 @@ def mean_scores(scores: Iterable[Scores]) -> dict[str, float | None]:
     return _mean_rows(rows)
 
 
-def _entry(runs: Sequence[Run], tasks: Sequence[str], evidence: Evidence) -> Summary:
+def _entry(runs: Sequence[ScoredRun], tasks: Sequence[str], evidence: Evidence) -> Summary:
     cells = [(draw, task) for task in tasks for draw in range(evidence.draws)]
     by_seed = [mean_scores(run.checkpoints[run.examples][cell] for cell in cells) for run in runs]
     before = [mean_scores(run.before[c] for c in cells) for run in runs if all(c in run.before for c in cells)]
@@ -163,7 +163,7 @@ def _entry(runs: Sequence[Run], tasks: Sequence[str], evidence: Evidence) -> Sum
     return {**entry, "not_finite": []}
 
 
-def _counts(runs: Sequence[Run], tasks: Sequence[str], draws: int) -> Summary:
+def _counts(runs: Sequence[ScoredRun], tasks: Sequence[str], draws: int) -> Summary:
     return {
         "n": sum(len(_asked(runs[0], (0, task)).rows) for task in tasks),
         "n_tasks": len(tasks),
@@ -173,7 +173,7 @@ def _counts(runs: Sequence[Run], tasks: Sequence[str], draws: int) -> Summary:
     }
 
 
-def _without_scores(runs: Sequence[Run], comparison: Comparison) -> Summary:
+def _without_scores(runs: Sequence[ScoredRun], comparison: Comparison) -> Summary:
     """The entry of a system that is not finite somewhere: to average the rest would hide that it breaks."""
     entry = _counts(runs, comparison.tasks, comparison.draws)
     for metric in (*SCORES, *comparison.metrics):
@@ -212,7 +212,7 @@ def _cost(costs: Sequence[Mapping[str, Any]]) -> Summary | None:
 
 
 def _task(
-    runs: Mapping[str, Sequence[Run]], tasks: Mapping[str, list[str]], task: str, comparison: Comparison
+    runs: Mapping[str, Sequence[ScoredRun]], tasks: Mapping[str, list[str]], task: str, comparison: Comparison
 ) -> Summary:
     out: Summary = {}
     for system, found in runs.items():
@@ -228,18 +228,18 @@ def _task(
     return out
 
 
-def _curve(runs: Sequence[Run], comparison: Comparison) -> list[Summary]:
+def _curve(runs: Sequence[ScoredRun], comparison: Comparison) -> list[Summary]:
     """Scores over examples consumed, at the checkpoints that every counted seed has whole; null where not finite."""
     cells = comparison.cells()
     whole = [{e for e in run.checkpoints if all(_is_there(run, e, c) for c in cells)} for run in runs]
     return [_point(runs, comparison, examples) for examples in sorted(set.intersection(*whole))]
 
 
-def _is_there(run: Run, examples: int, cell: Cell) -> bool:
+def _is_there(run: ScoredRun, examples: int, cell: Cell) -> bool:
     return cell in run.checkpoints[examples] or cell in run.not_finite.get(examples, {})
 
 
-def _point(runs: Sequence[Run], comparison: Comparison, examples: int) -> Summary:
+def _point(runs: Sequence[ScoredRun], comparison: Comparison, examples: int) -> Summary:
     point: Summary = {"examples_consumed": examples, "n_seeds": len(runs)}
     errors = [f"{metric}_standard_error" for metric in ("accuracy", "ece", "nll")]
     if any(examples in run.not_finite for run in runs):
@@ -251,7 +251,7 @@ def _point(runs: Sequence[Run], comparison: Comparison, examples: int) -> Summar
     return {**point, "not_finite": False}
 
 
-def _final(runs: Sequence[Run], tasks: Sequence[str]) -> list[Predictions]:
+def _final(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> list[Predictions]:
     return [found for run in runs for (_, task), found in run.final.items() if task in tasks]
 
 

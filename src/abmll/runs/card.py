@@ -18,7 +18,7 @@ from abmll.adapters.folder import EXTRAS_FILE, read_facts
 from abmll.config import RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.files import seal, write_text
-from abmll.runs.record import Record, ScoreRow, TaskFacts, broken_tasks, read_record, score_run
+from abmll.runs.record import ScoreRow, TaskFacts, TrainingRecord, broken_tasks, read_training_record, score_run
 
 CARD_FILE = "README.md"
 Form = Literal["adapter", "merged"]
@@ -53,7 +53,7 @@ class About:
     name: str
     facts: AdapterFacts
     note: str = ""
-    record: Record | None = None
+    record: TrainingRecord | None = None
     scores: tuple[ScoreRow, ...] = ()
     not_finite: tuple[str, ...] = ()
     adapting: Mapping[str, Any] | None = None
@@ -70,7 +70,7 @@ def about_run(run: Path, facts: AdapterFacts, details: Mapping[str, Any] | None 
     try:
         config = load_config(RunConfig, run / "config.yaml")
         about = replace(about, name=name or config.name, note=config.note, adapting=config.adaptation.model_dump())
-        about = replace(about, record=read_record(run))
+        about = replace(about, record=read_training_record(run))
         if about.record is not None and facts.slot == "shared":
             examples = about.record.examples
             about = replace(about, scores=score_run(run, examples), not_finite=broken_tasks(run, examples))
@@ -320,8 +320,8 @@ def _use(facts: AdapterFacts, form: Form) -> list[str]:
 
 def _literal(text: str) -> str:
     """A text in Python, in ASCII; in double quotes where it holds none."""
-    found = ascii(text[:MOST_TEXT])
-    return found if '"' in text or "'" in text else f'"{found[1:-1]}"'
+    literal = ascii(text[:MOST_TEXT])
+    return literal if '"' in text or "'" in text else f'"{literal[1:-1]}"'
 
 
 def _code(imports: Sequence[str], *lines: str) -> str:
@@ -329,8 +329,8 @@ def _code(imports: Sequence[str], *lines: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    found = list(rows)
+    every = list(rows)
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    lines += [f"| {' | '.join(map(plain, row))} |" for row in found[:MOST_ROWS]]
-    left = len(found) - MOST_ROWS
+    lines += [f"| {' | '.join(map(plain, row))} |" for row in every[:MOST_ROWS]]
+    left = len(every) - MOST_ROWS
     return "\n".join(lines) + (f"\n\nand {left:,} more" if left > 0 else "")

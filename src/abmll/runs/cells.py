@@ -63,8 +63,8 @@ class Cells:
 
     def exist(self, where: str, draw: int, tasks: Iterable[Task]) -> bool:
         """Whether every row has its predictions, or the word that they are not finite."""
-        places = [(name, where, draw, task) for name, task in itertools.product(self.run.rows, tasks)]
-        return all(self.file(*place).exists() or self.marker(*place).exists() for place in places)
+        cells = [(name, where, draw, task) for name, task in itertools.product(self.run.rows, tasks)]
+        return all(self.file(*cell).exists() or self.marker(*cell).exists() for cell in cells)
 
     def remove(self, where: str, draw: int, task: Task) -> None:
         """Remove what is there of a cell, in every row."""
@@ -86,21 +86,21 @@ class Cells:
         """Adapt to a task and write the predictions of every row, unless they are there.
 
         Raises:
-            NonFiniteError: an adaptation or prediction is not finite, and that is not to be kept as a result.
+            NonFiniteError: an adaptation or prediction is not finite, and the run does not record that as a result.
         """
         if self.exist(cell.where, cell.draw, (cell.task,)):
             return
         predict = partial(self._predict, system, cell_coordinates(self.run.seed, cell.draw, cell.task.name))
         try:
             with timer("adapt_seconds"):
-                held = self._held_out(system, cell, predict)
+                held_out_rows = self._held_out(system, cell, predict)
                 examples = self.adapt(system, cell.task, cell.plan, cell.draw)
         except NonFiniteError as error:
             self.mark(cell, ADAPTING, error)
             return
         with timer("predict_seconds"):
             parts = [predict(questions, examples) for questions in (self.run.scored(cell.task), examples)]
-        parts.append(held or [()] * len(self.run.rows))
+        parts.append(held_out_rows or [()] * len(self.run.rows))
         for name, rows in zip(self.run.rows, zip(*parts, strict=True), strict=True):
             self._write(name, cell, rows)
 
@@ -110,7 +110,7 @@ class Cells:
             self._mark(name, cell, stage, error)
 
     def adapt(self, system: System, task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, ...]:
-        """As `System.adapt`; a batch that is not finite is kept in the run directory."""
+        """As `System.adapt`; a batch that is not finite is saved in the run directory."""
         try:
             return system.adapt(task, plan, draw)
         except NonFiniteError as error:
@@ -130,9 +130,9 @@ class Cells:
             raise error
         learned = _guesses(self._examples(cell))
         a = self.run.config.adaptation
-        held = learned if a.folds and (cell.plan.steps or a.in_context) else ()
-        asked = self._of(name, cell, _guesses(self.run.scored(cell.task)), learned, held)
-        below = f"{self.run.folder.parent.name}/{self.run.folder.name}"  # where a comparison lies is nobody's business
+        held_out_rows = learned if a.folds and (cell.plan.steps or a.in_context) else ()
+        asked = self._of(name, cell, _guesses(self.run.scored(cell.task)), learned, held_out_rows)
+        below = f"{self.run.folder.parent.name}/{self.run.folder.name}"  # no folder of the user's machine
         why = without_folders(str(error).replace(str(self.run.folder), below), (*cell.task.train, *cell.task.test))
         NotFinite(asked, stage, why).write(self.marker(name, cell.where, cell.draw, cell.task))
 
@@ -142,7 +142,7 @@ class Cells:
         cell: Cell,
         rows: tuple[Prediction, ...],
         learned: tuple[Prediction, ...],
-        held: tuple[Prediction, ...],
+        held_out_rows: tuple[Prediction, ...],
     ) -> Predictions:
         return Predictions(
             system=name,
@@ -153,7 +153,7 @@ class Cells:
             rows=rows,
             adaptation_rows=learned,
             label_counts=_label_counts(cell.task, self._examples(cell)),
-            held_out_rows=held,
+            held_out_rows=held_out_rows,
             adapted=cell.where != BEFORE,
         )
 

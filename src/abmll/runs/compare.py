@@ -13,9 +13,9 @@ from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import read_sealed_json, write_sealed_json, write_text
 from abmll.metrics.registered import METRICS
 from abmll.models import LanguageModel
+from abmll.process.agreement import agree_on_failure
 from abmll.process.lock import locked_folder
 from abmll.process.timer import Timer
-from abmll.process.together import together
 from abmll.process.world import World
 from abmll.runs.cells import Cells
 from abmll.runs.evaluate_run import (
@@ -27,8 +27,14 @@ from abmll.runs.evaluate_run import (
     unmark_training,
     write_cost,
 )
-from abmll.runs.origin import advice, configuration_of_run, differences, task_hash, told
 from abmll.runs.overrides import check_encoded, check_run, check_systems, of_system
+from abmll.runs.provenance import (
+    configuration_of_run,
+    describe_differences,
+    differences,
+    overrides_to_restore,
+    task_hash,
+)
 from abmll.runs.resolved import ResolvedRun, Run, prepare_run, resolve
 from abmll.runs.roles import RunTasks, check_roles, load_run_tasks, without_leaks
 from abmll.runs.tracking import Tracking
@@ -56,13 +62,13 @@ def run_comparison(
     """Train, adapt and predict whatever is missing under `out`.
 
     Everything that could be wrong with the configuration and the tasks is looked at before the model is loaded. A
-    system whose training, adaptation or prediction is not finite is a result: kept as such and told, and others go on.
+    system whose training, adaptation or prediction is not finite is a result: recorded as such, while others go on.
 
     Args:
         config: what to compare.
         out: the comparison's folder; see the layout in docs/layout.md.
         load: loads the base model; called only if something is missing.
-        listener: told of progress.
+        listener: is called with each event of progress.
         world: the ranks that train together.
         strict: refuse to go back behind a damaged checkpoint.
 
@@ -73,11 +79,11 @@ def run_comparison(
     """
     runs = comparison_runs(config, out, strict=strict)
     with locked_folder(out, world):
-        with together(world):
+        with agree_on_failure(world):
             if world.is_main:
-                _keep_configuration(config, out, runs)
+                _write_configuration(config, out, runs)
         _complete_missing(runs, load, listener, world)
-        with together(world):
+        with agree_on_failure(world):
             if world.is_main:
                 _warn_of_non_finite(runs)
 
@@ -151,12 +157,12 @@ def complete_run(run: Run, system: System, listener: Listener, world: World) -> 
         except NonFiniteError as error:
             if not run.record_non_finite:
                 raise
-            with together(world):
+            with agree_on_failure(world):
                 if world.is_main:
                     mark_training(run, error)
                     write_cost(run, system, run.training.iterations, timer)
             return
-        with together(world, long=True):
+        with agree_on_failure(world, long=True):
             if world.is_main:
                 unmark_training(run)
                 evaluate_run(run, system, final, listener, timer)
@@ -240,7 +246,7 @@ def _check_rows(runs: Sequence[ResolvedRun]) -> None:
         raise AbmllError(f"systems: {', '.join(twice)} is also the row of another system's mean weights; rename it")
 
 
-def _keep_configuration(config: CompareConfig, out: Path, runs: Sequence[Run]) -> None:
+def _write_configuration(config: CompareConfig, out: Path, runs: Sequence[Run]) -> None:
     """Write what is compared, refusing to mix with results of another configuration."""
     _refuse_lost_files(out, [run.folder for run in runs])
     before = load_config(CompareConfig, out / "config.yaml") if (out / "config.yaml").exists() else config
@@ -276,8 +282,8 @@ def _refuse_other_configuration(run: Run) -> None:
     changed = differences(resolve(configuration_of_run(file)), run) if file.exists() else {}
     if changed:
         raise AbmllError(
-            f"{run.folder} was made with another configuration: {told(changed)}. Go back to it"
-            f"{advice(changed, f'systems.{run.name}.')}, give another folder with --out, or remove it"
+            f"{run.folder} was made with another configuration: {describe_differences(changed)}. Go back to it"
+            f"{overrides_to_restore(changed, f'systems.{run.name}.')}, give another folder with --out, or remove it"
         )
 
 
@@ -297,5 +303,5 @@ def _refuse_other_rows(out: Path, data: dict[str, str]) -> None:
     file = out / COMPARISON
     before = read_sealed_json(file, advice=_ADVICE).get("data", data) if file.exists() else data
     if before != data:
-        change = told({"data": (before, data)}) if isinstance(before, dict) else "data"
+        change = describe_differences({"data": (before, data)}) if isinstance(before, dict) else "data"
         raise AbmllError(f"{out} was made from other rows: {change}. Give another folder with --out, or remove it")

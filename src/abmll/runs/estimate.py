@@ -82,16 +82,16 @@ def _activation_bytes(shape: object, tokens: int, dtype: torch.dtype) -> int:
     return tokens * layers * hidden * 20 * dtype.itemsize + logits
 
 
-def describe(found: Estimate) -> str:
+def describe(count: Estimate) -> str:
     """The estimate as a few lines of text."""
     gib = 2**30
     return "\n".join(
         [
-            f"meta-iterations     {found.meta_iterations:,}",
-            f"gradient steps      {found.gradient_steps:,} on {found.examples:,} examples",
-            f"base parameters     {found.base_parameters:,}",
-            f"adapter parameters  {found.adapter_parameters:,} shared, as many per task at work",
-            f"memory, about       {found.total_bytes / gib:.2f} GiB: weights {found.weight_bytes / gib:.2f}, adapters "
-            f"with moments {found.adapter_bytes / gib:.2f}, activations up to {found.activation_bytes / gib:.2f}",
+            f"meta-iterations     {count.meta_iterations:,}",
+            f"gradient steps      {count.gradient_steps:,} on {count.examples:,} examples",
+            f"base parameters     {count.base_parameters:,}",
+            f"adapter parameters  {count.adapter_parameters:,} shared, as many per task at work",
+            f"memory, about       {count.total_bytes / gib:.2f} GiB: weights {count.weight_bytes / gib:.2f}, adapters "
+            f"with moments {count.adapter_bytes / gib:.2f}, activations up to {count.activation_bytes / gib:.2f}",
         ]
     )

@@ -16,7 +16,7 @@ from abmll.process.timer import Timer
 from abmll.question import Task
 from abmll.runs.card import rewrite_run_card
 from abmll.runs.cells import BEFORE, Cell, Cells
-from abmll.runs.record import COST, ENVIRONMENT, mean_scores, owner, place_of
+from abmll.runs.record import COST, ENVIRONMENT, folder_name, mean_scores, owner
 from abmll.runs.resolved import Run
 from abmll.runs.tracking import Tracking
 from abmll.systems.system import System
@@ -93,7 +93,7 @@ def _every_cell(run: Run, final: int) -> Iterator[Cell]:
 
 def _adapted_cell(run: Run, task: Task, draw: int, step: int) -> Cell:
     examples = run.examples(step)
-    return Cell(task, draw, step, examples, place_of(examples), run.adaptation)
+    return Cell(task, draw, step, examples, folder_name(examples), run.adaptation)
 
 
 def _evaluated(run: Run, cell: Cell) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def is_complete(run: Run) -> bool:
 
 
 def mark_training(run: Run, error: NonFiniteError) -> None:
-    """Where training came to no end, no cell has predictions: say so in the place of each."""
+    """Training did not come to its end: write for each cell without predictions that there are none, and why."""
     cells = Cells(run)
     for cell in _every_cell(run, run.training.iterations):
         if not cells.exist(cell.where, cell.draw, (cell.task,)):
@@ -132,7 +132,7 @@ def mark_training(run: Run, error: NonFiniteError) -> None:
 
 
 def unmark_training(run: Run) -> None:
-    """Training came to its end: remove what an earlier one that did not left in the place of predictions."""
+    """Training came to its end: remove the markers of an earlier one that did not."""
     for path, marker in Cells(run).markers():
         if marker.stage == TRAINING:
             path.unlink()
@@ -141,9 +141,9 @@ def unmark_training(run: Run) -> None:
 def report_scores(run: Run, final: int, tracking: Tracking) -> None:
     """Put the scores on the model card and, as means over tasks and draws, to the trackers."""
     rewrite_run_card(run.folder)
-    if not tracking.wanted:
+    if not tracking.is_on:
         return
-    cells, where, draws = Cells(run), place_of(run.examples(final)), range(run.config.adaptation.draws)
+    cells, where, draws = Cells(run), folder_name(run.examples(final)), range(run.config.adaptation.draws)
     pairs = list(itertools.product(draws, run.tasks.unseen))
     files = {name: [cells.file(name, where, draw, task) for draw, task in pairs] for name in run.rows}
     finite = {name: mean_scores(each) for name, each in files.items() if all(file.exists() for file in each)}

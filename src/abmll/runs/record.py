@@ -1,4 +1,4 @@
-"""What a run was trained on and how far, kept for its model card; and its scores on unseen tasks, with intervals."""
+"""What a run was trained on and how far, written for its model card; and its scores on unseen tasks, with intervals."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ class TaskFacts(_Part):
     dataset: str | None = None
 
 
-class Record(_Part):
+class TrainingRecord(_Part):
     """What the shared weights of a run are.
 
     Attributes:
@@ -72,17 +72,17 @@ def task_facts(task: Task) -> TaskFacts:
 
 
 def _file_names(source: str) -> str:
-    """Files without their folders, which are nobody else's business: a card is for sharing."""
+    """Files without their folders: a card is for sharing, and folders name the user's machine."""
     return ", ".join(Path(part).name for part in source.split(", "))
 
 
-def keep_record(run: Path, record: Record) -> None:
+def write_training_record(run: Path, record: TrainingRecord) -> None:
     """Write the record into a run directory."""
     write_sealed_json(run / RECORD, record.model_dump(mode="json"))
 
 
-def read_record(run: Path) -> Record | None:
-    """The record of a run; None if an earlier version made it, which kept none.
+def read_training_record(run: Path) -> TrainingRecord | None:
+    """The record of a run; None if an earlier version made it, which wrote none.
 
     Raises:
         AbmllError: it is damaged.
@@ -90,7 +90,7 @@ def read_record(run: Path) -> Record | None:
     if not (run / RECORD).exists():
         return None
     try:
-        return Record.model_validate(read_sealed_json(run / RECORD))
+        return TrainingRecord.model_validate(read_sealed_json(run / RECORD))
     except ValidationError as error:
         raise AbmllError(f"{run / RECORD}: not what a run writes ({error.errors()[0]['msg']}); delete it") from error
 
@@ -125,10 +125,10 @@ def owner(file: str, system: str, seed: int) -> str:
     return f"{file} of {system} seed {seed}"
 
 
-def place_of(examples: int) -> str:
+def folder_name(examples: int) -> str:
     """The folder of predictions by the weights after so many questions.
 
-    >>> place_of(360)
+    >>> folder_name(360)
     'examples-00000360'
     """
     return f"examples-{examples:08d}"
@@ -143,13 +143,13 @@ def score_run(run: Path, examples: int) -> tuple[ScoreRow, ...]:
         AbmllError: a predictions file is damaged.
     """
     broken = broken_tasks(run, examples)
-    found: dict[str, list[Predictions]] = defaultdict(list)
-    for file in sorted((run / "predictions" / place_of(examples)).glob("draw-*/*.jsonl")):
+    by_task: dict[str, list[Predictions]] = defaultdict(list)
+    for file in sorted((run / "predictions" / folder_name(examples)).glob("draw-*/*.jsonl")):
         predictions = read_predictions(file)
-        if predictions.task not in broken and _asks_the_same(predictions, found[predictions.task]):
-            found[predictions.task].append(predictions)
-    rows = [_row(task, {task: draws}) for task, draws in found.items()]
-    return (*rows, _row("mean", found)) if len(rows) > 1 and not broken else tuple(rows)
+        if predictions.task not in broken and _asks_the_same(predictions, by_task[predictions.task]):
+            by_task[predictions.task].append(predictions)
+    rows = [_row(task, {task: draws}) for task, draws in by_task.items()]
+    return (*rows, _row("mean", by_task)) if len(rows) > 1 and not broken else tuple(rows)
 
 
 def broken_tasks(run: Path, examples: int) -> tuple[str, ...]:
@@ -158,7 +158,7 @@ def broken_tasks(run: Path, examples: int) -> tuple[str, ...]:
     Raises:
         AbmllError: a file is damaged.
     """
-    files = sorted((run / "predictions" / place_of(examples)).glob(f"draw-*/*{END}"))
+    files = sorted((run / "predictions" / folder_name(examples)).glob(f"draw-*/*{END}"))
     return tuple(dict.fromkeys(read_not_finite(file).asked.task for file in files))
 
 
@@ -168,9 +168,9 @@ def mean_scores(files: Sequence[Path]) -> dict[str, float]:
     Raises:
         AbmllError: a file is missing or damaged.
     """
-    found = [score(read_predictions(file)).to_dict() for file in files]
-    values = {n: [v for scores in found if (v := scores[n]) is not None] for n in (found[0] if found else ())}
-    return {name: float(np.mean(each)) for name, each in values.items() if len(each) == len(found)}
+    by_file = [score(read_predictions(file)).to_dict() for file in files]
+    values = {n: [v for scores in by_file if (v := scores[n]) is not None] for n in (by_file[0] if by_file else ())}
+    return {name: float(np.mean(each)) for name, each in values.items() if len(each) == len(by_file)}
 
 
 def _asks_the_same(one: Predictions, others: Sequence[Predictions]) -> bool:

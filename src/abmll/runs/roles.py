@@ -130,10 +130,10 @@ def _without(tasks: RunTasks, leaks: Sequence[Leak], leak_check: LeakCheck) -> R
         return tasks
     if leak_check == "error":
         raise AbmllError(
-            f"{_told(leaks)}\nRemove one row of each pair. Or set tasks.leak_check=drop to leave out the row named "
+            f"{_describe(leaks)}\nRemove one row of each pair. Or set tasks.leak_check=drop to leave out the row named "
             "first, or tasks.leak_check=warn to go on with both"
         )
-    log.warning("%s%s", _told(leaks), "\nThe rows named first are left out" if leak_check == "drop" else "")
+    log.warning("%s%s", _describe(leaks), "\nThe rows named first are left out" if leak_check == "drop" else "")
     return _dropped(tasks, leaks) if leak_check == "drop" else tasks
 
 
@@ -146,20 +146,20 @@ def find_leaks(tasks: RunTasks, repeated: bool = True) -> tuple[Leak, ...]:
     questions of one task may well be made after one pattern.
     """
     again = _repeats(tasks.train) if repeated else ()
-    found = [Leak(pair.turned(), "a row of an episode", "another row of it") for pair in again]
+    leaks = [Leak(pair.turned(), "a row of an episode", "another row of it") for pair in again]
     purpose = {
         row: f"{what}, in a task {role}"
-        for role, held in ((CHOSEN, tasks.validation), ("reported", tasks.unseen))
+        for role, tasks_of_role in ((CHOSEN, tasks.validation), ("reported", tasks.unseen))
         for what, split in (("adapted on", "train"), ("scored", "test"))
-        for row in _rows(held, split)
+        for row in _rows(tasks_of_role, split)
     }
     trained = _rows(tasks.train, "train")
-    found += [Leak(pair, TRAINED, purpose[pair.second]) for pair in overlaps(trained, tuple(purpose))]
+    leaks += [Leak(pair, TRAINED, purpose[pair.second]) for pair in overlaps(trained, tuple(purpose))]
     for task in tasks.validation + tasks.unseen:
         within = overlaps(rows_of(task.name, task.train), rows_of(task.name, task.test), near=False)
-        found += [Leak(pair, "adapted on", "scored") for pair in within]
-    chosen, reported = (_rows(held, "train") + _rows(held, "test") for held in (tasks.validation, tasks.unseen))
-    return *found, *(Leak(pair, CHOSEN, "reported") for pair in overlaps(chosen, reported))
+        leaks += [Leak(pair, "adapted on", "scored") for pair in within]
+    chosen, reported = (_rows(role, "train") + _rows(role, "test") for role in (tasks.validation, tasks.unseen))
+    return *leaks, *(Leak(pair, CHOSEN, "reported") for pair in overlaps(chosen, reported))
 
 
 def _repeats(tasks: Iterable[Task]) -> tuple[Overlap, ...]:
@@ -170,7 +170,7 @@ def _rows(tasks: Iterable[Task], split: str) -> tuple[ComparedRow, ...]:
     return tuple(row for task in tasks for row in rows_of(task.name, getattr(task, split)))
 
 
-def _told(leaks: Sequence[Leak]) -> str:
+def _describe(leaks: Sequence[Leak]) -> str:
     lines = [
         f"tasks: {len(leaks):,} leak{'s' * (len(leaks) != 1)} between rows learned from and rows that must be new:"
     ]
@@ -183,10 +183,10 @@ def _told(leaks: Sequence[Leak]) -> str:
 def _dropped(tasks: RunTasks, leaks: Iterable[Leak]) -> RunTasks:
     leaving = {id(leak.overlap.first.question) for leak in leaks}
 
-    def kept(rows: tuple[Question, ...]) -> tuple[Question, ...]:
+    def without(rows: tuple[Question, ...]) -> tuple[Question, ...]:
         return tuple(question for question in rows if id(question) not in leaving)
 
     def clean(of: tuple[Task, ...]) -> tuple[Task, ...]:
-        return tuple(replace(task, train=kept(task.train), test=kept(task.test)) for task in of)
+        return tuple(replace(task, train=without(task.train), test=without(task.test)) for task in of)
 
     return RunTasks(clean(tasks.train), clean(tasks.validation), clean(tasks.unseen))

@@ -1,6 +1,6 @@
 """A run's numbers for a tracker (TensorBoard, W&B, MLflow, trackio), through accelerate's classes.
 
-A tracker is told what the journal is told, after the journal. Nothing depends on it: a package that is missing is named
+A tracker gets what the journal gets, after the journal. Nothing depends on it: a package that is missing is named
 before the model is loaded, and a tracker that fails later is left out with one warning, while the run goes on.
 """
 
@@ -21,7 +21,7 @@ from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, write_sealed_json
 from abmll.tables.rows import printable
 
-KEPT = "tracking.json"
+TRACKING = "tracking.json"
 """In a run directory: under which name each tracker has the run, so that a run that goes on is the same one there."""
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Tracking:
         self._begun, self._last = False, 0
 
     @property
-    def wanted(self) -> bool:
+    def is_on(self) -> bool:
         """Whether any tracker is configured."""
         return bool(self.config.tracking.tracker)
 
@@ -77,25 +77,25 @@ class Tracking:
         self._trackers, self._begun = {}, False
 
     def step(self, event: Mapping[str, Any], rates: Mapping[str, float] | None = None) -> None:
-        """Tell one event of the journal: all its numbers, and learning rates.
+        """Pass on one event of the journal: all its numbers, and learning rates.
 
-        What an earlier process told of this step and later ones (a stopped run does some again) is hidden by
+        What an earlier process passed on of this step and later ones (a stopped run does some again) is hidden by
         TensorBoard; W&B keeps the first of two, MLflow and trackio keep both, which are equal.
         """
         step = int(event["step"])
         skipped = {"skipped": 1.0} if event["event"] == "skipped" else {}
-        self._tell({**_numbers(event), **skipped, **_numbers({"rates": rates or {}})}, step, first=step)
+        self._log({**_numbers(event), **skipped, **_numbers({"rates": rates or {}})}, step, first=step)
 
     def summary(self, scores: Mapping[str, Any], step: int) -> None:
-        """Tell numbers of the whole run, beside those of its last step or of `step`, whichever is later."""
-        self._tell(_numbers(scores), max(step, self._last), first=None)
+        """Pass on numbers of the whole run, beside those of its last step or of `step`, whichever is later."""
+        self._log(_numbers(scores), max(step, self._last), first=None)
 
-    def _tell(self, numbers: dict[str, float], step: int, first: int | None) -> None:
+    def _log(self, numbers: dict[str, float], step: int, first: int | None) -> None:
         if not self._begun:
             self._begun = True
-            for wanted in self.config.tracking.tracker:
-                with self._left_out_if_it_fails(wanted):
-                    self._trackers[wanted] = self._started(wanted, first)
+            for kind in self.config.tracking.tracker:
+                with self._left_out_if_it_fails(kind):
+                    self._trackers[kind] = self._started(kind, first)
         self._last = step
         for name, tracker in tuple(self._trackers.items()):
             with self._left_out_if_it_fails(name):
@@ -104,14 +104,14 @@ class Tracking:
     def _started(self, name: str, first: int | None) -> GeneralTracker:
         """A tracker that goes on with this run, or has a new one, with the configuration."""
         _prepare_accelerate()
-        kept = read_sealed_json(self.folder / KEPT) if (self.folder / KEPT).exists() else {}
-        known = str(kept[name]) if name in kept else None
+        runs = read_sealed_json(self.folder / TRACKING) if (self.folder / TRACKING).exists() else {}
+        known = str(runs[name]) if name in runs else None
         tracker = LOGGER_TYPE_TO_CLASS[name](**self._options(name, known, first))
         tracker.main_process_only = False  # none but the main rank comes here, and accelerate knows no ranks
         tracker.start()
         if known is None:
             tracker.store_init_configuration(_flat(self.config.model_dump(mode="json")))
-            write_sealed_json(self.folder / KEPT, {**kept, name: _name_of(name, tracker)})
+            write_sealed_json(self.folder / TRACKING, {**runs, name: _name_of(name, tracker)})
         return tracker
 
     def _options(self, name: str, known: str | None, first: int | None) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Tracking:
 
 def _prepare_accelerate() -> None:
     """Accelerate's logger wants its state, which asks the environment of torchrun: it would join process groups of its
-    own, and set numbers of threads. So it is told of one process.
+    own, and set numbers of threads. So it sees one process.
     """
     ranks = {name: os.environ.pop(name) for name in ("LOCAL_RANK", "WORLD_SIZE") if name in os.environ}
     try:
@@ -150,12 +150,12 @@ def _prepare_accelerate() -> None:
 
 def _name_of(name: str, tracker: GeneralTracker) -> str:
     """By what a tracker knows its run."""
-    found = tracker.tracker
+    run = tracker.tracker
     return {
         "tensorboard": lambda: name,
-        "wandb": lambda: found.id,
-        "mlflow": lambda: found.info.run_id,
-        "trackio": lambda: found.name,
+        "wandb": lambda: run.id,
+        "mlflow": lambda: run.info.run_id,
+        "trackio": lambda: run.name,
     }[name]()
 
 
@@ -165,13 +165,13 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     >>> _numbers({"step": 3, "task": "capitals", "nll": 0.5, "stds": {"shared": {"median": 0.01}}})
     {'nll': 0.5, 'stds/shared/median': 0.01}
     """
-    found: dict[str, float] = {}
+    flat: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= _numbers(value, f"{prefix}{name}/")
+            flat |= _numbers(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool) and (prefix or name != "step"):
-            found[f"{prefix}{name}"] = float(value)
-    return found
+            flat[f"{prefix}{name}"] = float(value)
+    return flat
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -180,10 +180,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     >>> _flat({"model": {"source": None}, "adapter": {"rank": 8, "targets": ["q_proj", "v_proj"]}})
     {'adapter.rank': 8, 'adapter.targets': "['q_proj', 'v_proj']"}
     """
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
+            flat |= _flat(value, f"{prefix}{name}.")
         elif value is not None:
-            found[f"{prefix}{name}"] = value if isinstance(value, bool | int | float | str) else str(value)
-    return found
+            flat[f"{prefix}{name}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat

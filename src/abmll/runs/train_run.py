@@ -13,15 +13,15 @@ from abmll.config import RunConfig, check
 from abmll.errors import AbmllError
 from abmll.methods.noise import VALIDATION
 from abmll.metrics.scores import mean_nll, mean_nll_scaled
+from abmll.process.agreement import agree_on_failure
 from abmll.process.timer import Timer
-from abmll.process.together import together
 from abmll.process.world import World
 from abmll.question import Task
 from abmll.runs.card import about_run, write_card
 from abmll.runs.cells import Cells
-from abmll.runs.origin import keep_origin, origin_of
 from abmll.runs.overrides import check_run
-from abmll.runs.record import Record, keep_record, task_facts
+from abmll.runs.provenance import provenance_of, record_provenance
+from abmll.runs.record import TrainingRecord, task_facts, write_training_record
 from abmll.runs.resolved import Run, prepare_run, resolve
 from abmll.runs.roles import RunTasks, check_roles, without_leaks
 from abmll.runs.tracking import Tracking
@@ -49,7 +49,7 @@ def train_run(
         build: makes its system; called when no other process is in the folder.
         listener: is called with an event after each meta-iteration.
         world: the ranks that train together.
-        allow_change: fields that may differ from those of the run that goes on; see `keep_origin`.
+        allow_change: fields that may differ from those of the run that goes on; see `record_provenance`.
 
     Returns:
         The step whose weights the adapter holds: the last, or the best by the validation tasks.
@@ -77,18 +77,18 @@ def train_in_folder(
     def report(event: dict[str, Any]) -> None:
         units = 3 * run.training.meta_batch * run.episodes.examples
         listener({"event": "step", "system": run.name, "iterations": iterations, "units": units, **event})
-        if world.is_main and tracking.wanted:
+        if world.is_main and tracking.is_on:
             tracking.step(event, rates_at(system.method, event["step"] - 1, iterations))
 
     iterations = run.training.iterations
-    with together(world):
+    with agree_on_failure(world):
         if world.is_main:
-            origin = origin_of(system.language_model, run.tasks.train, run.tasks.validation)
-            keep_origin(run.folder, run, origin, allow_change)
+            provenance = provenance_of(system.language_model, run.tasks.train, run.tasks.validation)
+            record_provenance(run.folder, run, provenance, allow_change)
         _start_from_lora(run, system)
     with timer("train_seconds"):
         final = _meta_train(run, system, report, world)
-    with together(world, long=True):
+    with agree_on_failure(world, long=True):
         if world.is_main:
             _write_adapter(run, system, final)
     return final
@@ -133,8 +133,8 @@ def validation_nll(run: Run, system: System) -> float:
 def _write_adapter(run: Run, system: System, final: int) -> None:
     """The adapter with its model card, and the record that the card goes by."""
     train, validation = (tuple(map(task_facts, tasks)) for tasks in (run.tasks.train, run.tasks.validation))
-    record = Record(step=final, examples=run.examples(final), train=train, validation=validation)
-    keep_record(run.folder, record)
+    record = TrainingRecord(step=final, examples=run.examples(final), train=train, validation=validation)
+    write_training_record(run.folder, record)
     stored = system.stored("shared")
     about = about_run(run.folder, stored.facts)
     write_adapter(stored, run.folder / "adapter", lambda beside: write_card(beside, about))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from abmll.errors import AbmllError
 from abmll.methods.base import Method
-from abmll.process.together import together
+from abmll.process.agreement import agree_on_failure
 from abmll.process.world import World
 from abmll.training.checkpoints import Checkpoint, RunDirectory
 from abmll.training.optimizers import GroupOptimizer
@@ -80,7 +80,7 @@ def resume(trained: Trained, run: RunDirectory, world: World) -> None:
     Raises:
         AbmllError: there are checkpoints, but none can be used; says of the newest why.
     """
-    with together(world):
+    with agree_on_failure(world):
         found = run.latest()
         if found is None and (there := run.steps(incomplete=True)):
             raise AbmllError(
@@ -88,7 +88,7 @@ def resume(trained: Trained, run: RunDirectory, world: World) -> None:
                 "on here. Put one back from a copy, or remove the folder to begin again"
             )
     _check_agreement(0 if found is None else found.step, run, world)
-    with together(world):
+    with agree_on_failure(world):
         if found is not None:
             _put_back(trained, found, run)
         if world.is_main:

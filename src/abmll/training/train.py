@@ -13,9 +13,9 @@ from torch import Tensor
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.methods.base import Method, Terms
 from abmll.methods.noise import training_coordinates
+from abmll.process.agreement import agree_on_failure
 from abmll.process.environment import peak_memory
 from abmll.process.stopping import Stopped, gently, stop_if_asked
-from abmll.process.together import together
 from abmll.process.world import World
 from abmll.tasks.episodes import Episodes
 from abmll.training.batcher import Batcher
@@ -130,13 +130,13 @@ def meta_train(
         first, start = progress.step, time.perf_counter()
         while progress.step < plan.iterations and not _out_of_patience(progress, plan):
             event = _iteration(work)
-            with together(world, long=True):
+            with agree_on_failure(world, long=True):
                 if world.is_main:
                     run.log(event)
                 listener(event)
                 if world.is_main and _is_to_be_saved(progress, plan):
                     _save(work.trained.checkpoint(), run, plan, progress.best_step)
-        with together(world, long=True):
+        with agree_on_failure(world, long=True):
             final = _final(work)
             if world.is_main:
                 spent = _spent(work, progress.step - first, start)
@@ -156,11 +156,11 @@ def _iteration(work: _Work) -> dict[str, Any]:
         _note(method, plan, progress, event, time.perf_counter() - began)
         event["examples_consumed"] = progress.step * plan.meta_batch * work.episodes.examples
         if validates and work.validate is not None:
-            with together(work.world):
+            with agree_on_failure(work.world):
                 event |= _judged(_validated(method, work.validate), progress)
     except Stopped as stopped:
         state = before or work.trained.checkpoint()  # without a copy nothing has moved yet
-        with together(work.world, long=True):
+        with agree_on_failure(work.world, long=True):
             if work.world.is_main and state.step not in work.run.known_good:
                 _save(state, work.run, plan, int(state.state["best_step"]))
         raise Stopped(stopped.signal, f"step {state.step} of {plan.iterations} is saved") from None
@@ -229,7 +229,7 @@ def _meta_step(work: _Work, step: int, positions: range) -> dict[str, Any]:
         torch._foreach_zero_(totals)
     event: dict[str, Any] = {}
     alone = work.world if not _sequential(work.method) else World()
-    with together(work.world):  # a stop, or what is not finite, on one rank is for all of them
+    with agree_on_failure(work.world):  # a stop, or what is not finite, on one rank is for all of them
         for index in alone.share(len(positions)):
             event = _run_task(work, step, positions[index], 1.0 / len(positions))
     alone.sum_(totals)

@@ -17,10 +17,10 @@ from abmll.runs.resolved import ResolvedRun, resolve
 
 log = logging.getLogger(__name__)
 
-ORIGIN = "origin.json"
-FREE = ("name", "note", "tracking.")
+PROVENANCE = "origin.json"
+UNCOMPARED = ("name", "note", "tracking.")
 """Fields that are part of nothing that is computed."""
-NOTED = (
+CHANGED_WITH_NOTE = (
     *("training.checkpoint_every", "training.log_stds_every", "training.on_non_finite", "training.most_skipped"),
     *("engine.", "model.device", "tasks.unseen"),
 )
@@ -31,7 +31,7 @@ MOST_ADVISED = 4
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """What was computed on, as SHA-256.
 
     Attributes:
@@ -44,9 +44,9 @@ class Origin:
     model: str
 
 
-def origin_of(base: LanguageModel, train: Sequence[Task], validation: Sequence[Task]) -> Origin:
-    """The origin of a run: cheap, since a sample stands for the model's weights."""
-    return Origin({t.name: task_hash(t) for t in (*train, *validation)}, base.tokenizer_hash, base.fingerprint)
+def provenance_of(base: LanguageModel, train: Sequence[Task], validation: Sequence[Task]) -> Provenance:
+    """The provenance of a run: cheap, since a sample stands for the model's weights."""
+    return Provenance({t.name: task_hash(t) for t in (*train, *validation)}, base.tokenizer_hash, base.fingerprint)
 
 
 def task_hash(task: Task) -> str:
@@ -58,7 +58,9 @@ def task_hash(task: Task) -> str:
     return digest.hexdigest()
 
 
-def keep_origin(folder: Path, run: ResolvedRun, origin: Origin, allowed: Collection[str] | None = None) -> None:
+def record_provenance(
+    folder: Path, run: ResolvedRun, provenance: Provenance, allowed: Collection[str] | None = None
+) -> None:
     """Write `config.yaml` and `origin.json`, or compare with those that are there.
 
     Every setting of the method is written, also those that nobody gave: a later version may have another default.
@@ -67,7 +69,7 @@ def keep_origin(folder: Path, run: ResolvedRun, origin: Origin, allowed: Collect
 
     Args:
         folder: the run directory.
-        run, origin: of what is to go on there.
+        run, provenance: of what is to go on there.
         allowed: fields that may differ, as the message names them, or a whole section of them; None: none may, and
             the message does not speak of it.
 
@@ -77,33 +79,37 @@ def keep_origin(folder: Path, run: ResolvedRun, origin: Origin, allowed: Collect
     file = folder / "config.yaml"
     if not file.exists():
         write_text(file, run.pinned.to_sealed_yaml())
-        write_sealed_json(folder / ORIGIN, {**vars(origin), "changes": []})
+        write_sealed_json(folder / PROVENANCE, {**vars(provenance), "changes": []})
         return
     before = resolve(configuration_of_run(file))
-    kept = _read_origin(folder, origin)
+    recorded = _read_provenance(folder, provenance)
     changed = differences(before, run)
-    changed |= {name: (kept.get(name), value) for name, value in vars(origin).items() if kept.get(name) != value}
-    refused = {n: pair for n, pair in changed.items() if not (_may(n, pair, run.config) or _allowed(n, pair, allowed))}
+    changed |= {
+        name: (recorded.get(name), value) for name, value in vars(provenance).items() if recorded.get(name) != value
+    }
+    refused = {
+        n: pair for n, pair in changed.items() if not (_may_change(n, pair, run.config) or _allowed(n, pair, allowed))
+    }
     if refused:
         raise AbmllError(
-            f"{folder} holds a run of another configuration: {told(refused)}. Go back to its configuration"
-            f"{advice(refused)} or choose another folder{_flags(refused, allowed)}"
+            f"{folder} holds a run of another configuration: {describe_differences(refused)}. Go back to its "
+            f"configuration{overrides_to_restore(refused)} or choose another folder{_flags(refused, allowed)}"
         )
     for name, pair in changed.items():
-        log.warning("%s: %s; what is there was made before the change", folder, told({name: pair}))
+        log.warning("%s: %s; what is there was made before the change", folder, describe_differences({name: pair}))
     schedules = [v for n, v in _fields(_values(run)) if n.startswith("method.") and n.endswith("schedule")]
     if "training.iterations" in changed and any(value != "constant" for value in schedules):
         log.warning("%s: scheduled rates go by the new training.iterations from here on", folder)
-    changes = [*kept.get("changes", []), *({"field": n, "from": a, "to": b} for n, (a, b) in changed.items())]
-    write_sealed_json(folder / ORIGIN, {**vars(origin), "changes": changes})
+    changes = [*recorded.get("changes", []), *({"field": n, "from": a, "to": b} for n, (a, b) in changed.items())]
+    write_sealed_json(folder / PROVENANCE, {**vars(provenance), "changes": changes})
     write_text(file, run.pinned.to_sealed_yaml())
 
 
-def _read_origin(folder: Path, now: Origin) -> dict[str, Any]:
+def _read_provenance(folder: Path, now: Provenance) -> dict[str, Any]:
     """What the run was computed on; where that is lost, what is there now, with a warning."""
-    if (folder / ORIGIN).exists():
-        return read_sealed_json(folder / ORIGIN, advice="put it back from a copy, or delete it to go on without it")
-    log.warning("%s: is missing, so whether data, tokenizer and model are the same cannot be told", folder / ORIGIN)
+    if (folder / PROVENANCE).exists():
+        return read_sealed_json(folder / PROVENANCE, advice="put it back from a copy, or delete it to go on without it")
+    log.warning("%s: is missing, so whether data, tokenizer and model are the same cannot be told", folder / PROVENANCE)
     return {**vars(now), "changes": []}
 
 
@@ -119,9 +125,9 @@ def configuration_of_run(file: Path) -> RunConfig:
 
 
 def differences(before: ResolvedRun, now: ResolvedRun) -> dict[str, tuple[Any, Any]]:
-    """Fields in which two configurations differ, `FREE` ones apart -> both values; methods by what they resolve to."""
+    """Fields in which two configurations differ, except `UNCOMPARED` -> both values; methods as they resolve."""
     one, other = dict(_fields(_values(before))), dict(_fields(_values(now)))
-    names = [name for name in {**one, **other} if not name.startswith(FREE) and one.get(name) != other.get(name)]
+    names = [name for name in {**one, **other} if not name.startswith(UNCOMPARED) and one.get(name) != other.get(name)]
     return {name: (one.get(name), other.get(name)) for name in names}
 
 
@@ -139,22 +145,22 @@ def _fields(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", value
 
 
-def told(changed: Mapping[str, tuple[Any, Any]]) -> str:
+def describe_differences(changed: Mapping[str, tuple[Any, Any]]) -> str:
     """Differences in words.
 
-    >>> told({"adapter.rank": (8, 4), "data": ({"a": "1", "b": "2"}, {"a": "3"})})
+    >>> describe_differences({"adapter.rank": (8, 4), "data": ({"a": "1", "b": "2"}, {"a": "3"})})
     'adapter.rank was 8, is 4; data: other rows in a, without b'
     """
     return "; ".join(
-        _told_data(*pair) if name == "data" else f"{name} was {_short(pair[0])}, is {_short(pair[1])}"
+        _describe_data(*pair) if name == "data" else f"{name} was {_short(pair[0])}, is {_short(pair[1])}"
         for name, pair in changed.items()
     )
 
 
-def advice(changed: Mapping[str, tuple[Any, Any]], section: str = "") -> str:
+def overrides_to_restore(changed: Mapping[str, tuple[Any, Any]], section: str = "") -> str:
     """The settings of before as overrides in brackets, where they are few and can be written so.
 
-    >>> advice({"adapter.rank": (8, 4), "method.phi": ("reset", "persistent")})
+    >>> overrides_to_restore({"adapter.rank": (8, 4), "method.phi": ("reset", "persistent")})
     ' (adapter.rank=8 method.phi=reset)'
     """
     short = all("." in name and isinstance(pair[0], str | int | float | None) for name, pair in changed.items())
@@ -170,7 +176,7 @@ def _flags(refused: Mapping[str, tuple[Any, Any]], allowed: Collection[str] | No
     return "" if allowed is None else f", or accept it with {' '.join(f'--allow-change {n}' for n in refused)}"
 
 
-def _told_data(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+def _describe_data(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     parts = {
         "other rows in": [name for name in now if name in before and before[name] != now[name]],
         "without": [name for name in before if name not in now],
@@ -183,14 +189,14 @@ def _short(value: Any) -> str:
     return str(value)[:60]
 
 
-def _may(name: str, pair: tuple[Any, Any], config: RunConfig) -> bool:
+def _may_change(name: str, pair: tuple[Any, Any], config: RunConfig) -> bool:
     """Whether a field may change without being allowed by name."""
     before, now = pair
     if name == "training.iterations":
         return bool(now >= before)
     if name.startswith("adaptation."):
         return config.tasks.validation is None  # else training stops by it
-    return name.startswith(NOTED) or (name.startswith("method.") and name.endswith("lr"))
+    return name.startswith(CHANGED_WITH_NOTE) or (name.startswith("method.") and name.endswith("lr"))
 
 
 def _allowed(name: str, pair: tuple[Any, Any], allowed: Collection[str] | None) -> bool:

@@ -1,4 +1,4 @@
-"""What ends a phase of the work, and how all ranks end it together."""
+"""A failure, a stop or a number that is not finite on one rank ends the phase on all of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ NOTHING, NON_FINITE, FAILED = 0, 1000, 1001
 
 
 @contextmanager
-def together(world: World, *, long: bool = False) -> Iterator[None]:
+def agree_on_failure(world: World, *, long: bool = False) -> Iterator[None]:
     """Ranks meet at the end of the block: what any of them ran into there ends it for all.
 
     Nothing in the block may wait for another rank.
@@ -36,7 +36,7 @@ def together(world: World, *, long: bool = False) -> Iterator[None]:
     news = world.tell(_code(problem), "" if problem is None else f"{problem}" or type(problem).__name__, long=long)
     if not news:
         return
-    worst = max(news, key=lambda found: found.code)
+    worst = max(news, key=lambda each: each.code)
     if problem is not None and _code(problem) == worst.code:
         raise problem
     raise _as_error(worst) from problem
