@@ -9,7 +9,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "abmll"
 RINGS = (
     {
-        *("errors", "files", "registry", "question", "tensors", "hub", "config", "kernels", "process"),
+        *("errors", "files", "registry", "question", "tensors", "hub", "config", "kernels", "process", "deprecated"),
         *("metrics", "calibrators"),
     },
     {"adapters", "tables", "prompts"},

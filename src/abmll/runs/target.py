@@ -193,18 +193,7 @@ class Target:
         validate = (lambda: self.validation_nll(system)) if self.validation else None
         with timer("train_seconds"):
             plan = training_plan(self.config, self.points)
-            final = meta_train(
-                system.method,
-                self.episodes,
-                system.batcher,
-                plan,
-                self.run,
-                world,
-                validate,
-                tell,
-                system.graphs,
-                system.training,
-            )
+            final = meta_train(system.learner, self.episodes, plan, self.run, world, validate, tell)
         with together(world, long=True):
             if world.is_main:
                 self._write_adapter(system, final)

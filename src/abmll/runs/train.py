@@ -53,10 +53,10 @@ def train(
         OSError: the disk is full, ...; earlier checkpoints are as they were.
 
     >>> import tempfile
-    >>> from abmll.models import load_model
+    >>> from abmll.models import random_model
     >>> from abmll.systems.build import build_system
     >>> from abmll.tasks.sources import load_tasks
-    >>> system = build_system("reptile", load_model(None, shape="tiny-llama", device="cpu"))
+    >>> system = build_system("reptile", random_model("tiny-llama", device="cpu"))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     train(system, load_tasks("builtin:capitals"), f"{folder}/run", iterations=1)
     1
