@@ -37,7 +37,7 @@ def run(base: Any, config: RunConfig) -> tuple[dict[str, Any], torch.Tensor, tor
         directory = RunDirectory(Path(folder))
         episodes = build_episodes(config, tasks)
         plan = training_plan(config, (config.training.iterations,))
-        meta_train(system.method, episodes, system.batcher, plan, directory, graphs=system.graphs)
+        meta_train(system.learner, episodes, plan, directory)
         events = [json.loads(line) for line in directory.journal.read_text().splitlines()]
     after = torch.cat([t.flatten().double().clone() for t in theta(system.method).values()])
     steps = [event for event in events if event["event"] == "step"]

@@ -23,7 +23,7 @@ from torch import nn
 
 from abmll.config import RunConfig, check
 from abmll.kernels import fallbacks
-from abmll.models import LanguageModel, load_model
+from abmll.models import LanguageModel, random_model
 from abmll.models.shapes import SHAPES
 from abmll.prompts.batches import ChoiceBatch, collate
 from abmll.prompts.encode import EncodedQuestion
@@ -279,7 +279,7 @@ def main() -> None:
     torch.cuda.set_stream(torch.cuda.Stream())  # nothing can be captured on the default stream
     if arguments.layers:
         SHAPES[arguments.shape]["num_hidden_layers"] = arguments.layers
-    base = load_model(None, shape=arguments.shape, dtype="bfloat16", device="cuda")
+    base = random_model(arguments.shape, dtype="bfloat16", device="cuda")
     result: dict[str, Any] = {**describe(), "shape": arguments.shape, "layers": base.model.config.num_hidden_layers}
     for name in arguments.settings:
         which, rank, size = name.split("_")

@@ -22,7 +22,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from abmll.config import RunConfig, check
-from abmll.models import LanguageModel, load_model
+from abmll.models import LanguageModel, random_model
 from abmll.question import Question, Task
 from abmll.systems.build import build_system
 from abmll.systems.plans import AdaptationPlan, PredictionPlan
@@ -97,7 +97,7 @@ class Peer:
 
 
 def adapt_predict(tokens: int = 128, rounds: int = 20) -> dict[str, Any]:
-    base, peers = (load_model(None, shape="llama-3-8b", dtype="bfloat16", device="cuda") for _ in range(2))
+    base, peers = (random_model("llama-3-8b", dtype="bfloat16", device="cuda") for _ in range(2))
     system, peer = system_on(base, "abmll", tokens), Peer(peers)
     tasks = [task(f"t{i}", 20, 256, system, tokens) for i in range(rounds + 1)]
 
@@ -134,7 +134,7 @@ def drop() -> None:
 
 
 def memory() -> dict[str, Any]:
-    base = load_model(None, shape="smollm2-135m", dtype="bfloat16", device="cuda")
+    base = random_model("smollm2-135m", dtype="bfloat16", device="cuda")
     result: dict[str, Any] = {"tasks_mib": {}, "samples_mib": {}}
     for count in (10, 100, 1000):
         system = system_on(base, "abmll", 64)

@@ -142,7 +142,7 @@ def normal(key: int, width: int, rows: np.ndarray, layer: int, question: int = 0
 
 
 if __name__ == "__main__":
-    method = ABMLL(abmll.load_model(None, shape="tiny-llama", device="cpu"))
+    method = ABMLL(abmll.random_model("tiny-llama", device="cpu"))
     for losses in method.meta_train(abmll.load_tasks("builtin"), iterations=5):
         print(losses)
     task = abmll.load_tasks("builtin:occupations")[0]

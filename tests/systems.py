@@ -1,6 +1,7 @@
 """Whole systems on the tiny model, built as the library builds them, for the tests of methods and of running."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from abmll.question import Question, Task
 from abmll.systems.build import build_episodes, build_system, training_plan
 from abmll.systems.system import System
 from abmll.training.checkpoints import RunDirectory
-from abmll.training.train import meta_train
+from abmll.training.train import Learner, meta_train
 from tests.tiny import tiny_model, tiny_tasks, tiny_tokenizer
 
 TASKS = tiny_tasks(4)
@@ -76,15 +77,13 @@ def train(
     """Meta-train as a configuration says, in new objects unless `system` is given."""
     system = system or build_system(config, tiny_base())
     final = meta_train(
-        system.method,
+        replace(Learner.of(system.method, system.batcher), graphs=system.graphs),
         build_episodes(config, tuple(tasks)),
-        system.batcher,
         training_plan(config, snapshots),
         RunDirectory(folder),
         world or World(),
         validate,
         listener,
-        system.graphs,
     )
     return system, final
 

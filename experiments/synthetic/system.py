@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from abmll.adapters.attach import attach
+from abmll.adapters.attach import StdOptions, attach
 from abmll.adapters.layer import AdaptedLinear
 from abmll.kernels.noise import key_tensor, noise_key
 from abmll.methods import method_class, resolve_settings
@@ -27,7 +27,7 @@ from abmll.systems.predict import adapt
 from abmll.tasks.episodes import Episode, Episodes
 from abmll.training.batcher import Batcher
 from abmll.training.checkpoints import RunDirectory
-from abmll.training.train import TrainingPlan, meta_train
+from abmll.training.train import Learner, TrainingPlan, meta_train
 from experiments.synthetic.problem import NOISE_VARIANCE, ROWS, Problem
 
 
@@ -108,8 +108,9 @@ def build(problem: Problem, name: str, settings: dict[str, Any], *, rank: int, s
     model = nn.Sequential(nn.Linear(problem.base.shape[1], problem.base.shape[0], bias=False)).requires_grad_(False)
     model.double()[0].weight.copy_(problem.base)
     resolved, cls = resolve_settings(name, given=settings), method_class(name)
-    stds = {key: getattr(resolved, key) for key in ("std_form", "std_init", "std_floor") if cls.has_std}
-    adapters = attach(model, ("0",), rank=rank, alpha=2.0 * rank, with_std=cls.has_std, seed=seed, **stds)
+    options = {key: getattr(resolved, f"std_{key}") for key in ("form", "init", "floor") if cls.has_std}
+    std = StdOptions(**options) if cls.has_std else None
+    adapters = attach(model, ("0",), rank=rank, alpha=2.0 * rank, std=std, seed=seed)
     layer = adapters.layers["0"].double()
 
     def nll(batch: ChoiceBatch) -> Tensor:
@@ -124,9 +125,10 @@ def train(system: System, iterations: int, seed: int, listener: Callable[[int], 
     tasks, steps = system.problem.train, system.method.settings.inner_steps
     episodes = SameSupport(tasks, "by_task", batches=2, batch_size=1, seed=seed, steps=steps)
     plan = TrainingPlan(iterations, seed=seed, checkpoint_every=iterations, log_stds_every=iterations)
+    learner = Learner.of(system.method, Datasets())
     with tempfile.TemporaryDirectory() as folder:
         run = RunDirectory(Path(folder) / "run")
-        meta_train(system.method, episodes, Datasets(), plan, run, listener=lambda event: listener(event["step"]))
+        meta_train(learner, episodes, plan, run, listener=lambda event: listener(event["step"]))
 
 
 def adapted(system: System, task: Task, steps: int) -> tuple[Tensor, Tensor | None]:

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from abmll.adapters.attach import attach, detach
+    from abmll.adapters.attach import StdOptions, attach, detach
     from abmll.adapters.facts import StoredAdapter
     from abmll.adapters.folder import read_adapter, write_adapter
     from abmll.adapters.gaussian import LowRankGaussian
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from abmll.metrics.predictions import Prediction, Predictions, read_predictions
     from abmll.metrics.registered import register_metric
     from abmll.metrics.scores import Scores, score
-    from abmll.models import LanguageModel, load_model
+    from abmll.models import LanguageModel, load_model, random_model
     from abmll.question import Question, Task
     from abmll.report import write_report
     from abmll.runs.compare import run_comparison
@@ -62,6 +62,7 @@ _MODULES = {
     "RunConfig": "abmll.config",
     "SavedPosterior": "abmll.everyday.saved",
     "Scores": "abmll.metrics.scores",
+    "StdOptions": "abmll.adapters.attach",
     "StoredAdapter": "abmll.adapters.facts",
     "System": "abmll.systems.system",
     "Task": "abmll.question",
@@ -78,6 +79,7 @@ _MODULES = {
     "load_posterior": "abmll.everyday.saved",
     "load_system": "abmll.systems.adapters",
     "load_tasks": "abmll.tasks.sources",
+    "random_model": "abmll.models",
     "read_adapter": "abmll.adapters.folder",
     "read_predictions": "abmll.metrics.predictions",
     "register_method": "abmll.methods",
@@ -115,6 +117,7 @@ __all__ = [
     "RunConfig",
     "SavedPosterior",
     "Scores",
+    "StdOptions",
     "StoredAdapter",
     "System",
     "Task",
@@ -131,6 +134,7 @@ __all__ = [
     "load_posterior",
     "load_system",
     "load_tasks",
+    "random_model",
     "read_adapter",
     "read_predictions",
     "register_method",
@@ -149,7 +153,7 @@ __all__ = [
 
 _DEPRECATED = {
     "adapt": ("abmll.systems.predict", "adapt", "System.adapt"),
-    "meta_train": ("abmll.training.train", "meta_train", "abmll.train"),
+    "meta_train": ("abmll.training.train", "meta_train_parts", "abmll.train"),
     "predict": ("abmll.systems.predict", "predict", "System.predict"),
     "SavedTask": ("abmll.everyday.saved", "SavedPosterior", "SavedPosterior"),
     "list_tasks": ("abmll.everyday.saved", "list_posteriors", "list_posteriors"),

@@ -2,10 +2,12 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 Called = TypeVar("Called", bound=Callable[..., Any])
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
@@ -67,3 +69,40 @@ def _renamed(keywords: dict[str, Any], name: str, new_names: Mapping[str, str]) 
         warn_renamed(f"{name}({old}=)", f"{name}({new}=)", stacklevel=4)
         keywords[new] = keywords.pop(old)
     return keywords
+
+
+def earlier_arguments(
+    names: Collection[str], instead: str, translate: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Let a function take keywords that it had before.
+
+    Args:
+        names: the earlier keywords.
+        instead: what to write now, for the warning.
+        translate: from those that were given to arguments of today.
+
+    >>> @earlier_arguments(("colour",), "shade=", lambda given: {"shade": given["colour"]})
+    ... def paint(shade: str) -> str:
+    ...     return shade
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     paint(colour="red")
+    'red'
+    >>> print(caught[0].message)
+    paint(colour=) is deprecated: use shade=
+    """
+
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            given = {name: options.pop(name) for name in names if name in options}
+            if given:
+                old = ", ".join(f"{name}=" for name in given)
+                text = f"{function.__name__}({old}) is deprecated: use {instead}"
+                warnings.warn(text, DeprecationWarning, stacklevel=2)
+                options |= translate(given)
+            return function(*args, **options)
+
+        return call
+
+    return decorate

@@ -31,7 +31,7 @@ from abmll.tasks.sources import load_tasks
 from abmll.training.checkpoints import RunDirectory
 from abmll.training.inner import inner_steps
 from abmll.training.optimizers import GroupOptimizer
-from abmll.training.train import meta_train
+from abmll.training.train import Learner, meta_train
 
 __all__ = ["check_method", "check_metric", "check_source"]
 
@@ -258,7 +258,8 @@ def _rows(pairs: Iterable[tuple[tuple[float, ...], int]]) -> tuple[Prediction, .
 
 def _train(system: System, tasks: tuple[Task, ...], folder: Path) -> None:
     plan = replace(training_plan(system.config), checkpoint_every=1)
-    meta_train(system.method, build_episodes(system.config, tasks), system.batcher, plan, RunDirectory(folder))
+    learner = Learner.of(system.method, system.batcher)
+    meta_train(learner, build_episodes(system.config, tasks), plan, RunDirectory(folder))
 
 
 def _take_inner_steps(system: System, task: Task) -> None:

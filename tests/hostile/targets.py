@@ -22,7 +22,7 @@ from abmll.adapters.attach import attach
 from abmll.adapters.facts import BaseFacts, digest
 from abmll.adapters.folder import EXTRAS_FILE, read_adapter, write_adapter
 from abmll.adapters.peft import CONFIG_FILE, MODEL_FILE, read_peft
-from abmll.adapters.stored import take_adapter
+from abmll.adapters.stored import Maker, take_adapter
 from abmll.config import CompareConfig, load_config
 from abmll.errors import AbmllError
 from abmll.everyday.labelled import read_labelled
@@ -162,11 +162,11 @@ def _read_recipe(folder: Path) -> None:
 
 def _stored(folder: Path) -> None:
     model = tiny_model()
-    adapters = attach(model, ("q_proj", "v_proj"), rank=2, alpha=4.0, with_std=True)
+    adapters = attach(model, ("q_proj", "v_proj"), rank=2, alpha=4.0)
     for slot in ("shared", "task"):
         move(adapters, slot)
     base = BaseFacts(name="tiny", fingerprint="f", architecture="a", tokenizer_hash="t")
-    write_adapter(take_adapter(adapters, "task", alpha=4.0, base=base, method="abmll"), folder)
+    write_adapter(take_adapter(adapters, "task", alpha=4.0, base=base, maker=Maker("abmll")), folder)
 
 
 def _build_task(folder: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_persistent_phi_is_made_anew_for_an_unseen_task() -> None:
 def test_moments_that_go_on_in_training_begin_anew_for_an_unseen_task(name: str, tmp_path: Path) -> None:
     system, config = system_of(name, inner_steps=2), run_config(name, inner_steps=2)
     plan, run = training_plan(config), RunDirectory(tmp_path)
-    meta_train(system.method, build_episodes(config, TASKS), system.batcher, plan, run, optimizers=system.training)
+    meta_train(system.learner, build_episodes(config, TASKS), plan, run)
     kept = {n: t.clone() for n, t in system.training.inner.state_dict().items()}
     theta = values(system, "shared")
     system.adapt(UNSEEN, AdaptationPlan(examples=4, steps=2), 0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from abmll.adapters.attach import attach
+from abmll.adapters.attach import StdOptions, attach
 from abmll.adapters.base_weights import dense_weight, is_quantised, sample_base
 from abmll.adapters.facts import digest
 from abmll.adapters.gaussian import LowRankGaussian
@@ -45,7 +45,7 @@ def test_begin_task_copies_the_means_and_copies_or_restarts_the_stds(std_start):
 
 
 def test_begin_task_works_without_stds():
-    adapters = attach(tiny_model(), with_std=False)
+    adapters = attach(tiny_model(), std=None)
     move(adapters, "shared")
     adapters.begin_task("init")
     assert slots_equal(adapters)
@@ -63,7 +63,7 @@ def test_kl_is_zero_with_zero_gradients_at_the_start_of_a_task_with_copied_stds(
 
 def moved_set(size: float = 0.02, **options) -> AdapterSet:
     """All linear layers of the tiny model, phi and theta a little apart, stds of order 0.3."""
-    adapters = attach(tiny_model(), "all-linear", std_init=0.3, **options)
+    adapters = attach(tiny_model(), "all-linear", std=StdOptions(init=0.3), **options)
     move(adapters, "shared", size)
     move(adapters, "task", size, seed=1)
     return adapters
@@ -94,7 +94,7 @@ def test_kl_gives_no_gradient_to_the_detached_side(detach, task_moves, shared_mo
 @pytest.mark.parametrize("rows", [(32, 16), (13, 33)], ids=["rows that divide", "rows that do not"])
 def test_kl_of_a_part_of_the_entries_is_unbiased(rows, stride):
     model = nn.Sequential(nn.Linear(9, rows[0]), nn.Linear(rows[0], rows[1])).requires_grad_(False)
-    adapters = attach(model, ("0", "1"), std_init=0.3)
+    adapters = attach(model, ("0", "1"), std=StdOptions(init=0.3))
     move(adapters, "shared", 0.02)
     move(adapters, "task", 0.02, seed=1)
     whole = float(adapters.kl().detach())
@@ -121,7 +121,7 @@ def test_kl_of_a_sixteenth_visits_a_sixteenth_and_repeats_by_key():
 
 def test_row_subsets_start_at_every_row_as_often_and_at_another_in_each_layer():
     starts = [[], []]
-    adapters = attach(tiny_model(layers=2), ("q_proj",), std_init=0.3)
+    adapters = attach(tiny_model(layers=2), ("q_proj",), std=StdOptions(init=0.3))
     move(adapters, "task", 0.02)
     for key in key_tensor(*range(400)):
         adapters.kl(stride=8, key=key).backward()
@@ -135,7 +135,7 @@ def test_row_subsets_start_at_every_row_as_often_and_at_another_in_each_layer():
 
 
 def test_gradient_of_the_kl_of_a_sixteenth_is_unbiased():
-    adapters = attach(tiny_model(layers=1), ("q_proj",), std_init=0.3)
+    adapters = attach(tiny_model(layers=1), ("q_proj",), std=StdOptions(init=0.3))
     move(adapters, "shared", 0.02)
     move(adapters, "task", 0.02, seed=1)
     (layer,) = adapters.layers.values()
@@ -189,7 +189,7 @@ def kl_gradients(adapters: AdapterSet) -> tuple[AdaptedLinear, dict[tuple[str, s
 
 def one_layer(rank: int = 3) -> AdapterSet:
     model = nn.Sequential(nn.Linear(6, 7)).double().requires_grad_(False)
-    adapters = attach(model, ("0",), rank=rank, std_init=0.3)
+    adapters = attach(model, ("0",), rank=rank, std=StdOptions(init=0.3))
     adapters.layers["0"].double()
     move(adapters, "shared", 0.2)
     move(adapters, "task", 0.2, seed=1)
@@ -263,7 +263,7 @@ def test_trust_31_a_state_that_does_not_fit_is_refused_and_changes_nothing():
         "unexpected": changed | {"model.layers.9.self_attn.q_proj.mean_a": torch.zeros(8, 32)},
         "rank": attach(tiny_model(), rank=4).state_dict("shared"),
         "base": attach(tiny_model(hidden=64)).state_dict("shared"),
-        "without stds": attach(tiny_model(), with_std=False).state_dict("shared"),
+        "without stds": attach(tiny_model(), std=None).state_dict("shared"),
         "last shape": changed | {list(before)[-1]: torch.zeros(1, 1)},
     }
     for state in wrong.values():
@@ -340,7 +340,7 @@ KEYS = key_tensor(noise_key("a"), noise_key("b"), noise_key("c"))
 def test_dropout_leaves_out_inputs_of_the_means_by_draw_and_layer():
     """y = base(x) + s B A (x * m / (1 - p)), the masks m of each draw's rows; the base sees all of x."""
     model = nn.ModuleDict({"q_proj": nn.Linear(12, 5), "v_proj": nn.Linear(7, 4)}).requires_grad_(False)
-    adapters = attach(model, rank=2, alpha=4.0, with_std=False)
+    adapters = attach(model, rank=2, alpha=4.0, std=None)
     move(adapters, size=0.5)
     masks = kept(KEYS, 2, 12, 0.4)
     with torch.no_grad(), adapters.dropping(0.4, KEYS):

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from abmll.adapters.attach import attach, detach, features
+from abmll.adapters.attach import StdOptions, attach, detach, features
 from abmll.adapters.layer import AdapterSet
 from abmll.errors import AbmllError
 from abmll.kernels import Variance
@@ -75,6 +75,10 @@ def test_a_bad_regular_expression_is_an_error_of_the_user():
         attach(tiny_model(), "(")
 
 
+def _options(name, value):
+    return {"std": StdOptions(**{name.removeprefix("std_"): value})} if name.startswith("std_") else {name: value}
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("rank", 0), ("alpha", -1.0), ("std_init", 0.0), ("std_floor", float("nan")), ("std_relative", float("inf"))],
@@ -82,12 +86,12 @@ def test_a_bad_regular_expression_is_an_error_of_the_user():
 def test_numbers_that_make_no_gaussian_are_refused(name, value):
     section = "method" if name.startswith("std_") else "adapter"  # as a recipe has it
     with pytest.raises(AbmllError, match=rf"{section}\.{name} is .*positive"):
-        attach(tiny_model(), **{name: value})
+        attach(tiny_model(), **_options(name, value))
 
 
 def test_std_relative_takes_each_layer_s_own_weight_std():
     model = tiny_model()
-    for layer in attach(model, std_relative=0.01).layers.values():
+    for layer in attach(model, std=StdOptions(relative=0.01)).layers.values():
         expected = 0.01 * float(layer.base.weight.double().std())
         assert layer.task.variance.offset == pytest.approx(expected, rel=1e-5)
         assert layer.shared.variance == layer.task.variance
@@ -116,13 +120,13 @@ def test_attaching_changes_nothing_until_factors_move():
     ]
 
 
-@pytest.mark.parametrize("with_std", [True, False])
-def test_same_seed_gives_the_same_initial_means_with_and_without_stds(with_std):
+@pytest.mark.parametrize("std", [StdOptions(), None])
+def test_same_seed_gives_the_same_initial_means_with_and_without_stds(std):
     reference = attach(tiny_model(), seed=3).parameters("shared", "mean")
     for slot in SLOTS:
-        mine = attach(tiny_model(), seed=3, with_std=with_std).parameters(slot, "mean")
+        mine = attach(tiny_model(), seed=3, std=std).parameters(slot, "mean")
         assert all(torch.equal(one, other) for one, other in zip(mine, reference, strict=True))
-    other_seed = attach(tiny_model(), seed=4, with_std=with_std).parameters("shared", "mean")
+    other_seed = attach(tiny_model(), seed=4, std=std).parameters("shared", "mean")
     assert not torch.isclose(other_seed[1], reference[1]).any()
     assert not torch.isclose(reference[1], reference[5]).any()  # q_proj of layer 0 and of layer 1
 
@@ -133,7 +137,7 @@ def test_parts_split_the_factors_of_a_slot():
     assert {id(p) for p in (*means, *stds)} == {id(p) for p in adapters.parameters("task")}
     assert len(means) == len(stds) == 2 * len(adapters.layers)
     assert adapters.has_std
-    assert not attach(tiny_model(), with_std=False).has_std
+    assert not attach(tiny_model(), std=None).has_std
 
 
 # -------------------- forward
@@ -155,7 +159,7 @@ def test_gpt2_s_transposed_linear_is_adapted_like_any_other():
 def test_bf16_base_gets_its_sum_in_float32_cast_once(sampler):
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(48, 64, bias=False)).to(torch.bfloat16).requires_grad_(False)
-    adapters = attach(base, ("0",), std_init=0.05)
+    adapters = attach(base, ("0",), std=StdOptions(init=0.05))
     move(adapters, size=0.1)
     assert all(p.dtype == torch.float32 for slot in SLOTS for p in adapters.parameters(slot))
     layer, x = adapters.layers["0"], torch.randn(200, 48).to(torch.bfloat16)
@@ -182,7 +186,7 @@ def peft_with_our_means(adapters: AdapterSet, targets: list[str]) -> nn.Module:
 @pytest.mark.parametrize("sampler", ["mean", "weight", "activation"])
 def test_std_to_zero_makes_the_sampled_forward_equal_stock_peft_lora(sampler):
     targets, model = ["q_proj", "v_proj"], tiny_model()
-    adapters = attach(model, targets, std_init=1e-12, std_floor=1e-12)
+    adapters = attach(model, targets, std=StdOptions(init=1e-12, floor=1e-12))
     with torch.no_grad():
         for layer in adapters.layers.values():
             layer.task.mean_b.normal_(generator=torch.Generator().manual_seed(layer.index))
@@ -194,7 +198,7 @@ def test_std_to_zero_makes_the_sampled_forward_equal_stock_peft_lora(sampler):
 @pytest.mark.parametrize("sampler", ["weight", "activation"])
 def test_a_draw_adds_noise_that_repeats_by_key_and_ends_with_the_block(sampler):
     model = tiny_model()
-    adapters = attach(model, std_init=0.05)
+    adapters = attach(model, std=StdOptions(init=0.05))
     mean = logits(model)
     first = drawn_logits(model, adapters, sampler)
     assert torch.equal(drawn_logits(model, adapters, sampler), first)  # trust 21: bit-equal
@@ -216,7 +220,7 @@ def test_layers_of_one_draw_have_noise_of_their_own():
 @pytest.mark.parametrize("sampler", ["mean", "weight"])
 def test_trust_23_merged_and_unmerged_forward_agree(sampler):
     model = tiny_model()
-    adapters = attach(model, "all-linear", std_init=0.02)
+    adapters = attach(model, "all-linear", std=StdOptions(init=0.02))
     move(adapters, size=0.1)
     unmerged = drawn_logits(model, adapters, sampler, key=11)
     for layer in adapters.layers.values():
@@ -229,7 +233,7 @@ def test_trust_23_merged_and_unmerged_forward_agree(sampler):
 @pytest.mark.parametrize("sampler", ["mean", "weight", "activation"])
 def test_trust_23_gradcheck_of_the_adapted_layer(sampler):
     model = nn.Sequential(nn.Linear(5, 4)).double().requires_grad_(False)
-    adapters = attach(model, ("0",), rank=2, std_init=0.3, std_floor=1e-2)
+    adapters = attach(model, ("0",), rank=2, std=StdOptions(init=0.3, floor=1e-2))
     layer = adapters.layers["0"].double()
     move(adapters, size=0.2)
     x = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -245,7 +249,7 @@ def test_trust_23_gradcheck_of_the_adapted_layer(sampler):
 @pytest.mark.parametrize("sampler", ["mean", "weight", "activation"])
 def test_theta_takes_no_part_in_a_forward_pass(sampler):
     model = tiny_model()
-    adapters = attach(model, std_init=0.05)
+    adapters = attach(model, std=StdOptions(init=0.05))
     move(adapters, "task")
     before = drawn_logits(model, adapters, sampler)
     move(adapters, "shared", size=10.0)
@@ -262,7 +266,7 @@ def test_trust_24_gradient_checkpointing_redraws_the_same_noise(sampler):
     gradients, losses, passes = [], [], []
     for checkpointing in (False, True):
         model = tiny_model()
-        adapters = attach(model, std_init=0.05)
+        adapters = attach(model, std=StdOptions(init=0.05))
         move(adapters)
         if checkpointing:
             model.train()  # no dropout in this model; transformers checkpoints in training mode only
@@ -284,7 +288,7 @@ def test_trust_24_sdpa_and_eager_attention_agree_under_a_draw():
     for attention in ("sdpa", "eager"):
         model = tiny_model()
         model.set_attn_implementation(attention)
-        adapters = attach(model, std_init=0.05)
+        adapters = attach(model, std=StdOptions(init=0.05))
         move(adapters)
         results.append(drawn_logits(model, adapters, "weight"))
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-4 * float(results[0].detach().abs().max()))
@@ -306,7 +310,7 @@ def test_adapters_are_by_default_those_of_the_paper():
     pairs = zip(adapters.parameters("shared"), other.parameters("shared"), strict=True)
     assert all(torch.equal(one, two) for one, two in pairs)
     assert adapters.seed == 0
-    given = attach(tiny_model(), rank=4, alpha=6.0, std_form="log_std", std_init=0.5, std_floor=0.25, seed=3)
+    given = attach(tiny_model(), rank=4, alpha=6.0, std=StdOptions(form="log_std", init=0.5, floor=0.25), seed=3)
     assert next(iter(given.layers.values())).task.variance == Variance("log_std", 0.5, 0.25, 1.5)
     assert given.seed == 3
 
@@ -339,13 +343,32 @@ def test_what_is_there_is_said_with_an_example():
 )
 def test_a_number_that_makes_no_gaussian_is_said(name, value):
     section = "method" if name.startswith("std") else "adapter"
-    assert message_of(**{name: value}) == f"{section}.{name} is {value!r}; it must be a positive number"
+    assert message_of(**_options(name, value)) == f"{section}.{name} is {value!r}; it must be a positive number"
 
 
 def test_std_relative_of_packed_weights_says_what_to_give_instead():
     model = nn.Sequential(nn.Linear(3, 2))
     model[0].weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.int8), requires_grad=False)
-    assert message_of(model=model, targets=("0",), std_relative=0.1) == (
+    assert message_of(model=model, targets=("0",), std=StdOptions(relative=0.1)) == (
         "method.std_relative needs floating-point weights, 0 is quantised; give method.std_init"
     )
     assert attach(model, ("0",)).layers["0"].task.rank == 8
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now"),
+    [
+        ({"with_std": False}, None),
+        ({"with_std": True}, StdOptions()),
+        ({"std_init": 0.5, "std_floor": 0.25}, StdOptions(init=0.5, floor=0.25)),
+        ({"std_form": "log_std"}, StdOptions(form="log_std")),
+        ({"std_relative": 0.1, "with_std": False}, None),
+    ],
+)
+def test_earlier_keywords_work_and_name_what_takes_their_place(earlier, now):
+    with pytest.warns(DeprecationWarning, match=r"attach\(.*=\) is deprecated: use std="):
+        old = attach(tiny_model(), **earlier)
+    new = attach(tiny_model(), std=now)
+    for one, other in zip(old.layers.values(), new.layers.values(), strict=True):
+        assert one.task.has_std == other.task.has_std
+        assert now is None or one.task.variance == other.task.variance

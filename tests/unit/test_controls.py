@@ -81,7 +81,7 @@ def test_dropout_masks_keep_the_stated_share_and_are_named_by_their_key() -> Non
 
 def test_dropout_of_a_layer_has_the_mean_and_variance_of_bernoulli_columns() -> None:
     model = nn.ModuleDict({"q_proj": nn.Linear(12, 5)})
-    adapters = attach(model, ["q_proj"], rank=2, alpha=4.0, with_std=False)
+    adapters = attach(model, ["q_proj"], rank=2, alpha=4.0, std=None)
     layer = adapters.layers["q_proj"]
     with torch.no_grad():
         layer.task.mean_b.normal_(generator=torch.Generator().manual_seed(0))

@@ -4,7 +4,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from abmll.adapters.attach import attach
+from abmll.adapters.attach import StdOptions, attach
 from abmll.adapters.layer import AdapterSet
 from abmll.kernels.noise import key_tensor, noise_key
 from tests.dense import dense_variance
@@ -15,7 +15,7 @@ OUT, IN, TASKS, OFFSET, FLOOR = 5, 4, 6, 0.2, 1e-3
 def full_rank_layer() -> AdapterSet:
     """One layer in float64 whose means and stds can be any matrix: A = A' = 1 to begin with."""
     model = nn.Sequential(nn.Linear(IN, OUT, bias=False)).double().requires_grad_(False)
-    adapters = attach(model, ("0",), rank=IN, alpha=float(IN), std_init=OFFSET, std_floor=FLOOR)
+    adapters = attach(model, ("0",), rank=IN, alpha=float(IN), std=StdOptions(init=OFFSET, floor=FLOOR))
     layer = adapters.layers["0"].double()
     with torch.no_grad():
         layer.shared.mean_a.copy_(torch.eye(IN))
@@ -105,7 +105,7 @@ def learn_from_tasks(adapters: AdapterSet, model: nn.Module, iterations: int) ->
 def test_trust_25_learned_variances_rank_as_the_true_spread_between_tasks():
     model = nn.Sequential(nn.Linear(5, 6, bias=False)).double().requires_grad_(False)
     model[0].weight.zero_()
-    adapters = attach(model, ("0",), rank=4, alpha=8.0, std_init=OFFSET, std_floor=FLOOR)
+    adapters = attach(model, ("0",), rank=4, alpha=8.0, std=StdOptions(init=OFFSET, floor=FLOOR))
     adapters.layers["0"].double()
     learn_from_tasks(adapters, model, iterations=80)
     rank = stats.spearmanr(variance_of(adapters).flatten(), TRUE_SPREAD.square().flatten())

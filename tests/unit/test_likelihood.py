@@ -25,7 +25,7 @@ from transformers import (
     masking_utils,
 )
 
-from abmll.adapters.attach import attach
+from abmll.adapters.attach import StdOptions, attach
 from abmll.adapters.layer import AdapterSet
 from abmll.errors import AbmllError
 from abmll.kernels.noise import key_tensor
@@ -179,7 +179,7 @@ def test_trust_22_a_score_does_not_depend_on_its_batch(kind: str, share_prefix: 
 @torch.no_grad()
 def test_trust_22_nor_does_it_under_posterior_noise(sampler: Any) -> None:
     model, questions = tiny_model(), many_questions(9)
-    adapters = with_adapters(model, std_init=0.1)
+    adapters = with_adapters(model, std=StdOptions(init=0.1))
     likelihood = ChoiceLikelihood(model)
 
     def draw(part: Sequence[Question]) -> ChoiceScores:
@@ -215,7 +215,7 @@ def test_what_stands_in_the_padding_changes_nothing(kind: str, share_prefix: boo
 @pytest.mark.parametrize(("kind", "normalisation"), READINGS)
 def test_buckets_change_neither_scores_nor_gradients(kind: str, normalisation: str, share_prefix: bool) -> None:
     model = tiny_model()
-    factors = with_adapters(model, with_std=False).parameters("task")
+    factors = with_adapters(model, std=None).parameters("task")
     likelihood, found = ChoiceLikelihood(model, kind), []
     for buckets in (False, True):
         batch = batch_of(QUESTIONS, kind, normalisation, share_prefix=share_prefix, buckets=buckets)
@@ -247,7 +247,7 @@ def test_a_repeated_batch_scores_each_group_as_if_alone(kind: str, share_prefix:
 @torch.no_grad()
 def test_draws_side_by_side_are_the_draws_one_by_one(sampler: Any, targets: str) -> None:
     model, batch = tiny_model(), batch_of(QUESTIONS, buckets=True)
-    adapters = with_adapters(model, targets=f".*({targets})", std_init=0.1)
+    adapters = with_adapters(model, targets=f".*({targets})", std=StdOptions(init=0.1))
     likelihood, keys = ChoiceLikelihood(model), (7, 2**63 + 5, 11)
 
     def draw(given: ChoiceBatch, *keys: int) -> Tensor:
@@ -278,7 +278,7 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize("family", ["llama", "soft caps, window", "logits multiplied, window", "window in all layers"])
 def test_a_step_never_waits_for_the_device(family: str, kind: str, share_prefix: bool) -> None:
     model = built(FAMILIES[family]) if family in FAMILIES else tiny_model()
-    factors = with_adapters(model, with_std=False).parameters("task")
+    factors = with_adapters(model, std=None).parameters("task")
     likelihood = ChoiceLikelihood(model, kind, learn_temperature=True)
     batch = batch_of(QUESTIONS, kind, share_prefix=share_prefix, buckets=True)
     with NoWaiting():
@@ -349,7 +349,7 @@ def test_trust_24_the_gradient_of_the_adapters_is_that_of_the_slow_scorer(
     kind: str, normalisation: str, share_prefix: bool, attention: str
 ) -> None:
     model = llama(attention)
-    adapters = with_adapters(model, with_std=False)
+    adapters = with_adapters(model, std=None)
     factors = adapters.parameters("task")
     fast = ChoiceLikelihood(model, kind, 0.7).nll(batch_of(QUESTIONS, kind, normalisation, share_prefix=share_prefix))
     slow = slow_nll(model, TOKENIZERS["bpe"], kind, normalisation, 0.7)

@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import errors as hub_errors
 
 from abmll.errors import AbmllError
-from abmll.models import LanguageModel, count_parameters, load_model, weight_bytes
+from abmll.models import LanguageModel, count_parameters, load_model, random_model, weight_bytes
 from abmll.models import load as load_module
 from abmll.models.gguf import MARKER, cache_root, find_damage
 from abmll.models.language_model import hash_tokenizer, model_fingerprint
@@ -180,15 +180,15 @@ def test_counting_counts_ties_once() -> None:
 
 def test_shape_is_drawn_in_the_dtype_and_leaves_the_generator_alone() -> None:
     before = torch.random.get_rng_state()
-    loaded = load_model(None, shape="tiny-llama", dtype="bfloat16", device="cpu", seed=3)
+    loaded = random_model("tiny-llama", dtype="bfloat16", device="cpu", seed=3)
     assert torch.equal(before, torch.random.get_rng_state())
     weight = loaded.model.model.layers[0].mlp.up_proj.weight
     assert weight.dtype == torch.bfloat16
     assert 0.018 < weight.float().std().item() < 0.022
     assert loaded.model.model.rotary_emb.inv_freq.dtype == torch.float32
     assert len(loaded.tokenizer) == loaded.model.config.vocab_size
-    same = load_model(None, shape="tiny-llama", dtype="bfloat16", device="cpu", seed=3)
-    other = load_model(None, shape="tiny-llama", dtype="bfloat16", device="cpu", seed=4)
+    same = random_model("tiny-llama", dtype="bfloat16", device="cpu", seed=3)
+    other = random_model("tiny-llama", dtype="bfloat16", device="cpu", seed=4)
     assert same.fingerprint == loaded.fingerprint != other.fingerprint
     assert torch.get_default_dtype() == torch.float32
 
@@ -457,10 +457,23 @@ def test_trust_51_shape_and_folder_open_no_connection(folder: Path) -> None:
         "import socket, sys\n"
         "def refuse(*a, **k): raise SystemExit('a connection was opened')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "from abmll.models import load_model\n"
-        "load_model(None, shape='tiny-llama', device='cpu')\n"
+        "from abmll.models import load_model, random_model\n"
+        "random_model('tiny-llama', device='cpu')\n"
         "load_model(sys.argv[1], device='cpu')\n"
     )
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     done = subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_shape_given_to_load_model_still_works_and_says_where_it_went() -> None:
+    with pytest.warns(DeprecationWarning, match="use random_model"):
+        old = load_model(None, shape="tiny-llama", device="cpu", seed=3)
+    assert old.fingerprint == random_model("tiny-llama", device="cpu", seed=3).fingerprint
+    with pytest.raises(AbmllError, match="one of the two"):
+        load_model(None)
+    with (
+        pytest.warns(DeprecationWarning, match="use random_model"),
+        pytest.raises(AbmllError, match="one of the two"),
+    ):
+        load_model("somewhere", shape="tiny-llama")

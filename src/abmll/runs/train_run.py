@@ -102,18 +102,8 @@ def _start_from_lora(run: Run, system: System) -> None:
 
 
 def _meta_train(run: Run, system: System, report: Listener, world: World) -> int:
-    return meta_train(
-        system.method,
-        run.episodes,
-        system.batcher,
-        run.training,
-        run.directory,
-        world,
-        (lambda: validation_nll(run, system)) if run.tasks.validation else None,
-        report,
-        system.graphs,
-        system.training,
-    )
+    validate = (lambda: validation_nll(run, system)) if run.tasks.validation else None
+    return meta_train(system.learner, run.episodes, run.training, run.directory, world, validate, report)
 
 
 def validation_nll(run: Run, system: System) -> float:
@@ -174,10 +164,10 @@ def train(
         OSError: the disk is full, ...; earlier checkpoints are as they were.
 
     >>> import tempfile
-    >>> from abmll.models import load_model
+    >>> from abmll.models import random_model
     >>> from abmll.systems.build import build_system
     >>> from abmll.tasks.sources import load_tasks
-    >>> system = build_system("reptile", load_model(None, shape="tiny-llama", device="cpu"))
+    >>> system = build_system("reptile", random_model("tiny-llama", device="cpu"))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     train(system, load_tasks("builtin:capitals"), f"{folder}/run", iterations=1)
     1

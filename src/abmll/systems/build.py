@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from abmll import kernels
-from abmll.adapters.attach import attach
+from abmll.adapters.attach import StdOptions, attach
 from abmll.config import ModelConfig, RunConfig, TaskSource, check
 from abmll.errors import AbmllError
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods import method_class, resolve_settings
 from abmll.methods.base import Settings
-from abmll.models import LanguageModel, load_model
+from abmll.models import LanguageModel, load_model, random_model
 from abmll.models.frozen import pack
 from abmll.models.pretrained import COMMIT
 from abmll.models.shapes import SHAPES
@@ -33,9 +33,15 @@ PYTHON = "python"
 
 def load_base(config: ModelConfig) -> LanguageModel:
     """The base model of a configuration."""
+    if config.shape is not None:
+        if config.quantisation is not None:
+            raise AbmllError(
+                f"model.quantisation={config.quantisation}: a folder or hub id can be packed, not {config.shape}"
+            )
+        return random_model(config.shape, dtype=config.dtype, device=config.device, attention=config.attention)
+    assert config.source is not None, "a configuration has one of the two"
     return load_model(
         config.source,
-        shape=config.shape,
         dtype=config.dtype,
         device=config.device,
         revision=config.revision,
@@ -59,7 +65,7 @@ def build_system(
     Raises:
         AbmllError: a setting is unknown, or does not fit the method or the model.
 
-    >>> base = load_model(None, shape="tiny-llama", device="cpu")
+    >>> base = random_model("tiny-llama", device="cpu")
     >>> system = build_system({"method": {"name": "abmll", "inner_steps": 3}, "adapter": {"rank": 4}}, base)
     >>> system.method.settings.inner_steps, system.method.adapters.has_std
     (3, True)
@@ -71,9 +77,8 @@ def build_system(
         config.adapter.targets,
         rank=config.adapter.rank,
         alpha=config.adapter.alpha,
-        with_std=method_class(config.method.name).has_std,
+        std=_std_options(settings) if method_class(config.method.name).has_std else None,
         seed=config.training.seed,
-        **_std_options(settings),
     )
     text = config.likelihood
     likelihood = ChoiceLikelihood(base.model, text.kind, text.temperature, text.learn_temperature)
@@ -188,9 +193,10 @@ def method_settings(config: RunConfig) -> Settings:
     return settings
 
 
-def _std_options(settings: Settings) -> dict[str, Any]:
-    """The settings of stds that adapters are built with; none for methods without."""
-    return settings.model_dump(include={"std_form", "std_init", "std_relative", "std_floor"})
+def _std_options(settings: Settings) -> StdOptions:
+    """The settings of stds that adapters are built with."""
+    given = settings.model_dump(include={"std_form", "std_init", "std_relative", "std_floor"})
+    return StdOptions(**{name.removeprefix("std_"): value for name, value in given.items()})
 
 
 def tasks_of(source: TaskSource | None) -> tuple[Task, ...]:

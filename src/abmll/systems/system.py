@@ -10,7 +10,7 @@ import numpy as np
 from abmll.adapters.attach import detach
 from abmll.adapters.facts import BaseFacts, LikelihoodFacts, Slot, StoredAdapter
 from abmll.adapters.folder import write_adapter
-from abmll.adapters.stored import take_adapter
+from abmll.adapters.stored import Maker, take_adapter
 from abmll.config import RunConfig
 from abmll.files import without_home, write_text
 from abmll.likelihood import ChoiceLikelihood
@@ -25,6 +25,7 @@ from abmll.systems.predict import adapt, draw_by_batch, examples_of, is_drawing,
 from abmll.training.batcher import Batcher
 from abmll.training.graphs import Graphs
 from abmll.training.optimizers import GroupOptimizer, Optimizers
+from abmll.training.train import Learner
 
 CONFIG_FILE = "config.yaml"
 
@@ -57,6 +58,11 @@ class System:
     adapting: GroupOptimizer
     training: Optimizers
     config: RunConfig
+
+    @property
+    def learner(self) -> Learner:
+        """What `meta_train` trains."""
+        return Learner(self.method, self.batcher, self.graphs, self.training)
 
     def adapt(self, task: Task, plan: AdaptationPlan | None = None, draw: int = 0) -> tuple[Question, ...]:
         """Make phi from theta and adapt it to a task, by gradient steps on its train rows.
@@ -130,15 +136,17 @@ class System:
             slot,
             alpha=self.alpha,
             base=base_facts(self.language_model),
-            method=self.config.method.name,
-            settings=self.method.settings.model_dump(mode="json"),
+            maker=Maker(
+                self.config.method.name,
+                self.method.settings.model_dump(mode="json"),
+                f"abmll {importlib.metadata.version('abmll')}",
+            ),
             likelihood=LikelihoodFacts(
                 kind=text.kind,
                 normalisation=text.normalisation,
                 template=text.template,
                 temperature=float(self.likelihood.log_temperature.detach().exp()),
             ),
-            written_by=f"abmll {importlib.metadata.version('abmll')}",
         )
 
     def save(self, folder: Path | str, slot: Slot = "task") -> None:

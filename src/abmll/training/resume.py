@@ -28,7 +28,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingState:
     """All that training moves."""
 
     method: Method
@@ -74,7 +74,7 @@ def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-def resume(trained: Trained, run: RunDirectory, world: World) -> None:
+def resume(state: TrainingState, run: RunDirectory, world: World) -> None:
     """Go on from the latest checkpoint that verifies; a run without any gets one of step 0.
 
     Raises:
@@ -90,17 +90,17 @@ def resume(trained: Trained, run: RunDirectory, world: World) -> None:
     _check_agreement(0 if found is None else found.step, run, world)
     with agree_on_failure(world):
         if found is not None:
-            _put_back(trained, found, run)
+            _put_back(state, found, run)
         if world.is_main:
             run.cut_journal(-1 if found is None else found.step)
             if found is None:
-                run.save(trained.checkpoint())
+                run.save(state.checkpoint())
 
 
-def _put_back(trained: Trained, found: Checkpoint, run: RunDirectory) -> None:
-    _check_moments(trained.method, found, run)
+def _put_back(state: TrainingState, found: Checkpoint, run: RunDirectory) -> None:
+    _check_moments(state.method, found, run)
     with _of_this_run(run, found.step):
-        trained.put_back(found)
+        state.put_back(found)
 
 
 def _check_moments(method: Method, found: Checkpoint, run: RunDirectory) -> None:

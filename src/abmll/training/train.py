@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -25,7 +25,7 @@ from abmll.training.graphs import Graphs
 from abmll.training.inner import check_finite, inner_steps
 from abmll.training.optimizers import GroupOptimizer, Optimizers, schedule_factor
 from abmll.training.outer import add_outer_gradient
-from abmll.training.resume import Progress, Trained, load_theta, resume
+from abmll.training.resume import Progress, TrainingState, load_theta, resume
 from abmll.training.resume import restore_theta as restore_theta
 from abmll.training.resume import theta as theta
 
@@ -64,39 +64,98 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True)
+class Learner:
+    """What is trained, and what its steps are computed with.
+
+    Attributes:
+        method: theta and phi.
+        batcher: makes batches of questions.
+        graphs: where steps are captured.
+        optimizers: those of an earlier training of the same method and adapters, whose captured steps go by their
+            memory, or new ones; what they remember is dropped.
+    """
+
+    method: Method
+    batcher: Batcher
+    graphs: Graphs
+    optimizers: Optimizers
+
+    @classmethod
+    def of(cls, method: Method, batcher: Batcher) -> "Learner":
+        """With new optimizers, and nothing captured."""
+        return cls(method, batcher, Graphs(batcher.device, capture=False), Optimizers.of(method))
+
+
+@dataclass(frozen=True)
 class _Work:
     """What every meta-iteration works with."""
 
-    method: Method
+    learner: Learner
     episodes: Episodes
-    batcher: Batcher
     plan: TrainingPlan
     run: RunDirectory
     world: World
     validate: Callable[[], float] | None
-    graphs: Graphs
-    inner: GroupOptimizer
-    outer: GroupOptimizer
-    totals: list[Tensor]
     progress: Progress
 
     @property
-    def trained(self) -> Trained:
+    def method(self) -> Method:
+        """Theta and phi."""
+        return self.learner.method
+
+    @property
+    def batcher(self) -> Batcher:
+        """Makes batches of questions."""
+        return self.learner.batcher
+
+    @property
+    def graphs(self) -> Graphs:
+        """Where steps are captured."""
+        return self.learner.graphs
+
+    @property
+    def inner(self) -> GroupOptimizer:
+        """Steps phi."""
+        return self.learner.optimizers.inner
+
+    @property
+    def outer(self) -> GroupOptimizer:
+        """Steps theta."""
+        return self.learner.optimizers.outer
+
+    @property
+    def totals(self) -> list[Tensor]:
+        """Sums of the outer gradient, one for each parameter of theta."""
+        return self.learner.optimizers.totals
+
+    @property
+    def state(self) -> TrainingState:
         """All that training moves."""
-        return Trained(self.method, self.inner, self.outer, self.progress)
+        return TrainingState(self.method, self.inner, self.outer, self.progress)
+
+
+def meta_train_parts(
+    method: Method, episodes: Episodes, batcher: Batcher, plan: TrainingPlan, run: RunDirectory, **options: Any
+) -> int:
+    """`meta_train` by the arguments that `abmll.meta_train` had until 0.1.
+
+    Args:
+        method, batcher, episodes, plan, run: as there.
+        options: world, validate and listener as there; graphs and optimizers as in `Learner`.
+    """
+    learner = Learner.of(method, batcher)
+    parts = {name: options.pop(name, None) or getattr(learner, name) for name in ("graphs", "optimizers")}
+    return meta_train(replace(learner, **parts), episodes, plan, run, **options)
 
 
 def meta_train(
-    method: Method,
+    learner: Learner,
     episodes: Episodes,
-    batcher: Batcher,
     plan: TrainingPlan,
     run: RunDirectory,
     world: World = World(),  # noqa: B008 - frozen
     validate: Callable[[], float] | None = None,
     listener: Listener = lambda event: None,
-    graphs: Graphs | None = None,
-    optimizers: Optimizers | None = None,
 ) -> int:
     """Meta-train, going on from the run's latest checkpoint if it has one.
 
@@ -106,8 +165,14 @@ def meta_train(
     No other process may be in the run directory. A stop (`abmll.process.stopping`) in the middle of a meta-iteration
     saves the state at its start, so that going on does it again, with the same questions and the same noise.
 
-    `optimizers` are those of an earlier training of the same method and adapters, whose steps in `graphs` go by their
-    memory; what they remember is dropped.
+    Args:
+        learner: theta, phi, and what steps are computed with.
+        episodes: which questions come when.
+        plan: how long and how often.
+        run: the run directory.
+        world: the ranks that train together.
+        validate: the validation NLL of theta as it is; it may use phi.
+        listener: hears of every step, as the line of the journal.
 
     Returns:
         The step whose weights theta holds at the end: the last, or the best by `validate`.
@@ -119,14 +184,11 @@ def meta_train(
             failed.
         OSError: the disk is full, ...; earlier checkpoints are as they were.
     """
-    graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
-    optimizers = Optimizers.of(method) if optimizers is None else optimizers
-    optimizers.restart()
-    inner, outer, totals = optimizers.inner, optimizers.outer, optimizers.totals
+    learner.optimizers.restart()
     progress = Progress()
-    work = _Work(method, episodes, batcher, plan, run, world, validate, graphs, inner, outer, totals, progress)
+    work = _Work(learner, episodes, plan, run, world, validate, progress)
     with run.locked_by_caller_or(world), gently():
-        resume(work.trained, run, world)
+        resume(work.state, run, world)
         first, start = progress.step, time.perf_counter()
         while progress.step < plan.iterations and not _out_of_patience(progress, plan):
             event = _iteration(work)
@@ -135,7 +197,7 @@ def meta_train(
                     run.log(event)
                 listener(event)
                 if world.is_main and _is_to_be_saved(progress, plan):
-                    _save(work.trained.checkpoint(), run, plan, progress.best_step)
+                    _save(work.state.checkpoint(), run, plan, progress.best_step)
         with agree_on_failure(world, long=True):
             final = _final(work)
             if world.is_main:
@@ -149,7 +211,7 @@ def _iteration(work: _Work) -> dict[str, Any]:
     plan, progress, method = work.plan, work.progress, work.method
     began, step = time.perf_counter(), progress.step
     validates = work.validate is not None and plan.validate_every is not None and (step + 1) % plan.validate_every == 0
-    before = work.trained.checkpoint(copy=True) if validates or _sequential(method) else None
+    before = work.state.checkpoint(copy=True) if validates or _sequential(method) else None
     try:
         event = _meta_steps(work, before)
         progress.step += 1
@@ -159,7 +221,7 @@ def _iteration(work: _Work) -> dict[str, Any]:
             with agree_on_failure(work.world):
                 event |= _judged(_validated(method, work.validate), progress)
     except Stopped as stopped:
-        state = before or work.trained.checkpoint()  # without a copy nothing has moved yet
+        state = before or work.state.checkpoint()  # without a copy nothing has moved yet
         with agree_on_failure(work.world, long=True):
             if work.world.is_main and state.step not in work.run.known_good:
                 _save(state, work.run, plan, int(state.state["best_step"]))
@@ -183,7 +245,7 @@ def _meta_steps(work: _Work, before: Checkpoint | None) -> dict[str, Any]:
             ) from error
         skipped = work.progress.skipped
         if before is not None:
-            work.trained.put_back(before)
+            work.state.put_back(before)
         work.progress.skipped = skipped
         return {"event": "skipped", "why": str(error)}
     return event
