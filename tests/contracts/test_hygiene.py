@@ -62,7 +62,7 @@ def test_trust_46_csv_is_written_in_one_place_which_neutralises() -> None:
         *(SOURCE.parents[1] / "experiments").rglob("*.py"),
         *(SOURCE.parents[1] / "benchmarks").rglob("*.py"),
     ]
-    assert [path for path in every if writes.search(path.read_text(encoding="utf-8"))] == [SOURCE / "tasks/writing.py"]
+    assert [path for path in every if writes.search(path.read_text(encoding="utf-8"))] == [SOURCE / "tables/write.py"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
