@@ -210,7 +210,7 @@ class CallPath:
 
 
 ROW = ("Table|RowFile|TextTable", "Question", "EncodedQuestion", "ChoiceBatch", "ChoiceScores", "Answer")
-VERDICT = ("Table|RowFile|TextTable", "Question", "Labelled", "Task", "Answer", "Worth")
+VERDICT = ("Table|RowFile|TextTable", "Question", "Labelled", "Task", "Answer", "Worth|Usefulness")
 
 
 def _types(kinds: tuple[str, ...]) -> Callable[[Any], str | None]:

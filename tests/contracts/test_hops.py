@@ -38,7 +38,7 @@ def test_every_path_meets_the_objects_that_it_follows(name: str, walks: dict[str
         ("beta", "methods/abmll.py"),
         ("row to probability", "likelihood.py"),
         ("checkpoint", "files/whole.py"),
-        ("own rows to verdict", "metrics/worth.py"),
+        ("own rows to verdict", "metrics/usefulness.py"),
         ("compare's configuration", "methods/abmll.py"),
     ],
 )
