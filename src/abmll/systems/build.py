@@ -148,8 +148,8 @@ _RATES = {
 
 def _captured_part(config: RunConfig, settings: Settings) -> dict[str, Any]:
     """What steps, once captured, cannot change."""
-    wanted = {"model", "adapter", "likelihood", "engine"}
-    values = {**config.model_dump(mode="json", include=wanted), "micro_batch": config.training.micro_batch}
+    sections = {"model", "adapter", "likelihood", "engine"}
+    values = {**config.model_dump(mode="json", include=sections), "micro_batch": config.training.micro_batch}
     return {**values, "method": config.method.name, "settings": settings.model_dump(exclude=_RATES)}
 
 
@@ -244,19 +244,21 @@ def training_plan(config: RunConfig, snapshots: tuple[int, ...] = ()) -> Trainin
     )
 
 
-def check_tasks(config: RunConfig, train: tuple[Task, ...], held: tuple[Task, ...]) -> None:
+def check_tasks(config: RunConfig, train: tuple[Task, ...], others: tuple[Task, ...]) -> None:
     """Refuse tasks with two roles (to train on, choose by, report), and held-out ones too small to adapt to or score.
 
     Raises:
         AbmllError: names every such task.
     """
-    faults = [f"{t.name} is both trained on and held out" for t in held if t.name in {x.name for x in train}]
-    names = [t.name for t in held]
+    faults = [f"{t.name} is both trained on and held out" for t in others if t.name in {x.name for x in train}]
+    names = [t.name for t in others]
     faults += [
         f"{name} is both a validation and an unseen task" for name in sorted(set(names)) if names.count(name) > 1
     ]
     need = config.adaptation.examples
-    faults += [f"{t.name} has {len(t.train)} train rows, adaptation wants {need}" for t in held if len(t.train) < need]
-    faults += [f"{t.name} has no test rows to score" for t in held if not t.test]
+    faults += [
+        f"{t.name} has {len(t.train)} train rows, adaptation wants {need}" for t in others if len(t.train) < need
+    ]
+    faults += [f"{t.name} has no test rows to score" for t in others if not t.test]
     if faults:
         raise AbmllError("tasks: " + "; ".join(faults))
