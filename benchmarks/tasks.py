@@ -144,7 +144,7 @@ def memory() -> dict[str, Any]:
             run = RunDirectory(Path(folder))
             plan = TrainingPlan(20)
             result["tasks_mib"][count] = peak(
-                lambda: meta_train(system.method, episodes, system.batcher, plan, run, graphs=system.graphs)  # noqa: B023
+                lambda: meta_train(system.learner, episodes, plan, run)  # noqa: B023
             )
         system.close()
         del system

@@ -179,7 +179,7 @@ class AdaptationConfig(_Section):
         return value
 
 
-class EngineConfig(_Section):
+class ComputeConfig(_Section):
     """How it is computed, which changes no result beyond rounding.
 
     `kernels`: the fastest there is (`auto`): fused Triton kernels on CUDA, oneDNN's products on CPUs of AMD with
@@ -223,7 +223,7 @@ class RunConfig(_Section):
     tasks: TasksConfig = TasksConfig()
     training: TrainingConfig = TrainingConfig()
     adaptation: AdaptationConfig = AdaptationConfig()
-    engine: EngineConfig = EngineConfig()
+    engine: ComputeConfig = ComputeConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @field_validator("name")

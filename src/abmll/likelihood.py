@@ -91,7 +91,7 @@ class ChoiceLikelihood(nn.Module):
         return -table.gather(1, batch.answers[:, None]).mean()
 
     def _logits(self, batch: ChoiceBatch) -> Float[Tensor, "P V"]:
-        """Logits at the places that answer tokens are read from, float32."""
+        """Logits at the positions that answer tokens are read from, float32."""
         positions = {} if batch.causal else {"position_ids": batch.position_ids}
         mask = self._mask(batch)
         with _reading(self._model[0], batch) as read, _plain_rows(batch.causal):
@@ -146,13 +146,13 @@ def _check_block_masks(model: nn.Module) -> None:
 
 @contextmanager
 def _reading(model: nn.Module, batch: ChoiceBatch) -> Iterator[Callable[[Tensor], Float[Tensor, "P V"]]]:
-    """Let the output embedding see the P places of a batch alone, as one row of P tokens.
+    """Let the output embedding see the P positions of a batch alone, as one row of P tokens.
 
     At a vocabulary of 50,000 or more the other logits would cost more than a layer. What a model does to its logits
     (scaling, soft caps) it does as ever. Models that do not show their output embedding compute all the logits.
 
     Yields:
-        What turns the model's logits into those of the P places.
+        What turns the model's logits into those of the P positions.
     """
     narrowed: list[bool] = []
 
@@ -181,8 +181,8 @@ def _output_embedding(model: nn.Module) -> nn.Module | None:
 
 
 def _at_reads(values: Float[Tensor, "N T D"], batch: ChoiceBatch) -> Float[Tensor, "P D"]:
-    places = batch.read_row * values.shape[1] + batch.read_column
-    return values.flatten(0, 1).index_select(0, places.to(values.device))
+    positions = batch.read_row * values.shape[1] + batch.read_column
+    return values.flatten(0, 1).index_select(0, positions.to(values.device))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What every method, source and metric must keep, as checks that anybody can run on their own.
 
-The library's own are held to them by its tests. A check raises `AssertionError`, which says what is broken.
+The library's tests run them on its own. A check raises `AssertionError`, which says what is broken.
 """
 
 import math

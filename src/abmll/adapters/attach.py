@@ -66,9 +66,9 @@ def attach(
     """
     stds = StdOptions() if std is None else std
     _check(rank, alpha, stds)
-    found = find_targets(model, targets)
+    matched = find_targets(model, targets)
     noise, layers = Noise(), {}
-    for index, (path, base) in enumerate(found.items()):
+    for index, (path, base) in enumerate(matched.items()):
         offset = stds.init if stds.relative is None else stds.relative * _weight_std(path, base)
         variance = Variance(stds.form, offset, stds.floor, alpha / rank)
         out_features, in_features = features(base)

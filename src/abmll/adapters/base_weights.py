@@ -25,8 +25,8 @@ def sample_base(adapters: AdapterSet) -> Float[Tensor, "L W"]:
 
 def _sample(base: nn.Module) -> Float[Tensor, " W"]:
     out_features, in_features = features(base)
-    place = torch.arange(SAMPLED_WEIGHTS) * (out_features * in_features - 1) // (SAMPLED_WEIGHTS - 1)
-    rows, columns = place // in_features, place % in_features
+    entry = torch.arange(SAMPLED_WEIGHTS) * (out_features * in_features - 1) // (SAMPLED_WEIGHTS - 1)
+    rows, columns = entry // in_features, entry % in_features
     weight = dense_weight(base)
     if weight is None:
         return torch.zeros(SAMPLED_WEIGHTS)
@@ -35,15 +35,15 @@ def _sample(base: nn.Module) -> Float[Tensor, " W"]:
 
 
 def dense_weight(base: nn.Module) -> Tensor | None:
-    """A layer's weights as numbers, dequantised if need be; None if nobody here knows how."""
+    """A layer's weights as numbers, dequantised if need be; None if this packing cannot be dequantised here."""
     weight = base.weight
     if isinstance(weight, Tensor) and not is_quantised(base):
         return weight
     try:
-        found = dequantize_module_weight(base)
+        weight = dequantize_module_weight(base)
     except (TypeError, ValueError, NotImplementedError, AttributeError, RuntimeError):
         return None
-    return found if found.is_floating_point() and found.dim() == 2 else None
+    return weight if weight.is_floating_point() and weight.dim() == 2 else None
 
 
 def is_quantised(base: nn.Module) -> bool:

@@ -91,12 +91,12 @@ class AdapterFacts(_Facts):
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Shape of every factor, by `layer.factor`."""
         factors = ("mean", "std") if self.has_std else ("mean",)
-        found = {}
+        sizes = {}
         for path, layer in self.layers.items():
             for part in factors:
-                found[f"{path}.{part}_b"] = (layer.out_features, self.rank)
-                found[f"{path}.{part}_a"] = (self.rank, layer.in_features)
-        return found
+                sizes[f"{path}.{part}_b"] = (layer.out_features, self.rank)
+                sizes[f"{path}.{part}_a"] = (self.rank, layer.in_features)
+        return sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +140,8 @@ def digest(facts: str, tensors: Mapping[str, Tensor]) -> str:
     >>> digest("{}", {"x": torch.zeros(1)})[:8]
     'a8e615e6'
     """
-    found = hashlib.sha256(facts.encode())
+    hashed = hashlib.sha256(facts.encode())
     for name, tensor in sorted(tensors.items()):
-        found.update(f"\n{name} {tuple(tensor.shape)} ".encode())
-        found.update(tensor.contiguous().numpy().tobytes())
-    return found.hexdigest()
+        hashed.update(f"\n{name} {tuple(tensor.shape)} ".encode())
+        hashed.update(tensor.contiguous().numpy().tobytes())
+    return hashed.hexdigest()

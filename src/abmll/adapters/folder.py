@@ -98,8 +98,8 @@ def read_adapter(folder: Path | str) -> StoredAdapter:
     _check_config(folder / CONFIG_FILE, config, facts)
     shapes = facts.shapes()
     means = {name: shape for name, shape in shapes.items() if name.rpartition(".")[2].startswith("mean")}
-    found = read_tensors(folder / MODEL_FILE, {peft_name(name): shape for name, shape in means.items()})
-    tensors = {name: found[peft_name(name)] for name in means}
+    stored_means = read_tensors(folder / MODEL_FILE, {peft_name(name): shape for name, shape in means.items()})
+    tensors = {name: stored_means[peft_name(name)] for name in means}
     extras = {name: shape for name, shape in shapes.items() if name not in means}
     extras[SAMPLE] = (SAMPLED_LAYERS, SAMPLED_WEIGHTS)
     tensors |= read_tensors(folder / EXTRAS_FILE, extras)
@@ -146,8 +146,8 @@ def _read_facts(file: Path) -> tuple[AdapterFacts, str, str]:
         return AdapterFacts.model_validate(raw), metadata["abmll"], metadata.get("sha256", "")
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise AbmllError(f"{file}: {place[:200]}: {first['msg']}") from error
+        field = ".".join(str(part) for part in first["loc"])
+        raise AbmllError(f"{file}: {field[:200]}: {first['msg']}") from error
     except AbmllError:
         raise
     except ValueError as error:
@@ -155,12 +155,12 @@ def _read_facts(file: Path) -> tuple[AdapterFacts, str, str]:
 
 
 def _check_format(file: Path, raw: Any) -> None:
-    found = raw.get("format") if isinstance(raw, dict) else None
-    if type(found) is not int or found < 1:
+    number = raw.get("format") if isinstance(raw, dict) else None
+    if type(number) is not int or number < 1:
         raise AbmllError(f"{file}: its facts name no format")
-    if found > FORMAT:
+    if number > FORMAT:
         raise AbmllError(
-            f"{file}: format {found} is of a newer version ({str(raw.get('written_by'))[:60]}); this one reads up to "
+            f"{file}: format {number} is of a newer version ({str(raw.get('written_by'))[:60]}); this one reads up to "
             f"format {FORMAT}: upgrade abmll"
         )
 

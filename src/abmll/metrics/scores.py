@@ -189,7 +189,7 @@ def accuracy(probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "
 
 
 def question_nll(probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
-    """-log p(answer) of each question, nats; p is held at `PROBABILITY_FLOOR` or above, so at most 708.4.
+    """-log p(answer) of each question, nats; p counts as `PROBABILITY_FLOOR` at least, so at most 708.4.
 
     Raises:
         AbmllError: as `confidence_and_correct`.
@@ -367,8 +367,8 @@ def _check(probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "N"
     if len(answers) == 0:
         raise AbmllError("no questions to score: the predictions hold no test rows")
     if not ((answers >= 0) & (answers < probabilities.shape[1])).all():
-        found = f"{answers.min()} to {answers.max()}"
-        raise AbmllError(f"answers {found} are not all among the {probabilities.shape[1]} choices")
+        ends = f"{answers.min()} to {answers.max()}"
+        raise AbmllError(f"answers {ends} are not all among the {probabilities.shape[1]} choices")
     # rows may sum to 1 within 1e-4 only, see abmll.metrics.predictions
     if not ((probabilities >= 0) & (probabilities <= 1 + 1e-4)).all():
         raise AbmllError("a probability is not a finite number in [0, 1]")

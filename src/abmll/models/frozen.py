@@ -50,11 +50,11 @@ def pack(model: nn.Module, when: bool | Literal["auto"]) -> bool:
     Returns:
         Whether copies are kept, where the op table has a use for them.
     """
-    wanted = packed_bytes(model) <= MOST_PACKED if when == "auto" else when
+    packs = packed_bytes(model) <= MOST_PACKED if when == "auto" else when
     for module in model.modules():
-        if isinstance(module, FrozenLinear) and (module.packed is not None) != wanted:
-            module.packed = Packed() if wanted else None
-    return wanted
+        if isinstance(module, FrozenLinear) and (module.packed is not None) != packs:
+            module.packed = Packed() if packs else None
+    return packs
 
 
 def packed_bytes(model: nn.Module) -> int:

@@ -151,8 +151,8 @@ def choose_device(device: str) -> torch.device:
     device(type='cpu')
     """
     if device == "auto":
-        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(found)
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(name)
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (index and not index.isdecimal()):
         raise unknown_name("device", device, ("auto", "cpu", "cuda", "cuda:0", "mps"))

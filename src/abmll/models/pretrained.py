@@ -92,7 +92,7 @@ def explain(source: str, error: Exception) -> AbmllError:
 def _read(
     source: str, dtype: torch.dtype, device: torch.device, attention: str, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model, found = AutoModelForCausalLM.from_pretrained(
+    model, report = AutoModelForCausalLM.from_pretrained(
         source,
         dtype=dtype,
         device_map={"": device},  # a single device: no hooks are put into the model
@@ -101,8 +101,8 @@ def _read(
         output_loading_info=True,
         **options,
     )
-    if found["missing_keys"]:  # transformers would only warn, and go on with random ones
-        names = sorted(found["missing_keys"])
+    if report["missing_keys"]:  # transformers would only warn, and go on with random ones
+        names = sorted(report["missing_keys"])
         raise AbmllError(f"model {source!r}: {len(names)} weights are not in its files, the first is {names[0]}")
     options.pop("quantization_config", None)
     return model, AutoTokenizer.from_pretrained(source, **options)

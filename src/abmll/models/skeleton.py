@@ -22,10 +22,10 @@ def load_skeleton(source: str | None, *, shape: str | None = None, revision: str
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(shape_config(shape))
     file = find_gguf(source, revision)
-    place = str(file.parent) if file else find_folder(source, revision) or source
+    folder = str(file.parent) if file else find_folder(source, revision) or source
     options = {"gguf_file": file.name} if file else {"revision": revision}
     try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except FAILURES as error:

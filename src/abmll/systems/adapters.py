@@ -131,12 +131,12 @@ def check_weights(stored: StoredAdapter, base: LanguageModel, adapters: AdapterS
     if theirs.fingerprint == base.fingerprint:
         return
     distance = base_distance(stored, adapters)
-    told = "cannot be compared" if distance is None else f"differ by {100 * distance:.2g} % of their size"
-    told = "agree where the adapter is, not elsewhere" if distance == 0 else told
+    difference = "cannot be compared" if distance is None else f"differ by {100 * distance:.2g} % of their size"
+    difference = "agree where the adapter is, not elsewhere" if distance == 0 else difference
     if distance is not None and distance > MOST_DISTANCE:
         raise AbmllError(
             f"{where}: made for the base model {theirs.name!r}, this is {base.name!r}: layers and tokenizer agree, but "
-            f"its weights {told}; load the base model that it was made for"
+            f"its weights {difference}; load the base model that it was made for"
         )
     logger.warning(
         "%s was made on %r in %s; this is %r in %s, another quantisation or dtype of it (or a close relative): its "
@@ -146,5 +146,5 @@ def check_weights(stored: StoredAdapter, base: LanguageModel, adapters: AdapterS
         theirs.dtype,
         base.name,
         str(base.dtype).removeprefix("torch."),
-        told,
+        difference,
     )

@@ -151,8 +151,8 @@ _RATES = {
 
 def _captured_part(config: RunConfig, settings: Settings) -> dict[str, Any]:
     """What steps, once captured, cannot change."""
-    wanted = {"model", "adapter", "likelihood", "engine"}
-    values = {**config.model_dump(mode="json", include=wanted), "micro_batch": config.training.micro_batch}
+    sections = {"model", "adapter", "likelihood", "engine"}
+    values = {**config.model_dump(mode="json", include=sections), "micro_batch": config.training.micro_batch}
     return {**values, "method": config.method.name, "settings": settings.model_dump(exclude=_RATES)}
 
 

@@ -88,9 +88,9 @@ def held_out(
 
 def _in_order(folds: Sequence[Fold], answered: Sequence[Answered]) -> Answered:
     """One row's predictions of every fold, in the order of the examples."""
-    found: dict[int, Prediction] = {}
+    by_row: dict[int, Prediction] = {}
     for fold, part in zip(folds, answered, strict=True):
         if isinstance(part, NonFiniteError):
             return part
-        found |= zip(fold.answered, part, strict=True)
-    return tuple(found[place] for place in sorted(found))
+        by_row |= zip(fold.answered, part, strict=True)
+    return tuple(by_row[row] for row in sorted(by_row))

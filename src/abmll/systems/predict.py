@@ -158,15 +158,15 @@ def _draws(
     sampler = plan.sampler if method.adapters.has_std else "mean"
     dropout = method.dropout if is_drawing(method, plan) else 0.0
     step = partial(_score, method, likelihood, sampler, dropout)
-    found = []
+    draws = []
     for start in range(0, len(keys), together):
         stop_if_asked()
         outputs = graphs.run(
             f"predict {sampler} {dropout}", step, [repeated], key_tensor(*keys[start : start + together])
         )
         tables = [table.cpu().numpy().reshape(together, len(encoded), -1) for table in outputs]
-        found += [(tables[0][i], tables[1][i] if len(tables) > 1 else None) for i in range(together)]
-    return found
+        draws += [(tables[0][i], tables[1][i] if len(tables) > 1 else None) for i in range(together)]
+    return draws
 
 
 def _together(tokens: int, most_tokens: int, samples: int) -> int:

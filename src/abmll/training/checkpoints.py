@@ -1,6 +1,6 @@
 """What a run leaves on disk: configuration, journal, checkpoints.
 
-A checkpoint is a folder written beside its place, flushed, renamed, and complete only once `COMPLETE` holds the
+A checkpoint is a folder written under another name, flushed, renamed, and complete only once `COMPLETE` holds the
 SHA-256 of every file in it. Whatever is damaged or half written is passed over with a warning.
 """
 
@@ -114,48 +114,48 @@ class RunDirectory:
     def cut_journal(self, step: int) -> None:
         """Drop what the journal says of steps after `step`: they will be done again. It says so if training ends.
 
-        What the checkpoint of that step sealed is compared with what is there; damage is told, as nothing holds a
-        second copy of it.
+        What the checkpoint of that step sealed is compared with what is there; damage is only warned of, as there
+        is no second copy to go back to.
         """
         data = self.journal.read_bytes() if self.journal.exists() else b""
         size, expected = self._sealed(step)
         if size is None:
-            kept = self._lines_until(data, step)
+            shorter = self._lines_until(data, step)
         elif hashlib.sha256(data[:size]).hexdigest() == expected:
-            kept = data[:size]
+            shorter = data[:size]
         else:
-            kept = self._lines_until(data, step)
+            shorter = self._lines_until(data, step)
             log.warning(
                 "%s: damaged before step %d, where training goes on; do not rely on its lines up to there (the weights "
                 "are not concerned)",
                 self.journal,
                 step,
             )
-        if kept != data:
-            write_bytes(self.journal, kept)
+        if shorter != data:
+            write_bytes(self.journal, shorter)
 
     def _sealed(self, step: int) -> tuple[int | None, str]:
         """Bytes of the journal when the checkpoint of a step was written, and their SHA-256."""
         try:
-            found = json.loads((self.checkpoint_path(step) / "journal.json").read_bytes())
-            return int(found["bytes"]), str(found["sha256"])
+            seal = json.loads((self.checkpoint_path(step) / "journal.json").read_bytes())
+            return int(seal["bytes"]), str(seal["sha256"])
         except (OSError, ValueError, KeyError, TypeError):
             return None, ""
 
     def _lines_until(self, data: bytes, step: int) -> bytes:
         """The lines that can be read and speak of steps up to `step`."""
-        kept, unreadable = [], []
+        readable, unreadable = [], []
         lines = data.split(b"\n")
         for number, line in enumerate(lines, start=1):
             try:
                 event = json.loads(line) if line else None
                 if event is not None and event.get("event") != "end" and event.get("step", 0) <= step:
-                    kept.append(line + b"\n")
+                    readable.append(line + b"\n")
             except (ValueError, AttributeError, TypeError):
                 unreadable += [number] if number < len(lines) else []  # a stop cuts the last one short
         if unreadable:
             log.warning("%s: lines %s cannot be read and are dropped", self.journal, unreadable)
-        return b"".join(kept)
+        return b"".join(readable)
 
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint after `step` meta-iterations is."""
@@ -212,12 +212,12 @@ class RunDirectory:
             if not isinstance(state, dict) or type(state.get("step")) is not int:
                 raise ValueError("state.json is no state")
             tensors = [load_tensors(data[f"{part}.safetensors"]) for part in ("shared", "optimizer")]
-            found, its_step = state.pop("format", FORMAT), state.pop("step")
+            version, its_step = state.pop("format", FORMAT), state.pop("step")
         except (SafetensorError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise AbmllError(f"{folder}: not a checkpoint of this version ({error})") from error
-        if found != FORMAT:
+        if version != FORMAT:
             raise OtherFormatError(
-                f"{folder}: a checkpoint of format {found}, this version reads format {FORMAT}: use the version of "
+                f"{folder}: a checkpoint of format {version}, this version reads format {FORMAT}: use the version of "
                 "abmll that wrote it (environment.json of a comparison says which)"
             )
         if its_step != step:
@@ -227,12 +227,12 @@ class RunDirectory:
 
     def steps(self, *, incomplete: bool = False) -> list[int]:
         """Steps of the checkpoints that look complete, or of all that are there, oldest first."""
-        place = self.path / "checkpoints"
-        for old in place.glob(f".step-*{OLD}"):  # a replacement that was stopped between its two renames
+        folder = self.path / "checkpoints"
+        for old in folder.glob(f".step-*{OLD}"):  # a replacement that was stopped between its two renames
             recover(replaced_by(old))
-        found = place.glob("step-*")
-        ours = [p for p in found if p.name.removeprefix("step-").isdecimal() and (incomplete or (p / MARKER).exists())]
-        return sorted(int(p.name.removeprefix("step-")) for p in ours)
+        complete = [path for path in folder.glob("step-*") if incomplete or (path / MARKER).exists()]
+        numbers = [path.name.removeprefix("step-") for path in complete]
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     def latest(self, at_most: int | None = None) -> Checkpoint | None:
         """The newest checkpoint that verifies (and can be trained on from), or None.

@@ -86,8 +86,8 @@ def save_batch(
         _write(folder, error, method, batcher, task, text)
     except OSError as failure:
         return NonFiniteError(f"{where}: {error}. The batch could not be kept ({failure})", error.batch)
-    told = f"{where}: {error}. `abmll doctor --batch {folder / BATCH_FILE}` says where it begins"
-    return NonFiniteError(told, error.batch)
+    message = f"{where}: {error}. `abmll doctor --batch {folder / BATCH_FILE}` says where it begins"
+    return NonFiniteError(message, error.batch)
 
 
 def _write(folder: Path, error: NonFiniteError, method: Method, batcher: Batcher, task: str, config: str) -> None:

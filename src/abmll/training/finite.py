@@ -41,7 +41,7 @@ def name_rows(questions: Sequence[Question]) -> str:
 
 
 def without_folders(text: str, questions: Iterable[Question]) -> str:
-    """A message as it is kept in files: rows by their file's name, as where it lies is nobody's business.
+    """A message as it is written to files: rows by their file's name alone, without the user's folders.
 
     >>> row = Question("1", "?", ("a", "b"), 0, location="/home/me/rows.csv:2")
     >>> without_folders(f"{row.location}: not finite", [row])

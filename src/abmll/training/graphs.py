@@ -36,7 +36,7 @@ class _Captured:
     keys: Int[Tensor, " S"]
     outputs: tuple[Tensor, ...]
     reserved: int
-    step: Step  # kept, for names are made of ids: what a graph works on must not go and leave its id to others
+    step: Step  # a reference: names are made of ids, and an object that is freed would leave its id to another
 
 
 class Graphs:
@@ -83,21 +83,21 @@ class Graphs:
         if not self.capture or name in self.fallbacks:
             return self._eagerly(step, batches, keys)
         signature = (name, keys.shape[0], *(batch.signature for batch in batches))
-        found = self._captured.get(signature)
-        if found is None:
+        captured = self._captured.get(signature)
+        if captured is None:
             self._visits[signature] = self._visits.get(signature, 0) + 1
             if self._visits[signature] <= EAGER_VISITS:
                 return self._eagerly(step, batches, keys)
-            found = self._capture(name, signature, step, batches, keys)
-            if found is None:
+            captured = self._capture(name, signature, step, batches, keys)
+            if captured is None:
                 return self._eagerly(step, batches, keys)
         self._captured.move_to_end(signature)
-        for mine, batch in zip(found.batches, batches, strict=True):
+        for mine, batch in zip(captured.batches, batches, strict=True):
             mine.copy_(batch)
-        found.keys.copy_(keys, non_blocking=True)
-        found.graph.replay()
+        captured.keys.copy_(keys, non_blocking=True)
+        captured.graph.replay()
         self.replays += 1
-        return found.outputs
+        return captured.outputs
 
     def _eagerly(self, step: Step, batches: Sequence[ChoiceBatch], keys: Tensor) -> tuple[Tensor, ...]:
         self.eager_runs += 1

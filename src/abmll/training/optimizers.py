@@ -114,17 +114,17 @@ class GroupOptimizer:
         for group, masters, optimizer in zip(self.groups, self._masters, self._optimizers, strict=True):
             for index, master in enumerate(masters):
                 prefix = f"{group.name}.{index}."
-                found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-                if "master" in found:
-                    master.copy_(found.pop("master"))
-                if not found:  # as it was before the first step
+                stored = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+                if "master" in stored:
+                    master.copy_(stored.pop("master"))
+                if not stored:  # as it was before the first step
                     for value in optimizer.state.get(master, {}).values():
                         value.zero_()
                 else:
                     # torch keeps AdamW's counter on the CPU, unless it is fused, and the moments with their parameter
                     counter = master.device if self.skips_by_itself else torch.device("cpu")
                     mine = optimizer.state[master]
-                    for name, value in found.items():
+                    for name, value in stored.items():
                         if name in mine:
                             mine[name].copy_(value)
                         else:

@@ -23,7 +23,7 @@ class Progress:
     best_step: int = 0
     best_nll: float = float("inf")
     bad: int = 0
-    distance: float = 0.0  # running mean of D^2, to be held against the mean of var_theta
+    distance: float = 0.0  # running mean of D^2, to compare with the mean of var_theta
     skipped: int = 0
 
 
@@ -49,8 +49,10 @@ class TrainingState:
         if method.keeps_phi:
             optimizer |= {f"phi.{name}": tensor for name, tensor in method.adapters.state_dict("task").items()}
         state = {k: v for k, v in vars(self.progress).items() if k != "step" and v != float("inf")}
-        found = Checkpoint(self.progress.step, theta(method), optimizer, state)
-        return replace(found, shared=_copied(found.shared), optimizer=_copied(found.optimizer)) if copy else found
+        checkpoint = Checkpoint(self.progress.step, theta(method), optimizer, state)
+        if not copy:
+            return checkpoint
+        return replace(checkpoint, shared=_copied(checkpoint.shared), optimizer=_copied(checkpoint.optimizer))
 
     def put_back(self, checkpoint: Checkpoint) -> None:
         """Become what a checkpoint says, in place.
@@ -81,37 +83,37 @@ def resume(state: TrainingState, run: RunDirectory, world: World) -> None:
         AbmllError: there are checkpoints, but none can be used; says of the newest why.
     """
     with agree_on_failure(world):
-        found = run.latest()
-        if found is None and (there := run.steps(incomplete=True)):
+        checkpoint = run.latest()
+        if checkpoint is None and (there := run.steps(incomplete=True)):
             raise AbmllError(
                 f"{run.path}: of its checkpoints (steps {', '.join(map(str, there))}) none is whole, so nothing can go "
                 "on here. Put one back from a copy, or remove the folder to begin again"
             )
-    _check_agreement(0 if found is None else found.step, run, world)
+    _check_agreement(0 if checkpoint is None else checkpoint.step, run, world)
     with agree_on_failure(world):
-        if found is not None:
-            _put_back(state, found, run)
+        if checkpoint is not None:
+            _put_back(state, checkpoint, run)
         if world.is_main:
-            run.cut_journal(-1 if found is None else found.step)
-            if found is None:
+            run.cut_journal(-1 if checkpoint is None else checkpoint.step)
+            if checkpoint is None:
                 run.save(state.checkpoint())
 
 
-def _put_back(state: TrainingState, found: Checkpoint, run: RunDirectory) -> None:
-    _check_moments(state.method, found, run)
-    with _of_this_run(run, found.step):
-        state.put_back(found)
+def _put_back(state: TrainingState, checkpoint: Checkpoint, run: RunDirectory) -> None:
+    _check_moments(state.method, checkpoint, run)
+    with _of_this_run(run, checkpoint.step):
+        state.put_back(checkpoint)
 
 
-def _check_moments(method: Method, found: Checkpoint, run: RunDirectory) -> None:
+def _check_moments(method: Method, checkpoint: Checkpoint, run: RunDirectory) -> None:
     """Refuse to go on without the moments that should have been kept: it would not be what an unstopped run does."""
     settings = method.settings
     steps = settings.inner_steps + (not method.uses_query)
     keeps = settings.inner_optimizer_state == "persistent" and settings.inner_optimizer == "adamw" and steps > 0
-    trained = found.step > found.state.get("skipped", 0)
-    if keeps and trained and not any(name.startswith("inner.") for name in found.optimizer):
+    trained = checkpoint.step > checkpoint.state.get("skipped", 0)
+    if keeps and trained and not any(name.startswith("inner.") for name in checkpoint.optimizer):
         raise AbmllError(
-            f"{run.checkpoint_path(found.step)}: holds no moments of the inner steps, so it was begun with "
+            f"{run.checkpoint_path(checkpoint.step)}: holds no moments of the inner steps, so it was begun with "
             "method.inner_optimizer_state=fresh. Go on with that, or begin again in another folder"
         )
 
@@ -127,8 +129,8 @@ def _of_this_run(run: RunDirectory, step: int) -> Iterator[None]:
 
 
 def _check_agreement(step: int, run: RunDirectory, world: World) -> None:
-    found = world.tell(step)
-    if found and (len(found) < world.size or len({news.code for news in found}) > 1):
+    of_ranks = world.tell(step)
+    if of_ranks and (len(of_ranks) < world.size or len({news.code for news in of_ranks}) > 1):
         raise AbmllError(f"{run.path}: ranks see different checkpoints there; it must be one folder for all of them")
 
 
@@ -155,6 +157,6 @@ def restore_theta(method: Method, run: RunDirectory, step: int) -> None:
     Raises:
         AbmllError: the checkpoint is missing or damaged.
     """
-    found = run.load(step)
+    checkpoint = run.load(step)
     with _of_this_run(run, step):
-        load_theta(method, found.shared)
+        load_theta(method, checkpoint.shared)

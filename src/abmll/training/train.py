@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from abmll.errors import AbmllError, NonFiniteError
-from abmll.methods.base import Method, Terms
+from abmll.methods.base import Method
 from abmll.methods.noise import training_coordinates
 from abmll.process.agreement import agree_on_failure
 from abmll.process.environment import peak_memory
@@ -28,6 +28,7 @@ from abmll.training.outer import add_outer_gradient
 from abmll.training.resume import Progress, TrainingState, load_theta, resume
 from abmll.training.resume import restore_theta as restore_theta
 from abmll.training.resume import theta as theta
+from abmll.training.step_info import StepInfo, TaskInfo, Validation, losses_of
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ def meta_train(
         resume(work.state, run, world)
         first, start = progress.step, time.perf_counter()
         while progress.step < plan.iterations and not _out_of_patience(progress, plan):
-            event = _iteration(work)
+            event = _iteration(work).event()
             with agree_on_failure(world, long=True):
                 if world.is_main:
                     run.log(event)
@@ -206,35 +207,39 @@ def meta_train(
     return final
 
 
-def _iteration(work: _Work) -> dict[str, Any]:
-    """One meta-iteration, or a stop that leaves the state at its start on disk; returns its line of the journal."""
+def _iteration(work: _Work) -> StepInfo:
+    """One meta-iteration, or a stop that leaves the state at its start on disk."""
     plan, progress, method = work.plan, work.progress, work.method
     began, step = time.perf_counter(), progress.step
     validates = work.validate is not None and plan.validate_every is not None and (step + 1) % plan.validate_every == 0
     before = work.state.checkpoint(copy=True) if validates or _sequential(method) else None
     try:
-        event = _meta_steps(work, before)
+        task, skipped = _meta_steps(work, before)
         progress.step += 1
-        _note(method, plan, progress, event, time.perf_counter() - began)
-        event["examples_consumed"] = progress.step * plan.meta_batch * work.episodes.examples
+        seconds = round(time.perf_counter() - began, 4)
+        examples = progress.step * plan.meta_batch * work.episodes.examples
+        stds = _std_facts(method, plan, progress, task.squared_distance)
+        info = StepInfo(progress.step, seconds, examples, task, skipped, **stds)
         if validates and work.validate is not None:
             with agree_on_failure(work.world):
-                event |= _judged(_validated(method, work.validate), progress)
+                validation = _validated(method, work.validate)
+                _judge(validation, progress)
+            info = replace(info, validation=validation)
     except Stopped as stopped:
         state = before or work.state.checkpoint()  # without a copy nothing has moved yet
         with agree_on_failure(work.world, long=True):
             if work.world.is_main and state.step not in work.run.known_good:
                 _save(state, work.run, plan, int(state.state["best_step"]))
         raise Stopped(stopped.signal, f"step {state.step} of {plan.iterations} is saved") from None
-    return event
+    return info
 
 
-def _meta_steps(work: _Work, before: Checkpoint | None) -> dict[str, Any]:
-    """The outer steps of a meta-iteration (most systems have one), or none if that is what `on_non_finite` says."""
-    event: dict[str, Any] = {"event": "step"}
+def _meta_steps(work: _Work, before: Checkpoint | None) -> tuple[TaskInfo, str]:
+    """The outer steps of a meta-iteration (most systems have one); or none, and why, if `on_non_finite` says so."""
+    info = TaskInfo()
     try:
         for positions in _visits(work.method, work.plan.meta_batch):
-            event |= _meta_step(work, work.progress.step, positions)
+            info = info.followed_by(_meta_step(work, work.progress.step, positions))
     except NonFiniteError as error:
         if work.plan.on_non_finite == "stop":
             raise
@@ -247,8 +252,8 @@ def _meta_steps(work: _Work, before: Checkpoint | None) -> dict[str, Any]:
         if before is not None:
             work.state.put_back(before)
         work.progress.skipped = skipped
-        return {"event": "skipped", "why": str(error)}
-    return event
+        return TaskInfo(), str(error)
+    return info, ""
 
 
 def _final(work: _Work) -> int:
@@ -284,18 +289,18 @@ def _sequential(method: Method) -> bool:
     return method.settings.inner_optimizer_state == "persistent" or method.keeps_phi
 
 
-def _meta_step(work: _Work, step: int, positions: range) -> dict[str, Any]:
-    """The tasks at `positions`, then one outer step; returns the journal's row of the last task run here."""
+def _meta_step(work: _Work, step: int, positions: range) -> TaskInfo:
+    """The tasks at `positions`, then one outer step; returns what the last task that ran here gave."""
     s, totals = work.method.settings, work.totals
     if totals:
         torch._foreach_zero_(totals)
-    event: dict[str, Any] = {}
+    info = TaskInfo()
     alone = work.world if not _sequential(work.method) else World()
     with agree_on_failure(work.world):  # a stop, or what is not finite, on one rank is for all of them
         for index in alone.share(len(positions)):
-            event = _run_task(work, step, positions[index], 1.0 / len(positions))
+            info = _run_task(work, step, positions[index], 1.0 / len(positions))
     alone.sum_(totals)
-    what = f"outer step {step}, task {event.get('task', '?')}"
+    what = f"outer step {step}, task {info.task or '?'}"
     summed = FailedBatch((), (), outer=True)
     check_finite(None, totals, f"{what}, summed over tasks", summed, work.method.adapters)
     for parameter, gradient in zip(work.outer.parameters, totals, strict=True):
@@ -303,11 +308,11 @@ def _meta_step(work: _Work, step: int, positions: range) -> dict[str, Any]:
     work.outer.set_rates(schedule_factor(s.outer_schedule, step, work.plan.iterations, s.warmup))
     work.outer.step()
     work.outer.zero_grad()
-    return event
+    return info
 
 
-def _run_task(work: _Work, step: int, position: int, share: float) -> dict[str, Any]:
-    """Inner steps on one task, then the outer gradient on theta, added to the totals; the journal's row."""
+def _run_task(work: _Work, step: int, position: int, share: float) -> TaskInfo:
+    """Inner steps on one task, then the outer gradient on theta, added to the totals."""
     stop_if_asked()
     method, inner, s = work.method, work.inner, work.method.settings
     episode = work.episodes.draw(step, position)
@@ -328,44 +333,28 @@ def _run_task(work: _Work, step: int, position: int, share: float) -> dict[str, 
         check_finite(terms, work.totals, f"outer step {step}, task {episode.task}", batch, method.adapters)
     except NonFiniteError as error:
         raise save_batch(error, work.run.path, method, work.batcher, episode.task) from error
-    row = {"task": episode.task, **_as_numbers(taken, terms)}
-    if method.adapters.has_std:  # before theta moves towards phi
-        (distance,) = work.graphs.run("distance", lambda b, k: (method.adapters.mean_squared_distance(),), [], _NO_KEY)
-        row["mean_squared_distance"] = float(distance)
-    return row
+    losses = losses_of(taken, terms)
+    if not method.adapters.has_std:
+        return TaskInfo(episode.task, losses)
+    (distance,) = work.graphs.run("distance", lambda b, k: (method.adapters.mean_squared_distance(),), [], _NO_KEY)
+    return TaskInfo(episode.task, losses, float(distance))  # before theta moves towards phi
 
 
 _NO_KEY = torch.zeros(1, dtype=torch.int64)
 
 
-def _as_numbers(taken: Sequence[Terms], query: Terms | None) -> dict[str, Any]:
-    """The journal's losses, fetched from the device in one go."""
-    named: dict[str, Tensor | None] = {}
-    if taken:
-        named |= {"nll_first": taken[0].nll, "nll": taken[-1].nll, "task_kl": taken[-1].task_kl}
-    if query is not None:
-        named |= {"query_nll": query.nll, "query_task_kl": query.task_kl}
-    found = {name: value.detach().double().reshape(()) for name, value in named.items() if value is not None}
-    if not found:
-        return {}
-    values = torch.stack(list(found.values())).tolist()
-    return {name: value for name, value in zip(found, values, strict=True) if math.isfinite(value)}
-
-
-def _note(method: Method, plan: TrainingPlan, progress: Progress, event: dict[str, Any], seconds: float) -> None:
-    """Step, time and, every so often, what the stds do."""
-    event["step"], event["seconds"] = progress.step, round(seconds, 4)
-    distance = event.pop("mean_squared_distance", None)
+def _std_facts(method: Method, plan: TrainingPlan, progress: Progress, distance: float | None) -> dict[str, Any]:
+    """What the stds do, every so often, and how far theta and phi are apart, as fields of `StepInfo`."""
     if distance is None:
-        return
+        return {}
     progress.distance += (distance - progress.distance) / min(progress.step, 20)
-    if progress.step == 1 or progress.step % plan.log_stds_every == 0:
-        event["stds"] = method.adapters.std_statistics()
-        event["mean_squared_distance"] = progress.distance
+    if progress.step != 1 and progress.step % plan.log_stds_every:
+        return {}
+    return {"stds": method.adapters.std_statistics(), "squared_distance": progress.distance}
 
 
-def _validated(method: Method, validate: Callable[[], float]) -> tuple[float, str]:
-    """The validation NLL, and why it is infinite where it is not finite.
+def _validated(method: Method, validate: Callable[[], float]) -> Validation:
+    """Validate theta as it is.
 
     Validating adapts phi; one that training goes on with is put back afterwards.
     """
@@ -373,24 +362,23 @@ def _validated(method: Method, validate: Callable[[], float]) -> tuple[float, st
     try:
         nll = validate()
     except NonFiniteError as error:
-        return math.inf, str(error)
+        return Validation(math.inf, str(error))
     finally:
         if phi is not None:
             method.adapters.load_state_dict("task", phi)
-    return (nll, "") if math.isfinite(nll) else (math.inf, f"the NLL is {nll}")
+    return Validation(nll) if math.isfinite(nll) else Validation(math.inf, f"the NLL is {nll}")
 
 
-def _judged(found: tuple[float, str], progress: Progress) -> dict[str, Any]:
-    """What the journal says of a validation. One that is not finite is worse than every other, and is told."""
-    nll, why = found
-    if nll < progress.best_nll:
-        progress.best_nll, progress.best_step, progress.bad = nll, progress.step, 0
+def _judge(validation: Validation, progress: Progress) -> None:
+    """Take a validation into account. One that is not finite counts as worse than any other."""
+    if validation.nll < progress.best_nll:
+        progress.best_nll, progress.best_step, progress.bad = validation.nll, progress.step, 0
     else:
         progress.bad += 1
-    if not why:
-        return {"validation_nll": nll}
-    log.warning("step %d: the validation is not finite, so it counts as worse than any other: %s", progress.step, why)
-    return {"validation_nll": None, "validation_not_finite": why}
+    if why := validation.not_finite:
+        log.warning(
+            "step %d: the validation is not finite, so it counts as worse than any other: %s", progress.step, why
+        )
 
 
 def _out_of_patience(progress: Progress, plan: TrainingPlan) -> bool:
@@ -410,8 +398,8 @@ def _save(state: Checkpoint, run: RunDirectory, plan: TrainingPlan, best_step: i
     Raises:
         NonFiniteError: a weight is not finite: a finite gradient at too high a rate. It is not written.
     """
-    kept = {n: t for n, t in state.optimizer.items() if n.startswith("phi.") or n.endswith(".master")}
-    bad = [n for n, t in {**state.shared, **kept}.items() if not bool(t.isfinite().all())]
+    weights = {n: t for n, t in state.optimizer.items() if n.startswith("phi.") or n.endswith(".master")}
+    bad = [n for n, t in {**state.shared, **weights}.items() if not bool(t.isfinite().all())]
     if bad:  # moments apart: a second moment that overflows stops a parameter, and is no number of a weight
         raise NonFiniteError(
             f"after outer step {state.step - 1} {bad[0]} is not finite; nothing was saved. Lower the learning rates, "
