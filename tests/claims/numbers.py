@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 README, EVIDENCE, EVERYDAY = "README.md", "docs/evidence.md", "docs/everyday.md"
+UNSEEN_TASKS, TRAINING_TASKS = "docs/evidence/unseen-tasks.md", "docs/evidence/training-tasks.md"
+SETTINGS, STDS, COST = "docs/evidence/settings.md", "docs/evidence/stds.md", "docs/evidence/cost.md"
+DEFAULT, FIRST_RUN = "docs/evidence/default.md", "docs/evidence/first-run.md"
 BENCHMARKS, UNSEEN = "benchmarks/README.md", "experiments/unseen/README.md"
 SEARCHED, SHIPPED = "recipes/searched.yaml", "recipes/shipped.yaml"
 """Documents; where one is split, point its claims to the page that they went to."""
