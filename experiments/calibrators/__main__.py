@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from abmll.errors import AbmllError
-from abmll.files import write_json, write_text
+from abmll.files import write_text
 from abmll.process.environment import environment
 from experiments.calibrators.compare import compare
 from experiments.calibrators.cost import costs
@@ -16,9 +16,10 @@ from experiments.calibrators.files import read_systems
 from experiments.calibrators.report import markdown, numbers, rounded, weak_numbers
 from experiments.calibrators.weak import weak_priors
 from experiments.calibrators.worlds import losses
+from experiments.short_json import short_json
 
 HERE = Path(__file__).parent
-STORED = HERE.parent / "unseen" / "second" / "in_domain" / "packed"
+STORED = HERE.parent / "unseen" / "results" / "in_domain" / "packed"
 
 
 def results(training: list[Path], others: list[Path]) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def main(given: Sequence[str] | None = None) -> None:
         compared = results(arguments.folders, arguments.others)
     except AbmllError as error:
         parser.exit(2, f"{error}\n")
-    write_json(arguments.out / "results.json", compared)
+    write_text(arguments.out / "results.json", short_json(compared))
     write_text(arguments.out / "tables.md", markdown(compared))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from abmll.calibrators import TaskRows
 from abmll.errors import AbmllError
 from abmll.metrics.predictions import Predictions, read_predictions
-from experiments.unseen.packing import read_packed
+from experiments.unseen.cells import read_targets
 
 BEFORE = "before-adaptation"
 
@@ -43,8 +43,9 @@ def read_systems(folders: Iterable[Path]) -> Systems:
 
 def _all(folder: Path) -> Iterator[tuple[str, Predictions]]:
     """Every predictions of a folder, with the name of its checkpoint."""
-    for path in sorted(folder.rglob("*.parquet")):
-        for files in read_packed(path).found.values():
+    folders = {path.parent for path in folder.rglob("*.parquet")}
+    for target in (one for each in sorted(folders) for one in read_targets(each)):
+        for files in target.found.values():
             yield from ((checkpoint, predictions) for (checkpoint, _, _), predictions in files.items())
     for path in sorted(folder.rglob("draw-*/*.jsonl")):
         yield path.parent.parent.name, read_predictions(path)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from experiments.unseen.cells import read_targets
 from experiments.unseen.evidence import Values
 from experiments.unseen.results import read_results
 
@@ -90,7 +91,7 @@ def _within(values: Float[np.ndarray, "S D N"]) -> dict[str, float]:
 
 def measure(packed: Path) -> dict[str, Any]:
     """Median and largest component over all pairs of meta-trained systems, and the pair without meta-training."""
-    results = read_results(packed.glob("*.cloze.seed-*.parquet"))
+    results = read_results(read_targets(packed, "cloze"))
     values = Values(results.final, results.tasks, results.draws)
     estimates: dict[str, Any] = {}
     for metric in METRICS:

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from abmll.files import write_bytes, write_json, write_text
+from abmll.files import write_bytes, write_text
+from experiments.short_json import short_json
 from experiments.synthetic.figures import CENTRE, COMBINATIONS, figures
 from experiments.synthetic.problem import SPREADS
 from experiments.synthetic.settings import CENTRES, LONG
@@ -38,7 +39,7 @@ _REFERENCES = {
 def report(folder: Path) -> None:
     """Write `summary.json`, `tables.md` and the figures beside the results."""
     summary = summarise(folder)
-    write_json(folder / "summary.json", summary)
+    write_text(folder / "summary.json", short_json(summary))
     write_text(folder / "tables.md", tables(summary))
     for name, png in figures(summary).items():
         write_bytes(folder / f"{name}.png", png)

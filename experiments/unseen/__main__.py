@@ -15,13 +15,13 @@ from abmll.runs.roles import RunTasks, load_run_tasks
 from abmll.systems.build import load_base
 from abmll.tasks.sources import load_tasks
 from experiments.unseen.bundles import unpack
+from experiments.unseen.cells import read_targets, write_cells
 from experiments.unseen.clock import since_start
 from experiments.unseen.forgetting import chunks_of, forgetting, general_text
 from experiments.unseen.groups import GROUPS, groups_in
-from experiments.unseen.packing import read_packed
 from experiments.unseen.pool import DONE, OVER, TASKS, exit_code, jobs, run_jobs, starter, told
 from experiments.unseen.prepare import TRAIN_ROWS, prepare
-from experiments.unseen.protocol import CHOSEN, HERE, PROTOCOL, Protocol, load_protocol
+from experiments.unseen.protocol import CHOSEN, HERE, PROTOCOL, RESULTS, Protocol, load_protocol
 from experiments.unseen.questions import QUESTIONS, ask, read_points, write_answers
 from experiments.unseen.rank import rank, without_test
 from experiments.unseen.report import report
@@ -75,7 +75,7 @@ def _add_verbs_of_the_protocol(add: Add) -> None:
                 "--logs", type=Path, nargs="*", default=(), help="trials that are known: search.json files"
             )
         if name in ("run", "all"):
-            one.add_argument("--packed", type=Path, default=HERE / "packed", help="committed files: never run again")
+            one.add_argument("--packed", type=Path, default=RESULTS / "packed", help="results: never run again")
             one.add_argument("--keep", action="store_true", help="leave run directories, adapters included, in WORK")
         if name in ("run", "questions", "all"):
             one.add_argument("--commit", default="", help="named in results where there is no git")
@@ -97,30 +97,34 @@ def _add_verbs_of_files(add: Add) -> None:
     one = add("forgetting", _forgetting)
     one.add_argument("adapters", nargs="+", metavar="NAME=FOLDER", help="adapter folders of runs that were kept")
     one.add_argument("--source", default="smollm2-135m-instruct", help="the base model")
-    one.add_argument("--out", type=Path, default=HERE / "forgetting.json")
+    one.add_argument("--out", type=Path, default=RESULTS / "forgetting.json")
     one = add("stds", _stds)
     one.add_argument("adapters", nargs="+", metavar="NAME=FOLDER", help="adapter folders of runs that were kept")
-    one.add_argument("--place", type=Path, default=HERE)
+    one.add_argument("--place", type=Path, default=RESULTS)
     one = add("join", _join)
     one.add_argument("folders", type=Path, nargs="+", help="those with a search.json each")
     one.add_argument("--protocol", type=Path, default=PROTOCOL)
     one.add_argument("--out", type=Path, required=True)
     one = add("unpack", _unpack)
     one.add_argument("bundles", type=Path, nargs="+")
-    one.add_argument("--packed", type=Path, default=HERE / "packed")
+    one.add_argument("--packed", type=Path, default=RESULTS / "packed")
     one = add("answers", _answers)
     one.add_argument("--questions", type=Path, default=QUESTIONS)
     one.add_argument("--out", type=Path, required=True, help="where the bundles of `questions` are")
-    one.add_argument("--place", type=Path, default=HERE)
+    one.add_argument("--place", type=Path, default=RESULTS)
     one.add_argument("--packed", type=Path, help="files at the chosen settings, to compare with; default: PLACE/packed")
     one = add("groups", _groups)
     one.add_argument("tasks", type=Path, nargs="+", help="folders of the tasks whose test questions were answered")
     one.add_argument("--packed", type=Path, nargs="+", required=True, help="folders of packed files")
     one.add_argument("--out", type=Path, default=GROUPS)
+    one = add("cells", _cells)
+    one.add_argument("packed", type=Path, help="a folder of packed files")
+    one.add_argument("--out", type=Path, required=True, help="where the tables go")
+    one.add_argument("--means", default="abmll", help="systems whose mean weights are kept, separated by commas")
     one = add("report", _report)
-    one.add_argument("--packed", type=Path, default=HERE / "packed")
+    one.add_argument("--packed", type=Path, default=RESULTS / "packed")
     one.add_argument("--ranking", type=Path, default=HERE / "ranking.json")
-    one.add_argument("--out", type=Path, default=HERE)
+    one.add_argument("--out", type=Path, default=RESULTS)
     one.add_argument("--kind", default="cloze", choices=("cloze", "letter"))
 
 
@@ -287,12 +291,16 @@ def _unpack(given: argparse.Namespace) -> int:
 
 def _groups(given: argparse.Namespace) -> int:
     tasks = [task for folder in given.tasks for task in load_tasks(folder, merge_choices=True)]
-    found = groups_in(
-        tasks, (read_packed(path) for folder in given.packed for path in sorted(folder.glob("*.parquet")))
-    )
+    found = groups_in(tasks, (one for folder in given.packed for one in read_targets(folder)))
     write_json(given.out, found)
     for task, rows in found.items():
         print(f"{task}: {len(rows)} questions in {len(set(rows.values()))} groups")
+    return 0
+
+
+def _cells(given: argparse.Namespace) -> int:
+    size = write_cells(read_targets(given.packed), given.out, given.means.split(","))
+    print(f"{size} bytes in {given.out}")
     return 0
 
 

@@ -13,7 +13,8 @@ from abmll.errors import AbmllError
 
 HERE = Path(__file__).parent
 PROTOCOL = HERE / "protocol.yaml"
-CHOSEN = HERE / "chosen.yaml"
+RESULTS = HERE / "results"
+CHOSEN = RESULTS / "chosen.yaml"
 
 
 @dataclass(frozen=True)

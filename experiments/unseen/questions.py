@@ -11,12 +11,14 @@ import numpy as np
 import yaml
 
 from abmll.errors import AbmllError
-from abmll.files import write_bytes, write_json, write_text
+from abmll.files import write_bytes, write_text
 from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM
 from abmll.models import LanguageModel
 from abmll.report.tables import TextTable, markdown, number, percent, signed
 from abmll.runs.roles import load_run_tasks
+from experiments.short_json import short_json
 from experiments.unseen.bundles import Bundles, unpack
+from experiments.unseen.cells import read_targets
 from experiments.unseen.clock import since_start
 from experiments.unseen.evidence import SOURCE, Values, paired
 from experiments.unseen.figures import sensitivity
@@ -124,7 +126,7 @@ def answers(chosen: tuple[Point, ...], out: Path, base: Path) -> dict[str, Any]:
         if not bundles.paths():
             continue
         unpack(bundles.paths(), folder / "packed")
-        results = read_results((folder / "packed").glob("*.parquet"), reference=point.system)
+        results = read_results(read_targets(folder / "packed"), reference=point.system)
         values = Values(results.final, results.tasks, results.draws)
         tests = _minus_chosen(point, results, base)
         for name in results.final:
@@ -142,10 +144,11 @@ def _means(values: Values, name: str) -> dict[str, float]:
 
 
 def _minus_chosen(point: Point, results: Results, base: Path) -> dict[str, Any]:
-    files = sorted(base.glob(f"{point.system}.*.seed-{point.seed}.parquet"))
-    if not files:
+    same = (point.system, point.seed)
+    targets = [one for one in read_targets(base) if (one.about["system"], one.about["seed"]) == same]
+    if not targets:
         return {}
-    chosen = read_results(files, reference=point.system)
+    chosen = read_results(targets, reference=point.system)
     table = {"point": results.final[point.system], "chosen": chosen.final[point.system]}
     values = Values(table, results.tasks, min(results.draws, chosen.draws))
     told = {}
@@ -209,7 +212,7 @@ def write_answers(chosen: tuple[Point, ...], out: Path, place: Path = HERE, base
     found = answers(chosen, out, base or place / "packed")
     if not found:
         raise AbmllError(f"{out}: nothing of any question is there; run `questions` with --out {out} first")
-    write_json(place / "questions.json", found)
+    write_text(place / "questions.json", short_json(found))
     write_text(place / "questions.md", f"{HEAD}\n\n{answer_table(found)}\n")
     write_bytes(place / "figures" / "questions.png", sensitivity(found))
     return found

@@ -9,11 +9,13 @@ from typing import Any
 import yaml
 
 from abmll.config import MethodConfig
-from abmll.files import write_bytes, write_json, write_text
+from abmll.files import write_bytes, write_text
 from abmll.metrics.baselines import UNIFORM
 from abmll.report import summarise
 from abmll.report.figures import pictures
 from abmll.report.tables import TextTable, markdown, number, percent, signed
+from experiments.short_json import short_json
+from experiments.unseen.cells import read_targets
 from experiments.unseen.evidence import REPEATS, Values, against, entry, per_task
 from experiments.unseen.figures import controls, reliability_after_scaling, seed_by_seed
 from experiments.unseen.results import BEFORE, UNSEEDED, Results, comparison, read_results
@@ -92,9 +94,9 @@ def report(packed: Path, out: Path, *, ranking: Path | None = None, kind: str = 
     signal = []
     if ranking is not None and ranking.exists():
         signal = [e["task"] for e in json.loads(ranking.read_text(encoding="utf-8"))["tasks"] if e["signal"]]
-    results = read_results(packed.glob(f"*.{kind}.seed-*.parquet"))
+    results = read_results(read_targets(packed, kind))
     summary = summary_of(results, signal)
-    write_json(out / "summary.json", summary)
+    write_text(out / "summary.json", short_json(summary))
     shown = {n for n in results.final if not n.endswith("_mean") or n == f"{REFERENCE}_mean"}
     told = {
         **summary,

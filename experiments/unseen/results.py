@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from abmll.errors import AbmllError
@@ -12,7 +11,7 @@ from abmll.metrics.predictions import Predictions
 from abmll.metrics.scores import score
 from abmll.report.folder import Cell, Comparison, ScoredRun
 from experiments.unseen.groups import read_groups, with_groups
-from experiments.unseen.packing import Packed, read_packed
+from experiments.unseen.packing import Packed
 
 BEFORE = "before-adaptation"
 MEMBERS = 4
@@ -47,18 +46,18 @@ class Results:
     tasks: tuple[str, ...]
 
 
-def read_results(paths: Iterable[Path], reference: str = "abmll") -> Results:
-    """Read packed files, repeat systems without training seeds, and make the baselines and the ensemble.
+def read_results(targets: Iterable[Packed], reference: str = "abmll") -> Results:
+    """Repeat systems without training seeds, and make the baselines and the ensemble.
 
     Args:
-        paths: of one likelihood.
+        targets: of one likelihood, as `read_targets` returns them.
         reference: the system whose seeds, draws and tasks are reported.
 
     Raises:
         AbmllError: there is no file of the reference, or a file is damaged.
     """
     groups = read_groups()
-    packed = tuple(with_groups(read_packed(path), groups) for path in sorted(paths))
+    packed = tuple(with_groups(one, groups) for one in targets)
     final: Table = {}
     before: Table = {}
     curve: dict[str, dict[int, list[dict[Cell, Predictions]]]] = {}

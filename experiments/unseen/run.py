@@ -19,6 +19,7 @@ from abmll.runs.roles import RunTasks
 from abmll.systems.build import build_system, renew
 from abmll.systems.system import System
 from experiments.unseen.bundles import Bundles
+from experiments.unseen.cells import names_in
 from experiments.unseen.clock import deadline, since_start
 from experiments.unseen.packing import pack, read_target
 from experiments.unseen.protocol import Protocol
@@ -63,7 +64,7 @@ def target_name(protocol: Protocol, system: str, seed: int) -> str:
 
 def done_targets(folders: Iterable[Path], bundles: Bundles) -> set[str]:
     """Names of packed files that exist, in folders (the committed ones) or in bundles."""
-    return {path.name for folder in folders for path in folder.glob("*.parquet")} | bundles.names()
+    return set().union(*map(names_in, folders)) | bundles.names()
 
 
 def run(

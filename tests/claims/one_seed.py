@@ -4,18 +4,23 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.claims.numbers import (
-    EVIDENCE,
     IN_DOMAIN,
     QUESTIONS,
-    README,
     SEARCHED,
+    SETTINGS,
     SHOWN,
+    TRAINING_TASKS,
     Claim,
     Number,
     against,
     of,
     with_interval,
 )
+
+ITERATIONS: tuple[float | None, ...] = (100, None, 1000, 2000)
+EXAMPLES: tuple[float | None, ...] = (5, 10, None, 50, 100)
+STEPS: tuple[float | None, ...] = (0, 1, 5, None, 30)
+"""Values of a setting; None: the chosen one."""
 
 
 def one_seed() -> list[Claim]:
@@ -39,41 +44,31 @@ def one_seed() -> list[Claim]:
             of(IN_DOMAIN, system, "nll_scaled"),
         )
         numbers += with_interval(IN_DOMAIN, system, reference="pretrained")
-        out.append(Claim(EVIDENCE, f"| {label} | {{}}, {{}} | {{}}, {{}}, {{}} | {SHOWN} |", numbers))
-    two = (of(IN_DOMAIN, "abmll", "accuracy", "%"), of(IN_DOMAIN, "pretrained", "accuracy", "%"))
-    out.append(Claim(README, "it answered {} % against the plain model's {}, at one seed, so untested.", two))
-    lowers = tuple(
-        against(IN_DOMAIN, n, "nll_scaled", "difference", "size", "pretrained") for n in ("abmll", "lora", "reptile")
-    )
-    out.append(
-        Claim(
-            EVIDENCE,
-            "ABMLL answers {} % against {} and lowers the scaled NLL by {}, LoRA and Reptile by {} and {}.",
-            (*two, *lowers),
-        )
-    )
-    for start, system, values in (
-        ("ABMLL {}, {}, {}, {}; Reptile", "abmll", (100, None, 1000, 2000)),
-        ("; Reptile {}, {}, {}, {}; FOMAML", "reptile", (100, None, 1000, 2000)),
-        ("; FOMAML {}, {}, {}, {}; LoRA", "fomaml", (100, None, 1000, 2000)),
-        ("; LoRA {}, {}, {}, {}; structured", "lora", (100, None, 1000, 2000)),
-        ("; structured (`fresh`) {}, {}, {}, {} |", "structured", (100, None, 1000, 2000)),
-    ):
-        out.append(Claim(EVIDENCE, start, tuple(_at("iterations", system, value) for value in values)))
+        out.append(Claim(TRAINING_TASKS, f"| {label} | {{}}, {{}} | {{}}, {{}}, {{}} | {SHOWN} |", numbers))
+    ahead = [
+        against(IN_DOMAIN, "abmll", "accuracy", "difference", "+%", "pretrained"),
+        Number(IN_DOMAIN, lambda s: s["systems"]["abmll"]["accuracy"] - s["systems"]["lora"]["accuracy"], "+%"),
+    ]
+    out.append(Claim(TRAINING_TASKS, "{} points above `pretrained` and {} above LoRA.", tuple(ahead)))
     for text, question, system, values in (
-        ("ABMLL {}, {}, {}, {}, {}; Reptile", "examples", "abmll", (5, 10, None, 50, 100)),
-        ("; Reptile {}, {}, {}, {}, {}; structured", "examples", "reptile", (5, 10, None, 50, 100)),
-        ("; structured (`fresh`) {}, {}, {}, {} and {}.", "examples", "structured", (5, 10, None, 50, 100)),
-        ("ABMLL {}, {}, {}, {}, {}; Reptile", "steps", "abmll", (0, 1, 5, None, 30)),
-        ("; Reptile {}, {}, {}, {}, {}; structured", "steps", "reptile", (0, 1, 5, None, 30)),
-        ("; structured (`fresh`) {}, {}, {}, {}, {} |", "steps", "structured", (0, 1, 5, None, 30)),
-        ("ABMLL {}, {}, {}; Reptile", "training_tasks", "abmll", (2, 8, None)),
-        ("; Reptile {}, {}, {}; structured", "training_tasks", "reptile", (2, 8, None)),
-        ("; structured (`fresh`) {}, {}, {} |", "training_tasks", "structured", (2, 8, None)),
-        ("1e-6, 1e-4, 1e-2, 1 | {}, {}, {}, not finite |", "std_lr", "abmll", (1e-6, 1e-4, 1e-2)),
-        ("1e-6, 1e-4, 7.5e-3, 1e-2, 1 | {}, {}, {}, {}, not finite.", "std_init", "abmll", (1e-6, 1e-4, None, 1e-2)),
+        ("iterations: 100, 300, 1,000, 2,000 | abmll | {}, {}, {}, {} |", "iterations", "abmll", ITERATIONS),
+        ("| | reptile | {}, {}, {}, {} | |", "iterations", "reptile", ITERATIONS),
+        ("| | fomaml | {}, {}, {}, {} |", "iterations", "fomaml", ITERATIONS),
+        ("| | lora | {}, {}, {}, {} |", "iterations", "lora", ITERATIONS),
+        ("| | structured, `fresh` | {}, {}, {}, {} |", "iterations", "structured", ITERATIONS),
+        ("50 (25), 100 (50) | abmll | {}, {}, {}, {}, {} |", "examples", "abmll", EXAMPLES),
+        ("| | reptile | {}, {}, {}, {}, {} |", "examples", "reptile", EXAMPLES),
+        ("| | structured, `fresh` | {}, {}, {}, {}, {} |", "examples", "structured", EXAMPLES),
+        ("steps of adaptation: 0, 1, 5, 10, 30 | abmll | {}, {}, {}, {}, {} |", "steps", "abmll", STEPS),
+        ("| | reptile | {}, {}, {}, {}, {} |", "steps", "reptile", STEPS),
+        ("| | structured, `fresh` | {}, {}, {}, {}, {} |", "steps", "structured", STEPS),
+        ("tasks trained on: 2, 8, 34 | abmll | {}, {}, {} |", "training_tasks", "abmll", (2, 8, None)),
+        ("| | reptile | {}, {}, {} |", "training_tasks", "reptile", (2, 8, None)),
+        ("| | structured, `fresh` | {}, {}, {} |", "training_tasks", "structured", (2, 8, None)),
+        ("1e-6, 1e-4, 1e-2, 1 | abmll | {}, {}, {}, not finite |", "std_lr", "abmll", (1e-6, 1e-4, 1e-2)),
+        ("7.5e-3, 1e-2, 1 | abmll | {}, {}, {}, {}, not finite |", "std_init", "abmll", (1e-6, 1e-4, None, 1e-2)),
     ):
-        out.append(Claim(EVIDENCE, text, tuple(_at(question, system, value) for value in values)))
+        out.append(Claim(SETTINGS, text, tuple(_at(question, system, value) for value in values)))
     fewer = tuple(
         Number(QUESTIONS, _minus_chosen("iterations", n, 1000), "size") for n in ("reptile", "lora", "fomaml")
     )

@@ -6,17 +6,21 @@ from typing import Any
 
 from tests.claims.numbers import (
     BEFORE,
+    COST,
+    DEFAULT,
     DEFAULT_FORGETTING,
     DEFAULTS,
     EVERYDAY,
     EVIDENCE,
     FIRST_FORGETTING,
+    FIRST_RUN,
     FORGETTING,
     README,
     SEARCH,
     SEARCHED,
     SHIPPED,
     SHOWN,
+    TRAINING_TASKS,
     UNSEEN,
     Claim,
     Number,
@@ -43,40 +47,34 @@ def forgetting() -> list[Claim]:
         )
 
     ours = ("abmll_2", "abmll", "abmll_4", "abmll_1", "abmll_3")
+    most = Number(FORGETTING, lambda f: max(one["more"] for one in f["adapters"].values()), ".2f")
+    apart = tuple(Number(FIRST_FORGETTING, f"adapters/{n}/more", ".1f") for n in ("abmll-0", "abmll_frozen-2"))
+    least_and_most_of_ours = tuple(Number(FORGETTING, f"adapters/{n}/more", ".2f") for n in ("abmll_2", "abmll_3"))
     return [
-        Claim(EVIDENCE, "| abmll (2), (0), (4), (1), (3) | {}, {}, {}, {}, {} |", tuple(map(second, ours))),
-        Claim(EVIDENCE, "| fomaml (0) | {} |", (second("fomaml"),)),
-        Claim(EVIDENCE, "| reptile (0) | {} [", (second("reptile"),)),
-        Claim(EVIDENCE, "| lora (0) | {} [", (second("lora"),)),
-        Claim(EVIDENCE, "| structured, `fresh` (0) | {} [", (second("structured"),)),
+        Claim(COST, "| abmll (2), (0), (4), (1), (3) | {}, {}, {}, {}, {} |", tuple(map(second, ours))),
+        Claim(COST, "| fomaml (0) | {} |", (second("fomaml"),)),
+        Claim(COST, "| reptile (0) | {} [", (second("reptile"),)),
+        Claim(COST, "| lora (0) | {} [", (second("lora"),)),
+        Claim(COST, "| structured, `fresh` (0) | {} [", (second("structured"),)),
         Claim(
-            EVIDENCE,
+            COST,
             "| the adapter that comes with abmll (60 iterations on built-in questions) | +0{} [",
             default("shipped"),
         ),
-        Claim(
-            README,
-            "costs up to {} nats a token on text that is no question at the settings that were searched (structured "
-            "LoRA; ABMLL {} to {}, FOMAML {}), by ABMLL's default on built-in questions {} and {}, the adapter that "
-            "comes along {}; at higher rates {} once, and {} and {} in two runs that fell apart.",
-            (
-                Number(FORGETTING, lambda f: max(one["more"] for one in f["adapters"].values()), ".2f"),
-                *(Number(FORGETTING, f"adapters/{n}/more", ".2f") for n in ("abmll_2", "abmll_3")),
-                Number(FORGETTING, lambda f: abs(round(f["adapters"]["fomaml"]["more"], 1)), ".0f"),
-                *default("builtin_300.abmll_before.seed-1 builtin_300.abmll_before.seed-2 shipped"),
-                Number(DEFAULT_FORGETTING, "adapters/builtin_300.abmll.seed-2/more", ".1f"),
-                *(Number(FIRST_FORGETTING, f"adapters/{n}/more", ".1f") for n in ("abmll-0", "abmll_frozen-2")),
-            ),
-        ),
+        Claim(COST, "two adapters that fell apart | +{}, +{} |", apart),
+        Claim(FIRST_RUN, "the two adapters that fell apart cost {} and {} nats a token.", apart),
+        Claim(README, "Meta-training by choices costs up to {} nats a token on text that is no question", (most,)),
         Claim(
             EVIDENCE,
-            "+{} nats a token over the five seeds of 60 iterations on built-in questions ({} to {}) against +{} ({} "
-            "to {}); +{} and +{} against +{} and +{} after 300.",
+            "by {} to {} nats a token with ABMLL and by up to {} with structured LoRA.",
+            (*least_and_most_of_ours, most),
+        ),
+        Claim(
+            DEFAULT,
+            "(least to most) | {} ({} to {}) | {} ({} to {}) | | 300 iterations, two seeds | {}, {} | {}, {} |",
             (
-                _mean_of_five("abmll"),
-                *least_and_most("abmll"),
-                _mean_of_five("abmll_before"),
-                *least_and_most("abmll_before"),
+                *(_mean_of_five("abmll"), *least_and_most("abmll")),
+                *(_mean_of_five("abmll_before"), *least_and_most("abmll_before")),
                 *default("builtin_300.abmll.seed-0 builtin_300.abmll.seed-2"),
                 *default("builtin_300.abmll_before.seed-1 builtin_300.abmll_before.seed-2"),
             ),
@@ -105,7 +103,7 @@ def defaults() -> list[Claim]:
             *with_interval(file, "abmll_before"),
         )
         numbers += (of(file, "abmll", "accuracy", "%"), of(file, "abmll_before", "accuracy", "%"))
-        out.append(Claim(EVIDENCE, f"| {label}, {seeds} | {{}}; {{}}; {SHOWN} | {{}}; {{}} |", numbers))
+        out.append(Claim(DEFAULT, f"| {label}, {seeds} | {{}}; {{}}; {SHOWN} | {{}}; {{}} |", numbers))
     families, sixty = DEFAULTS.format("held_out_60"), DEFAULTS.format("builtin_60")
     zero = "before_adaptation/{}"
     scaled = tuple(
@@ -143,8 +141,17 @@ def defaults() -> list[Claim]:
                 for what in ("difference", "interval/0", "interval/1")
             ),
         ),
-        Claim(EVIDENCE, "scaled NLL {} and {}, accuracy", scaled[:2]),
-        Claim(EVIDENCE, "on the built-in questions it is {} scaled", scaled[2:]),
+        Claim(
+            TRAINING_TASKS,
+            "| the 34 tasks, 300 | {} | {} | {} | | the built-in questions, 60 | {} | {} | {} | "
+            "| the built-in questions, 300 | {} | | {} | | the base model | | {} | {} |",
+            (
+                *(scaled[0], *(of(DEFAULTS.format("train_300"), "abmll_before", zero.format(m), f) for m, f in PAIR)),
+                *(scaled[1], *(of(sixty, "abmll_before", zero.format(m), f) for m, f in PAIR)),
+                *(scaled[2], of(DEFAULTS.format("builtin_300"), "abmll_before", zero.format("nll"))),
+                *(of(sixty, "pretrained", zero.format(m), f) for m, f in PAIR),
+            ),
+        ),
         Claim(
             UNSEEN,
             "the two settings differ by {} and {}.",

@@ -1,4 +1,4 @@
-"""The second run on the unseen tasks: README.md and the evidence."""
+"""The second run on the unseen tasks: README.md and the pages on evidence."""
 
 from typing import Any
 
@@ -9,6 +9,9 @@ from tests.claims.numbers import (
     README,
     SECOND,
     SHOWN,
+    STDS,
+    TRAINING_TASKS,
+    UNSEEN_TASKS,
     Claim,
     Number,
     against,
@@ -16,6 +19,8 @@ from tests.claims.numbers import (
     read,
     with_interval,
 )
+
+SIGNAL = "tasks/bb_movie_recommendation/{}/nll_scaled_over_uniform"
 
 
 def unseen_rows() -> list[Claim]:
@@ -39,27 +44,22 @@ def unseen_rows() -> list[Claim]:
         )
     )
     for label, seeds, system, p in (
-        ("in context, no training", "none", "in_context", ""),
-        ("fomaml", "5", "fomaml", ""),
-        ("reptile, rank 32", "5", "reptile_rank32", ""),
-        ("pretrained, adapted at 1.6e-3", "5", "pretrained", ""),
-        ("abmll, stds frozen at their start", "5", "abmll_frozen", ""),
-        ("reptile", "5", "reptile", ""),
-        ("lora (mixed batches)", "5", "lora", ".2f"),
-        ("structured, `fresh` (one task a meta-iteration)", "5", "structured", ".2f"),
-        ("structured, `fresh`, rank 32", "5", "structured_rank32", ".2f"),
+        ("in context, no training", "none", "in_context", "1"),
+        ("fomaml", "5", "fomaml", "1"),
+        ("reptile, rank 32", "5", "reptile_rank32", "1"),
+        ("pretrained, adapted at 1.6e-3", "5", "pretrained", "1"),
+        ("abmll, stds frozen at their start", "5", "abmll_frozen", "1"),
+        ("reptile", "5", "reptile", "1"),
+        ("lora (mixed batches)", "5", "lora", "1"),
+        ("structured, `fresh` (one task a meta-iteration)", "5", "structured", "1"),
+        ("structured, `fresh`, rank 32", "5", "structured_rank32", "1"),
         ("uniform", "", "uniform", ".3f"),
     ):
         first = "{} (the first choice)" if system == "uniform" else "{}"
-        start = f"| {label} | {seeds} | {first} | {{}} | {SHOWN}".replace("|  |", "| |")
-        numbers = (
-            of(SECOND, system, "accuracy", "%"),
-            of(SECOND, system, "nll_scaled"),
-            *with_interval(SECOND, system),
-        )
-        numbers += (against(SECOND, system, "nll_scaled", "p", p),) if p else ()
-        numbers += (of(SECOND, system, "nll"),)
-        out.append(Claim(EVIDENCE, f"{start}{', p = {}' if p else ''} | {{}} |", numbers))
+        text = f"| {label} | {seeds} | {first} | {{}} | {SHOWN} | {{}} | {{}} |".replace("|  |", "| |")
+        numbers = (of(SECOND, system, "accuracy", "%"), of(SECOND, system, "nll_scaled"))
+        numbers += (*with_interval(SECOND, system), against(SECOND, system, "nll_scaled", "p", p))
+        out.append(Claim(UNSEEN_TASKS, text, (*numbers, of(SECOND, system, "nll"))))
     for label, system in (
         ("reptile, Adam as its outer step", "reptile_adam"),
         ("reptile, MC dropout", "reptile_dropout"),
@@ -67,146 +67,127 @@ def unseen_rows() -> list[Claim]:
     ):
         numbers = (of(SECOND, system, "accuracy", "%"), of(SECOND, system, "nll_scaled"))
         numbers += (against(SECOND, system, "nll_scaled", "difference"), of(SECOND, system, "nll"))
-        out.append(Claim(EVIDENCE, f"| {label} | 1 | {{}} | {{}} | ({{}}, one seed) | {{}} |", numbers))
+        out.append(Claim(UNSEEN_TASKS, f"| {label} | 1 | {{}} | {{}} | {{}} | one seed | {{}} |", numbers))
+    return [*out, *_rows_of_the_first_page()]
+
+
+def _rows_of_the_first_page() -> list[Claim]:
+    """The table of docs/evidence.md."""
+    out = []
+    for label, system, p in (
+        ("examples in the prompt", "in_context", "1"),
+        ("FOMAML", "fomaml", "1"),
+        ("the plain model, adapted", "pretrained", "1"),
+        ("ABMLL, stds frozen", "abmll_frozen", "1"),
+        ("Reptile", "reptile", "1"),
+        ("LoRA", "lora", "1"),
+        ("structured LoRA, `fresh`", "structured", "1"),
+        ("a uniform guess", "uniform", ".3f"),
+    ):
+        numbers = (of(SECOND, system, "nll_scaled"), *with_interval(SECOND, system))
+        numbers += (against(SECOND, system, "nll_scaled", "p", p), of(SECOND, system, "accuracy", "%"))
+        out.append(Claim(EVIDENCE, f"| {label} | {{}} | {SHOWN} | {{}} | {{}} |", numbers))
     return out
 
 
+def _less_other(system: str, metric: str, form: str) -> tuple[Number, ...]:
+    """ABMLL less a system, from the difference the other way round: it, its interval, p after Holm's and before."""
+    ways = ("difference", "interval/1", "interval/0")
+    turned = [
+        Number(SECOND, lambda s, way=way: -_at_way(s["against_abmll"][system][metric], way), form) for way in ways
+    ]
+    tests = (against(SECOND, system, metric, "p", "1"), against(SECOND, system, metric, "p_unadjusted", "1"))
+    return (*turned, *tests)
+
+
+def _at_way(test: Any, way: str) -> float:
+    name, _, place = way.partition("/")
+    return test[name][int(place)] if place else test[name]
+
+
 def verdicts() -> list[Claim]:
-    """What README.md and the evidence say of the second run in sentences."""
-    structured = tuple(
-        against(SECOND, "structured", "nll_scaled", w, f) for w, f in (("p", ".2f"), ("p_unadjusted", ".3f"))
-    )
-    signal = "tasks/bb_movie_recommendation/{}/nll_scaled_over_uniform"
-    in_prompt = "against_abmll/in_context/{}/with_signal/{}"
+    """What the evidence says of the second run besides its main table."""
+    out = []
+    for name, metric, label, system, form in (
+        ("`pretrained`", "nll_scaled", "scaled NLL", "pretrained", "+.3f"),
+        ("`pretrained`", "accuracy", "accuracy, points", "pretrained", "+%%"),
+        ("`pretrained`", "nll", "NLL, unscaled", "pretrained", "+.3f"),
+        ("examples in the prompt", "nll_scaled", "scaled NLL", "in_context", "+.3f"),
+        ("frozen stds", "nll", "NLL, unscaled", "abmll_frozen", "+.3f"),
+        ("structured LoRA, `fresh`", "nll_scaled", "scaled NLL", "structured", "+.3f"),
+        ("structured LoRA, `fresh`", "accuracy", "accuracy, points", "structured", "+%%"),
+    ):
+        numbers = _less_other(system, metric, form)
+        if system == "pretrained":  # tested on its own, among the systems that are compared with it
+            ways = ("difference", "interval/0", "interval/1")
+            numbers = tuple(against(SECOND, "abmll", metric, way, form, "pretrained") for way in ways)
+            numbers += tuple(against(SECOND, "abmll", metric, p, "1", "pretrained") for p in ("p", "p_unadjusted"))
+        out.append(Claim(UNSEEN_TASKS, f"| {name} | {label} | {SHOWN} | {{}} | {{}} |", numbers))
+    for label, system in (
+        ("in context", "in_context"),
+        ("pretrained", "pretrained"),
+        ("fomaml", "fomaml"),
+        ("reptile", "reptile"),
+        ("abmll, stds frozen", "abmll_frozen"),
+        ("lora", "lora"),
+        ("structured, `fresh`", "structured"),
+    ):
+        numbers = (Number(SECOND, SIGNAL.format(system)),)
+        ways = (f"against_abmll/{system}/{metric}/with_signal/p" for metric in ("nll_scaled", "nll", "accuracy"))
+        numbers += tuple(Number(SECOND, way, "1") for way in ways)
+        out.append(Claim(UNSEEN_TASKS, f"| {label} | {{}} | {{}} | {{}} | {{}} |", numbers))
+    for label, system in (
+        ("abmll", "abmll"),
+        ("lora", "lora"),
+        ("reptile", "reptile"),
+        ("structured, `fresh`", "structured"),
+    ):
+        ways = (("nll", "difference", "+.3f"), ("nll", "p", ".3f" if system == "abmll" else ".2f"))
+        ways += (("nll", "tasks_resampled/p", ".2f"), ("accuracy", "difference", "+%%"), ("accuracy", "p", "1"))
+        ways += (("nll_scaled", "difference", "+.3f"),)
+        numbers = tuple(Number(SECOND, BEFORE.format(system, metric, what), form) for metric, what, form in ways)
+        out.append(Claim(TRAINING_TASKS, f"| {label} | {{}} | {{}} | {{}} | {{}} | {{}} | {{}} |", numbers))
+    return [*out, *_sentences()]
+
+
+def _sentences() -> list[Claim]:
+    """Numbers outside the tables, and rows of one number."""
+    gain = Number(SECOND, SIGNAL.format("abmll"))
+    prompt = "against_abmll/in_context/nll/with_signal/difference"
     return [
-        Claim(README, "or from structured LoRA (p = {} after Holm's correction", structured[:1]),
+        Claim(UNSEEN_TASKS, "| abmll | {} | | | |", (gain,)),
+        Claim(UNSEEN_TASKS, "| reptile, ensemble of four | {} |", (Number(SECOND, SIGNAL.format("reptile_ensemble")),)),
         Claim(
-            EVIDENCE,
-            "Its NLL after temperature scaling is {} over five seeds, where the same model adapted without any "
-            "meta-training has {}, FOMAML {}, Reptile {}, and the examples in the prompt, with no training at all, "
-            "{}. Structured LoRA whose moments begin anew with each task has {} at the rate that was found for it (the "
-            "paper's nearest baseline, whose moments go on, was not measured); that ABMLL is better is not shown "
-            "(p = {} after Holm's correction, {} before; with tasks resampled {}), "
-            "`pretrained` is as far ahead of it, and ABMLL whose stds are never trained is just as good ({})",
+            UNSEEN_TASKS,
+            "the prompt's plain NLL is {} lower. Its accuracy is {} against {} %.",
             (
-                *(
-                    of(SECOND, n, "nll_scaled")
-                    for n in ("abmll", "pretrained", "fomaml", "reptile", "in_context", "structured")
-                ),
-                *structured,
-                against(SECOND, "structured", "nll_scaled", "tasks_resampled/p", "1"),
-                of(SECOND, "abmll_frozen", "nll_scaled"),
+                Number(SECOND, prompt, "size"),
+                *(Number(SECOND, f"tasks/bb_movie_recommendation/{n}/accuracy", "%") for n in ("in_context", "abmll")),
             ),
         ),
         Claim(
-            EVIDENCE,
-            "ABMLL against `pretrained` is {} [{}, {}] in scaled NLL and {} points [{}, {}] in accuracy, against the "
-            "examples in the prompt {} and {}.",
-            (
-                *with_interval(SECOND, "abmll", reference="pretrained"),
-                *(
-                    against(SECOND, "abmll", "accuracy", what, "+%%", "pretrained")
-                    for what in ("difference", "interval/0", "interval/1")
-                ),
-                Number(SECOND, lambda s: -s["against_abmll"]["in_context"]["nll_scaled"]["difference"], "+.3f"),
-                Number(SECOND, lambda s: -s["against_abmll"]["in_context"]["accuracy"]["difference"], "+%%"),
-            ),
+            UNSEEN_TASKS,
+            "Unscaled, draws are {} lower.",
+            (Number(SECOND, lambda s: s["systems"]["abmll_mean"]["nll"] - s["systems"]["abmll"]["nll"]),),
         ),
         Claim(
-            EVIDENCE,
-            "by the test whose size holds it is {}, {} before Holm's correction, and in accuracy, {} points, {}.",
-            (
-                *structured,
-                *(against(SECOND, "structured", "accuracy", w, f) for w, f in (("difference", "+%"), ("p", ".2f"))),
-            ),
+            UNSEEN_TASKS,
+            "The ensemble's NLL is then {} below `pretrained`'s",
+            (against(SECOND, "reptile_ensemble", "nll", "difference", "size", "pretrained"),),
+        ),
+        Claim(STDS, "for wrong answers (.50 is chance) | {} |", (of(SECOND, "abmll", "auroc_of_spread"),)),
+        Claim(STDS, "AUROC of confidence for wrong answers | {} |", (of(SECOND, "abmll", "auroc"),)),
+        *(
+            Claim(STDS, f"| {label} | {{}} |", (of(SECOND, system, "aurc"),))
+            for label, system in (
+                ("abmll", "abmll"),
+                ("pretrained", "pretrained"),
+                ("reptile", "reptile"),
+                ("in context", "in_context"),
+            )
         ),
         Claim(
-            EVIDENCE,
-            "unscaled, learned ones are {} lower (p = {} after Holm, {} before). Mean weights in place of five draws: "
-            "all of it; unscaled, draws are {} lower.",
-            (
-                *(
-                    against(SECOND, "abmll_frozen", "nll", w, f)
-                    for w, f in (("difference", "size"), ("p", ".2f"), ("p_unadjusted", ".2f"))
-                ),
-                Number(SECOND, lambda s: s["systems"]["abmll_mean"]["nll"] - s["systems"]["abmll"]["nll"]),
-            ),
-        ),
-        Claim(
-            EVIDENCE,
-            "ABMLL's NLL is then {} lower than `pretrained`'s (p = {} after Holm, {} before), the ensemble's {} (no "
-            "test).",
-            (
-                *(
-                    against(SECOND, "abmll", "nll", w, f, "pretrained")
-                    for w, f in (("difference", "size"), ("p", ".2f"), ("p_unadjusted", ".2f"))
-                ),
-                against(SECOND, "reptile_ensemble", "nll", "difference", "size", "pretrained"),
-            ),
-        ),
-        Claim(
-            EVIDENCE,
-            "There ABMLL gains {} nats over a guess, frozen stds {}, FOMAML {}, Reptile {}, its ensemble {}, "
-            "`pretrained` {}, the prompt {} (its accuracy {} against {} %), LoRA {}, structured LoRA {}. Of these "
-            "differences to ABMLL one is shown: the prompt's plain NLL is {} lower (p = {}; its scaled NLL p = {}, "
-            "its accuracy {}, `pretrained`'s scaled NLL {}).",
-            (
-                *(
-                    Number(SECOND, signal.format(n))
-                    for n in (
-                        "abmll",
-                        "abmll_frozen",
-                        "fomaml",
-                        "reptile",
-                        "reptile_ensemble",
-                        "pretrained",
-                        "in_context",
-                    )
-                ),
-                Number(SECOND, "tasks/bb_movie_recommendation/in_context/accuracy", "%"),
-                Number(SECOND, "tasks/bb_movie_recommendation/abmll/accuracy", "%"),
-                *(Number(SECOND, signal.format(n)) for n in ("lora", "structured")),
-                Number(SECOND, in_prompt.format("nll", "difference"), "size"),
-                *(Number(SECOND, in_prompt.format(m, "p"), ".2f") for m in ("nll", "nll_scaled", "accuracy")),
-                Number(SECOND, "against_abmll/pretrained/nll_scaled/with_signal/p", ".2f"),
-            ),
-        ),
-        Claim(
-            EVIDENCE,
-            "ABMLL's plain NLL is {} below the base model's (p = {}; with tasks resampled {}), LoRA's {} ({}; {}), "
-            "Reptile's {} ({}; {}), structured LoRA's {} ({}; {}), all of them still",
-            tuple(
-                Number(SECOND, BEFORE.format(system, "nll", what), form)
-                for system, small in (("abmll", ".3f"), ("lora", ".2f"), ("reptile", ".2f"), ("structured", ".2f"))
-                for what, form in (("difference", "size"), ("p", small), ("tasks_resampled/p", ".2f"))
-            ),
-        ),
-        Claim(
-            EVIDENCE,
-            "ABMLL's is {} below, LoRA's {} and structured LoRA's {} above; accuracies are {}, {} and {} points higher "
-            "(p = {}, {}, {}).",
-            tuple(
-                Number(SECOND, BEFORE.format(system, metric, what), form)
-                for metric, what, form in (
-                    ("nll_scaled", "difference", "size"),
-                    ("accuracy", "difference", "+%"),
-                    ("accuracy", "p", "1"),
-                )
-                for system in ("abmll", "lora", "structured")
-            ),
-        ),
-        Claim(
-            EVIDENCE,
-            "ranks wrong answers with an AUROC of {}, confidence with {}",
-            (of(SECOND, "abmll", "auroc_of_spread"), of(SECOND, "abmll", "auroc")),
-        ),
-        Claim(
-            EVIDENCE,
-            "(area under the risk-coverage curve: ABMLL {}, `pretrained` {}, Reptile {}, the prompt {};",
-            tuple(of(SECOND, n, "aurc") for n in ("abmll", "pretrained", "reptile", "in_context")),
-        ),
-        Claim(
-            EVIDENCE,
+            UNSEEN_TASKS,
             "every system is above a guess in NLL, scaled too ({} to {} against {})",
             tuple(
                 Number(LETTERS, lambda s, pick=pick: pick(_nll_scaled_of_systems(s)))

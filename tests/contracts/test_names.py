@@ -23,7 +23,7 @@ from abmll.tasks.registered import SOURCES as SOURCE_REGISTRY
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     path
-    for pattern in ("*.md", "docs/*.md", "docs/*.ipynb", "benchmarks/*.md", "experiments/**/*.md", "tests/**/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "docs/*.ipynb", "benchmarks/*.md", "experiments/**/*.md", "tests/**/*.md")
     for path in ROOT.glob(pattern)
     if path.name not in ("tables.md", "questions.md") and path.parent != ROOT / "tests/mutation/results"
 )

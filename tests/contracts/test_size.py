@@ -48,7 +48,6 @@ def test_functions_have_few_parameters(found: list[Function]) -> None:
     assert not [f"{f.where} {f.name}: {f.parameters}" for f in with_many_parameters(found)]
 
 
-@pytest.mark.xfail(strict=False, reason="the results move out in a commit of their own")
 def test_the_tracked_tree_stays_small() -> None:
     tracked = tracked_bytes()
     if tracked is None:
