@@ -43,7 +43,6 @@ def test_functions_stay_short(found: list[Function]) -> None:
     assert found[0].lines <= MOST_LINES, found[0]
 
 
-@pytest.mark.xfail(strict=False, reason="eight functions are being changed on branches of their own")
 def test_functions_have_few_parameters(found: list[Function]) -> None:
     assert not [f"{f.where} {f.name}: {f.parameters}" for f in with_many_parameters(found)]
 
