@@ -27,6 +27,7 @@ from abmll.everyday.saved import read_posterior, write_details
 from abmll.everyday.session import open_run
 from abmll.exporting.calibrated import calibrate
 from abmll.systems.plans import PredictionPlan
+from abmll.systems.system import System
 from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
 
 ADAPT = ["abmll", "adapt", "runs/mine", "my.csv", "--save", "t", "--hold-back", "26", "--no-check"]
@@ -173,14 +174,14 @@ def test_chunks_change_nothing_and_bound_memory(
     own_rows(tmp_path / "rows.csv", 11)
     assert abmll("predict runs/mine rows.csv --task t -o whole.csv")[0] == 0
     most: list[int] = []
-    real = predicting.answer
+    real = System.answer
 
-    def watched(system: Any, questions: Any, plan: Any) -> Any:
-        found = real(system, questions, plan)
+    def watched(system: System, questions: Any, plan: Any) -> Any:
+        answers = real(system, questions, plan)
         most.append(len(system.batcher.encoder._cache))
-        return found
+        return answers
 
-    monkeypatch.setattr(predicting, "answer", watched)
+    monkeypatch.setattr(System, "answer", watched)
     monkeypatch.setattr(predicting, "CHUNK", 4)
     assert abmll("predict runs/mine rows.csv --task t -o parts.csv")[0] == 0
     assert most == [4, 4, 3]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from abmll.errors import AbmllError
 from abmll.tables.layouts import Layout, parse_labels
-from abmll.tables.read import Table
+from abmll.tables.read import RowFile
 from abmll.tables.rows import BadRow
 from abmll.tables.write import neutral, writing
 
@@ -24,7 +24,7 @@ ROWS = [{"text": "a", "n": 1}, {"text": "b", "n": 2}]
 
 def rows_of(path: Path, data: bytes) -> list[tuple[int, object]]:
     path.write_bytes(data)
-    return [(line, str(row) if isinstance(row, BadRow) else row) for line, row in Table(path).rows()]
+    return [(line, str(row) if isinstance(row, BadRow) else row) for line, row in RowFile(path).rows()]
 
 
 def test_every_column_in_order_and_its_line(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_every_column_in_order_and_its_line(tmp_path: Path) -> None:
     table = rows_of(tmp_path / "a.csv", b'nr,text\r\n1,"two\nlines"\r\n\r\n2,x\r\n')
     assert table == [(2, {"nr": "1", "text": "two\nlines"}), (5, {"nr": "2", "text": "x"})]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
-    assert list(Table(tmp_path / "a.parquet").rows()) == [(1, ROWS[0]), (2, ROWS[1])]
+    assert list(RowFile(tmp_path / "a.parquet").rows()) == [(1, ROWS[0]), (2, ROWS[1])]
 
 
 BAD = {
@@ -60,7 +60,7 @@ def test_trust_14_a_bad_row_is_its_line_and_the_reason(kind: str, tmp_path: Path
 @pytest.mark.parametrize("name", ["rows.txt", "nowhere.csv"])
 def test_a_file_that_is_no_table_is_an_error(name: str, tmp_path: Path) -> None:
     with pytest.raises(AbmllError, match=name):
-        list(Table(tmp_path / name).rows())
+        list(RowFile(tmp_path / name).rows())
 
 
 def test_a_row_becomes_a_question_either_way() -> None:
@@ -208,7 +208,7 @@ def test_parquet_keeps_its_types(tmp_path: Path) -> None:
     )
     source = pyarrow.Table.from_pylist([{"n": 1, "when": None, "tags": ["a"]}], schema)
     pyarrow.parquet.write_table(source, tmp_path / "in.parquet")
-    table = Table(tmp_path / "in.parquet")
+    table = RowFile(tmp_path / "in.parquet")
     with writing(tmp_path / "out.parquet", schema.names, {"p": float}, schema=table.schema()) as writer:
         writer.write([row for _, row in table.rows()], [{"p": 0.25}])
     out = pyarrow.parquet.read_table(tmp_path / "out.parquet")
