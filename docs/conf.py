@@ -47,7 +47,8 @@ ROOT = DOCS.parent
 def name_files_of_the_repository(app: Sphinx, doctree: nodes.document) -> None:
     """Links out of docs/ become paths in the repository: the site has no copy of it, and knows no address of it."""
     for link in [*doctree.findall(addnodes.pending_xref), *doctree.findall(addnodes.download_reference)]:
-        path = path_in_repository(str(link.get("reftarget", "")))
+        page = link.get("refdoc") or app.env.docname
+        path = path_in_repository(str(link.get("reftarget", "")), (DOCS / page).parent)
         if path:
             name, text = nodes.literal(path, path), link.astext()
             link.parent[link.parent.index(link) : link.parent.index(link) + 1] = (
@@ -55,9 +56,9 @@ def name_files_of_the_repository(app: Sphinx, doctree: nodes.document) -> None:
             )
 
 
-def path_in_repository(link: str) -> str | None:
-    """What a link names, if it is there and lies outside docs/. MyST takes ".md" off the names of pages."""
-    for target in ((DOCS / unquote(link)).resolve(), (DOCS / f"{unquote(link)}.md").resolve()):
+def path_in_repository(link: str, folder: Path) -> str | None:
+    """What a page's link names, if it is there and lies outside docs/. MyST takes ".md" off the names of pages."""
+    for target in ((folder / unquote(link)).resolve(), (folder / f"{unquote(link)}.md").resolve()):
         if target.exists() and target.is_relative_to(ROOT) and not target.is_relative_to(DOCS):
             return target.relative_to(ROOT).as_posix()
     return None
