@@ -11,14 +11,16 @@ the runs' thetas end.
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from abmll.config import RunConfig, check
-from abmll.runs.roles import load_run_tasks
-from abmll.systems.build import build_episodes, build_system, load_base, training_plan
+from abmll.runs.prepare import load_run_tasks
+from abmll.systems.build import build_system, load_base
+from abmll.systems.plans import resolve
 from abmll.training.checkpoints import RunDirectory
 from abmll.training.train import meta_train, theta
 from benchmarks.common import describe, write_result
@@ -35,9 +37,9 @@ def run(base: Any, config: RunConfig) -> tuple[dict[str, Any], torch.Tensor, tor
     before = torch.cat([t.flatten().double().clone() for t in theta(system.method).values()])
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory(Path(folder))
-        episodes = build_episodes(config, tasks)
-        plan = training_plan(config, (config.training.iterations,))
-        meta_train(system.learner, episodes, plan, directory)
+        run = resolve(config)
+        plan = replace(run.training, snapshots=(config.training.iterations,))
+        meta_train(system.learner, run.episodes_of(tasks), plan, directory)
         events = [json.loads(line) for line in directory.journal.read_text().splitlines()]
     after = torch.cat([t.flatten().double().clone() for t in theta(system.method).values()])
     steps = [event for event in events if event["event"] == "step"]

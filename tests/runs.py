@@ -10,9 +10,10 @@ from torch import Tensor
 from abmll.config import RunConfig
 from abmll.question import Question, Task
 from abmll.runs import train_run as training
-from abmll.runs.resolved import Run, prepare_run, resolve
+from abmll.runs.prepare import Run, prepare_run, tasks_of
 from abmll.runs.roles import RunTasks
-from abmll.systems.build import build_system, load_base, tasks_of
+from abmll.systems.build import build_system, load_base
+from abmll.systems.plans import resolve
 from abmll.systems.system import System
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 

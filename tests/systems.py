@@ -13,7 +13,8 @@ from abmll.kernels.noise import key_tensor, noise_key
 from abmll.models import LanguageModel
 from abmll.process.world import World
 from abmll.question import Question, Task
-from abmll.systems.build import build_episodes, build_system, training_plan
+from abmll.systems.build import build_system
+from abmll.systems.plans import resolve
 from abmll.systems.system import System
 from abmll.training.checkpoints import RunDirectory
 from abmll.training.train import Learner, meta_train
@@ -75,11 +76,11 @@ def train(
     world: World | None = None,
 ) -> tuple[System, int]:
     """Meta-train as a configuration says, in new objects unless `system` is given."""
-    system = system or build_system(config, tiny_base())
+    system, run = system or build_system(config, tiny_base()), resolve(config)
     final = meta_train(
         replace(Learner.of(system.method, system.batcher), graphs=system.graphs),
-        build_episodes(config, tuple(tasks)),
-        training_plan(config, snapshots),
+        run.episodes_of(tuple(tasks)),
+        replace(run.training, snapshots=snapshots),
         RunDirectory(folder),
         world or World(),
         validate,

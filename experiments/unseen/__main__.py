@@ -11,7 +11,8 @@ from abmll.config import ModelConfig
 from abmll.errors import AbmllError
 from abmll.files import write_bytes, write_json
 from abmll.models import LanguageModel
-from abmll.runs.roles import RunTasks, load_run_tasks
+from abmll.runs.prepare import load_run_tasks
+from abmll.runs.roles import RunTasks
 from abmll.systems.build import load_base
 from abmll.tasks.sources import load_tasks
 from experiments.unseen.bundles import unpack

@@ -9,7 +9,8 @@ from typing import Any
 from abmll.config import CompareConfig
 from abmll.files import write_json, write_text
 from abmll.question import Question, Task
-from abmll.runs.roles import RunTasks, check_roles, find_leaks, load_run_tasks, without_leaks
+from abmll.runs.prepare import load_run_tasks
+from abmll.runs.roles import RunTasks, check_roles, find_leaks, without_leaks
 from abmll.tasks.leaks import overlaps, rows_of
 
 TRAIN_ROWS = 500

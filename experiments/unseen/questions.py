@@ -15,7 +15,7 @@ from abmll.files import write_bytes, write_text
 from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM
 from abmll.models import LanguageModel
 from abmll.report.tables import TextTable, markdown, number, percent, signed
-from abmll.runs.roles import load_run_tasks
+from abmll.runs.prepare import load_run_tasks
 from experiments.short_json import short_json
 from experiments.unseen.bundles import Bundles, unpack
 from experiments.unseen.cells import read_targets

@@ -14,9 +14,10 @@ from abmll.models import LanguageModel
 from abmll.process.stopping import Stopped
 from abmll.process.world import World
 from abmll.runs.compare import complete_run
-from abmll.runs.resolved import prepare_run, resolve
+from abmll.runs.prepare import prepare_run
 from abmll.runs.roles import RunTasks
 from abmll.systems.build import build_system, renew
+from abmll.systems.plans import resolve
 from abmll.systems.system import System
 from experiments.unseen.bundles import Bundles
 from experiments.unseen.cells import names_in

@@ -21,8 +21,9 @@ from abmll.models import LanguageModel
 from abmll.process.stopping import Stopped
 from abmll.process.world import World
 from abmll.runs.compare import complete_run
-from abmll.runs.resolved import prepare_run, resolve
+from abmll.runs.prepare import prepare_run
 from abmll.runs.roles import RunTasks
+from abmll.systems.plans import resolve
 from experiments.unseen.clock import deadline, since_start
 from experiments.unseen.protocol import Protocol
 from experiments.unseen.run import Renewing

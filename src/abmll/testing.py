@@ -23,7 +23,8 @@ from abmll.methods.noise import step_key, training_coordinates
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.metrics.registered import definition, score_with
 from abmll.question import Question, Task
-from abmll.systems.build import build_episodes, build_system, load_base, training_plan
+from abmll.systems.build import build_system, load_base
+from abmll.systems.plans import resolve
 from abmll.systems.system import System
 from abmll.tables.identity import same_question
 from abmll.tables.normal import same_form
@@ -257,9 +258,8 @@ def _rows(pairs: Iterable[tuple[tuple[float, ...], int]]) -> tuple[Prediction, .
 
 
 def _train(system: System, tasks: tuple[Task, ...], folder: Path) -> None:
-    plan = replace(training_plan(system.config), checkpoint_every=1)
-    learner = Learner.of(system.method, system.batcher)
-    meta_train(learner, build_episodes(system.config, tasks), plan, RunDirectory(folder))
+    run, learner = resolve(system.config), Learner.of(system.method, system.batcher)
+    meta_train(learner, run.episodes_of(tasks), replace(run.training, checkpoint_every=1), RunDirectory(folder))
 
 
 def _take_inner_steps(system: System, task: Task) -> None:

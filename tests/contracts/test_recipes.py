@@ -8,8 +8,10 @@ import yaml
 from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.methods import resolve_settings
 from abmll.runs.compare import run_comparison
+from abmll.runs.prepare import tasks_of
 from abmll.runs.train_run import train_run
-from abmll.systems.build import build_system, load_base, method_settings, tasks_of
+from abmll.systems.build import build_system, load_base
+from abmll.systems.plans import method_settings
 from tests.runs import run_in
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 

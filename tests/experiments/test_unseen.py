@@ -26,7 +26,8 @@ from abmll.metrics.scores import score
 from abmll.metrics.statistics import holm
 from abmll.question import Question, Task
 from abmll.runs.roles import RunTasks
-from abmll.systems.build import load_base, method_settings
+from abmll.systems.build import load_base
+from abmll.systems.plans import method_settings
 from abmll.systems.system import System
 from experiments.short_json import short_json
 from experiments.unseen.__main__ import main

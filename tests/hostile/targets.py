@@ -35,8 +35,9 @@ from abmll.models.load import load_model
 from abmll.report import collect, render_terminal, summarise, write_report
 from abmll.report.page import page
 from abmll.report.tables import markdown_report
+from abmll.runs.prepare import tasks_of
 from abmll.runs.record import RECORD, TrainingRecord, read_training_record, task_facts, write_training_record
-from abmll.systems.build import method_settings, tasks_of, training_plan
+from abmll.systems.plans import resolve
 from abmll.tables.layouts import Layout
 from abmll.tasks.catalogue.entries import catalogue_entry
 from abmll.tasks.catalogue.pins import Pin, read_pins
@@ -149,8 +150,7 @@ def _read_recipe(folder: Path) -> None:
     for name in config.systems:
         for seed in config.seeds:
             run = config.run(name, seed)
-            method_settings(run)
-            training_plan(run)
+            resolve(run)
             run.content_hash()
             run.to_yaml().encode()
     for source in (config.tasks.train, config.tasks.validation, config.tasks.unseen):

@@ -13,8 +13,9 @@ from abmll.diagnosis.batch import replay_batch
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.process.timer import Timer
 from abmll.runs.evaluate_run import evaluate_once
+from abmll.runs.prepare import tasks_of
 from abmll.runs.train_run import train_run
-from abmll.systems.build import build_system, load_base, tasks_of
+from abmll.systems.build import build_system, load_base
 from abmll.systems.system import System
 from abmll.training.checkpoints import RunDirectory
 from tests.runs import config_in, place_tiny, run_in, silent

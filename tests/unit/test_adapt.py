@@ -15,8 +15,7 @@ from abmll.methods.noise import ADAPTATION
 from abmll.metrics.predictions import Prediction
 from abmll.metrics.scores import mean_nll
 from abmll.systems import predict as adapting
-from abmll.systems.build import build_episodes, training_plan
-from abmll.systems.plans import AdaptationPlan, PredictionPlan
+from abmll.systems.plans import AdaptationPlan, PredictionPlan, resolve
 from abmll.systems.predict import adapt, predict
 from abmll.systems.system import System
 from abmll.training.checkpoints import RunDirectory
@@ -143,8 +142,8 @@ def test_a_persistent_phi_is_made_anew_for_an_unseen_task() -> None:
 @pytest.mark.parametrize("name", ["lora", "structured"])
 def test_moments_that_go_on_in_training_begin_anew_for_an_unseen_task(name: str, tmp_path: Path) -> None:
     system, config = system_of(name, inner_steps=2), run_config(name, inner_steps=2)
-    plan, run = training_plan(config), RunDirectory(tmp_path)
-    meta_train(system.learner, build_episodes(config, TASKS), plan, run)
+    run = resolve(config)
+    meta_train(system.learner, run.episodes_of(TASKS), run.training, RunDirectory(tmp_path))
     kept = {n: t.clone() for n, t in system.training.inner.state_dict().items()}
     theta = values(system, "shared")
     system.adapt(UNSEEN, AdaptationPlan(examples=4, steps=2), 0)

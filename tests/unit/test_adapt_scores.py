@@ -12,8 +12,8 @@ from abmll import cli
 from abmll.config import CompareConfig, TaskSource
 from abmll.report import write_report
 from abmll.runs.compare import run_comparison
-from abmll.runs.roles import tasks_to_score
-from abmll.systems.build import load_base, tasks_of
+from abmll.runs.prepare import tasks_of, tasks_to_score
+from abmll.systems.build import load_base
 from abmll.training.checkpoints import Checkpoint, RunDirectory
 from tests.everyday import place_run
 from tests.runs import config_in

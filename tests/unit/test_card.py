@@ -27,6 +27,7 @@ from abmll.exporting import export_mean
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.question import Question, Task
 from abmll.runs.card import CARD_FILE, About, about_run, card_text, is_ours, plain, rewrite_run_card, write_card
+from abmll.runs.prepare import tasks_of
 from abmll.runs.record import (
     RECORD,
     TrainingRecord,
@@ -36,7 +37,6 @@ from abmll.runs.record import (
     task_facts,
     write_training_record,
 )
-from abmll.systems.build import tasks_of
 from abmll.tasks.catalogue.entries import catalogue_entry
 from tests.runs import UNSEEN, config_in, place_tiny, train_run
 from tests.tiny import write_tasks

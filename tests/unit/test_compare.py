@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
@@ -247,6 +248,24 @@ def test_mistakes_are_found_before_the_model_is_loaded(
     with pytest.raises(AbmllError, match=message):
         run_comparison(configure(**changes), tmp_path, never)
     assert not list(tmp_path.iterdir())
+
+
+def quantised_base() -> LanguageModel:
+    """The tiny model with weights of whole numbers, as packing leaves them."""
+    base = tiny_base()
+    for path, module in base.model.named_modules():
+        if path.endswith("q_proj"):
+            module.weight = torch.nn.Parameter(module.weight.to(torch.int8), requires_grad=False)
+    return base
+
+
+def test_every_system_is_built_before_the_first_is_trained(
+    tmp_path: Path, configure: Callable[..., CompareConfig]
+) -> None:
+    systems = {**SYSTEMS, "relative": {"method": {"name": "abmll", **SHORT, "std_relative": 0.1}}}
+    with pytest.raises(AbmllError, match=r"systems\.relative: method\.std_relative needs floating-point weights"):
+        run_comparison(configure(systems=systems), tmp_path, quantised_base)
+    assert not list(tmp_path.rglob("seed-*"))
 
 
 def test_trust_03_other_rows_of_the_same_tasks_are_refused(

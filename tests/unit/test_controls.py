@@ -21,10 +21,10 @@ from abmll.prompts.in_context import with_examples
 from abmll.question import Task
 from abmll.runs.compare import complete_run
 from abmll.runs.evaluate_run import is_complete
-from abmll.runs.resolved import Run, resolve
+from abmll.runs.prepare import Run
 from abmll.systems.build import build_system, renew
 from abmll.systems.folds import held_out
-from abmll.systems.plans import AdaptationPlan, PredictionPlan
+from abmll.systems.plans import AdaptationPlan, PredictionPlan, resolve
 from abmll.tasks.episodes import adaptation_batches
 from tests.runs import run_in
 from tests.systems import (

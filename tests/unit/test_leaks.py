@@ -16,7 +16,8 @@ from abmll.config import CompareConfig, RunConfig, load_config, parse_override
 from abmll.errors import AbmllError
 from abmll.question import Question, Task
 from abmll.runs.compare import run_comparison
-from abmll.runs.roles import RunTasks, find_leaks, load_run_tasks, without_leaks
+from abmll.runs.prepare import load_run_tasks
+from abmll.runs.roles import RunTasks, find_leaks, without_leaks
 from abmll.tables.normal import gist
 from abmll.tasks import leaks
 from abmll.tasks.leaks import ComparedRow, overlaps, repeats, rows_of

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from abmll.methods import resolve_settings
 from abmll.methods.base import Group
-from abmll.systems.build import build_episodes, build_system
+from abmll.systems.build import build_system
+from abmll.systems.plans import resolve
 from abmll.systems.system import System
 from abmll.training.checkpoints import RunDirectory
 from abmll.training.inner import NonFiniteError, inner_steps
@@ -187,7 +188,7 @@ def test_structured_is_one_adamw_over_all_batches_in_order(tmp_path: Path) -> No
     optimizer = torch.optim.AdamW(parameters, lr=resolve_settings("structured").inner_lr, weight_decay=0.0)
     system.method.begin_task()
     for iteration in range(3):
-        for batch in build_episodes(config, TASKS).draw(iteration).batches:
+        for batch in resolve(config).episodes_of(TASKS).draw(iteration).batches:
             optimizer.zero_grad()
             system.likelihood.nll(system.batcher.batch(batch)).backward()
             optimizer.step()
@@ -211,13 +212,15 @@ def test_fresh_moments_restart_for_each_task() -> None:
 def test_lora_gets_as_many_examples_as_the_others() -> None:
     sizes = {}
     for name in ("lora", "structured", "reptile", "fomaml", "abmll"):
-        episodes = build_episodes(run_config(name), TASKS)
+        episodes = resolve(run_config(name)).episodes_of(TASKS)
         sizes[name] = (episodes.examples, [len(b) for b in episodes.draw(0).batches])
     assert set(map(str, sizes.values())) == {"(12, [2, 2, 2, 2, 2, 2])"}
 
 
 def test_systems_by_task_see_the_same_batches_and_lora_mixed_ones() -> None:
-    episodes = {name: build_episodes(run_config(name), TASKS) for name in ("lora", "structured", "reptile", "abmll")}
+    episodes = {
+        name: resolve(run_config(name)).episodes_of(TASKS) for name in ("lora", "structured", "reptile", "abmll")
+    }
     drawn = {name: [each.draw(i).batches for i in range(5)] for name, each in episodes.items()}
     assert drawn["structured"] == drawn["reptile"] == drawn["abmll"] != drawn["lora"]
     assert all(len({q.id.split("-")[0] for b in batches for q in b}) == 1 for batches in drawn["abmll"])

@@ -22,9 +22,11 @@ from abmll.everyday.session import settings_of
 from abmll.models import LanguageModel
 from abmll.report import write_report
 from abmll.runs import overrides
-from abmll.runs.compare import comparison_runs, run_comparison
-from abmll.runs.overrides import STILL, TRAINED, check_run, fields_of
-from abmll.runs.resolved import resolve
+from abmll.runs.compare import run_comparison
+from abmll.runs.overrides import STILL, TRAINED, fields_of
+from abmll.runs.prepare import check_run, comparison_runs
+from abmll.systems import plans
+from abmll.systems.plans import resolve
 from tests.everyday import place_run
 from tests.runs import config_in
 from tests.systems import tiny_base
@@ -408,7 +410,7 @@ def test_train_refuses_what_cannot_work_before_the_model_is_loaded(
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(overrides, "check_usable", _no_triton)
+    monkeypatch.setattr(plans, "check_usable", _no_triton)
     monkeypatch.setattr(sys, "argv", ["abmll", "train", "recipe.yaml", *values, "--dry-run"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

@@ -13,7 +13,7 @@ from abmll.metrics.predictions import Prediction, Predictions
 from abmll.metrics.registered import SCORES, register_metric, score_with
 from abmll.report import write_report
 from abmll.report.tables import score_table
-from abmll.runs.compare import comparison_runs
+from abmll.runs.prepare import comparison_runs
 from abmll.tasks.registered import RawTask, register_source
 from abmll.tasks.sources import load_tasks
 from tests.registries import fresh_registries

@@ -17,8 +17,7 @@ from abmll.everyday.session import open_run
 from abmll.everyday.ship import ship
 from abmll.everyday.shipped import HERE, find_run, shipped_names
 from abmll.runs.provenance import differences
-from abmll.runs.resolved import resolve
-from abmll.systems.build import method_settings
+from abmll.systems.plans import method_settings, resolve
 from tests.everyday import place_run
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 

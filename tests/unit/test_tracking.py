@@ -36,6 +36,10 @@ NUMBERS = ("nll_first", "nll", "task_kl", "seconds", "examples_consumed")
 ON = {"tracker": "tensorboard"}
 
 
+def tracked(config: RunConfig, folder: Path) -> Tracking:
+    return run_in(folder, config, tiny_tasks(1)).tracking()
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place_tiny(tmp_path_factory.mktemp("place"))
@@ -106,7 +110,7 @@ def test_it_is_told_the_rates_that_the_optimizers_step_at(place: Path, tmp_path:
 
 def test_validation_and_a_skipped_iteration_are_told(tmp_path: Path) -> None:
     config = RunConfig.model_validate({"model": {"shape": "tiny"}, "tracking": ON})
-    with Tracking(config, tmp_path) as tracking:
+    with tracked(config, tmp_path) as tracking:
         tracking.step({"event": "step", "step": 1, "validation_nll": 0.25, "nll": float("1e39")})
         tracking.step({"event": "skipped", "step": 2, "why": "not finite"})
     found = curves(tmp_path)
@@ -118,7 +122,7 @@ def test_the_configuration_goes_along_once_and_without_a_home(tmp_path: Path, mo
     monkeypatch.setenv("HOME", str(tmp_path))
     config = RunConfig.model_validate({"model": {"source": str(tmp_path / "secret" / "model")}, "tracking": ON})
     for step in (1, 2):
-        with Tracking(config, tmp_path / "run") as tracking:
+        with tracked(config, tmp_path / "run") as tracking:
             tracking.step({"event": "step", "step": step, "nll": 1.0})
     (told,) = (tmp_path / "run").rglob("hparams.yml")
     text = told.read_text()
@@ -257,7 +261,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
     monkeypatch.setattr(Failing, "calls", [])
     config = config_in(place, tracking={"tracker": ["mlflow", "tensorboard"]})
     if kept:
-        with Tracking(config_in(place, tracking=ON), tmp_path) as tracking:
+        with tracked(config_in(place, tracking=ON), tmp_path) as tracking:
             tracking.step({"event": "step", "step": 0})
         write_sealed_json(tmp_path / TRACKING, {**read_sealed_json(tmp_path / TRACKING), **kept})
     with caplog.at_level(logging.WARNING):
@@ -286,7 +290,7 @@ def test_a_damaged_file_of_names_leaves_trackers_out(tmp_path: Path, caplog: pyt
     for text in ("{", "[" * 100_000, '{"tensorboard": "x", "sha256": "0"}'):
         caplog.clear()
         (tmp_path / TRACKING).write_text(text)
-        with Tracking(config, tmp_path) as tracking:
+        with tracked(config, tmp_path) as tracking:
             tracking.step({"event": "step", "step": 1, "nll": 1.0})
         assert f"{TRACKING}: " in caplog.text
         assert "delete it" in caplog.text
@@ -305,7 +309,7 @@ def test_under_torchrun_accelerate_starts_no_group_and_sets_no_threads(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before, running = torch.get_num_threads(), threading.active_count()
     config = RunConfig.model_validate({"model": {"shape": "tiny"}, "tracking": ON})
-    with Tracking(config, tmp_path) as tracking:
+    with tracked(config, tmp_path) as tracking:
         tracking.step({"event": "step", "step": 1, "nll": 1.0})
         with tracking:
             pass

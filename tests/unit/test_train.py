@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from abmll.config import RunConfig
-from abmll.systems.build import build_episodes
+from abmll.systems.plans import resolve
 from abmll.systems.system import System
 from abmll.training.checkpoints import Checkpoint, RunDirectory
 from abmll.training.inner import inner_steps
@@ -361,7 +361,7 @@ def test_a_meta_batch_takes_the_mean_of_single_gradients(name: str, settings: di
 
 
 def _single_gradient(system: System, config: RunConfig, position: int) -> dict[str, Tensor]:
-    batches = build_episodes(config, TASKS).draw(0, position).batches
+    batches = resolve(config).episodes_of(TASKS).draw(0, position).batches
     method, support = system.method, batches[:-1] if system.method.uses_query else batches
     method.begin_task(first=True)
     optimizer = GroupOptimizer(method.task())

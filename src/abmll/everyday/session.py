@@ -13,11 +13,10 @@ from abmll.errors import AbmllError
 from abmll.everyday.probe import read_probe, warn_of_other_weights, with_same_tokenizer
 from abmll.everyday.saved import SavedPosterior, read_posterior
 from abmll.models import LanguageModel
-from abmll.runs.overrides import OWN_ROWS, check_settings, check_trained
-from abmll.runs.resolved import resolve
+from abmll.runs.overrides import OWN_ROWS, check_trained
 from abmll.systems.adapters import use_adapter
 from abmll.systems.build import build_system, load_base
-from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan
+from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan, resolve
 from abmll.systems.system import System
 
 
@@ -109,7 +108,7 @@ def settings_of(
     config = _laid(load_config(RunConfig, folder / "config.yaml"), _brought_by(saved), where=folder)
     found = _laid(config, overrides, where=folder)
     check_trained(config, found, folder, fixed)
-    check_settings(resolve(found))
+    resolve(found).check_machine()
     return found
 
 

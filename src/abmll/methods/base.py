@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from abmll.adapters.layer import AdapterSet
@@ -116,12 +116,13 @@ class Settings(BaseModel):
     warmup: int = Field(0, ge=0)
     temperature_lr: float = Field(1e-2, gt=0)
 
-    @model_validator(mode="after")
-    def _rates_are_float32(self) -> "Settings":
-        large = [name for name, value in self if name.endswith("_lr") and value > MOST_RATE]
-        if large:
-            raise ValueError(f"{', '.join(large)}: a rate above {MOST_RATE:g} is no number of float32's to step by")
-        return self
+    @field_validator("*")
+    @classmethod
+    def _rates_are_float32(cls, value: Any, field: Any) -> Any:
+        name = field.field_name
+        if name.endswith("_lr") and value > MOST_RATE:
+            raise ValueError(f"{name}: a rate above {MOST_RATE:g} is no number of float32's to step by")
+        return value
 
 
 class Method(abc.ABC):

@@ -13,7 +13,7 @@ from abmll.metrics.predictions import Prediction, Predictions
 from abmll.process.timer import Timer
 from abmll.prompts.in_context import with_examples
 from abmll.question import Question, Task
-from abmll.runs.resolved import Run
+from abmll.runs.prepare import Run
 from abmll.systems.folds import Answered, held_out
 from abmll.systems.plans import AdaptationPlan, PredictionPlan
 from abmll.systems.predict import examples_of

@@ -1,17 +1,16 @@
 """Systems x seeds x adaptation draws as build targets: whatever has its file already is not done again."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from abmll.adapters.attach import find_targets
-from abmll.config import CompareConfig, RunConfig, load_config
+from abmll.config import CompareConfig, load_config
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import read_sealed_json, write_sealed_json, write_text
-from abmll.metrics.registered import METRICS
 from abmll.models import LanguageModel
 from abmll.process.agreement import agree_on_failure
 from abmll.process.lock import locked_folder
@@ -27,7 +26,8 @@ from abmll.runs.evaluate_run import (
     unmark_training,
     write_cost,
 )
-from abmll.runs.overrides import check_encoded, check_run, check_systems, of_system
+from abmll.runs.overrides import check_encoded, of_system
+from abmll.runs.prepare import Run, comparison_runs
 from abmll.runs.provenance import (
     configuration_of_run,
     describe_differences,
@@ -35,11 +35,10 @@ from abmll.runs.provenance import (
     overrides_to_restore,
     task_hash,
 )
-from abmll.runs.resolved import ResolvedRun, Run, prepare_run, resolve
-from abmll.runs.roles import RunTasks, check_roles, load_run_tasks, without_leaks
-from abmll.runs.tracking import Tracking
+from abmll.runs.roles import RunTasks
 from abmll.runs.train_run import train_in_folder
-from abmll.systems.build import build_batcher, build_system
+from abmll.systems.build import build_system
+from abmll.systems.plans import resolve
 from abmll.systems.system import System
 
 log = logging.getLogger(__name__)
@@ -119,19 +118,24 @@ def _complete_missing(runs: Sequence[Run], load: Callable[[], LanguageModel], li
     model = missing[0].config.model
     listener({"event": "loading", "model": model.source or model.shape})
     base = load()
-    for run in missing:  # all of them before the first is trained, which may take days
-        with of_system(run.name):
-            find_targets(base.model, run.config.adapter.targets)
-            encoder = build_batcher(run.config, base).encoder
-            check_encoded(run.tasks.every, encoder, in_context=run.config.adaptation.in_context)
+    for run in {run.name: run for run in missing}.values():  # before the first is trained, which may take days
+        with of_system(run.name), _built(run, base) as system:
+            check_encoded(run.tasks.every, system.batcher.encoder, in_context=run.config.adaptation.in_context)
     for run in missing:
         iterations = run.training.iterations
         listener({"event": "target", "system": run.name, "seed": run.seed, "iterations": iterations})
-        system = build_system(run.config, base, run.settings)
-        try:
+        with _built(run, base) as system:
             complete_run(run, system, listener, world)
-        finally:
-            system.close()
+
+
+@contextmanager
+def _built(run: Run, base: LanguageModel) -> Iterator[System]:
+    """The system of a run on the base model, until the block ends."""
+    system = build_system(run.config, base, run.settings)
+    try:
+        yield system
+    finally:
+        system.close()
 
 
 def complete_run(run: Run, system: System, listener: Listener, world: World) -> None:
@@ -148,7 +152,7 @@ def complete_run(run: Run, system: System, listener: Listener, world: World) -> 
         Stopped: the process was asked to stop; what is done is on disk.
     """
     device = system.language_model.device
-    with run.directory.locked(world), Tracking(run.config, run.folder) as tracking:
+    with run.directory.locked(world), run.tracking() as tracking:
         timer = Timer(spent_before(run))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -170,80 +174,10 @@ def complete_run(run: Run, system: System, listener: Listener, world: World) -> 
                 write_cost(run, system, final, timer)
 
 
-def comparison_runs(config: CompareConfig, out: Path | None = None, *, strict: bool = False) -> list[Run]:
-    """The runs of a comparison, after a look at everything that can be wrong with it before a model is loaded.
-
-    Args:
-        config: what to compare.
-        out: its folder, where some of it may be done; None: all is to be done, in `runs/NAME`.
-        strict: refuse to go back behind a damaged checkpoint.
-
-    Returns:
-        For each system, a run for each seed; all have the same tasks.
-
-    Raises:
-        AbmllError: a setting, a tracker or a name is wrong, or a task has two roles, is too small, leaks, ...
-    """
-    for metric in config.metrics:
-        METRICS.lookup(metric)
-    configs = {name: [config.run(name, seed) for seed in config.seeds] for name in config.systems}
-    check_systems(config, {name: seeds[0] for name, seeds in configs.items()})
-    resolved: dict[str, list[ResolvedRun]] = {}
-    for name, seeds in configs.items():
-        folders = () if out is None else tuple(out / name / f"seed-{seed}" for seed in config.seeds)
-        with of_system(name):
-            resolved[name] = [resolve(run) for run in seeds]
-            check_run(resolved[name][0], *folders)
-    _check_rows([seeds[0] for seeds in resolved.values()])
-    tasks = _comparison_tasks(config, [seeds[0] for seeds in configs.values()])
-    runs = []
-    for name, run in ((name, run) for name, seeds in resolved.items() for run in seeds):
-        with of_system(name):
-            runs.append(_prepare(run, tasks, out or Path("runs") / config.name, config.curve, strict))
-    return runs
-
-
-def _comparison_tasks(config: CompareConfig, runs: Sequence[RunConfig]) -> RunTasks:
-    """The tasks, none with two roles or too small, and without leaks."""
-    tasks = load_run_tasks(config, runs)
-    if not tasks.unseen:
-        raise AbmllError("tasks.unseen names no task to compare on")
-    check_roles(tasks, config.adaptation.examples)  # first: a task in two roles leaks every row
-    tasks = without_leaks(tasks, config.tasks.leak_check)
-    check_roles(tasks, config.adaptation.examples)
-    return tasks
-
-
-def _prepare(resolved: ResolvedRun, tasks: RunTasks, out: Path, curve: int, strict: bool) -> Run:
-    """A system and seed, with what it asks of the tasks by settings of its own.
-
-    Its row of mean weights lies beside it, as if it were a system of its own.
-    """
-    every, seed = resolved.training.validate_every, f"seed-{resolved.seed}"
-    predictions = [out / row / seed / "predictions" for row in resolved.rows]
-    folder, options = out / resolved.name / seed, {"strict": strict, "record_non_finite": True}
-    run = prepare_run(resolved, tasks, folder, curve=curve, predictions=predictions, **options)
-    check_roles(tasks, resolved.adaptation.examples)
-    if every is not None and not tasks.validation:
-        raise AbmllError(
-            f"training.validate_every={every}, but tasks.validation names no tasks to choose by; name some for the "
-            "comparison, or leave it out"
-        )
-    return run
-
-
 def _skipped(tasks: RunTasks) -> str:
     """Says in the report how many bad rows were left out."""
     counts = ", ".join(f"{task.name} {task.skipped:,}" for task in tasks.every if task.skipped)
     return f"Bad rows left out: {counts}." if counts else ""
-
-
-def _check_rows(runs: Sequence[ResolvedRun]) -> None:
-    """Refuse a system whose name is that of another's row of mean weights: they would share a folder."""
-    rows = [row for run in runs for row in run.rows]
-    twice = sorted({row for row in rows if rows.count(row) > 1})
-    if twice:
-        raise AbmllError(f"systems: {', '.join(twice)} is also the row of another system's mean weights; rename it")
 
 
 def _write_configuration(config: CompareConfig, out: Path, runs: Sequence[Run]) -> None:

@@ -10,7 +10,7 @@ from abmll.adapters.attach import features, find_targets
 from abmll.methods import method_class
 from abmll.models import count_parameters, load_skeleton
 from abmll.models.load import choose_device, choose_dtype
-from abmll.runs.resolved import ResolvedRun
+from abmll.systems.plans import ResolvedRun
 
 
 @dataclass(frozen=True)

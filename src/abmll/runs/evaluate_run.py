@@ -16,8 +16,8 @@ from abmll.process.timer import Timer
 from abmll.question import Task
 from abmll.runs.card import rewrite_run_card
 from abmll.runs.cells import BEFORE, Cell, Cells
+from abmll.runs.prepare import Run
 from abmll.runs.record import COST, ENVIRONMENT, folder_name, mean_scores, owner
-from abmll.runs.resolved import Run
 from abmll.runs.tracking import Tracking
 from abmll.systems.system import System
 from abmll.training.resume import restore_theta

@@ -1,28 +1,18 @@
-"""A part of a configuration that cannot work is refused by name, before a model is loaded.
+"""A part of a configuration that cannot work is refused by name.
 
-Of a comparison: what a system may have of its own. Of a run that is trained: what may still be set. Of any run:
-settings that contradict each other.
+Of a comparison: what a system may have of its own, and tasks that do not fit a model. Of a run that is trained: what
+may still be set.
 """
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from abmll.adapters.peft import read_peft
-from abmll.config import CompareConfig, RunConfig, TrainingConfig
+from abmll.config import RunConfig, TrainingConfig
 from abmll.errors import AbmllError
-from abmll.kernels import check_usable
-from abmll.methods import method_class
-from abmll.models.load import choose_device
 from abmll.prompts.encode import Encoder
 from abmll.prompts.in_context import with_examples
 from abmll.question import Task
-from abmll.runs.resolved import ResolvedRun
-from abmll.runs.tracking import check_trackers
-
-log = logging.getLogger(__name__)
 
 SHARED: Mapping[str, str] = {
     "model": "all systems answer by one base model, loaded once; compare another one in a comparison of its own",
@@ -86,23 +76,23 @@ def of_system(name: str) -> Iterator[None]:
         raise AbmllError(f"systems.{name}: {error}") from error
 
 
-def check_systems(config: CompareConfig, runs: Mapping[str, RunConfig]) -> None:
+def check_systems(comparison: Mapping[str, Any], systems: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse what a system of a comparison cannot have of its own.
 
     Args:
-        config: of the comparison.
-        runs: system -> its configuration with one of the seeds.
+        comparison: values of its configuration, as JSON.
+        systems: of each system, the values of its configuration with one of the seeds.
 
     Raises:
         AbmllError: names system, field, value and the comparison's own; says why and what to do.
     """
-    if config.training.seed not in (TrainingConfig().seed, *config.seeds):
+    seed, seeds = comparison["training"]["seed"], comparison["seeds"]
+    if seed not in (TrainingConfig().seed, *seeds):
         raise AbmllError(
-            f"training.seed={config.training.seed}: a comparison trains by its `seeds`, {_shown(list(config.seeds))}; "
-            f"give seeds=[{config.training.seed}]"
+            f"training.seed={seed}: a comparison trains by its `seeds`, {_shown(seeds)}; give seeds=[{seed}]"
         )
-    base = dict(fields_of(config.model_dump(mode="json")))
-    for name, own in config.systems.items():
+    base = dict(fields_of(comparison))
+    for name, own in comparison["systems"].items():
         given = dict(fields_of(own))
         with of_system(name):
             if given.get("name", name) != name:
@@ -110,9 +100,9 @@ def check_systems(config: CompareConfig, runs: Mapping[str, RunConfig]) -> None:
             if "training.seed" in given:
                 raise AbmllError(
                     f"training.seed is {given['training.seed']!r}, but all systems are trained with the seeds of the "
-                    f"comparison, {_shown(list(config.seeds))}: leave it out, and give `seeds`"
+                    f"comparison, {_shown(seeds)}: leave it out, and give `seeds`"
                 )
-            _check_shared(base, dict(fields_of(runs[name].model_dump(mode="json"))))
+            _check_shared(base, dict(fields_of(systems[name])))
 
 
 def _check_shared(base: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
@@ -123,65 +113,6 @@ def _check_shared(base: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
                 f"{field} is {_shown(mine.get(field))}, but the comparison has {_shown(base.get(field))}: {why}. Leave "
                 "it out here, or set it for all"
             )
-
-
-def check_run(run: ResolvedRun, *folders: Path) -> None:
-    """Refuse settings of a run that is to be trained that cannot work, together or here.
-
-    Args:
-        run: its configuration.
-        folders: where it is to be trained; what one that has begun needs no more is not looked at.
-
-    Raises:
-        AbmllError: names the field and its value; says what to do.
-    """
-    config = run.config
-    check_settings(run)
-    check_trackers(config.tracking.tracker)
-    if not folders or not all((folder / "checkpoints").is_dir() for folder in folders):
-        _check_start(config)
-    every, iterations = run.training.validate_every, run.training.iterations
-    if every is not None and iterations and every > iterations:
-        log.warning("%s: training.validate_every=%d never comes in %d iterations", config.name, every, iterations)
-
-
-def check_settings(run: ResolvedRun) -> None:
-    """Refuse settings that cannot adapt or answer, together or on this machine.
-
-    Raises:
-        AbmllError: names the field and its value; says what to do.
-    """
-    config, settings = run.config, run.settings
-    check_usable(config.engine.kernels, choose_device(config.model.device))
-    a, text = config.adaptation, config.likelihood
-    if a.sampler == "activation" and method_class(config.method.name).has_std:
-        if getattr(settings, "std_form", "square") == "log_std":
-            raise AbmllError(
-                "adaptation.sampler=activation cannot draw from method.std_form=log_std (it has no low-rank variance); "
-                "use adaptation.sampler=weight"
-            )
-        if not text.share_prefix:
-            raise AbmllError(
-                "adaptation.sampler=activation with likelihood.share_prefix=false would draw a prompt's noise once per "
-                "choice; use adaptation.sampler=weight"
-            )
-    if a.in_context and text.template == "chat":
-        raise AbmllError(
-            "adaptation.in_context puts examples before the prompt, which likelihood.template=chat has no place for; "
-            "use likelihood.template=plain, or a template of your own"
-        )
-
-
-def _check_start(config: RunConfig) -> None:
-    """The LoRA to start from is there and has the rank of the run."""
-    if config.adapter.start is None:
-        return
-    lora = read_peft(Path(config.adapter.start).expanduser())
-    if lora.rank != config.adapter.rank:
-        raise AbmllError(
-            f"adapter.rank is {config.adapter.rank}, but the LoRA of adapter.start ({config.adapter.start}) has rank "
-            f"{lora.rank}: set adapter.rank={lora.rank}"
-        )
 
 
 def check_encoded(tasks: tuple[Task, ...], encoder: Encoder, *, in_context: bool) -> None:

@@ -13,7 +13,7 @@ from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, write_sealed_json, write_text
 from abmll.models import LanguageModel
 from abmll.question import Task
-from abmll.runs.resolved import ResolvedRun, resolve
+from abmll.systems.plans import ResolvedRun, resolve
 
 log = logging.getLogger(__name__)
 

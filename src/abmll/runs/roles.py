@@ -4,10 +4,9 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from abmll.config import LeakCheck, RunConfig, TaskSource
+from abmll.config import LeakCheck
 from abmll.errors import AbmllError
 from abmll.question import Question, Task
-from abmll.systems.build import tasks_of
 from abmll.tasks.leaks import ComparedRow, Overlap, overlaps, repeats, rows_of
 
 log = logging.getLogger(__name__)
@@ -53,24 +52,6 @@ class Leak:
         return f"{pair.first.location} ({self.first}): {WORDS[pair.kind]} {pair.second.location} ({self.second})"
 
 
-def load_run_tasks(config: RunConfig, runs: Sequence[RunConfig] = ()) -> RunTasks:
-    """Every task that a configuration names.
-
-    Args:
-        config: names them.
-        runs: of a comparison's systems, which may be chosen by validation tasks each for itself.
-
-    Raises:
-        AbmllError: a source cannot be read, or training is to be chosen by validation tasks that are not named.
-    """
-    if config.training.validate_every is not None and config.tasks.validation is None:
-        raise AbmllError("training.validate_every is set, but tasks.validation names no tasks to choose by")
-    chosen = [run for run in (runs or (config,)) if run.training.validate_every is not None]
-    if not chosen and config.tasks.validation is not None:
-        log.warning("tasks.validation is named, but not used: training.validate_every is not set")
-    return RunTasks(tasks_of(config.tasks.train), tasks_of(config.tasks.validation), tasks_of(config.tasks.unseen))
-
-
 def check_roles(tasks: RunTasks, examples: int) -> None:
     """Refuse tasks with two roles, and ones that are not trained on but too small to adapt to or score.
 
@@ -103,26 +84,22 @@ def without_leaks(tasks: RunTasks, leak_check: LeakCheck) -> RunTasks:
     return _without(tasks, () if leak_check == "off" else find_leaks(tasks), leak_check)
 
 
-def tasks_to_score(config: RunConfig, source: TaskSource | None) -> RunTasks:
-    """The tasks of a run that was trained, to be scored on its unseen ones or on others, with `tasks.leak_check` done.
-
-    Of tasks that it was not trained against, a row that leaks is what `drop` leaves out: training is past.
+def without_leaks_of_trained(tasks: RunTasks, leak_check: LeakCheck, *, others: bool) -> RunTasks:
+    """As `without_leaks`, for a run that is trained: a row that is there twice among those of an episode is past.
 
     Args:
-        config: of the run.
-        source: of the tasks to score; None: its own unseen tasks.
+        tasks: by their roles; the unseen ones are to be scored.
+        leak_check: what happens to rows that leak.
+        others: the unseen tasks are not those that the run was trained against: of a row that was learned from, it is
+            the one to be scored that `drop` leaves out.
 
     Raises:
         AbmllError: as `without_leaks`.
     """
-    others = tasks_of(config.tasks.train), tasks_of(config.tasks.validation)
-    tasks = RunTasks(*others, tasks_of(source or config.tasks.unseen))
-    if config.tasks.leak_check == "off":
-        return tasks
-    leaks = find_leaks(tasks, repeated=False)
-    if source is not None:
+    leaks = () if leak_check == "off" else find_leaks(tasks, repeated=False)
+    if others:
         leaks = tuple(leak.turned() if leak.first in (TRAINED, CHOSEN) else leak for leak in leaks)
-    return _without(tasks, leaks, config.tasks.leak_check)
+    return _without(tasks, leaks, leak_check)
 
 
 def _without(tasks: RunTasks, leaks: Sequence[Leak], leak_check: LeakCheck) -> RunTasks:

@@ -16,7 +16,6 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
-from abmll.config import RunConfig
 from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, write_sealed_json
 from abmll.tables.rows import printable
@@ -48,22 +47,28 @@ class Tracking:
     They begin with the first numbers. No method raises an `Exception`.
 
     Args:
-        config: of the run.
-        folder: its run directory; TensorBoard's files come to lie in it.
+        trackers: their names, as in `tracking.tracker`.
+        folder: the run directory; TensorBoard's files come to lie in it.
+        project: by which they group runs.
+        title: what they call this run.
+        configuration: of the run, as nested values, which they show beside its numbers.
 
-    >>> with Tracking(RunConfig.model_validate({"model": {"shape": "tiny-llama"}}), Path("run")) as tracking:
+    >>> with Tracking((), Path("run"), "abmll", "lora-seed-0", {"name": "lora"}) as tracking:
     ...     tracking.step({"event": "step", "step": 1, "nll": 0.5})  # no tracker is configured
     """
 
-    def __init__(self, config: RunConfig, folder: Path) -> None:
-        self.config, self.folder = config, folder
+    def __init__(
+        self, trackers: Sequence[str], folder: Path, project: str, title: str, configuration: Mapping[str, Any]
+    ) -> None:
+        self.names, self.folder, self.project, self.title = tuple(trackers), folder, project, title
+        self.configuration = configuration
         self._trackers: dict[str, GeneralTracker] = {}
         self._begun, self._last = False, 0
 
     @property
     def is_on(self) -> bool:
         """Whether any tracker is configured."""
-        return bool(self.config.tracking.tracker)
+        return bool(self.names)
 
     def __enter__(self) -> "Tracking":
         return self
@@ -93,7 +98,7 @@ class Tracking:
     def _log(self, numbers: dict[str, float], step: int, first: int | None) -> None:
         if not self._begun:
             self._begun = True
-            for kind in self.config.tracking.tracker:
+            for kind in self.names:
                 with self._left_out_if_it_fails(kind):
                     self._trackers[kind] = self._started(kind, first)
         self._last = step
@@ -110,14 +115,13 @@ class Tracking:
         tracker.main_process_only = False  # none but the main rank comes here, and accelerate knows no ranks
         tracker.start()
         if known is None:
-            tracker.store_init_configuration(_flat(self.config.model_dump(mode="json")))
+            tracker.store_init_configuration(_flat(self.configuration))
             write_sealed_json(self.folder / TRACKING, {**runs, name: _name_of(name, tracker)})
         return tracker
 
     def _options(self, name: str, known: str | None, first: int | None) -> dict[str, Any]:
         """What accelerate's class takes."""
-        project, title = self.config.tracking.project, f"{self.config.name}-seed-{self.config.training.seed}"
-        new = uuid.uuid4().hex[:12]
+        project, title, new = self.project, self.title, uuid.uuid4().hex[:12]
         if name == "tensorboard":
             return {"run_name": name, "logging_dir": self.folder, "purge_step": first}
         if name == "wandb":  # nothing of the machine and its folders

@@ -19,14 +19,13 @@ from abmll.process.world import World
 from abmll.question import Task
 from abmll.runs.card import about_run, write_card
 from abmll.runs.cells import Cells
-from abmll.runs.overrides import check_run
+from abmll.runs.prepare import PYTHON, Run, check_run, prepare_run
 from abmll.runs.provenance import provenance_of, record_provenance
 from abmll.runs.record import TrainingRecord, task_facts, write_training_record
-from abmll.runs.resolved import Run, prepare_run, resolve
 from abmll.runs.roles import RunTasks, check_roles, without_leaks
 from abmll.runs.tracking import Tracking
-from abmll.systems.build import PYTHON, renew
-from abmll.systems.plans import PredictionPlan
+from abmll.systems.build import renew
+from abmll.systems.plans import PredictionPlan, resolve
 from abmll.systems.system import System
 from abmll.tasks.episodes import check_answers
 from abmll.training.optimizers import rates_at
@@ -59,7 +58,7 @@ def train_run(
         NonFiniteError: a loss, a gradient or a weight is not finite.
         Stopped: the process was asked to stop, and the state is saved.
     """
-    with run.directory.locked(world), Tracking(run.config, run.folder) as tracking:
+    with run.directory.locked(world), run.tracking() as tracking:
         return train_in_folder(run, build(), listener, world, tracking, Timer(), allow_change)
 
 

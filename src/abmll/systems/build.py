@@ -8,27 +8,21 @@ import torch
 
 from abmll import kernels
 from abmll.adapters.attach import StdOptions, attach
-from abmll.config import ModelConfig, RunConfig, TaskSource, check
+from abmll.config import ModelConfig, RunConfig, check
 from abmll.errors import AbmllError
 from abmll.likelihood import ChoiceLikelihood
-from abmll.methods import method_class, resolve_settings
+from abmll.methods import method_class
 from abmll.methods.base import Settings
 from abmll.models import LanguageModel, load_model, random_model
 from abmll.models.frozen import pack
 from abmll.models.pretrained import COMMIT
 from abmll.models.shapes import SHAPES
 from abmll.prompts.encode import Encoder
-from abmll.question import Task
+from abmll.systems.plans import method_settings
 from abmll.systems.system import System
-from abmll.tasks.episodes import Episodes
-from abmll.tasks.sources import load_tasks
 from abmll.training.batcher import Batcher
 from abmll.training.graphs import Graphs
 from abmll.training.optimizers import GroupOptimizer, Optimizers
-from abmll.training.train import TrainingPlan
-
-PYTHON = "python"
-"""The source of tasks that were given as Python objects: they are in no file."""
 
 
 def load_base(config: ModelConfig) -> LanguageModel:
@@ -172,76 +166,7 @@ def build_batcher(config: RunConfig, base: LanguageModel) -> Batcher:
     return Batcher(encoder, base.device, config.training.micro_batch, text.share_prefix, buckets, least)
 
 
-def method_settings(config: RunConfig) -> Settings:
-    """The method's settings, checked.
-
-    Raises:
-        AbmllError: unknown or impossible settings, alone or together.
-    """
-    settings = resolve_settings(config.method.name, config.method.preset, config.method.settings())
-    sampler = getattr(settings, "training_sampler", None)
-    if getattr(settings, "std_form", "square") == "log_std" and sampler == "activation":
-        raise AbmllError(
-            "method.std_form=log_std has no low-rank variance, so method.training_sampler=activation cannot draw "
-            "from it; use method.training_sampler=weight"
-        )
-    if sampler == "activation" and not config.likelihood.share_prefix:
-        raise AbmllError(
-            "method.training_sampler=activation with likelihood.share_prefix=false would draw a prompt's noise once "
-            "per choice; use method.training_sampler=weight"
-        )
-    return settings
-
-
 def _std_options(settings: Settings) -> StdOptions:
     """The settings of stds that adapters are built with."""
     given = settings.model_dump(include={"std_form", "std_init", "std_relative", "std_floor"})
     return StdOptions(**{name.removeprefix("std_"): value for name, value in given.items()})
-
-
-def tasks_of(source: TaskSource | None) -> tuple[Task, ...]:
-    """The tasks that a configuration names; none for None."""
-    if source is None:
-        return ()
-    if source.source == PYTHON:
-        raise AbmllError(
-            f"the run was trained on tasks that were Python objects ({', '.join(source.names or ())}), which no file "
-            "holds: tasks.train.source=builtin takes others instead, or name a folder of them (docs/tasks.md)"
-        )
-    return load_tasks(source.source, source.names, merge_choices=source.merge_choices, on_bad_row=source.on_bad_row)
-
-
-def build_episodes(config: RunConfig, tasks: tuple[Task, ...], settings: Settings | None = None) -> Episodes:
-    """The data order of a configuration: the same batches for every system that takes them by task."""
-    settings = settings or method_settings(config)
-    return Episodes(
-        tasks,
-        settings.episodes,
-        batches=settings.inner_steps + 1,
-        batch_size=settings.batch_size,
-        seed=config.training.seed,
-        proportional=config.tasks.sampling == "proportional",
-    )
-
-
-def iterations_of(config: RunConfig) -> int:
-    """Meta-iterations of a run: none where there is nothing to train."""
-    trains = method_class(config.method.name).moves_weights or config.likelihood.learn_temperature
-    return config.training.iterations if trains else 0
-
-
-def training_plan(config: RunConfig, snapshots: tuple[int, ...] = ()) -> TrainingPlan:
-    """How long and how often, from a configuration."""
-    t = config.training
-    return TrainingPlan(
-        iterations=iterations_of(config),
-        seed=t.seed,
-        meta_batch=t.meta_batch,
-        checkpoint_every=t.checkpoint_every,
-        snapshots=snapshots,
-        log_stds_every=t.log_stds_every,
-        validate_every=t.validate_every,
-        patience=t.patience,
-        on_non_finite=t.on_non_finite,
-        most_skipped=t.most_skipped,
-    )

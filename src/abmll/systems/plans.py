@@ -1,9 +1,21 @@
-"""How a task is adapted to and how answers are drawn, as plain values; and what a configuration says of both."""
+"""What follows from a configuration, worked out once, as plain values: a method's settings, and the plans of training,
+adaptation and prediction.
+
+What trains, evaluates, answers and reports takes these, and resolves nothing again.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from abmll.config import RunConfig
+from abmll.config import MethodConfig, RunConfig
+from abmll.errors import AbmllError
+from abmll.kernels import check_usable
+from abmll.methods import method_class, resolve_settings
+from abmll.methods.base import Settings
+from abmll.models.load import choose_device
+from abmll.question import Question, Task
+from abmll.tasks.episodes import Episodes
+from abmll.training.train import TrainingPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +41,151 @@ class PredictionPlan:
     sampler: Literal["mean", "weight", "activation"] = "weight"
     samples: int = 10
     batch_tokens: int = 4096
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A run's configuration, and what follows from it.
+
+    Attributes:
+        name: of the system.
+        seed: of the training.
+        config: as it was given.
+        pinned: the same with every setting of its method by name: what a later version's defaults cannot change.
+        settings: of the method: its defaults, its preset, and what was given.
+        training: how long it trains and how often it saves; no iterations where there is nothing to train.
+        adaptation: how unseen tasks are adapted to.
+        prediction: how their probabilities are made.
+        rows: names of the rows that it makes in a table: its own and, where predictions draw weights, that of its mean
+            weights.
+    """
+
+    name: str
+    seed: int
+    config: RunConfig
+    pinned: RunConfig
+    settings: Settings
+    training: TrainingPlan
+    adaptation: AdaptationPlan
+    prediction: PredictionPlan
+    rows: tuple[str, ...]
+
+    def scored(self, task: Task) -> tuple[Question, ...]:
+        """The test questions of a task that are scored: all, or the first so many."""
+        return task.test[: self.config.adaptation.test_questions]
+
+    def episodes_of(self, tasks: tuple[Task, ...]) -> Episodes:
+        """The data order of training on these tasks: the same batches for every system that takes them by task.
+
+        Raises:
+            AbmllError: the tasks are too few or too small.
+        """
+        return Episodes(
+            tasks,
+            self.settings.episodes,
+            batches=self.settings.inner_steps + 1,
+            batch_size=self.settings.batch_size,
+            seed=self.seed,
+            proportional=self.config.tasks.sampling == "proportional",
+        )
+
+    def check_machine(self) -> None:
+        """Refuse kernels that this machine cannot use.
+
+        Raises:
+            AbmllError: names the field and its value; says what to do.
+        """
+        check_usable(self.config.engine.kernels, choose_device(self.config.model.device))
+
+
+def resolve(config: RunConfig) -> ResolvedRun:
+    """Work out everything that follows from a configuration alone.
+
+    Raises:
+        AbmllError: settings are unknown or impossible, alone or together; names the field and its value.
+
+    >>> run = resolve(RunConfig.model_validate({"model": {"shape": "tiny-llama"}, "method": {"name": "reptile"}}))
+    >>> run.training.iterations, run.settings.outer_lr, run.rows
+    (100, 0.22, ('run',))
+    """
+    settings = method_settings(config)
+    _check_answering(config, settings)
+    draws = method_class(config.method.name).has_std or getattr(settings, "dropout", 0.0) > 0
+    return ResolvedRun(
+        name=config.name,
+        seed=config.training.seed,
+        config=config,
+        pinned=_pinned(config, settings),
+        settings=settings,
+        training=_training_plan(config),
+        adaptation=adaptation_plan(config),
+        prediction=prediction_plan(config),
+        rows=(config.name, f"{config.name}_mean") if draws else (config.name,),
+    )
+
+
+def method_settings(config: RunConfig) -> Settings:
+    """The method's settings, checked.
+
+    Raises:
+        AbmllError: unknown or impossible settings, alone or together.
+    """
+    settings = resolve_settings(config.method.name, config.method.preset, config.method.settings())
+    sampler = getattr(settings, "training_sampler", None)
+    if getattr(settings, "std_form", "square") == "log_std" and sampler == "activation":
+        raise AbmllError(
+            "method.std_form=log_std has no low-rank variance, so method.training_sampler=activation cannot draw "
+            "from it; use method.training_sampler=weight"
+        )
+    if sampler == "activation" and not config.likelihood.share_prefix:
+        raise AbmllError(
+            "method.training_sampler=activation with likelihood.share_prefix=false would draw a prompt's noise once "
+            "per choice; use method.training_sampler=weight"
+        )
+    return settings
+
+
+def _check_answering(config: RunConfig, settings: Settings) -> None:
+    """Refuse settings that cannot adapt or answer together."""
+    a, text = config.adaptation, config.likelihood
+    if a.sampler == "activation" and method_class(config.method.name).has_std:
+        if getattr(settings, "std_form", "square") == "log_std":
+            raise AbmllError(
+                "adaptation.sampler=activation cannot draw from method.std_form=log_std (it has no low-rank variance); "
+                "use adaptation.sampler=weight"
+            )
+        if not text.share_prefix:
+            raise AbmllError(
+                "adaptation.sampler=activation with likelihood.share_prefix=false would draw a prompt's noise once per "
+                "choice; use adaptation.sampler=weight"
+            )
+    if a.in_context and text.template == "chat":
+        raise AbmllError(
+            "adaptation.in_context puts examples before the prompt, which likelihood.template=chat has no place for; "
+            "use likelihood.template=plain, or a template of your own"
+        )
+
+
+def _pinned(config: RunConfig, settings: Settings) -> RunConfig:
+    method = {**config.method.model_dump(mode="json"), **settings.model_dump(mode="json")}
+    return config.model_copy(update={"method": MethodConfig(**method)})
+
+
+def _training_plan(config: RunConfig) -> TrainingPlan:
+    """How long and how often; without iterations where there is nothing to train."""
+    t = config.training
+    trains = method_class(config.method.name).moves_weights or config.likelihood.learn_temperature
+    return TrainingPlan(
+        iterations=t.iterations if trains else 0,
+        seed=t.seed,
+        meta_batch=t.meta_batch,
+        checkpoint_every=t.checkpoint_every,
+        log_stds_every=t.log_stds_every,
+        validate_every=t.validate_every,
+        patience=t.patience,
+        on_non_finite=t.on_non_finite,
+        most_skipped=t.most_skipped,
+    )
 
 
 def adaptation_plan(config: RunConfig) -> AdaptationPlan:

@@ -1,5 +1,6 @@
 """The work of `abmll compare`."""
 
+from functools import partial
 from pathlib import Path
 
 from abmll.cli.console import err_console
@@ -8,7 +9,8 @@ from abmll.cli.work.plan import show_plan
 from abmll.cli.work.report import show_report
 from abmll.config import CompareConfig
 from abmll.process.world import join_world, leave_world
-from abmll.runs.compare import comparison_runs, run_comparison
+from abmll.runs.compare import run_comparison
+from abmll.runs.prepare import comparison_runs
 from abmll.systems.build import load_base
 
 
@@ -20,7 +22,7 @@ def compare_systems(config: CompareConfig, out: Path | None, *, dry_run: bool, s
         return
     folder, world = out or Path("runs") / config.name, join_world()
     with ProgressDisplay(err_console) as display:
-        run_comparison(config, folder, lambda: load_base(config.model), display, world, strict=strict)
+        run_comparison(config, folder, partial(load_base, config.model), display, world, strict=strict)
     leave_world()
     if world.is_main:
         show_report(folder)

@@ -20,8 +20,9 @@ from abmll.exporting.size import describe_bytes
 from abmll.question import Question
 from abmll.runs.card import About, about_run
 from abmll.runs.overrides import OWN_ROWS
+from abmll.runs.prepare import tasks_of
 from abmll.systems.adapters import use_adapter
-from abmll.systems.build import build_system, load_base, tasks_of
+from abmll.systems.build import build_system, load_base
 from abmll.systems.plans import PredictionPlan
 from abmll.systems.system import System
 from abmll.tables.layouts import Layout

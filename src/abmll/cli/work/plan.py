@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from abmll.cli.console import out_console, say
 from abmll.config import RunConfig
 from abmll.runs.estimate import describe, estimate
-from abmll.runs.resolved import ResolvedRun
 from abmll.runs.roles import RunTasks
+from abmll.systems.plans import ResolvedRun
 
 
 def show_plan(config: RunConfig, runs: Sequence[ResolvedRun], tasks: RunTasks) -> None:

@@ -11,10 +11,11 @@ from abmll.config import RunConfig, TaskSource, load_config
 from abmll.errors import AbmllError
 from abmll.process.timer import Timer
 from abmll.runs.evaluate_run import evaluate_once
-from abmll.runs.overrides import check_settings, check_trained
-from abmll.runs.resolved import prepare_run, resolve
-from abmll.runs.roles import RunTasks, check_roles, tasks_to_score
+from abmll.runs.overrides import check_trained
+from abmll.runs.prepare import prepare_run, tasks_to_score
+from abmll.runs.roles import RunTasks, check_roles
 from abmll.systems.build import build_system, load_base
+from abmll.systems.plans import resolve
 from abmll.training.checkpoints import RunDirectory
 from abmll.training.resume import restore_theta
 
@@ -24,7 +25,7 @@ def score_unseen(run: Path, tasks: str | None, overrides: Mapping[str, Any], ste
     config = load_config(RunConfig, run / "config.yaml", overrides)
     check_trained(load_config(RunConfig, run / "config.yaml"), config, run)
     resolved = resolve(config)
-    check_settings(resolved)
+    resolved.check_machine()
     roles = tasks_to_score(config, TaskSource(source=tasks) if tasks else None)
     if not roles.unseen:
         raise AbmllError(f"{run} names no unseen tasks: give a folder, a file or builtin:NAME")

@@ -9,11 +9,11 @@ from abmll.cli.progress import ProgressDisplay
 from abmll.cli.work.plan import show_plan
 from abmll.config import RunConfig
 from abmll.process.world import join_world, leave_world
-from abmll.runs.overrides import check_run
-from abmll.runs.resolved import prepare_run, resolve
-from abmll.runs.roles import check_roles, load_run_tasks, without_leaks
+from abmll.runs.prepare import check_run, load_run_tasks, prepare_run
+from abmll.runs.roles import check_roles, without_leaks
 from abmll.runs.train_run import train_run
 from abmll.systems.build import build_system, load_base
+from abmll.systems.plans import resolve
 from abmll.systems.system import System
 
 
