@@ -1,7 +1,7 @@
 """System: a base model with adapters and a method over them, which adapts to a task and answers questions."""
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from abmll.methods.noise import POSTERIOR, Coordinates, adaptation_coordinates
 from abmll.metrics.predictions import Prediction
 from abmll.models import LanguageModel
 from abmll.question import Question, Task
+from abmll.systems.folds import Fold
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan
 from abmll.systems.predict import Answer, answer, predict, steps_from_theta
 from abmll.tasks.episodes import adaptation_batches
@@ -125,6 +126,34 @@ class System:
         """
         plan = self._drawing if plan is None else plan
         return answer(self.method, self.likelihood, self.batcher, questions, plan, self.graphs)
+
+    def answer_by_folds(
+        self,
+        questions: Sequence[Question],
+        folds: Sequence[Fold],
+        plan: PredictionPlan | None = None,
+        adaptation: Callable[[int], AdaptationPlan | None] = lambda rows: None,
+        listener: Callable[[int], None] = lambda done: None,
+    ) -> tuple[Answer, ...]:
+        """Answer labelled questions by cross-validation: each by phi as it is after adapting to the other folds alone.
+
+        Args:
+            questions: with their right answers, which nothing but the folds that they are not in is fitted to.
+            folds: of `abmll.systems.folds.deal`; every question is answered in one. Fitted to none, theta answers.
+            plan: as for `answer`.
+            adaptation: number of questions fitted to -> how; None: as `adapt` does.
+            listener: hears of the number of folds done.
+
+        Raises:
+            AbmllError, NonFiniteError, Stopped: as `adapt` and `answer`.
+        """
+        out: dict[int, Answer] = {}
+        for number, fold in enumerate(folds):
+            fitted = tuple(questions[i] for i in fold.fitted)
+            self.adapt(Task(f"fold {number}", fitted), adaptation(len(fitted)))
+            out |= zip(fold.answered, self.answer([questions[i] for i in fold.answered], plan), strict=True)
+            listener(number + 1)
+        return tuple(out[i] for i in range(len(questions)))
 
     def stored(self, slot: Slot = "task") -> StoredAdapter:
         """A copy of phi (`task`) or theta (`shared`), with everything that is needed to use it again."""
