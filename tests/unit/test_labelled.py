@@ -9,10 +9,11 @@ from scipy.stats import binomtest
 
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import hold_back, refuse_used
-from abmll.everyday.labelled import Labelled, read_labelled, read_unlabelled
+from abmll.everyday.labelled import Labelled, read_labelled, read_own_rows, read_unlabelled
 from abmll.question import Question
 from abmll.tables.identity import identity
 from abmll.tables.layouts import Layout
+from abmll.tasks.sources import load_tasks
 
 TEXTS = "text,label\na,good\nb,bad\nc,good\n"
 
@@ -241,3 +242,12 @@ def test_labels_that_are_missing_are_named_by_line_where_none_were_given(tmp_pat
         read_labelled(written(tmp_path / "a.csv", "text,label\na,x\nb,\nc,y\n"), Layout())
     assert str(caught.value).startswith("1 bad row; ")
     assert f"{tmp_path / 'a.csv'}:3: label is missing" in str(caught.value)
+
+
+def test_the_train_rows_of_one_task_are_own_rows_and_its_test_rows_are_said_to_be_left_alone() -> None:
+    (task,) = load_tasks("builtin:occupations")
+    found = read_own_rows("builtin:occupations", None, "text", "label", None)
+    assert (found.layout, found.rows) == (Layout(), task.train)
+    assert found.remarks()[0] == f"builtin:occupations: its {len(task.test)} test rows are left alone"
+    with pytest.raises(AbmllError, match="--labels is for a file of texts and labels"):
+        read_own_rows("builtin:occupations", "a, b", "text", "label", None)
