@@ -46,8 +46,13 @@ def test_paths_go_all_the_way(name: str, end: str, walks: dict[str, Any]) -> Non
     assert end in [file for file, _ in walks[name]["stays"][-6:]]
 
 
-@pytest.mark.xfail(strict=False, reason="the branches that shorten these paths are not in yet")
-@pytest.mark.parametrize("name", [name for name, path in PATHS.items() if path.limit is not None])
+LONG = {"compare's configuration": pytest.mark.xfail(strict=False, reason="shortened on a branch that is not in yet")}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=LONG.get(name, ())) for name, path in PATHS.items() if path.limit is not None],
+)
 def test_paths_stay_short(name: str, walks: dict[str, Any]) -> None:
     assert len(walks[name]["stays"]) <= (PATHS[name].limit or 0), walks[name]["stays"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from abmll.errors import AbmllError
 from abmll.metrics.abstention import error_interval
-from abmll.question import Question, grouped
+from abmll.question import Question
 from abmll.tables.collect import Rows, collect, good_rows, settle
 from abmll.tables.identity import RowKeys, clusters, row_keys
 from abmll.tables.labels import Classes
@@ -33,17 +33,19 @@ class Labelled:
     Attributes:
         layout: of their columns, with the labels for plain classification.
         rows: the questions, in the order of the file.
+        keys: what says of each row with which others it is one: those that ask the same, are of its group, or, if it
+            has none, share its context. Not given: made of these rows alone.
         left_out: what was not taken of the source, as a remark; "" if that is nothing.
     """
 
     layout: Layout
     rows: tuple[Question, ...]
+    keys: tuple[RowKeys, ...] = ()
     left_out: str = ""
 
-    @cached_property
-    def keys(self) -> tuple[RowKeys, ...]:
-        """What says of each row with which others it is one."""
-        return row_keys(self.rows)
+    def __post_init__(self) -> None:
+        if not self.keys:
+            object.__setattr__(self, "keys", row_keys(self.rows, by_context=True))
 
     @cached_property
     def clusters(self) -> tuple[int, ...]:
@@ -61,7 +63,7 @@ class Labelled:
             remarks.append(f"{many} the same as an earlier one; the check keeps them together")
         if self.layout.labels is None:
             remarks += _alike_choices(rows)
-        groups = [row.group for row in rows if row.group is not None]
+        groups = [key.group for key in self.keys if key.group is not None]
         if len(set(self.clusters)) < len(same):  # different questions belong together
             remarks.append(
                 f"{len(groups)} rows are of {len(set(groups))} groups (a text that repeats, or the column group): a "
@@ -96,7 +98,7 @@ def read_own_rows(source: str, labels: str | None, text: str, label: str, ask: s
     if not tasks[0].train:
         raise AbmllError(f"{source}: has no labelled rows to adapt to")
     left_out = f"{source}: its {len(tasks[0].test)} test rows are left alone" if tasks[0].test else ""
-    return Labelled(Layout(), tasks[0].train, left_out)
+    return Labelled(Layout(), tasks[0].train, left_out=left_out)
 
 
 def check_tasks_to_score(source: str | None) -> None:
@@ -141,7 +143,7 @@ def _read(table: RowFile, layout: Layout, labelled: bool) -> tuple[Question, ...
     as_question = partial(layout.question, labelled=labelled, untyped=table.untyped)
     rows = collect(printable(table.path), table.rows(), as_question)
     settle([rows], "error")
-    return grouped(rows.questions)
+    return tuple(rows.questions)
 
 
 def settle_layout(table: RowFile, columns: Layout, fixed: bool | None = None) -> Layout:
