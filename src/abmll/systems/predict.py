@@ -159,7 +159,7 @@ def answer(
     plan: PredictionPlan,
     graphs: Graphs | None = None,
 ) -> tuple[Answer, ...]:
-    """What a user is told of questions: `predict` at the coordinates of the posterior, and how far the draws disagree.
+    """Answers for a user: what `predict` averages, at the coordinates of the posterior, and how far the draws disagree.
 
     Args and errors as `predict`.
     """
