@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from abmll.runs.compare import run_comparison
     from abmll.runs.train_run import train
     from abmll.systems.adapters import load_adapter, load_system
-    from abmll.systems.answers import Answer
     from abmll.systems.build import build_system
     from abmll.systems.plans import AdaptationPlan, PredictionPlan
+    from abmll.systems.predict import Answer
     from abmll.systems.system import System
     from abmll.tasks.registered import RawTask, register_source
     from abmll.tasks.sources import load_tasks
@@ -45,7 +45,7 @@ _MODULES = {
     "AbmllError": "abmll.errors",
     "AdaptationPlan": "abmll.systems.plans",
     "AdapterSet": "abmll.adapters.layer",
-    "Answer": "abmll.systems.answers",
+    "Answer": "abmll.systems.predict",
     "ChoiceLikelihood": "abmll.likelihood",
     "Classifier": "abmll.classifier",
     "CompareConfig": "abmll.config",

@@ -19,7 +19,7 @@ from abmll.everyday.shared_session import Posterior, SharedSession, read_shared_
 from abmll.files import check_regular, read_and_tell_seal, strict_json, write_sealed_json
 from abmll.metrics.predictions import pad_probabilities
 from abmll.question import Question
-from abmll.systems.answers import Answer
+from abmll.systems.predict import Answer
 from abmll.tables.collect import Rows, good_rows
 from abmll.tables.frames import labels_in, rows_in
 from abmll.tables.labels import Classes, as_array, classes_from_json, classes_to_json

@@ -44,9 +44,7 @@ class Question:
 
 
 def grouped(questions: Sequence[Question]) -> tuple[Question, ...]:
-    """The questions, those that share a context in one group; a group that a question has already stays.
-
-    A context that all of them share (an instruction) tells nothing apart and makes no group.
+    """The questions, those that share a context in one group, see `context_groups`; a group that one has stays.
 
     >>> texts = ("a story", "a story", "another", "")
     >>> rows = [Question(str(i), "Why?", ("x", "y"), 0, text) for i, text in enumerate(texts)]
@@ -54,13 +52,26 @@ def grouped(questions: Sequence[Question]) -> tuple[Question, ...]:
     >>> groups[0] == groups[1], groups[1:]
     (True, ['context a9092e8a412d', None, None])
     """
-    texts = [" ".join(question.context.split()) for question in questions]
-    counts = Counter(text for text in texts if text)
-    shared = {text for text, count in counts.items() if 1 < count < len(questions)}
+    names = context_groups([question.context for question in questions])
     return tuple(
-        replace(question, group=f"context {_digest(text)}") if question.group is None and text in shared else question
-        for question, text in zip(questions, texts, strict=True)
+        question if name is None or question.group is not None else replace(question, group=name)
+        for question, name in zip(questions, names, strict=True)
     )
+
+
+def context_groups(contexts: Sequence[str]) -> list[str | None]:
+    """The group of each context: a name that questions share whose contexts are equal but for white space.
+
+    None where there is no context or no other question has it, or all of them have it (an instruction): that tells
+    nothing apart.
+
+    >>> context_groups(["a story", "a  story", "another", ""])
+    ['context a9092e8a412d', 'context a9092e8a412d', None, None]
+    """
+    texts = [" ".join(context.split()) for context in contexts]
+    counts = Counter(text for text in texts if text)
+    shared = {text for text, count in counts.items() if 1 < count < len(contexts)}
+    return [f"context {_digest(text)}" if text in shared else None for text in texts]
 
 
 def _digest(text: str) -> str:

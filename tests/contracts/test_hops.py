@@ -46,13 +46,7 @@ def test_paths_go_all_the_way(name: str, end: str, walks: dict[str, Any]) -> Non
     assert end in [file for file, _ in walks[name]["stays"][-6:]]
 
 
-LIMITED = [name for name, path in PATHS.items() if path.limit is not None]
-STILL_LONG = {
-    "own rows to verdict": pytest.mark.xfail(strict=False, reason="the branch that shortens it is not in yet")
-}
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=STILL_LONG.get(name, ())) for name in LIMITED])
+@pytest.mark.parametrize("name", [name for name, path in PATHS.items() if path.limit is not None])
 def test_paths_stay_short(name: str, walks: dict[str, Any]) -> None:
     assert len(walks[name]["stays"]) <= (PATHS[name].limit or 0), walks[name]["stays"]
 

@@ -26,6 +26,8 @@ RING_OF = {room: number for number, rooms in enumerate(RINGS) for room in rooms}
 FOR_ALL = {"errors", "deprecation", "files", "registry"}
 BESIDE = {("calibrators", "metrics")}
 """The one room that knows a neighbour, and which."""
+WORK = ("abmll.cli.work.", "abmll.everyday.")
+"""What a command does: its own work, or, where there is nothing to print, what Python calls too."""
 EXTRA, DEFERRED = "# optional extra", "# after the arguments"
 """What a line says that imports below module level: an optional package; the work of a command."""
 READS_CONFIG = {"config", "cli", "__init__"}.union(*RINGS[4:8]) - {"report", "exporting"}
@@ -72,9 +74,9 @@ def test_imports_go_inwards_and_stand_at_the_top(path: Path) -> None:
 
 
 def is_deferred_work(path: Path, node: ast.Import | ast.ImportFrom, line: str) -> bool:
-    """A command imports its work, which imports models and kernels, once its arguments are checked: nothing else."""
+    """A command imports its work, which may import models and kernels, once its arguments are checked: nothing else."""
     names = {node.module} if isinstance(node, ast.ImportFrom) else {alias.name for alias in node.names}
-    of_work = all(str(name).startswith("abmll.cli.work.") for name in names)
+    of_work = all(str(name).startswith(WORK) for name in names)
     return path.parent == SOURCE / "cli" / "verbs" and of_work and line.endswith(DEFERRED)
 
 
@@ -83,7 +85,10 @@ def test_a_command_alone_defers_and_its_work_alone_is_deferred() -> None:
     work, model = (ast.parse(f"from abmll.{name} import x").body[0] for name in ("cli.work.adapt", "models.load"))
     assert isinstance(work, ast.ImportFrom)
     assert isinstance(model, ast.ImportFrom)
+    read = ast.parse("from abmll.everyday.labelled import x").body[0]
+    assert isinstance(read, ast.ImportFrom)
     assert is_deferred_work(verb, work, f"    import {DEFERRED}")
+    assert is_deferred_work(verb, read, f"    import {DEFERRED}")
     assert not is_deferred_work(verb, work, "    import")
     assert not is_deferred_work(verb, model, f"    import {DEFERRED}")
     assert not is_deferred_work(other, work, f"    import {DEFERRED}")

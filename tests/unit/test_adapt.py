@@ -161,6 +161,16 @@ def test_too_few_rows_to_adapt_on_are_refused() -> None:
         adapt(system.method, system.batcher, UNSEEN, AdaptationPlan(examples=25), 0)
 
 
+def test_a_row_that_does_not_fit_the_model_is_said_before_phi_moves() -> None:
+    system = system_of("lora")
+    system.adapt(UNSEEN, AdaptationPlan(examples=4, steps=2), 0)
+    before = values(system, "task")
+    long = replace(UNSEEN.train[0], id="long", question="Is it? " * 5000, location="a.csv:9")
+    with pytest.raises(AbmllError, match=r"a\.csv:9: question 'long' needs"):
+        system.adapt(replace(UNSEEN, train=(*UNSEEN.train, long)))
+    assert same(values(system, "task"), before)
+
+
 def test_adapting_learns() -> None:
     """A task with one rule: twenty examples and some larger steps say it to the model."""
     system = system_of("structured", inner_lr=5e-3)

@@ -34,9 +34,9 @@ from abmll.models import load_model
 from abmll.question import Task
 from abmll.runs.train_run import train_run
 from abmll.systems import build
-from abmll.systems.answers import Answer, summarise
 from abmll.systems.build import build_system
 from abmll.systems.plans import AdaptationPlan, PredictionPlan
+from abmll.systems.predict import Answer, summarise
 from abmll.systems.system import System
 from abmll.tables.layouts import Layout
 from abmll.tables.write import writing

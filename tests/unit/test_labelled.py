@@ -1,6 +1,7 @@
 """A user's labelled rows: which kind they are, what is said of them, and which of them are held back."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ from scipy.stats import binomtest
 
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import hold_back, refuse_used
-from abmll.everyday.labelled import Labelled, read_labelled, read_unlabelled
+from abmll.everyday.labelled import Labelled, read_labelled, read_own_rows, read_unlabelled
 from abmll.question import Question
 from abmll.tables.identity import identity
 from abmll.tables.layouts import Layout
+from abmll.tasks.sources import load_tasks
 
 TEXTS = "text,label\na,good\nb,bad\nc,good\n"
 
@@ -241,3 +243,47 @@ def test_labels_that_are_missing_are_named_by_line_where_none_were_given(tmp_pat
         read_labelled(written(tmp_path / "a.csv", "text,label\na,x\nb,\nc,y\n"), Layout())
     assert str(caught.value).startswith("1 bad row; ")
     assert f"{tmp_path / 'a.csv'}:3: label is missing" in str(caught.value)
+
+
+def test_the_train_rows_of_one_task_are_own_rows_and_its_test_rows_are_said_to_be_left_alone() -> None:
+    (task,) = load_tasks("builtin:occupations")
+    found = read_own_rows("builtin:occupations", None, "text", "label", None)
+    assert (found.layout, found.rows) == (Layout(), task.train)
+    assert found.remarks()[0] == f"builtin:occupations: its {len(task.test)} test rows are left alone"
+    with pytest.raises(AbmllError, match="--labels is for a file of texts and labels"):
+        read_own_rows("builtin:occupations", "a, b", "text", "label", None)
+
+
+def stories(*contexts: str) -> tuple[Question, ...]:
+    return tuple(Question(str(i), f"Question {i}?", ("a", "b"), i % 2, text) for i, text in enumerate(contexts))
+
+
+def test_rows_of_one_context_are_one_cluster_however_they_were_read(tmp_path: Path) -> None:
+    """From a table, or as the train rows of a task; the rows themselves stay as they were read."""
+    contexts = ["one story", "one  story", "another", "", ""]
+    columns = ("question", "context", "choices", "answer")
+    lines = [
+        json.dumps(dict(zip(columns, (q.question, q.context, q.choices, q.answer), strict=True)))
+        for q in stories(*contexts)
+    ]
+    (tmp_path / "tasks").mkdir()
+    for file in (tmp_path / "tasks" / "mine.train.jsonl", tmp_path / "mine.jsonl"):
+        written(file, "\n".join(lines))
+    written(
+        tmp_path / "tasks" / "mine.test.jsonl", json.dumps({"question": "New?", "choices": ["a", "b"], "answer": 0})
+    )
+    for source in (tmp_path / "mine.jsonl", tmp_path / "tasks"):
+        found = read_own_rows(str(source), None, "text", "label", None)
+        assert found.clusters == (0, 0, 1, 2, 3)
+        assert "2 rows are of 1 groups (a text that repeats, or the column group)" in "\n".join(found.remarks())
+    assert Labelled(Layout(), stories("told", "told")).clusters == (0, 1), "what all share tells nothing apart"
+
+
+def test_rows_that_are_left_stay_as_they_were_grouped_among_all() -> None:
+    """The second row is in its story's group because of the first, which may be held back by itself."""
+    first, *others = stories("one story", "one story", "another", "a third")
+    labelled = Labelled(Layout(), (replace(first, group="mine"), *others))
+    keys = dict(zip(labelled.rows, labelled.keys, strict=True))
+    drawn = [hold_back(labelled, 1, seed) for seed in range(20)]
+    assert all(used.keys == tuple(keys[row] for row in used.rows) for used, _ in drawn)
+    assert any(Labelled(Layout(), used.rows).keys != used.keys for used, _ in drawn), "by themselves they say less"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import abmll
+from abmll.systems.folds import Fold
 from tests.tiny import save_tiny, tiny_tasks
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -112,6 +114,19 @@ def test_adapting_takes_every_row_and_predictions_are_what_scores_take(base: abm
     np.testing.assert_array_equal(np.array([row.probabilities for row in rows]), expected)
     assert len(system.adapt(task, abmll.AdaptationPlan(examples=4, steps=1))) == 4
     assert system.predict(task.test, abmll.PredictionPlan("mean"))[0].spread is None
+
+
+def test_answers_by_folds_are_those_of_the_system_adapted_to_the_other_folds(base: abmll.LanguageModel) -> None:
+    rows = tiny_tasks(1, n_rows=7)[0].train
+    system, plan = abmll.build_system("abmll", base), abmll.AdaptationPlan(examples=5, steps=2)
+    folds = (Fold((0, 2, 3, 4, 6), (5, 1)), Fold((), (0, 2, 3, 4, 6)))
+    seen: list[int] = []
+    found = system.answer_by_folds(rows, folds, None, lambda count: replace(plan, examples=count), seen.append)
+    assert seen == [1, 2]
+    system.adapt(abmll.Task("fold 0", tuple(rows[i] for i in folds[0].fitted)), plan)
+    assert [found[5], found[1]] == list(system.answer([rows[5], rows[1]]))
+    system.method.begin_task(first=True)  # theta, which the second fold is answered by
+    assert [found[i] for i in folds[1].answered] == list(system.answer([rows[i] for i in folds[1].answered]))
 
 
 def test_rows_that_cannot_be_learned_from_are_named(base: abmll.LanguageModel, tmp_path: Path) -> None:

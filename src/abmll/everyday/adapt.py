@@ -106,9 +106,10 @@ def hold_back(labelled: Labelled, count: int, seed: int) -> tuple[Labelled, tupl
         )
     rng = np.random.default_rng(seed)
     aside = {names[i] for i in rng.permutation(len(names))[:count]}
-    pairs = zip(labelled.rows, labelled.clusters, strict=True)
-    used = tuple(row for row, cluster in pairs if cluster not in aside)
-    return Labelled(labelled.layout, used), one_of_each(labelled, rng, aside)
+    used = [i for i, cluster in enumerate(labelled.clusters) if cluster not in aside]
+    keys = tuple(labelled.keys[i] for i in used)  # as among all rows
+    to_fit = Labelled(labelled.layout, tuple(labelled.rows[i] for i in used), keys)
+    return to_fit, one_of_each(labelled, rng, aside)
 
 
 def one_of_each(

@@ -15,7 +15,7 @@ from abmll.metrics.calibration import apply_temperature, fit_temperature
 from abmll.metrics.predictions import pad_probabilities
 from abmll.metrics.scores import floor_probabilities
 from abmll.metrics.usefulness import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Usefulness, weigh
-from abmll.question import Question, Task
+from abmll.question import Question
 from abmll.systems.build import build_system
 from abmll.systems.folds import FOLDS, Fold, deal
 from abmll.systems.plans import PredictionPlan
@@ -53,6 +53,7 @@ def check_usefulness(
     rows = labelled.rows
     answers = np.array([row.answer for row in rows], dtype=np.int64)
     folds = deal(answers.tolist(), labelled.clusters, seed=session.config.adaptation.seed)
+    whole = (Fold((), tuple(range(len(rows)))),)  # fitted to nothing
     total = 2 * len(folds)
     tables, broken = dict[str, Probabilities](), dict[str, str]()
     with _noting(RUN, broken):
@@ -61,9 +62,8 @@ def check_usefulness(
     fresh = build_system(_plain(session.config), session.base)
     try:
         mean = PredictionPlan("mean", 1, session.drawing.batch_tokens)
-        fresh.method.begin_task(first=True)
         with _noting(PRETRAINED, broken):
-            tables[PRETRAINED] = _probabilities(fresh, rows, mean)
+            tables[PRETRAINED] = _by_folds(session, fresh, rows, whole, mean, lambda n: None)
         with _noting(FRESH, broken):
             tables[FRESH] = _by_folds(session, fresh, rows, folds, mean, lambda n: tell(len(folds) + n, total))
     finally:
@@ -96,19 +96,9 @@ def _by_folds(
     plan: PredictionPlan,
     tell: Callable[[int], None],
 ) -> Probabilities:
-    """The probabilities of every row by a system that is adapted to the other folds."""
-    out = np.zeros((len(rows), max(len(row.choices) for row in rows)))
-    for number, fold in enumerate(folds):
-        system.adapt(Task(f"fold {number}", tuple(rows[i] for i in fold.fitted)), session.plan(len(fold.fitted)))
-        part = _probabilities(system, [rows[i] for i in fold.answered], plan)
-        out[list(fold.answered), : part.shape[1]] = part
-        tell(number + 1)
-    return out
-
-
-def _probabilities(system: System, rows: Sequence[Question], plan: PredictionPlan) -> Probabilities:
-    """By phi as it is now; zero where a row has fewer choices than another."""
-    return pad_probabilities([answer.probabilities for answer in system.answer(rows, plan)])
+    """The probabilities of every row by a system adapted to the other folds; zero beyond the choices of a row."""
+    answered = system.answer_by_folds(rows, folds, plan, session.plan, tell)
+    return pad_probabilities([answer.probabilities for answer in answered])
 
 
 def _without_model(

@@ -9,14 +9,15 @@ from typing import Any
 
 from abmll.errors import AbmllError
 from abmll.metrics.abstention import error_interval
-from abmll.question import Question, grouped
+from abmll.question import Question
 from abmll.tables.collect import Rows, collect, good_rows, settle
 from abmll.tables.identity import RowKeys, clusters, row_keys
 from abmll.tables.labels import Classes
-from abmll.tables.layouts import Layout, label_in
+from abmll.tables.layouts import Layout, label_in, parse_labels
 from abmll.tables.normal import gist, lookalikes, same_form
 from abmll.tables.read import RowFile
 from abmll.tables.rows import BadRow, printable, report, shown
+from abmll.tasks.sources import load_tasks
 
 FEW = 20
 """Labelled rows below which a warning says how little they can show."""
@@ -32,15 +33,19 @@ class Labelled:
     Attributes:
         layout: of their columns, with the labels for plain classification.
         rows: the questions, in the order of the file.
+        keys: what says of each row with which others it is one: those that ask the same, are of its group, or, if it
+            has none, share its context. Not given: made of these rows alone.
+        left_out: what was not taken of the source, as a remark; "" if that is nothing.
     """
 
     layout: Layout
     rows: tuple[Question, ...]
+    keys: tuple[RowKeys, ...] = ()
+    left_out: str = ""
 
-    @cached_property
-    def keys(self) -> tuple[RowKeys, ...]:
-        """What says of each row with which others it is one."""
-        return row_keys(self.rows)
+    def __post_init__(self) -> None:
+        if not self.keys:
+            object.__setattr__(self, "keys", row_keys(self.rows, by_context=True))
 
     @cached_property
     def clusters(self) -> tuple[int, ...]:
@@ -49,7 +54,8 @@ class Labelled:
 
     def remarks(self) -> list[str]:
         """What a user should know of the rows before anything is made of them: too few, one-sided, repeated."""
-        rows, remarks = self.rows, _few(len(self.rows))
+        rows, remarks = self.rows, [self.left_out] if self.left_out else []
+        remarks += _few(len(rows))
         remarks += _sides(self)
         same = Counter(key.question for key in self.keys)
         if again := sum(count - 1 for count in same.values()):
@@ -57,7 +63,7 @@ class Labelled:
             remarks.append(f"{many} the same as an earlier one; the check keeps them together")
         if self.layout.labels is None:
             remarks += _alike_choices(rows)
-        groups = [row.group for row in rows if row.group is not None]
+        groups = [key.group for key in self.keys if key.group is not None]
         if len(set(self.clusters)) < len(same):  # different questions belong together
             remarks.append(
                 f"{len(groups)} rows are of {len(set(groups))} groups (a text that repeats, or the column group): a "
@@ -66,6 +72,46 @@ class Labelled:
         if clash := _contradictions(self):
             remarks.append(f"the same question has two different answers: {', '.join(clash[:5])}")
         return remarks
+
+
+def read_own_rows(source: str, labels: str | None, text: str, label: str, ask: str | None) -> Labelled:
+    """The labelled rows of a file, or the train rows of one task of another source.
+
+    Args:
+        source: the file, or what `load_tasks` takes.
+        labels: the labels as they were typed; None: those that occur.
+        text: column of the texts.
+        label: column of the labels.
+        ask: what the model is asked about each text.
+
+    Raises:
+        AbmllError: nothing is there, a row is bad, or it is not one task with labelled rows.
+    """
+    columns = Layout(None if labels is None else parse_labels(labels), text, label, ask)
+    if Path(source).is_file():
+        return read_labelled(Path(source), columns)
+    tasks = load_tasks(source)
+    if len(tasks) != 1:
+        raise AbmllError(f"{source}: {len(tasks)} tasks, --save takes one: give a file, or builtin:NAME")
+    if columns.labels is not None:
+        raise AbmllError(f"{source}: --labels is for a file of texts and labels; this is a task of questions")
+    if not tasks[0].train:
+        raise AbmllError(f"{source}: has no labelled rows to adapt to")
+    left_out = f"{source}: its {len(tasks[0].test)} test rows are left alone" if tasks[0].test else ""
+    return Labelled(Layout(), tasks[0].train, left_out=left_out)
+
+
+def check_tasks_to_score(source: str | None) -> None:
+    """Refuse tasks to score that are not there or have bad rows; those of the hub, or of a plugin, are looked at later.
+
+    Raises:
+        AbmllError: says what is wrong, or that one file of rows is for --save.
+    """
+    if source is None or ":" in source:
+        return
+    if Path(source).is_file():
+        raise AbmllError(f"{source}: one file of rows; --save NAME adapts to it, and keeps the result")
+    load_tasks(source)
 
 
 def read_labelled(path: Path, columns: Layout, fixed: bool | None = None) -> Labelled:
@@ -97,7 +143,7 @@ def _read(table: RowFile, layout: Layout, labelled: bool) -> tuple[Question, ...
     as_question = partial(layout.question, labelled=labelled, untyped=table.untyped)
     rows = collect(printable(table.path), table.rows(), as_question)
     settle([rows], "error")
-    return grouped(rows.questions)
+    return tuple(rows.questions)
 
 
 def settle_layout(table: RowFile, columns: Layout, fixed: bool | None = None) -> Layout:

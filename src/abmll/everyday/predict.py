@@ -14,7 +14,7 @@ from abmll.errors import AbmllError
 from abmll.everyday.session import Session
 from abmll.metrics.abstention import Covered
 from abmll.question import Question
-from abmll.systems.answers import Answer
+from abmll.systems.predict import Answer
 from abmll.tables.collect import Rows, collect, good_rows
 from abmll.tables.layouts import Layout
 from abmll.tables.normal import same_form

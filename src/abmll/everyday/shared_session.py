@@ -18,8 +18,8 @@ from abmll.files import write_text
 from abmll.question import Question, Task
 from abmll.runs.card import about_run, write_card
 from abmll.systems.adapters import use_adapter
-from abmll.systems.answers import Answer
 from abmll.systems.build import build_system, load_base
+from abmll.systems.predict import Answer
 
 CONFIG_FILE = "config.yaml"
 Overrides = Mapping[str, Any]

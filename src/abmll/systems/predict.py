@@ -1,18 +1,23 @@
-"""Adapting to an unseen task by the same inner steps, and predicting."""
+"""Adapting to an unseen task by the same inner steps; predicting, and answering, by draws of the posterior."""
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.special import entr
 from torch import Tensor
 
 from abmll.adapters.layer import Sampler
+from abmll.errors import NonFiniteError
 from abmll.kernels.noise import key_tensor
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods.base import Method
-from abmll.methods.noise import Coordinates, adaptation_coordinates, prediction_keys
+from abmll.methods.noise import POSTERIOR, Coordinates, StepCoordinates, adaptation_coordinates, prediction_keys
+from abmll.metrics.calibration import check_finite
 from abmll.metrics.predictions import Prediction
 from abmll.process.stopping import stop_if_asked
 from abmll.prompts.batches import ChoiceBatch, sorted_batches
@@ -55,12 +60,24 @@ def adapt(
     examples, batches = adaptation_batches(
         task, examples=plan.examples, steps=plan.steps, batch_size=plan.batch_size, seed=plan.seed, draw=draw
     )
-    method.begin_task(first=True)
     optimizer = GroupOptimizer(method.task()) if optimizer is None else optimizer
-    optimizer.restart()
-    inner_steps(method, optimizer, batcher, batches, adaptation_coordinates(plan.seed, draw), graphs=graphs)
+    steps_from_theta(method, optimizer, batcher, batches, adaptation_coordinates(plan.seed, draw), graphs)
     check_adapted(task.name, method.adapters)
     return examples
+
+
+def steps_from_theta(
+    method: Method,
+    optimizer: GroupOptimizer,
+    batcher: Batcher,
+    batches: Sequence[Sequence[Question]],
+    coordinates: StepCoordinates,
+    graphs: Graphs | None = None,
+) -> None:
+    """Make phi from theta, and take a step on each batch, by moments that begin at zero; errors as `inner_steps`."""
+    method.begin_task(first=True)
+    optimizer.restart()
+    inner_steps(method, optimizer, batcher, batches, coordinates, graphs=graphs)
 
 
 def examples_of(task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, ...]:
@@ -103,6 +120,76 @@ def predict(
         for row, i in enumerate(indices):
             out[i] = _prediction(questions[i], probabilities, vocabulary, spread, row)
     return tuple(prediction for prediction in out if prediction is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was said of one question.
+
+    Attributes:
+        probabilities: of the choices, averaged over the draws; they sum to 1.
+        choice: the most probable one, from 0; of equal ones the first.
+        confidence: its probability.
+        spread: standard deviation, over the draws, of the probability of that choice; None without draws.
+        information: mutual information of answer and weights, nats: the entropy of the averaged probabilities less the
+            mean entropy of each draw's. 0 where all draws agree, log K at most; None without draws.
+
+    Raises:
+        NonFiniteError: a number is NaN or infinite: that is no answer.
+    """
+
+    probabilities: tuple[float, ...]
+    choice: int
+    confidence: float
+    spread: float | None
+    information: float | None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are not finite."""
+        numbers = (*self.probabilities, self.confidence, self.spread or 0.0, self.information or 0.0)
+        if not all(map(math.isfinite, numbers)):
+            raise NonFiniteError(f"{self}: a number is NaN or infinite, which is no answer")
+
+
+def answer(
+    method: Method,
+    likelihood: ChoiceLikelihood,
+    batcher: Batcher,
+    questions: Sequence[Question],
+    plan: PredictionPlan,
+    graphs: Graphs | None = None,
+) -> tuple[Answer, ...]:
+    """Answers for a user: what `predict` averages, at the coordinates of the posterior, and how far the draws disagree.
+
+    Args and errors as `predict`.
+    """
+    drawing = is_drawing(method, plan)
+    out: dict[int, Answer] = {}
+    for indices, draws in draw_by_batch(method, likelihood, batcher, questions, plan, POSTERIOR, graphs):
+        for row, i in enumerate(indices):
+            of_draws = [probabilities[row, : len(questions[i].choices)] for probabilities, _ in draws]
+            out[i] = summarise(np.stack(of_draws), drawing)
+    return tuple(out[i] for i in range(len(questions)))
+
+
+def summarise(draws: Float[np.ndarray, "S K"], drawing: bool = True) -> Answer:
+    """The answer that S draws of K probabilities give; without `drawing` they say nothing of a spread.
+
+    >>> found = summarise(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]))
+    >>> found.probabilities, found.choice, found.spread, round(found.information, 4)  # log 2: the draws decide it
+    ((0.5, 0.5), 0, 0.5, 0.6931)
+    """
+    check_finite("probability", draws)
+    mean = draws.mean(axis=0)
+    choice = int(mean.argmax())
+    information = float(entr(mean).sum() - entr(draws).sum(axis=1).mean()) if drawing else None
+    return Answer(
+        probabilities=tuple(mean.tolist()),
+        choice=choice,
+        confidence=float(mean[choice]),
+        spread=float(draws[:, choice].std()) if drawing else None,
+        information=None if information is None else max(0.0, information),
+    )
 
 
 Draw = tuple[Float[np.ndarray, "B K"], Float[np.ndarray, "B K"] | None]

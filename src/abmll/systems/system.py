@@ -1,11 +1,9 @@
 """System: a base model with adapters and a method over them, which adapts to a task and answers questions."""
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from abmll.adapters.attach import detach
 from abmll.adapters.facts import BaseFacts, LikelihoodFacts, Slot, StoredAdapter
@@ -15,14 +13,16 @@ from abmll.config import RunConfig
 from abmll.files import without_home, write_text
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods.base import Method
-from abmll.methods.noise import POSTERIOR, Coordinates
+from abmll.methods.noise import POSTERIOR, Coordinates, adaptation_coordinates
 from abmll.metrics.predictions import Prediction
 from abmll.models import LanguageModel
 from abmll.question import Question, Task
-from abmll.systems.answers import Answer, summarise
+from abmll.systems.folds import Fold
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan
-from abmll.systems.predict import adapt, draw_by_batch, examples_of, is_drawing, predict
+from abmll.systems.predict import Answer, answer, predict, steps_from_theta
+from abmll.tasks.episodes import adaptation_batches
 from abmll.training.batcher import Batcher
+from abmll.training.finite import check_adapted
 from abmll.training.graphs import Graphs
 from abmll.training.optimizers import GroupOptimizer, Optimizers
 from abmll.training.train import Learner
@@ -82,8 +82,14 @@ class System:
             Stopped: between two steps, if the process was asked to stop.
         """
         plan = plan_for(len(task.train), self._usual) if plan is None else plan
-        self.batcher.encode(examples_of(task, plan, draw))  # what does not fit is said before anything moves
-        return adapt(self.method, self.batcher, task, plan, draw, self.adapting, self.graphs)
+        examples, batches = adaptation_batches(
+            task, examples=plan.examples, steps=plan.steps, batch_size=plan.batch_size, seed=plan.seed, draw=draw
+        )
+        self.batcher.encode(examples)  # what does not fit is said before anything moves
+        coordinates = adaptation_coordinates(plan.seed, draw)
+        steps_from_theta(self.method, self.adapting, self.batcher, batches, coordinates, self.graphs)
+        check_adapted(task.name, self.method.adapters)
+        return examples
 
     def predict(
         self,
@@ -119,13 +125,34 @@ class System:
             NonFiniteError: a probability is NaN or infinite; names the rows and the dtype.
         """
         plan = self._drawing if plan is None else plan
-        drawing = is_drawing(self.method, plan)
+        return answer(self.method, self.likelihood, self.batcher, questions, plan, self.graphs)
+
+    def answer_by_folds(
+        self,
+        questions: Sequence[Question],
+        folds: Sequence[Fold],
+        plan: PredictionPlan | None = None,
+        adaptation: Callable[[int], AdaptationPlan | None] = lambda rows: None,
+        listener: Callable[[int], None] = lambda done: None,
+    ) -> tuple[Answer, ...]:
+        """Answer labelled questions by cross-validation: each by phi as it is after adapting to the other folds alone.
+
+        Args:
+            questions: with their right answers, which nothing but the folds that they are not in is fitted to.
+            folds: of `abmll.systems.folds.deal`; every question is answered in one. Fitted to none, theta answers.
+            plan: as for `answer`.
+            adaptation: number of questions fitted to -> how; None: as `adapt` does.
+            listener: hears of the number of folds done.
+
+        Raises:
+            AbmllError, NonFiniteError, Stopped: as `adapt` and `answer`.
+        """
         out: dict[int, Answer] = {}
-        parts = (self.method, self.likelihood, self.batcher)
-        for indices, draws in draw_by_batch(*parts, questions, plan, POSTERIOR, self.graphs):
-            for row, i in enumerate(indices):
-                of_draws = [probabilities[row, : len(questions[i].choices)] for probabilities, _ in draws]
-                out[i] = summarise(np.stack(of_draws), drawing)
+        for number, fold in enumerate(folds):
+            fitted = tuple(questions[i] for i in fold.fitted)
+            self.adapt(Task(f"fold {number}", fitted), adaptation(len(fitted)))
+            out |= zip(fold.answered, self.answer([questions[i] for i in fold.answered], plan), strict=True)
+            listener(number + 1)
         return tuple(out[i] for i in range(len(questions)))
 
     def stored(self, slot: Slot = "task") -> StoredAdapter:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from abmll.question import Question
+from abmll.question import Question, context_groups
 from abmll.tables.normal import gist
 
 
@@ -47,9 +47,17 @@ class RowKeys(NamedTuple):
     group: str | None
 
 
-def row_keys(rows: Iterable[Question]) -> tuple[RowKeys, ...]:
-    """The keys of each row."""
-    return tuple(RowKeys(identity(row), None if row.group is None else _hash(f"group\x1f{row.group}")) for row in rows)
+def row_keys(rows: Sequence[Question], *, by_context: bool = False) -> tuple[RowKeys, ...]:
+    """The keys of each row.
+
+    Args:
+        rows: the questions.
+        by_context: rows without a group are of that of their context, see `abmll.question.context_groups`.
+    """
+    shared = context_groups([row.context for row in rows]) if by_context else [None] * len(rows)
+    groups = (name if row.group is None else row.group for row, name in zip(rows, shared, strict=True))
+    hashes = (None if group is None else _hash(f"group\x1f{group}") for group in groups)
+    return tuple(RowKeys(identity(row), group) for row, group in zip(rows, hashes, strict=True))
 
 
 def distinct_keys(keys: Iterable[RowKeys]) -> list[str]:

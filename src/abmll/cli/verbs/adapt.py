@@ -53,7 +53,7 @@ def adapt(
         tasks = None
     values = parse_overrides(overrides or [])
 
-    from abmll.cli.work.own_rows import check_tasks_to_score, read_own_rows  # after the arguments
+    from abmll.everyday.labelled import check_tasks_to_score, read_own_rows  # after the arguments
 
     if save is None:
         check_tasks_to_score(tasks)
