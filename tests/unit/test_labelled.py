@@ -287,3 +287,11 @@ def test_rows_that_are_left_stay_as_they_were_grouped_among_all() -> None:
     drawn = [hold_back(labelled, 1, seed) for seed in range(20)]
     assert all(used.keys == tuple(keys[row] for row in used.rows) for used, _ in drawn)
     assert any(Labelled(Layout(), used.rows).keys != used.keys for used, _ in drawn), "by themselves they say less"
+
+
+def test_own_rows_ask_what_was_typed(tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text(TEXTS, encoding="utf-8")
+    labelled = read_own_rows(str(file), "bad,good", "text", "label", "Is it any good?")
+    assert (labelled.layout.labels, labelled.layout.ask) == (("bad", "good"), "Is it any good?")
+    assert "Is it any good?" in labelled.rows[0].question
