@@ -85,4 +85,4 @@ class Pretrained(MeansOnly):
         return self.temperature_groups()
 
     def outer_gradient(self, query: Sequence[ChoiceBatch], key: Int[Tensor, ""]) -> None:
-        """Nothing crosses."""
+        """None: theta takes nothing from phi."""
