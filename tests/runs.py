@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from abmll.config import RunConfig
+from abmll.models import LanguageModel
 from abmll.question import Question, Task
 from abmll.runs import train_run as training
 from abmll.runs.prepare import Run, prepare_run, tasks_of
@@ -24,6 +25,11 @@ WIDE = {"std_init": 0.05, "outer_lr": 1.0, "inner_lr": 1e-2}
 
 def silent(event: dict[str, Any]) -> None:
     """Nobody listens."""
+
+
+def never() -> LanguageModel:
+    """A loader of a base model that must not be called."""
+    raise AssertionError("the model was loaded")
 
 
 def place_tiny(folder: Path) -> Path:

@@ -2,24 +2,20 @@
 
 import re
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from abmll import cli
 from abmll.config import CompareConfig, TaskSource
 from abmll.report import write_report
 from abmll.runs.compare import run_comparison
 from abmll.runs.prepare import tasks_of, tasks_to_score
 from abmll.systems.build import load_base
 from abmll.training.checkpoints import Checkpoint, RunDirectory
+from tests.commands import Command, command
 from tests.everyday import place_run
 from tests.runs import config_in
 from tests.tiny import tiny_tasks, write_tasks
-
-Command = Callable[[str], tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +32,7 @@ def abmll(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     place = tmp_path / "deep" / "home"
     shutil.copytree(home, place)
     monkeypatch.chdir(place)
-
-    def run(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["abmll", *line.split()])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        shown = capsys.readouterr()
-        return int(stopped.value.code or 0), shown.out, shown.err
-
-    return run
+    return command(monkeypatch, capsys)
 
 
 def files_of(folder: Path) -> set[str]:

@@ -19,6 +19,7 @@ from abmll.metrics.scores import mean_nll, mean_nll_scaled
 from abmll.models import LanguageModel
 from abmll.report import write_report
 from abmll.runs.compare import run_comparison
+from tests.runs import never
 from tests.systems import tiny_base
 from tests.tiny import tiny_tasks, write_tasks
 
@@ -79,11 +80,6 @@ def finished(configure: Callable[..., CompareConfig], tmp_path_factory: pytest.T
 def copy(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished comparison."""
     return Path(shutil.copytree(finished, tmp_path / "out"))
-
-
-def never() -> LanguageModel:
-    """A loader that must not be called."""
-    raise AssertionError("the model was loaded")
 
 
 def predictions(out: Path) -> dict[str, bytes]:

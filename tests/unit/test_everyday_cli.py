@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ import pyarrow.parquet
 import pytest
 from scipy.stats import entropy
 
-from abmll import cli
 from abmll.cli import console
 from abmll.cli.work import adapt as cli_adapt
 from abmll.everyday import adapt as own_tasks
@@ -28,24 +25,14 @@ from abmll.everyday.session import open_run
 from abmll.exporting.calibrated import calibrate
 from abmll.systems.plans import PredictionPlan
 from abmll.systems.system import System
-from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
-
-ADAPT = ["abmll", "adapt", "runs/mine", "my.csv", "--save", "t", "--hold-back", "26", "--no-check"]
-Command = Callable[..., tuple[int, str, str]]
+from tests.commands import Command, command, place_saved_task
+from tests.everyday import asked, texts, write_asked, write_csv, write_texts
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run, and a task adapted to 24 rows with 26 held back."""
-    folder = place_run(tmp_path_factory.mktemp("home"))
-    write_texts(folder / "my.csv", 50)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ADAPT)
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-    assert not stopped.value.code
-    return folder
+    return place_saved_task(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture
@@ -56,16 +43,7 @@ def abmll(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(console.out_console, "_width", 200)
     monkeypatch.setattr(console.err_console, "_width", 200)
-
-    def run(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["abmll", *line.split()])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        shown = capsys.readouterr()
-        assert "Traceback" not in shown.err
-        return int(stopped.value.code or 0), shown.out, shown.err
-
-    return run
+    return command(monkeypatch, capsys)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

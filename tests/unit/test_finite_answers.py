@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from abmll import cli
 from abmll.adapters.folder import read_adapter, write_adapter
 from abmll.classifier import Classifier
 from abmll.errors import NonFiniteError
@@ -42,28 +40,19 @@ from abmll.tables.layouts import Layout
 from abmll.tables.write import writing
 from abmll.tasks.episodes import adaptation_batches
 from abmll.training.checkpoints import RunDirectory
-from tests.everyday import place_run, texts, write_csv, write_texts
+from tests.commands import Command, command, place_saved_task
+from tests.everyday import texts, write_csv
 from tests.poison import SIGN, marked, poisoned_base, poisoned_load
 from tests.runs import config_in, run_in, system_in
 from tests.systems import TASKS, run_config, system_of, train
 
-Command = Callable[..., tuple[int, str, str]]
 NAN, INF = float("nan"), float("inf")
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run with a saved task `t`, 26 rows held back."""
-    folder = place_run(tmp_path_factory.mktemp("home"))
-    write_texts(folder / "my.csv", 50)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        line = "abmll adapt runs/mine my.csv --save t --hold-back 26 --no-check"
-        patch.setattr(sys, "argv", line.split())
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-    assert not stopped.value.code
-    return folder
+    return place_saved_task(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(autouse=True)
@@ -82,16 +71,13 @@ def abmll(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     shutil.copy(home / "my.csv", tmp_path)
     write_csv(tmp_path / "rows.csv", ["text"], [["the sun"], [f"the {SIGN} rain"], ["the rain"], [f"a {SIGN}"]])
     monkeypatch.chdir(tmp_path)
+    call = command(monkeypatch, capsys)
 
-    def run(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["abmll", *line.split()])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        shown = capsys.readouterr()
-        assert "Traceback" not in shown.err
-        return int(stopped.value.code or 0), shown.out, " ".join(shown.err.split())
+    def unwrapped(line: str) -> tuple[int, str, str]:
+        code, out, errors = call(line)
+        return code, out, " ".join(errors.split())
 
-    return run
+    return unwrapped
 
 
 # -------------------- predict, adapt, export on the command line

@@ -22,7 +22,6 @@ from abmll.files import read_sealed_json, write_sealed_json
 from abmll.metrics.baselines import label_frequency
 from abmll.metrics.not_finite import END, NotFinite, read_not_finite
 from abmll.metrics.predictions import Prediction, Predictions, read_predictions
-from abmll.models import LanguageModel
 from abmll.question import Task
 from abmll.report import render_terminal, write_report
 from abmll.report.figures import pictures
@@ -34,6 +33,7 @@ from abmll.systems.folds import held_out
 from abmll.systems.plans import AdaptationPlan
 from abmll.systems.predict import examples_of
 from tests.poison import mark, poisoned_base, poisoned_load
+from tests.runs import never
 from tests.systems import TASKS, tiny_base
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
@@ -98,10 +98,6 @@ def finished(configure: Callable[..., CompareConfig], tmp_path_factory: pytest.T
 @pytest.fixture
 def copy(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "out"))
-
-
-def never() -> LanguageModel:
-    raise AssertionError("the model was loaded")
 
 
 PLACE = "examples-00000008"

@@ -22,6 +22,7 @@ from abmll.tables.normal import gist
 from abmll.tasks import leaks
 from abmll.tasks.leaks import ComparedRow, overlaps, repeats, rows_of
 from tests.asked import asked, plant, write
+from tests.runs import never
 from tests.tiny import tiny_tasks, write_tasks
 
 LONG = "A farmer keeps forty brown hens in an old wooden barn beside the river, and sells their eggs in town every week"
@@ -215,10 +216,6 @@ def test_trust_17_a_planted_leak_is_found_and_refused_naming_both_rows(
     assert int(told[1].split(f"{other}.jsonl:")[-1].split(" ")[0]) == number % 100 % 50 % 30 + 1
     assert "tasks.leak_check=drop" in told[-1]
     assert not (tmp_path / "out").exists()
-
-
-def never() -> Any:
-    raise AssertionError("the model was loaded")
 
 
 def test_trust_17_adapted_on_and_scored_in_one_task_is_refused_even_if_written_otherwise(

@@ -19,7 +19,6 @@ from abmll.classifier import Classifier
 from abmll.config import CompareConfig, MethodConfig, RunConfig, TrackingConfig, load_config, parse_overrides
 from abmll.errors import AbmllError
 from abmll.everyday.session import settings_of
-from abmll.models import LanguageModel
 from abmll.report import write_report
 from abmll.runs import overrides
 from abmll.runs.compare import run_comparison
@@ -28,7 +27,7 @@ from abmll.runs.prepare import check_run, comparison_runs
 from abmll.systems import plans
 from abmll.systems.plans import resolve
 from tests.everyday import place_run
-from tests.runs import config_in
+from tests.runs import config_in, never
 from tests.systems import tiny_base
 from tests.tiny import tiny_tasks, write_tasks
 
@@ -167,10 +166,6 @@ def configure(tasks: Path) -> Callable[..., CompareConfig]:
         return CompareConfig.model_validate({**values, **changes})
 
     return make
-
-
-def never() -> LanguageModel:
-    raise AssertionError("the model was loaded")
 
 
 def test_every_field_of_a_configuration_is_in_one_of_the_tables() -> None:

@@ -23,12 +23,11 @@ from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, write_sealed_json
 from abmll.metrics.predictions import read_predictions
 from abmll.metrics.scores import score
-from abmll.models import LanguageModel
 from abmll.runs import train_run as training
 from abmll.runs.compare import run_comparison
 from abmll.runs.tracking import TRACKING, Tracking, check_trackers
 from abmll.training.optimizers import GroupOptimizer, rates_at, schedule_factor
-from tests.runs import config_in, place_tiny, run_in, silent, system_in, train_run
+from tests.runs import config_in, never, place_tiny, run_in, silent, system_in, train_run
 from tests.systems import system_of, tiny_base
 from tests.tiny import tiny_tasks, write_tasks
 
@@ -193,10 +192,6 @@ def test_configurations_from_before_there_was_tracking_load(tmp_path: Path) -> N
 
 
 MISSING = sorted({"wandb", "mlflow", "trackio"} - {str(kind) for kind in get_available_trackers()})
-
-
-def never() -> LanguageModel:
-    raise AssertionError("the model was loaded")
 
 
 @pytest.mark.parametrize("name", MISSING)
