@@ -1,15 +1,11 @@
 """One suite over every calibrator, plain and learned: a new one is finished when it is green."""
 
-import doctest
-import importlib
 import json
-import pkgutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-import abmll.calibrators
 from abmll.calibrators import CALIBRATORS, Calibrator, ChoiceRows, TaskRows, calibrator, calibrator_from_dict
 from abmll.errors import AbmllError
 from tests.calibrators import CHANCE, ragged_rows, simulated_rows, simulated_tasks
@@ -225,8 +221,3 @@ def test_unknown_names_and_settings_are_refused() -> None:
 def test_what_is_no_calibrator_is_refused(value: object) -> None:
     with pytest.raises(AbmllError):
         calibrator_from_dict(value)
-
-
-@pytest.mark.parametrize("module", ["", *(f".{m.name}" for m in pkgutil.iter_modules(abmll.calibrators.__path__))])
-def test_the_examples_of_the_docstrings_run(module: str) -> None:
-    assert doctest.testmod(importlib.import_module(f"abmll.calibrators{module}")).failed == 0

@@ -40,5 +40,8 @@ def test_nine_in_ten_mutants_of_a_fresh_draw_die_in_every_group() -> None:
 def test_every_survivor_has_a_reason() -> None:
     for row in SCORES[FINAL]["groups"].values():
         assert not [survivor["at"] for survivor in row["survivors"] if not survivor["reason"]]
+    rows = [row for score in SCORES.values() for row in score["groups"].values()]
+    survivors = {(s["at"].rsplit(":", 1)[0], s["was"], s["now"]) for row in rows for s in row["survivors"]}
     for reason in read_reasons():
         assert len({"equivalent", "left"} & reason.keys()) == 1, reason
+        assert (reason["file"], reason["was"], reason["now"]) in survivors, f"of no survivor: {reason}"

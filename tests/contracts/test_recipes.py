@@ -23,10 +23,6 @@ def _kind(path: Path) -> type[RunConfig]:
     return CompareConfig if "systems" in yaml.safe_load(path.read_text(encoding="utf-8")) else RunConfig
 
 
-def _silent(event: dict[str, object]) -> None:
-    """Nobody listens."""
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model, and tiny tasks for each role."""

@@ -104,8 +104,9 @@ def test_the_scored_task_does_not_teach() -> None:
 def test_other_tasks_learn_from_the_training_tasks() -> None:
     training, others = simulated_tasks(3), simulated_tasks(2, seed=5)
     Recorder.taught.clear()
-    compare({"toy": others}, {"toy": training}, [Entry("recorder", Recorder())])
+    scores = compare({"toy": others, "new": others}, {"toy": training}, [Entry("recorder", Recorder())])
     assert {seen for seen, _ in Recorder.taught} == {tuple(task.name for task in training)}
+    assert list(scores) == ["toy"], "nothing can be learned for a system without training tasks, so it is not averaged"
 
 
 def test_differences_have_the_interval_of_the_paired_t_test() -> None:
@@ -141,14 +142,26 @@ def test_end_to_end(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cost, "TRAINING", 2)
     monkeypatch.setattr(cost, "ROWS", 20)
     out = tmp_path / "results"
-    main([str(folder), "--others", str(folder), "--out", str(out)])
+    main([str(folder), "--out", str(out)])
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert set(results) == {"environment", "training", "weak_prior", "others", "worlds", "cost"}
+    assert set(results) == {"environment", "training", "weak_prior", "worlds", "cost"}
     assert results["training"]["all systems"]["posterior temperature"]["tasks"] == 3
     assert results["training"]["reptile"]["none"]["minus_none"] == [0.0, 0.0, 0.0]
     tables = (out / "tables.md").read_text(encoding="utf-8")
     assert "| posterior temperature | 3 |" in tables
     assert "nan" not in tables.lower()
+
+    _predictions("lora", "first", 7).write(tmp_path / "more" / "lora" / "examples-00000010" / "draw-0" / "first.jsonl")
+    main([str(folder), "--others", str(folder), str(tmp_path / "more"), "--out", str(out)])
+    others = json.loads((out / "others.json").read_text(encoding="utf-8"))
+    assert set(others["others"]) == {"all systems", "pretrained", "pretrained, not adapted", "reptile"}
+    assert others["left_out"] == ["lora"]
+    assert "learn from: lora." in (out / "others.md").read_text(encoding="utf-8")
+    assert json.loads((out / "results.json").read_text(encoding="utf-8")) == results, "it is left as it was"
+    with pytest.raises(SystemExit):
+        main([str(folder), "--others", str(tmp_path / "more"), "--out", str(out)])
+    assert "no system of the training tasks among the others (lora)" in capsys.readouterr().err
+
     with pytest.raises(SystemExit) as stop:
         main([str(tmp_path / "nowhere")])
     assert stop.value.code == 2

@@ -128,11 +128,3 @@ def test_the_page_about_metrics(
     assert uniform["overconfidence"] == pytest.approx(0.25 - uniform["accuracy"])
     assert "overconfidence" in (folder / "runs" / "sure" / "table.md").read_text(encoding="utf-8").splitlines()[2]
     assert "overcon" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("page", ["add-a-method.md", "add-a-source.md", "add-a-metric.md"])
-def test_what_a_page_names_in_the_repository_is_there(page: str) -> None:
-    text = (DOCS / page).read_text(encoding="utf-8")
-    named = re.findall(r"`((?:src|tests)/[\w/.-]+)`", text)
-    assert len(named) >= 2
-    assert [path for path in named if not (DOCS.parent / path).exists()] == []

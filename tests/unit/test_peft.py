@@ -3,7 +3,6 @@
 import json
 import logging
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from abmll.adapters.layer import AdapterSet
 from abmll.adapters.peft import read_peft, start_from, write_peft
 from abmll.adapters.stored import take_adapter
 from abmll.errors import AbmllError
+from tests.faults import said
 from tests.tiny import tiny_gpt2, tiny_model
 
 IDS = torch.tensor([[1, 17, 305, 44, 9, 260], [1, 5, 77, 301, 2, 8]])
@@ -286,12 +286,6 @@ def test_a_start_made_for_another_model_is_a_warning(tmp_path: Path, caplog: pyt
 
 
 # -------------------- each fault in words
-
-
-def said(act: Callable[[], Any]) -> str:
-    with pytest.raises(AbmllError) as caught:
-        act()
-    return str(caught.value)
 
 
 def test_a_stock_lora_is_read_as_its_factors_scale_and_base(tmp_path: Path) -> None:

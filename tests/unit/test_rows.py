@@ -17,6 +17,7 @@ from abmll.tables.layouts import Layout, parse_labels
 from abmll.tables.read import RowFile, as_text, extension_of
 from abmll.tables.rows import BadRow, question_from_row, report, shown
 from abmll.tasks.sources import read_questions
+from tests.faults import rows_of
 
 GOOD: dict[str, Any] = {"question": "Which is a metal?", "choices": ["oxygen", "iron"], "answer": 1}
 TWO = "a question needs two or more"
@@ -372,11 +373,6 @@ def test_a_file_of_another_kind_or_none_is_said_by_its_path(tmp_path: Path) -> N
         with pytest.raises(AbmllError) as caught:
             act(tmp_path / "no.csv")
         assert str(caught.value) == f"{tmp_path / 'no.csv'}: cannot be read (No such file or directory)"
-
-
-def rows_of(path: Path, data: bytes) -> list[tuple[int, Any]]:
-    path.write_bytes(data)
-    return [(line, str(row) if isinstance(row, BadRow) else row) for line, row in RowFile(path).rows()]
 
 
 def test_bytes_that_are_no_text_are_told_before_what_they_break(tmp_path: Path) -> None:

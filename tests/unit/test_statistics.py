@@ -149,6 +149,7 @@ def test_a_level_outside_0_to_1_is_refused():
 def test_standard_error_is_that_of_scipy():
     values = np.random.default_rng(14).normal(size=5)
     assert standard_error(values) == pytest.approx(stats.sem(values))
+    assert standard_error(values[:2]) == pytest.approx(stats.sem(values[:2]))
     assert standard_error(values[:1]) is None
     assert standard_error(values[:0]) is None
 
@@ -163,8 +164,6 @@ def test_holm_by_hand():
 def test_holm_at_its_ends():
     assert holm({}) == {}
     assert holm({"a": 0.6, "b": 0.7}) == {"a": 1, "b": 1}
-    with pytest.raises(AbmllError, match="'a'"):
-        holm({"a": float("nan")})
 
 
 def test_stratified_ece_interval_lies_around_the_observed_value():
@@ -218,21 +217,12 @@ def test_holm_is_that_of_the_textbook_and_refuses_what_is_no_p_value():
             holm({"x": bad})
 
 
-def test_a_standard_error_is_that_of_scipy():
-    values = np.array([0.3, 0.9, 0.4, 0.1])
-    assert standard_error(values) == pytest.approx(stats.sem(values))
-    assert standard_error(values[:2]) == pytest.approx(stats.sem(values[:2]))
-    assert standard_error(values[:1]) is None
-
-
 def test_what_is_no_test_is_not_corrected_for():
     """One training seed gives no p: it stays without, and the others are two tests, not three."""
     assert holm({"one seed": None, "a": 0.01, "b": 0.5}) == {"one seed": None, "a": 0.02, "b": 0.5}
     assert holm({"one seed": None}) == {"one seed": None}
 
 
-def test_intervals_of_nothing_are_refused():
-    with pytest.raises(AbmllError, match="nothing to resample"):
-        stratified_bootstrap_interval({})
+def test_groups_of_other_questions_are_refused():
     with pytest.raises(AbmllError, match="3 group numbers for 2 questions"):
         stratified_bootstrap_interval({"t": np.ones(2)}, groups={"t": np.arange(3)})

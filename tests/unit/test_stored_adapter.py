@@ -28,6 +28,7 @@ from abmll.models.language_model import hash_architecture, hash_tokenizer, model
 from abmll.systems.adapters import load_adapter
 from abmll.systems.system import base_facts
 from tests.adapters import move
+from tests.faults import said
 from tests.tiny import tiny_gpt2, tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[1, 17, 305, 44, 9, 260]])
@@ -494,12 +495,6 @@ def test_base_facts_are_those_of_the_language_model() -> None:
 
 
 # -------------------- each fault in words
-
-
-def said(act: Callable[[], Any]) -> str:
-    with pytest.raises(AbmllError) as caught:
-        act()
-    return str(caught.value)
 
 
 def test_what_does_not_fit_is_said_with_both_sides() -> None:

@@ -18,13 +18,9 @@ from abmll.tables.layouts import Layout, parse_labels
 from abmll.tables.read import RowFile
 from abmll.tables.rows import BadRow
 from abmll.tables.write import neutral, writing
+from tests.faults import rows_of
 
 ROWS = [{"text": "a", "n": 1}, {"text": "b", "n": 2}]
-
-
-def rows_of(path: Path, data: bytes) -> list[tuple[int, object]]:
-    path.write_bytes(data)
-    return [(line, str(row) if isinstance(row, BadRow) else row) for line, row in RowFile(path).rows()]
 
 
 def test_every_column_in_order_and_its_line(tmp_path: Path) -> None:
