@@ -12,7 +12,7 @@ from abmll.files import write_text
 from abmll.process.environment import environment
 from experiments.calibrators.compare import compare
 from experiments.calibrators.cost import costs
-from experiments.calibrators.files import read_systems
+from experiments.calibrators.files import Systems, read_systems
 from experiments.calibrators.report import markdown, numbers, rounded, weak_numbers
 from experiments.calibrators.weak import weak_priors
 from experiments.calibrators.worlds import losses
@@ -22,32 +22,45 @@ HERE = Path(__file__).parent
 STORED = HERE.parent / "unseen" / "results" / "in_domain" / "packed"
 
 
-def results(training: list[Path], others: list[Path]) -> dict[str, Any]:
-    """Everything that is written."""
-    learned_from = read_systems(training)
-    out: dict[str, Any] = {"environment": environment(torch.device("cpu"))}
-    out["training"] = numbers(compare(learned_from))
-    out["weak_prior"] = weak_numbers(weak_priors(learned_from))
-    if others:
-        out["others"] = numbers(compare(read_systems(others), learned_from))
-    out["worlds"] = rounded(losses(), 4)
-    out["cost"] = rounded(costs(), 3)
-    return out
+def of_training_tasks(learned_from: Systems) -> dict[str, Any]:
+    """What is learned of calibrators from training tasks, one of them left out at a time, and from simulated ones."""
+    return {
+        "environment": environment(torch.device("cpu")),
+        "training": numbers(compare(learned_from)),
+        "weak_prior": weak_numbers(weak_priors(learned_from)),
+        "worlds": rounded(losses(), 4),
+        "cost": rounded(costs(), 3),
+    }
+
+
+def of_others(systems: Systems, learned_from: Systems) -> dict[str, Any]:
+    """The same of other tasks, with hyper-parameters from the training tasks of the same system."""
+    unlearned = sorted(systems.keys() - learned_from.keys())
+    scores = compare(systems, learned_from)
+    if not scores:
+        raise AbmllError(f"no system of the training tasks among the others ({', '.join(unlearned)})")
+    return {"environment": environment(torch.device("cpu")), "others": numbers(scores), "left_out": unlearned}
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Compare, and write results.json and tables.md."""
+    """Compare, and write results.json and tables.md; of `--others` others.json and others.md instead."""
     parser = argparse.ArgumentParser(prog="python -m experiments.calibrators", description=__doc__)
     parser.add_argument("folders", nargs="*", type=Path, default=[STORED], help="predictions of training tasks")
     parser.add_argument("--others", nargs="+", type=Path, default=[], help="predictions of validation tasks")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, required=True, help="where the files go")
     arguments = parser.parse_args(given)
     try:
-        compared = results(arguments.folders, arguments.others)
+        learned_from = read_systems(arguments.folders)
+        name, tables = ("others", "others") if arguments.others else ("results", "tables")
+        compared = (
+            of_others(read_systems(arguments.others), learned_from)
+            if name == "others"
+            else of_training_tasks(learned_from)
+        )
     except AbmllError as error:
         parser.exit(2, f"{error}\n")
-    write_text(arguments.out / "results.json", short_json(compared))
-    write_text(arguments.out / "tables.md", markdown(compared))
+    write_text(arguments.out / f"{name}.json", short_json(compared))
+    write_text(arguments.out / f"{tables}.md", markdown(compared))
 
 
 if __name__ == "__main__":

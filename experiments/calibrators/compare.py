@@ -68,11 +68,15 @@ def compare(
     Args:
         systems: whose tasks are scored.
         training: whose tasks hyper-parameters are learned from; None: the others of `systems`, the scored one left out.
+            A system that has none there is not scored: nothing could be learned for it.
         entries: rows of the table.
     """
+    learned_from = systems if training is None else training
     scores = {}
     for system, tasks in systems.items():
-        others = tasks if training is None else training.get(system, [])
+        if system not in learned_from:
+            continue
+        others = learned_from[system]
         scores[system] = {entry.name: _scores(entry, tasks, others) for entry in entries}
         scores[system]["uniform"] = _mean_scores([(task, _uniform(task)) for task in tasks])
         hindsight = [(task, calibrator("temperature").fit(task.test).apply(task.test)) for task in tasks]

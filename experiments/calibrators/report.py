@@ -54,7 +54,11 @@ def markdown(results: Mapping[str, Any]) -> str:
             parts += [f"## {title}", _overview(results[name][ALL]), "NLL by system:", _by_system(results[name])]
     if "weak_prior" in results:
         parts += ["## The weak prior", _grid(results["weak_prior"])]
-    parts += ["## Where the best temperature is known", _losses(results["worlds"]), "## Cost", _costs(results["cost"])]
+    if left_out := results.get("left_out"):
+        parts += [f"Not scored, as no training tasks are there to learn from: {', '.join(left_out)}."]
+    if "worlds" in results:
+        parts += ["## Where the best temperature is known", _losses(results["worlds"])]
+        parts += ["## Cost", _costs(results["cost"])]
     return "\n\n".join(parts) + "\n"
 
 

@@ -18,10 +18,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # layers are tiny
+    jobs = missing(settings(), arguments.results, arguments.only)
     if arguments.verb == "report":
+        if jobs:
+            parser.exit(
+                2, f"{arguments.results}: {len(jobs)} runs are missing, of which tables are made; `run` makes them\n"
+            )
         report(arguments.results)
         return
-    jobs = missing(settings(), arguments.results, arguments.only)
     for number, (setting, seed) in enumerate(jobs, start=1):
         run(setting, seed, arguments.results)
         print(f"{number} of {len(jobs)}: {setting.path}-{seed}", flush=True)

@@ -108,7 +108,7 @@ def _add_verbs_of_files(add: Add) -> None:
     one.add_argument("--out", type=Path, required=True)
     one = add("unpack", _unpack)
     one.add_argument("bundles", type=Path, nargs="+")
-    one.add_argument("--packed", type=Path, default=RESULTS / "packed")
+    one.add_argument("--packed", type=Path, required=True, help="a folder that need not exist; never the committed one")
     one = add("answers", _answers)
     one.add_argument("--questions", type=Path, default=QUESTIONS)
     one.add_argument("--out", type=Path, required=True, help="where the bundles of `questions` are")
@@ -123,9 +123,9 @@ def _add_verbs_of_files(add: Add) -> None:
     one.add_argument("--out", type=Path, required=True, help="where the tables go")
     one.add_argument("--means", default="abmll", help="systems whose mean weights are kept, separated by commas")
     one = add("report", _report)
-    one.add_argument("--packed", type=Path, default=RESULTS / "packed")
+    one.add_argument("--packed", type=Path, required=True, help="whole files: the committed cells lack what it tells")
     one.add_argument("--ranking", type=Path, default=HERE / "ranking.json")
-    one.add_argument("--out", type=Path, default=RESULTS)
+    one.add_argument("--out", type=Path, required=True)
     one.add_argument("--kind", default="cloze", choices=("cloze", "letter"))
 
 

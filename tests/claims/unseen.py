@@ -118,10 +118,6 @@ def verdicts() -> list[Claim]:
         ("structured LoRA, `fresh`", "accuracy", "accuracy, points", "structured", "+%%"),
     ):
         numbers = _less_other(system, metric, form)
-        if system == "pretrained":  # tested on its own, among the systems that are compared with it
-            ways = ("difference", "interval/0", "interval/1")
-            numbers = tuple(against(SECOND, "abmll", metric, way, form, "pretrained") for way in ways)
-            numbers += tuple(against(SECOND, "abmll", metric, p, "1", "pretrained") for p in ("p", "p_unadjusted"))
         out.append(Claim(UNSEEN_TASKS, f"| {name} | {label} | {SHOWN} | {{}} | {{}} |", numbers))
     for label, system in (
         ("in context", "in_context"),

@@ -163,6 +163,6 @@ def test_end_to_end(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "no system of the training tasks among the others (lora)" in capsys.readouterr().err
 
     with pytest.raises(SystemExit) as stop:
-        main([str(tmp_path / "nowhere")])
+        main([str(tmp_path / "nowhere"), "--out", str(out)])
     assert stop.value.code == 2
     assert "no predictions with held-out rows" in capsys.readouterr().err
