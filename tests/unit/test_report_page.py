@@ -130,3 +130,14 @@ def test_one_seed_one_checkpoint_and_nothing_recorded(tmp_path):
     with console.capture() as capture:
         console.print(render_terminal(summary))
     assert "One seed, so no standard error" in capture.get()
+
+
+def test_the_differences_of_one_seed_and_draw_fit_a_terminal(tmp_path):
+    """Why there is no p is said in one word: two of them once pushed the systems' names off the screen."""
+    folder = make_folder(tmp_path, systems=("pretrained", "lora", "abmll"), seeds=1, draws=1)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render_terminal(write_report(folder)))
+    differences = console.export_text().split("Difference to lora", 1)[1]
+    for system in ("pretrained", "abmll"):
+        (row,) = re.findall(rf"^ *{system} .*$", differences, flags=re.MULTILINE)
+        assert len(re.findall(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\] +one seed", row)) == 2, row

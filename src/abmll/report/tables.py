@@ -133,9 +133,9 @@ def _test_cells(metric: str, test: dict[str, Any] | None) -> tuple[str, str]:
 
 
 def _p(test: dict[str, Any]) -> str:
-    """The adjusted p, or why there is none."""
+    """The adjusted p, or why there is none: the first reason alone, as a terminal has 80 columns."""
     if test["p_holm"] is None:
-        return ", ".join(map(one_of, test["measured_once"])) or _NONE
+        return next(map(one_of, test["measured_once"]), _NONE)
     return f"{test['p_holm']:.3f}"
 
 
