@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from abmll.config import RunConfig
@@ -19,6 +20,7 @@ from abmll.runs.train_run import train_run
 from abmll.systems.build import build_system, load_base
 from abmll.systems.system import System
 from abmll.training.checkpoints import RunDirectory
+from abmll.training.failed_batch import read_batch
 from tests.runs import config_in, place_tiny, run_in, silent, system_in
 from tests.survival.children import command, in_child
 from tests.survival.places import rows
@@ -134,6 +136,8 @@ def test_trust_19_adapting_to_an_unseen_task_keeps_its_batch_too(place: Path, tm
     with pytest.raises(NonFiniteError, match="adapting to task tiny0: inner step 0"):
         evaluate_once(run, system, 0, silent, Timer())
     assert replay_batch(tmp_path / "run" / "non-finite" / "adapting-draw-0").term == "weights"
+    kept = read_batch(tmp_path / "run" / "non-finite" / "adapting-draw-0").config
+    assert yaml.safe_load(kept)["method"]["std_floor"] == 1e-6, "a setting that nobody gave, whose default may change"
     assert {path: path.read_bytes() for path in before} == before, "predictions are lost before there are new ones"
 
 

@@ -105,6 +105,35 @@ def test_validation_tasks_choose_the_step(base: abmll.LanguageModel, tmp_path: P
     assert final == min(nll, key=nll.__getitem__)
 
 
+def test_what_one_training_is_given_is_no_default_of_the_next(base: abmll.LanguageModel, tmp_path: Path) -> None:
+    *tasks, held = tiny_tasks(4)
+    sections = {"tasks": {"leak_check": "off"}, "training": {"iterations": 2}}
+    system = abmll.build_system({"method": {"name": "reptile"}, **sections}, base)
+    own = system.config
+    abmll.train(system, tasks, tmp_path / "one", validation=[held], iterations=1)
+    assert system.config == own
+    assert abmll.train(system, tasks, tmp_path / "two") == 2
+    config = abmll.load_config(abmll.RunConfig, tmp_path / "two" / "config.yaml")
+    assert (config.training.iterations, config.training.validate_every, config.tasks.validation) == (2, None, None)
+    with pytest.raises(abmll.AbmllError, match="another configuration"):
+        abmll.train(system, tasks, tmp_path / "one")
+    assert system.config == own
+
+
+@pytest.mark.parametrize("method", ["structured", {"name": "abmll", "preset": "paper"}])
+def test_what_is_saved_names_every_setting_of_the_method(
+    method: str | dict[str, str], base: abmll.LanguageModel, tmp_path: Path
+) -> None:
+    """A later version may have other defaults."""
+    system = abmll.build_system({"method": {"name": method} if isinstance(method, str) else method}, base)
+    system.adapt(tiny_tasks(1)[0], abmll.AdaptationPlan(examples=4, steps=1))
+    system.save(tmp_path / "saved")
+    system.close()
+    named = abmll.load_config(abmll.RunConfig, tmp_path / "saved" / "config.yaml").method.settings()
+    assert named == system.method.settings.model_dump(mode="json")
+    assert abmll.load_system(tmp_path / "saved", base).method.settings == system.method.settings
+
+
 def test_adapting_takes_every_row_and_predictions_are_what_scores_take(base: abmll.LanguageModel) -> None:
     task = tiny_tasks(1, n_rows=25)[0]
     system = abmll.build_system("abmll", base)

@@ -124,7 +124,7 @@ class Cells:
         try:
             return system.adapt(task, plan, draw)
         except NonFiniteError as error:
-            text = self.run.config.to_sealed_yaml()
+            text = self.run.pinned.to_sealed_yaml()
             raise save_batch(error, self.run.folder, system.method, system.batcher, task.name, text) from error
 
     def _write(self, name: str, cell: Cell, rows: Sequence[Answered]) -> None:
@@ -143,8 +143,7 @@ class Cells:
         a = self.run.config.adaptation
         held_out_rows = learned if a.folds and (cell.plan.steps or a.in_context) else ()
         asked = self._of(name, cell, _guesses(self.run.scored(cell.task)), learned, held_out_rows)
-        below = f"{self.run.folder.parent.name}/{self.run.folder.name}"  # no folder of the user's machine
-        why = without_folders(str(error).replace(str(self.run.folder), below), (*cell.task.train, *cell.task.test))
+        why = without_folders(str(error), (*cell.task.train, *cell.task.test), self.run.folder)
         NotFinite(asked, stage, why).write(self.marker(name, cell.where, cell.draw, cell.task))
         self.file(name, cell.where, cell.draw, cell.task).unlink(missing_ok=True)
 

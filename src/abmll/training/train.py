@@ -21,13 +21,12 @@ from abmll.tasks.episodes import Episodes
 from abmll.training.batcher import Batcher
 from abmll.training.checkpoints import Checkpoint, RunDirectory
 from abmll.training.failed_batch import FailedBatch, save_batch
+from abmll.training.finite import without_folders
 from abmll.training.graphs import Graphs
 from abmll.training.inner import check_finite, inner_steps
 from abmll.training.optimizers import GroupOptimizer, Optimizers, schedule_factor
 from abmll.training.outer import add_outer_gradient
 from abmll.training.resume import Progress, TrainingState, load_theta, resume
-from abmll.training.resume import restore_theta as restore_theta
-from abmll.training.resume import theta as theta
 from abmll.training.step_info import StepInfo, TaskInfo, Validation, losses_of
 
 log = logging.getLogger(__name__)
@@ -252,7 +251,8 @@ def _meta_steps(work: _Work, before: Checkpoint | None) -> tuple[TaskInfo, str]:
         if before is not None:
             work.state.put_back(before)
         work.progress.skipped = skipped
-        return TaskInfo(), str(error)
+        rows = (row for task in work.episodes.tasks for row in task.train)
+        return TaskInfo(), without_folders(str(error), rows, work.run.path)
     return info, ""
 
 
