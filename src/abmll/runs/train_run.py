@@ -151,6 +151,8 @@ def train(
     Each meta-iteration draws a task, makes phi from theta, takes inner steps on phi, and one outer step on theta
     (docs/method.md, section 2). The folder becomes a run directory as `abmll train` leaves it, which `abmll adapt`,
     `abmll predict` and `abmll export` take; where it is one already, the same training goes on from its checkpoint.
+    No file holds the tasks: what reads them again, as `abmll adapt` does to score unseen tasks, needs
+    `"tasks.train={source: builtin, names: null}"` and, with validation tasks, `tasks.validation=null`.
 
     Args:
         system: of `build_system`; whatever theta and phi were, training begins anew.
