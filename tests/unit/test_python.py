@@ -10,7 +10,10 @@ import pytest
 import torch
 
 import abmll
+from abmll.process.world import World
 from abmll.systems.folds import Fold
+from abmll.systems.plans import resolve
+from abmll.training.checkpoints import RunDirectory
 from tests.tiny import save_tiny, tiny_tasks
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -175,7 +178,42 @@ def test_rows_that_cannot_be_learned_from_are_named(base: abmll.LanguageModel, t
 
 
 @pytest.mark.parametrize("name", ["adapt", "predict", "meta_train"])
-def test_earlier_names_work_and_say_what_takes_their_place(name: str) -> None:
+def test_earlier_names_say_what_takes_their_place(name: str) -> None:
     assert name not in abmll.__all__
-    with pytest.warns(DeprecationWarning, match=rf"abmll\.{name} is deprecated: use (System|abmll)\."):
+    now = rf"abmll\.{name} is now abmll\.(System\.)?(adapt|predict|train); the old name works for one minor version"
+    with pytest.warns(DeprecationWarning, match=now):
         assert callable(getattr(abmll, name))
+
+
+@pytest.mark.filterwarnings("ignore:.*the old name works for one minor version:DeprecationWarning")
+def test_earlier_names_take_what_they_took(base: abmll.LanguageModel, tmp_path: Path) -> None:
+    """Each is called as it was before it was renamed: in its order, and by its earlier keywords."""
+    *tasks, new = tiny_tasks(4)
+    system = abmll.build_system({"method": {"name": "abmll", "inner_steps": 1}}, base)
+    method, likelihood, batcher, plan = system.method, system.likelihood, system.batcher, abmll.AdaptationPlan(4, 1)
+    resolved, events = resolve(system.config), []
+    episodes, training = resolved.episodes_of(tuple(tasks)), replace(resolved.training, iterations=1)
+    earlier = (World(), lambda: 1.0, events.append, system.graphs, system.training)
+    arguments = (method, episodes, batcher, training)
+    assert abmll.meta_train(*arguments, RunDirectory(tmp_path / "one"), *earlier) == 1
+    assert [event["step"] for event in events] == [1]
+    assert abmll.meta_train(*arguments, run=RunDirectory(tmp_path / "two"), world=World(), optimizers=None) == 1
+    with pytest.raises(TypeError, match="once each"):
+        abmll.meta_train(*arguments, RunDirectory(tmp_path / "three"), World(), world=World())
+    examples = abmll.adapt(method, batcher, new, plan, 0)
+    assert examples == system.adapt(new, plan, 0)
+    asked, drawn = new.test[:2], abmll.PredictionPlan(samples=2)
+    predicted = abmll.predict(method, likelihood, batcher, asked, drawn, place=(0,))
+    assert (
+        predicted
+        == abmll.predict(method, likelihood, batcher, asked, drawn, (0,))
+        == system.predict(asked, drawn, (0,))
+    )
+    assert list(abmll.list_tasks(tmp_path / "one")) == []
+
+
+def test_settings_that_cannot_answer_together_are_refused_from_python_too(base: abmll.LanguageModel) -> None:
+    sections = {"likelihood": {"share_prefix": False}, "adaptation": {"sampler": "activation"}}
+    with pytest.raises(abmll.AbmllError, match=r"adaptation\.sampler=activation with likelihood\.share_prefix=false"):
+        abmll.build_system({"method": {"name": "abmll", "training_sampler": "weight"}, **sections}, base)
+    abmll.build_system("abmll", base)  # nothing was put on the model

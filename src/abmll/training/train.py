@@ -134,16 +134,32 @@ class _Work:
         return TrainingState(self.method, self.inner, self.outer, self.progress)
 
 
+_OPTIONS = ("world", "validate", "listener", "graphs", "optimizers")
+
+
 def meta_train_parts(
-    method: Method, episodes: Episodes, batcher: Batcher, plan: TrainingPlan, run: RunDirectory, **options: Any
+    method: Method,
+    episodes: Episodes,
+    batcher: Batcher,
+    plan: TrainingPlan,
+    run: RunDirectory,
+    *more: Any,
+    **named: Any,
 ) -> int:
     """`meta_train` by the arguments that `abmll.meta_train` had until 0.1.
 
     Args:
         method, batcher, episodes, plan, run: as there.
-        options: world, validate and listener as there; graphs and optimizers as in `Learner`.
+        more: by position: world, validate and listener as there; graphs and optimizers as in `Learner`.
+        named: the same by name.
+
+    Raises:
+        TypeError: there are too many, or one is given both ways.
     """
-    learner = Learner.of(method, batcher)
+    given = dict(zip(_OPTIONS, more, strict=False))
+    if len(more) > len(_OPTIONS) or given.keys() & named.keys():
+        raise TypeError(f"meta_train() takes {', '.join(_OPTIONS)} once each, after five arguments")
+    learner, options = Learner.of(method, batcher), {**given, **named}
     parts = {name: options.pop(name, None) or getattr(learner, name) for name in ("graphs", "optimizers")}
     return meta_train(replace(learner, **parts), episodes, plan, run, **options)
 
