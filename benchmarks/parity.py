@@ -22,7 +22,8 @@ from abmll.runs.prepare import load_run_tasks
 from abmll.systems.build import build_system, load_base
 from abmll.systems.plans import resolve
 from abmll.training.checkpoints import RunDirectory
-from abmll.training.train import meta_train, theta
+from abmll.training.resume import theta
+from abmll.training.train import meta_train
 from benchmarks.common import describe, write_result
 
 SETTINGS = {"structured": {"inner_optimizer_state": "fresh"}}

@@ -7,9 +7,10 @@ Names are imported when they are first used, so that `import abmll` costs nothin
 'occupations'
 """
 
-import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from abmll.deprecation import warn_renamed
 
 if TYPE_CHECKING:
     from abmll.adapters.attach import StdOptions, attach, detach
@@ -152,13 +153,13 @@ __all__ = [
 
 
 _DEPRECATED = {
-    "adapt": ("abmll.systems.predict", "adapt", "System.adapt"),
+    "adapt": ("abmll.systems.predict", "adapt", "abmll.System.adapt"),
     "meta_train": ("abmll.training.train", "meta_train_parts", "abmll.train"),
-    "predict": ("abmll.systems.predict", "predict", "System.predict"),
-    "SavedTask": ("abmll.everyday.saved", "SavedPosterior", "SavedPosterior"),
-    "list_tasks": ("abmll.everyday.saved", "list_posteriors", "list_posteriors"),
-    "load_task": ("abmll.everyday.saved", "load_posterior", "load_posterior"),
-    "save_task": ("abmll.everyday.saved", "save_posterior", "save_posterior"),
+    "predict": ("abmll.systems.predict", "predict", "abmll.System.predict"),
+    "SavedTask": ("abmll.everyday.saved", "SavedPosterior", "abmll.SavedPosterior"),
+    "list_tasks": ("abmll.everyday.saved", "list_posteriors", "abmll.list_posteriors"),
+    "load_task": ("abmll.everyday.saved", "load_posterior", "abmll.load_posterior"),
+    "save_task": ("abmll.everyday.saved", "save_posterior", "abmll.save_posterior"),
 }
 """Earlier public name -> where it is, and what takes its place; gone with the next minor version."""
 
@@ -166,7 +167,7 @@ _DEPRECATED = {
 def __getattr__(name: str) -> Any:
     if name in _DEPRECATED:
         module, attribute, instead = _DEPRECATED[name]
-        warnings.warn(f"abmll.{name} is deprecated: use {instead}", DeprecationWarning, stacklevel=2)
+        warn_renamed(f"abmll.{name}", instead)
         return getattr(import_module(module), attribute)
     if name not in _MODULES:
         raise AttributeError(f"module 'abmll' has no attribute {name!r}")

@@ -6,9 +6,7 @@ kept as `~/...`: a configuration is written into every run, and a run is for sha
 
 import difflib
 import functools
-import hashlib
 import itertools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -232,11 +230,6 @@ class RunConfig(_Section):
         if value.endswith(".") or is_device(value):
             raise ValueError("ends in a dot or is a device's name such as CON, so it cannot name a folder everywhere")
         return value
-
-    def content_hash(self) -> str:
-        """SHA-256 of everything but name, note and tracking, in hexadecimal."""
-        values = self.model_dump(mode="json", exclude={"name", "note", "tracking"})
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML that `load_config` reads back."""

@@ -78,10 +78,14 @@ def earlier_arguments(
 
     Args:
         names: the earlier keywords.
-        instead: what to write now, for the warning.
-        translate: from those that were given to arguments of today.
+        instead: the call to write now, for the warning.
+        translate: from those that were given to keywords of today.
 
-    >>> @earlier_arguments(("colour",), "shade=", lambda given: {"shade": given["colour"]})
+    Returns:
+        The decorator. What it decorates raises a TypeError where a call gives a keyword of today beside earlier ones
+        that stand for it.
+
+    >>> @earlier_arguments(("colour",), "paint(shade=)", lambda given: {"shade": given["colour"]})
     ... def paint(shade: str) -> str:
     ...     return shade
     >>> with warnings.catch_warnings(record=True) as caught:
@@ -89,7 +93,7 @@ def earlier_arguments(
     ...     paint(colour="red")
     'red'
     >>> print(caught[0].message)
-    paint(colour=) is deprecated: use shade=
+    paint(colour=) is now paint(shade=); the old name works for one minor version
     """
 
     def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -97,10 +101,13 @@ def earlier_arguments(
         def call(*args: Any, **options: Any) -> Any:
             given = {name: options.pop(name) for name in names if name in options}
             if given:
-                old = ", ".join(f"{name}=" for name in given)
-                text = f"{function.__name__}({old}) is deprecated: use {instead}"
-                warnings.warn(text, DeprecationWarning, stacklevel=2)
-                options |= translate(given)
+                old, now = ", ".join(f"{name}=" for name in given), translate(given)
+                if twice := sorted(now.keys() & options.keys()):
+                    raise TypeError(
+                        f"{function.__name__}() got {twice[0]}= and, by earlier names, {old}; give {twice[0]}= alone"
+                    )
+                warn_renamed(f"{function.__name__}({old})", instead)
+                options |= now
             return function(*args, **options)
 
         return call

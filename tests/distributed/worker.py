@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from abmll.adapters.folder import write_adapter
 from abmll.process.world import World, join_world, leave_world
 from abmll.training.inner import NonFiniteError
-from abmll.training.train import theta
+from abmll.training.resume import theta
 from tests.systems import run_config, system_of, train
 
 SHORT: dict[str, Any] = {"inner_steps": 2}
@@ -68,7 +68,7 @@ def write_run_adapter(folder: Path, world: World) -> None:
     save_file(theta(system.method), folder / f"adapter-{world.rank}.safetensors")
     if world.is_main:
         write_adapter(system.stored("shared"), folder / "adapter")
-    world.barrier()
+    world.tell(0)  # ranks meet
 
 
 def main(folder: Path) -> None:

@@ -151,7 +151,6 @@ def _read_recipe(folder: Path) -> None:
         for seed in config.seeds:
             run = config.run(name, seed)
             resolve(run)
-            run.content_hash()
             run.to_yaml().encode()
     for source in (config.tasks.train, config.tasks.validation, config.tasks.unseen):
         tasks_of(source)

@@ -1,5 +1,6 @@
 """Tokens, and where somebody lives, are in nothing that a run or an export leaves behind."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,12 @@ from typer.testing import CliRunner
 from abmll.cli import app
 from abmll.config import RunConfig
 from abmll.errors import AbmllError
+from abmll.runs.train_run import train_run
+from abmll.systems.build import build_system
 from abmll.tasks.sources import load_tasks
+from tests.poison import mark, poisoned_base
+from tests.runs import run_in
+from tests.systems import run_config
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
 PLANTED = {
@@ -73,6 +79,32 @@ def test_trust_47_no_home_path_is_in_any_file(left: Path) -> None:
         path.relative_to(left).as_posix() for path in left.rglob("*") if path.is_file() and home in path.read_bytes()
     }
     assert not found
+
+
+@pytest.mark.parametrize(
+    ("role", "split", "named"),
+    [
+        ("train", "train", "runs/mine/non-finite/step-000000-position-0/"),
+        ("validation", "train", "runs/mine/non-finite/adapting-draw-0/"),
+        ("validation", "test", "tiny1.test.jsonl:1, "),
+    ],
+)
+def test_trust_47_no_journal_says_where_rows_or_runs_lie(role: str, split: str, named: str, tmp_path: Path) -> None:
+    """A step that is skipped, and a validation that is not finite, say which batch or rows it was."""
+    home = tmp_path / "home" / "ann"
+    one, other = tiny_tasks(2)
+    write_tasks(home / "clean", (one,))
+    write_tasks(home / "spoilt", (mark(other, **{split: tuple(range(len(getattr(other, split))))}),))
+    clean, spoilt = load_tasks(str(home / "clean")), load_tasks(str(home / "spoilt"))
+    assert str(home) in getattr(spoilt[0], split)[0].location
+    training = {"iterations": 1, "on_non_finite": "skip", "validate_every": 1}
+    config = run_config("abmll", inner_steps=1, training=training, adaptation={"steps": 1})
+    train, validation = (spoilt, clean) if role == "train" else (clean, spoilt)
+    run = run_in(home / "runs" / "mine", config, train, (), validation)
+    train_run(run, lambda: build_system(config, poisoned_base()))
+    journal = (run.folder / "journal.jsonl").read_text()
+    assert named in json.loads(journal.splitlines()[0])["why" if role == "train" else "validation_not_finite"]
+    assert str(tmp_path) not in journal
 
 
 def test_paths_below_home_are_kept_so_that_their_owner_can_use_them(

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from abmll.config import RunConfig
 from abmll.diagnosis.batch import replay_batch
 from abmll.errors import AbmllError, NonFiniteError
+from abmll.metrics.not_finite import END
 from abmll.process.timer import Timer
 from abmll.runs.evaluate_run import evaluate_once
 from abmll.runs.prepare import tasks_of
@@ -18,7 +20,8 @@ from abmll.runs.train_run import train_run
 from abmll.systems.build import build_system, load_base
 from abmll.systems.system import System
 from abmll.training.checkpoints import RunDirectory
-from tests.runs import config_in, place_tiny, run_in, silent
+from abmll.training.failed_batch import read_batch
+from tests.runs import config_in, place_tiny, run_in, silent, system_in
 from tests.survival.children import command, in_child
 from tests.survival.places import rows
 from tests.systems import run_config, same, system_of, train, values
@@ -128,10 +131,32 @@ def test_trust_19_adapting_to_an_unseen_task_keeps_its_batch_too(place: Path, tm
     system = build_system(config, load_base(config.model))
     unseen = tasks_of(config.tasks.train)[:1]
     run = run_in(tmp_path / "run", config, unseen, unseen)
+    before = {path: path.read_bytes() for path in evaluate_once(run, system, 0, silent, Timer())}
     poison(system, "weights")
     with pytest.raises(NonFiniteError, match="adapting to task tiny0: inner step 0"):
         evaluate_once(run, system, 0, silent, Timer())
     assert replay_batch(tmp_path / "run" / "non-finite" / "adapting-draw-0").term == "weights"
+    kept = read_batch(tmp_path / "run" / "non-finite" / "adapting-draw-0").config
+    assert yaml.safe_load(kept)["method"]["std_floor"] == 1e-6, "a setting that nobody gave, whose default may change"
+    assert {path: path.read_bytes() for path in before} == before, "predictions are lost before there are new ones"
+
+
+def test_evaluating_again_replaces_what_is_there(place: Path, tmp_path: Path) -> None:
+    """Also where it was said not to be finite; a task that was marked is finite after a change of the weights."""
+    config = config_in(place)
+    system, unseen = system_in(config), tasks_of(config.tasks.train)[:1]
+    run = run_in(tmp_path / "run", config, unseen, unseen, record_non_finite=True)
+    files = evaluate_once(run, system, 0, silent, Timer())
+    before = [file.read_bytes() for file in files]
+    start = values(system, "shared")
+    poison(system, "weights")
+    evaluate_once(run, system, 0, silent, Timer())
+    markers = [file.with_name(f"tiny0{END}") for file in files]
+    assert [file.exists() for file in (*files, *markers)] == [False] * len(files) + [True] * len(files)
+    system.method.adapters.load_state_dict("shared", start)
+    evaluate_once(run, system, 0, silent, Timer())
+    assert [file.read_bytes() for file in files] == before
+    assert not any(marker.exists() for marker in markers)
 
 
 # -------------------- skipping

@@ -1,20 +1,24 @@
 """`abmll adapt` without --save: unseen tasks scored from a run, and where the predictions go."""
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
-from abmll.config import CompareConfig, TaskSource
+from abmll.cli.work.score_unseen import score_unseen
+from abmll.config import CompareConfig, TaskSource, parse_overrides
+from abmll.errors import AbmllError
 from abmll.report import write_report
 from abmll.runs.compare import run_comparison
 from abmll.runs.prepare import tasks_of, tasks_to_score
+from abmll.runs.train_run import train
 from abmll.systems.build import load_base
 from abmll.training.checkpoints import Checkpoint, RunDirectory
 from tests.commands import Command, command
 from tests.everyday import place_run
-from tests.runs import config_in
+from tests.runs import config_in, system_in
 from tests.tiny import tiny_tasks, write_tasks
 
 
@@ -53,6 +57,23 @@ def test_trust_43_what_adapt_predicts_stays_in_the_run(abmll: Command, tmp_path:
     again = abmll("score runs/mine/predictions")[1]
     assert len(re.findall("tiny[45]", out)) == 4, "two tasks, by draws and by the mean"
     assert sorted(again.splitlines()) == sorted(out.splitlines()), "the README's command finds all of them"
+
+
+def test_a_run_trained_on_python_objects_is_scored_by_doing_what_its_messages_say(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One message for each role whose tasks are in no file."""
+    *tasks, chosen = tiny_tasks(4, n_rows=16)
+    train(system_in(config_in(home)), tasks, tmp_path / "run", validation=[chosen], iterations=1)
+    overrides: list[str] = []
+    for role in ("train", "validation"):
+        with pytest.raises(AbmllError, match=rf"^tasks\.{role}: .* were Python objects \(tiny") as caught:
+            score_unseen(tmp_path / "run", str(home / "unseen"), parse_overrides(overrides), None)
+        advised = re.search(r"holds: (.*?) (takes|leaves)", str(caught.value))
+        assert advised is not None
+        overrides += shlex.split(advised[1])
+    score_unseen(tmp_path / "run", str(home / "unseen"), parse_overrides(overrides), None)
+    assert len(re.findall("tiny[45]", capsys.readouterr().out)) == 4
 
 
 def test_adapting_a_run_of_a_comparison_leaves_its_results(abmll: Command) -> None:

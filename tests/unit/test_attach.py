@@ -366,9 +366,16 @@ def test_std_relative_of_packed_weights_says_what_to_give_instead():
     ],
 )
 def test_earlier_keywords_work_and_name_what_takes_their_place(earlier, now):
-    with pytest.warns(DeprecationWarning, match=r"attach\(.*=\) is deprecated: use std="):
+    with pytest.warns(DeprecationWarning, match=r"attach\(.*=\) is now attach\(std=StdOptions\(.*; the old name works"):
         old = attach(tiny_model(), **earlier)
     new = attach(tiny_model(), std=now)
     for one, other in zip(old.layers.values(), new.layers.values(), strict=True):
         assert one.task.has_std == other.task.has_std
         assert now is None or one.task.variance == other.task.variance
+
+
+def test_earlier_keywords_beside_what_takes_their_place_are_refused():
+    model = tiny_model()
+    with pytest.raises(TypeError, match=r"attach\(\) got std= and, by earlier names, std_init=; give std= alone"):
+        attach(model, std_init=0.5, std=StdOptions(init=0.1))
+    assert attach(model).layers, "something was attached already"

@@ -1,6 +1,7 @@
 """A comparison as build targets: what it leaves, what it does again, what it refuses."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from abmll.config import CompareConfig
+from abmll.config import CompareConfig, load_config
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.metrics.predictions import Prediction, read_predictions
 from abmll.metrics.scores import mean_nll, mean_nll_scaled
@@ -199,6 +200,26 @@ def test_trust_03_a_comparison_with_fresh_moments_of_structured_goes_on_with_the
     with pytest.raises(AbmllError, match=advised):
         run_comparison(configure(systems={"structured": SYSTEMS["structured"]}, seeds=[0]), tmp_path, never)
     run_comparison(configure(**begun), tmp_path, never)
+
+
+def test_trust_03_the_way_back_is_one_that_a_comparison_takes(
+    copy: Path, configure: Callable[..., CompareConfig], tmp_path: Path
+) -> None:
+    """A field that all systems share is set for all, another one for the system: done literally, both go on."""
+    before = configure()
+    other = {**before.adaptation.model_dump(mode="json"), "seed": 1, "steps": before.adaptation.steps + 1}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(configure(adaptation=other).to_yaml())
+    with pytest.raises(AbmllError, match=r"Go back to it \(") as caught:
+        run_comparison(load_config(CompareConfig, recipe), copy, never)
+    advised = re.search(r"Go back to it \((.*?)\)", str(caught.value))
+    assert advised is not None
+    assert set(advised[1].split()) == {
+        f"adaptation.seed={before.adaptation.seed}",
+        f"systems.{next(iter(SYSTEMS))}.adaptation.steps={before.adaptation.steps}",
+    }
+    others = [f"systems.{name}.adaptation.steps={before.adaptation.steps}" for name in SYSTEMS]
+    run_comparison(load_config(CompareConfig, recipe, [*advised[1].split(), *others[1:]]), copy, never)
 
 
 def test_a_system_can_be_added_later(copy: Path, configure: Callable[..., CompareConfig]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from abmll.config import (
     CompareConfig,
@@ -73,7 +73,6 @@ def test_yaml_out_and_in_again_is_the_same_configuration(tmp_path: Path, kind: t
     again = load_config(kind, write(tmp_path, config.to_yaml()))
     assert again == config
     assert again.to_yaml() == config.to_yaml()
-    assert again.content_hash() == config.content_hash()
 
 
 def test_a_configuration_cannot_be_changed() -> None:
@@ -88,83 +87,6 @@ def test_settings_of_a_method_are_all_but_its_name_and_preset() -> None:
     assert settings == {key: value for key, value in FULL["method"].items() if key != "name"}
     settings.clear()
     assert RunConfig.model_validate(FULL).method.settings() != {}
-
-
-# The hash
-
-
-def another(field_type: Any, value: Any) -> Any:
-    """A value that differs from the default one and is still allowed."""
-    literals = [x for kind in getattr(field_type, "__args__", ()) for x in getattr(kind, "__args__", (kind,))]
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, str) and bool in literals:
-        return False
-    if isinstance(value, str) and value in literals:
-        return next(other for other in literals if other != value)
-    if isinstance(value, int | float):
-        return value + 1
-    if value is None and isinstance(literals[0], str):
-        return literals[0]
-    if value is None:
-        return 7 if int in literals else "other"
-    return "other"
-
-
-def places(kind: type[BaseModel], values: dict[str, Any], above: tuple[str, ...] = ()):
-    """Each leaf of a dumped configuration: its path, its type and its value."""
-    for name, value in values.items():
-        annotation = kind.model_fields[name].annotation if name in kind.model_fields else None
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-        if section is not None and isinstance(value, dict):
-            yield from places(section, value, (*above, name))
-        else:
-            yield (*above, name), annotation, value
-
-
-def dumped() -> dict[str, Any]:
-    sources = {name: {"source": "a"} for name in ("train", "validation", "unseen")}
-    return RunConfig.model_validate({"model": {"source": "a"}, "tasks": sources}).model_dump(mode="json")
-
-
-PLACES = {".".join(path): (path, kind, value) for path, kind, value in places(RunConfig, dumped())}
-assert len(PLACES) > 45
-
-
-@pytest.mark.parametrize("place", sorted(set(PLACES) - {"model.shape"}))  # a shape excludes the source
-def test_the_hash_changes_with_every_field_but_name_note_and_tracking(place: str) -> None:
-    path, annotation, value = PLACES[place]
-    new: Any = {"names": ["other"], "targets": ["other"], "tracker": ["mlflow"], "folds": 2}.get(path[-1])
-    new = another(annotation, value) if new is None else new
-    nested: Any = new
-    for key in reversed(path):
-        nested = {key: nested}
-    changed = check(RunConfig, merge(dumped(), nested), "changed")
-    before = check(RunConfig, dumped(), "before").content_hash()
-    assert (changed.content_hash() == before) == (path[0] in ("name", "note", "tracking"))
-
-
-def test_the_hash_changes_with_a_shape_a_method_s_setting_and_what_is_compared() -> None:
-    hashes = [
-        check(RunConfig, {"model": {"shape": "tiny"}}, "").content_hash(),
-        check(RunConfig, {"model": {"source": "tiny"}}, "").content_hash(),
-        check(RunConfig, {**SMALL, "method": {"inner_steps": 3}}, "").content_hash(),
-        check(RunConfig, {**SMALL, "method": {"inner_steps": 4}}, "").content_hash(),
-        *(
-            check(CompareConfig, {**COMPARE, **over}, "").content_hash()
-            for over in ({}, {"seeds": [3, 0]}, {"curve": 3})
-        ),
-        check(CompareConfig, {**COMPARE, "systems": {"structured": {}}}, "").content_hash(),
-    ]
-    assert len(set(hashes)) == len(hashes)
-    assert all(len(value) == 64 for value in hashes)
-
-
-def test_the_hash_does_not_depend_on_order_or_on_writing_a_default_out() -> None:
-    one = check(RunConfig, {"model": {"shape": "t"}, "method": {"x": 1, "y": 2}}, "")
-    two = check(RunConfig, {"method": {"y": 2, "x": 1, "name": "abmll"}, "model": {"shape": "t", "dtype": "auto"}}, "")
-    assert one.content_hash() == two.content_hash()
 
 
 # Overrides

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from abmll.adapters.folder import read_adapter, write_adapter
 from abmll.classifier import Classifier
@@ -28,7 +29,7 @@ from abmll.files import write_json
 from abmll.metrics.abstention import certify, thresholds
 from abmll.metrics.calibration import apply_temperature, fit_temperature
 from abmll.metrics.usefulness import FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Usefulness, weigh
-from abmll.models import load_model
+from abmll.models import load, load_model
 from abmll.question import Task
 from abmll.runs.train_run import train_run
 from abmll.systems import build
@@ -45,6 +46,7 @@ from tests.everyday import texts, write_csv
 from tests.poison import SIGN, marked, poisoned_base, poisoned_load
 from tests.runs import config_in, run_in, system_in
 from tests.systems import TASKS, run_config, system_of, train
+from tests.tiny import tiny_model, tiny_tokenizer
 
 NAN, INF = float("nan"), float("inf")
 
@@ -293,6 +295,20 @@ def test_trust_19_a_base_model_with_weights_that_are_not_finite_is_refused(
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(NonFiniteError, match=rf"{name} holds NaN or infinity in {dtype}: .*model\.dtype=float32"):
         load_model(str(tmp_path / "model"), device="cpu", dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_trust_19_packed_weights_are_looked_at_too(dtype: torch.dtype) -> None:
+    """torch has no order of numbers of 8 bits."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    layer = model.model.layers[0].self_attn.q_proj
+    weight = layer.weight.detach().clone()
+    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    assert load._freeze(model, tokenizer, "packed", None).fingerprint
+    weight[0, 0] = NAN
+    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    with pytest.raises(NonFiniteError, match=r"q_proj\.weight holds NaN or infinity in float8_"):
+        load._freeze(model, tokenizer, "packed", None)
 
 
 # -------------------- numbers on their own

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from abmll import cli
 from abmll.cli import console
-from abmll.config import CompareConfig
+from abmll.config import CompareConfig, load_config
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import read_sealed_json, write_sealed_json
 from abmll.metrics.baselines import label_frequency
@@ -27,6 +27,8 @@ from abmll.report import render_terminal, write_report
 from abmll.report.figures import pictures
 from abmll.report.folder import collect
 from abmll.runs.compare import run_comparison
+from abmll.runs.evaluate_run import mark_training
+from abmll.runs.prepare import comparison_runs
 from abmll.runs.record import broken_tasks, score_run
 from abmll.systems import build
 from abmll.systems.folds import held_out
@@ -208,6 +210,32 @@ def test_trust_19_a_deleted_file_is_tried_again_and_nothing_else(
     assert path.read_bytes() == text
     assert [e["system"] for e in events if e["event"] == "target"] == ["lora"]
     assert not [e for e in events if e["event"] == "step"]
+
+
+@pytest.mark.parametrize("gone", ["abmll", "abmll_mean"])
+def test_trust_19_a_retry_leaves_no_marker_of_another_row_beside_its_predictions(
+    gone: str, copy: Path, configure: Callable[..., CompareConfig]
+) -> None:
+    """One adaptation makes both rows of a system; the user deleted the marker of one of them."""
+    folders = [copy / row / "seed-0" / "predictions" / PLACE / "draw-1" for row in ("abmll", "abmll_mean")]
+    (copy / gone / "seed-0" / "predictions" / PLACE / "draw-1" / f"tiny4{END}").unlink()
+    run_comparison(configure(), copy, tiny_base)
+    for folder in folders:
+        assert {path.name for path in folder.iterdir()} == {"tiny4.jsonl", "tiny5.jsonl"}
+    summary = write_report(copy)
+    assert summary["systems"]["abmll"]["not_finite"] == []
+    assert np.isfinite(summary["systems"]["abmll_mean"]["nll"])
+
+
+def test_trust_19_training_that_breaks_leaves_no_half_of_a_cell(copy: Path) -> None:
+    """Of a cell whose second row is missing the first is marked too, and its predictions go."""
+    config = load_config(CompareConfig, copy / "config.yaml")
+    (run,) = [run for run in comparison_runs(config, copy) if run.name == "abmll"]
+    drawn, mean = (copy / row / "seed-0" / "predictions" / PLACE / "draw-0" for row in run.rows)
+    (mean / "tiny5.jsonl").unlink()
+    mark_training(run, NonFiniteError("broken"))
+    for folder in (drawn, mean):
+        assert {path.name for path in folder.iterdir()} == {f"tiny5{END}", "tiny4.jsonl"}
 
 
 def test_trust_19_a_prediction_by_draws_breaks_its_own_row_alone(

@@ -161,17 +161,6 @@ def test_reset_std_restores_the_initial_stds_and_leaves_the_means():
     assert torch.equal(g.mean_b, means)
 
 
-def test_copy_from_takes_values_and_keeps_the_parameter_objects():
-    one, other = gaussian(), gaussian(seed=1)
-    objects = list(one.parameters())
-    one.copy_from(other)
-    assert all(mine is before for mine, before in zip(one.parameters(), objects, strict=True))
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(one.parameters(), other.parameters(), strict=True))
-    with torch.no_grad():
-        other.mean_b.zero_()
-    assert one.mean_b.any()
-
-
 def test_detached_factors_share_memory_but_not_the_graph():
     g = gaussian()
     for live, detached in zip(g.factors(), g.factors(detached=True), strict=True):

@@ -416,7 +416,7 @@ def test_buckets_give_the_same_training_steps(name: str, tmp_path: Path) -> None
         train(config, tmp_path / str(buckets), system=system)
         ends.append(values(system, "shared") | {f"phi {n}": t for n, t in values(system, "task").items()})
         assert largest_difference({n: ends[-1][n] for n in start}, start) > 1e-4
-    assert largest_difference(*ends) < 3e-5  # of steps of 3e-4 or more
+    assert largest_difference(*ends) < 1.5e-5  # 4.5e-6 with ten times the rounding; theta moves 1.1e-4 (FOMAML) to 4e-3
 
 
 # -------------------- several draws in one pass

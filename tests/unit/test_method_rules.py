@@ -310,7 +310,7 @@ PAPER: dict[str, Any] = {
 DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("pretrained", "default"): {**MEANS, "inner_lr": 1.6e-3},
     ("lora", "default"): {**MEANS, "episodes": "mixed", "inner_optimizer_state": "persistent"},
-    ("structured", "default"): MEANS,
+    ("structured", "default"): {**MEANS, "inner_optimizer_state": "persistent"},
     ("reptile", "default"): {**MEANS, "inner_lr": 1.4e-3, "outer_lr": 0.22, "outer_schedule": "linear"},
     ("fomaml", "default"): {**MEANS, "inner_lr": 1.2e-3, "outer_optimizer": "adamw", "outer_lr": 3.7e-5},
     ("abmll", "default"): {
@@ -330,7 +330,7 @@ def test_what_is_trained_with_where_nothing_is_said(name: str, preset: str) -> N
     found = resolve_settings(name, preset).model_dump()
     state = found.pop("inner_optimizer_state")
     expected = dict(DEFAULTS[name, preset])
-    assert state == expected.pop("inner_optimizer_state", "fresh") or name == "structured"
+    assert state == expected.pop("inner_optimizer_state", "fresh")
     assert found == expected
 
 

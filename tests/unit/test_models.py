@@ -467,13 +467,13 @@ def test_trust_51_shape_and_folder_open_no_connection(folder: Path) -> None:
 
 
 def test_a_shape_given_to_load_model_still_works_and_says_where_it_went() -> None:
-    with pytest.warns(DeprecationWarning, match="use random_model"):
+    with pytest.warns(DeprecationWarning, match=r"is now random_model\(shape, seed=\); the old name works"):
         old = load_model(None, shape="tiny-llama", device="cpu", seed=3)
     assert old.fingerprint == random_model("tiny-llama", device="cpu", seed=3).fingerprint
     with pytest.raises(AbmllError, match="one of the two"):
         load_model(None)
     with (
-        pytest.warns(DeprecationWarning, match="use random_model"),
+        pytest.warns(DeprecationWarning, match="is now random_model"),
         pytest.raises(AbmllError, match="one of the two"),
     ):
         load_model("somewhere", shape="tiny-llama")

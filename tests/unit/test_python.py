@@ -10,7 +10,10 @@ import pytest
 import torch
 
 import abmll
+from abmll.process.world import World
 from abmll.systems.folds import Fold
+from abmll.systems.plans import resolve
+from abmll.training.checkpoints import RunDirectory
 from tests.tiny import save_tiny, tiny_tasks
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -105,6 +108,35 @@ def test_validation_tasks_choose_the_step(base: abmll.LanguageModel, tmp_path: P
     assert final == min(nll, key=nll.__getitem__)
 
 
+def test_what_one_training_is_given_is_no_default_of_the_next(base: abmll.LanguageModel, tmp_path: Path) -> None:
+    *tasks, held = tiny_tasks(4)
+    sections = {"tasks": {"leak_check": "off"}, "training": {"iterations": 2}}
+    system = abmll.build_system({"method": {"name": "reptile"}, **sections}, base)
+    own = system.config
+    abmll.train(system, tasks, tmp_path / "one", validation=[held], iterations=1)
+    assert system.config == own
+    assert abmll.train(system, tasks, tmp_path / "two") == 2
+    config = abmll.load_config(abmll.RunConfig, tmp_path / "two" / "config.yaml")
+    assert (config.training.iterations, config.training.validate_every, config.tasks.validation) == (2, None, None)
+    with pytest.raises(abmll.AbmllError, match="another configuration"):
+        abmll.train(system, tasks, tmp_path / "one")
+    assert system.config == own
+
+
+@pytest.mark.parametrize("method", ["structured", {"name": "abmll", "preset": "paper"}])
+def test_what_is_saved_names_every_setting_of_the_method(
+    method: str | dict[str, str], base: abmll.LanguageModel, tmp_path: Path
+) -> None:
+    """A later version may have other defaults."""
+    system = abmll.build_system({"method": {"name": method} if isinstance(method, str) else method}, base)
+    system.adapt(tiny_tasks(1)[0], abmll.AdaptationPlan(examples=4, steps=1))
+    system.save(tmp_path / "saved")
+    system.close()
+    named = abmll.load_config(abmll.RunConfig, tmp_path / "saved" / "config.yaml").method.settings()
+    assert named == system.method.settings.model_dump(mode="json")
+    assert abmll.load_system(tmp_path / "saved", base).method.settings == system.method.settings
+
+
 def test_adapting_takes_every_row_and_predictions_are_what_scores_take(base: abmll.LanguageModel) -> None:
     task = tiny_tasks(1, n_rows=25)[0]
     system = abmll.build_system("abmll", base)
@@ -146,7 +178,42 @@ def test_rows_that_cannot_be_learned_from_are_named(base: abmll.LanguageModel, t
 
 
 @pytest.mark.parametrize("name", ["adapt", "predict", "meta_train"])
-def test_earlier_names_work_and_say_what_takes_their_place(name: str) -> None:
+def test_earlier_names_say_what_takes_their_place(name: str) -> None:
     assert name not in abmll.__all__
-    with pytest.warns(DeprecationWarning, match=rf"abmll\.{name} is deprecated: use (System|abmll)\."):
+    now = rf"abmll\.{name} is now abmll\.(System\.)?(adapt|predict|train); the old name works for one minor version"
+    with pytest.warns(DeprecationWarning, match=now):
         assert callable(getattr(abmll, name))
+
+
+@pytest.mark.filterwarnings("ignore:.*the old name works for one minor version:DeprecationWarning")
+def test_earlier_names_take_what_they_took(base: abmll.LanguageModel, tmp_path: Path) -> None:
+    """Each is called as it was before it was renamed: in its order, and by its earlier keywords."""
+    *tasks, new = tiny_tasks(4)
+    system = abmll.build_system({"method": {"name": "abmll", "inner_steps": 1}}, base)
+    method, likelihood, batcher, plan = system.method, system.likelihood, system.batcher, abmll.AdaptationPlan(4, 1)
+    resolved, events = resolve(system.config), []
+    episodes, training = resolved.episodes_of(tuple(tasks)), replace(resolved.training, iterations=1)
+    earlier = (World(), lambda: 1.0, events.append, system.graphs, system.training)
+    arguments = (method, episodes, batcher, training)
+    assert abmll.meta_train(*arguments, RunDirectory(tmp_path / "one"), *earlier) == 1
+    assert [event["step"] for event in events] == [1]
+    assert abmll.meta_train(*arguments, run=RunDirectory(tmp_path / "two"), world=World(), optimizers=None) == 1
+    with pytest.raises(TypeError, match="once each"):
+        abmll.meta_train(*arguments, RunDirectory(tmp_path / "three"), World(), world=World())
+    examples = abmll.adapt(method, batcher, new, plan, 0)
+    assert examples == system.adapt(new, plan, 0)
+    asked, drawn = new.test[:2], abmll.PredictionPlan(samples=2)
+    predicted = abmll.predict(method, likelihood, batcher, asked, drawn, place=(0,))
+    assert (
+        predicted
+        == abmll.predict(method, likelihood, batcher, asked, drawn, (0,))
+        == system.predict(asked, drawn, (0,))
+    )
+    assert list(abmll.list_tasks(tmp_path / "one")) == []
+
+
+def test_settings_that_cannot_answer_together_are_refused_from_python_too(base: abmll.LanguageModel) -> None:
+    sections = {"likelihood": {"share_prefix": False}, "adaptation": {"sampler": "activation"}}
+    with pytest.raises(abmll.AbmllError, match=r"adaptation\.sampler=activation with likelihood\.share_prefix=false"):
+        abmll.build_system({"method": {"name": "abmll", "training_sampler": "weight"}, **sections}, base)
+    abmll.build_system("abmll", base)  # nothing was put on the model

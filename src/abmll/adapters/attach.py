@@ -39,7 +39,9 @@ def _std_of(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @earlier_arguments(
-    ("with_std", "std_form", "std_init", "std_relative", "std_floor"), "std=StdOptions(init=...), or std=None", _std_of
+    ("with_std", "std_form", "std_init", "std_relative", "std_floor"),
+    "attach(std=StdOptions(form=, init=, relative=, floor=)), or attach(std=None)",
+    _std_of,
 )
 def attach(
     model: nn.Module,

@@ -126,12 +126,6 @@ class LowRankGaussian(nn.Module):
         return out
 
     @torch.no_grad()
-    def copy_from(self, other: "LowRankGaussian") -> None:
-        """Take every factor of `other` in place (the parameters stay the same objects)."""
-        for mine, theirs in zip(self.parameters(), other.parameters(), strict=True):
-            mine.copy_(theirs)
-
-    @torch.no_grad()
     def reset(self, seed: int) -> None:
         """Every factor at its initial value, as if made with this seed."""
         self.mean_b.zero_()

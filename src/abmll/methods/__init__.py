@@ -96,5 +96,10 @@ def resolve_settings(name: str, preset: str = "default", given: dict[str, Any] |
     try:
         return cls.settings_class(**values)
     except ValidationError as error:
-        lines = [f"method.{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}" for e in error.errors()]
-        raise AbmllError("\n".join(lines)) from error
+        raise AbmllError("\n".join(map(_in_words, error.errors()))) from error
+
+
+def _in_words(fault: Any) -> str:
+    """A setting that cannot be, by name."""
+    setting = ".".join(map(str, ("method", *fault["loc"])))
+    return f"{setting}: {fault['msg'].removeprefix('Value error, ')}, found {fault['input']!r}"

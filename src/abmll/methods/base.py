@@ -119,9 +119,8 @@ class Settings(BaseModel):
     @field_validator("*")
     @classmethod
     def _rates_are_float32(cls, value: Any, field: Any) -> Any:
-        name = field.field_name
-        if name.endswith("_lr") and value > MOST_RATE:
-            raise ValueError(f"{name}: a rate above {MOST_RATE:g} is no number of float32's to step by")
+        if field.field_name.endswith("_lr") and value > MOST_RATE:
+            raise ValueError(f"a rate above {MOST_RATE:g} is no number of float32's to step by")
         return value
 
 

@@ -5,7 +5,6 @@ import functools
 import importlib.metadata
 import importlib.util
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from abmll.deprecation import warn_renamed
 from abmll.errors import AbmllError, NonFiniteError, unknown_name
 from abmll.models.frozen import freeze
 from abmll.models.gguf import load_gguf
@@ -77,7 +77,7 @@ def _with_shape(function: Callable[Parameters, LanguageModel]) -> Callable[Param
     def call(*args: Any, **options: Any) -> LanguageModel:
         earlier = {name: options.pop(name) for name in ("shape", "seed") if name in options}
         if earlier:
-            warnings.warn("load_model(shape=, seed=) is deprecated: use random_model", DeprecationWarning, stacklevel=2)
+            warn_renamed("load_model(shape=, seed=)", "random_model(shape, seed=)")
         source = args[0] if args else options.get("source")
         shape = earlier.pop("shape", None)
         if (source is None) == (shape is None):
@@ -215,7 +215,10 @@ def _freeze(
 def _check_finite(model: PreTrainedModel, name: str) -> None:
     """Refuse weights that are NaN or infinite, as they are in this dtype: attention can make finite answers of them."""
     for path, weight in model.named_parameters():
-        if weight.is_floating_point() and weight.numel() and not all(end.isfinite() for end in weight.aminmax()):
+        if not weight.is_floating_point() or not weight.numel() or weight.dtype == torch.float4_e2m1fn_x2:
+            continue  # no value of those four bits is NaN or infinite
+        numbers = weight.to(torch.bfloat16) if weight.element_size() == 1 else weight  # torch has no order of float8
+        if not all(end.isfinite() for end in numbers.aminmax()):
             dtype = str(weight.dtype).removeprefix("torch.")
             raise NonFiniteError(
                 f"model {name!r}: {path} holds NaN or infinity in {dtype}: get the model again, or try "

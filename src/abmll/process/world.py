@@ -59,10 +59,6 @@ class World:
                 for tensor in tensors:
                     dist.all_reduce(tensor)
 
-    def barrier(self) -> None:
-        """Wait for every rank."""
-        self.tell(0)
-
     def tell(self, code: int, text: str = "", *, long: bool = False) -> list[News]:
         """Tell the other ranks, and hear what they tell; ranks meet here. Empty if every code is 0.
 

@@ -82,14 +82,24 @@ class Cells:
             for path in sorted(folder.glob(f"*/draw-*/*{END}")):
                 yield path, read_not_finite(path)
 
-    def make(self, system: System, cell: Cell, timer: Timer) -> None:
+    def make(self, system: System, cell: Cell, timer: Timer, *, anew: bool = False) -> None:
         """Adapt to a task and write the predictions of every row, unless they are there.
+
+        Of a cell that is there in part nothing stays: a row's file and its marker would contradict each other.
+
+        Args:
+            system: holds theta.
+            cell: to make.
+            timer: adds up the seconds.
+            anew: make it also where it is there; each file stays until the new one takes its place.
 
         Raises:
             NonFiniteError: an adaptation or prediction is not finite, and the run does not record that as a result.
         """
-        if self.exist(cell.where, cell.draw, (cell.task,)):
+        if not anew and self.exist(cell.where, cell.draw, (cell.task,)):
             return
+        if not anew:
+            self.remove(cell.where, cell.draw, cell.task)
         predict = partial(self._predict, system, cell_coordinates(self.run.seed, cell.draw, cell.task.name))
         try:
             with timer("adapt_seconds"):
@@ -114,7 +124,7 @@ class Cells:
         try:
             return system.adapt(task, plan, draw)
         except NonFiniteError as error:
-            text = self.run.config.to_sealed_yaml()
+            text = self.run.pinned.to_sealed_yaml()
             raise save_batch(error, self.run.folder, system.method, system.batcher, task.name, text) from error
 
     def _write(self, name: str, cell: Cell, rows: Sequence[Answered]) -> None:
@@ -122,6 +132,7 @@ class Cells:
         answered = [part for part in rows if not isinstance(part, NonFiniteError)]
         if len(answered) == len(rows):
             self._of(name, cell, *answered).write(self.file(name, cell.where, cell.draw, cell.task))
+            self.marker(name, cell.where, cell.draw, cell.task).unlink(missing_ok=True)
             return
         self._mark(name, cell, PREDICTING, next(part for part in rows if isinstance(part, NonFiniteError)))
 
@@ -132,9 +143,9 @@ class Cells:
         a = self.run.config.adaptation
         held_out_rows = learned if a.folds and (cell.plan.steps or a.in_context) else ()
         asked = self._of(name, cell, _guesses(self.run.scored(cell.task)), learned, held_out_rows)
-        below = f"{self.run.folder.parent.name}/{self.run.folder.name}"  # no folder of the user's machine
-        why = without_folders(str(error).replace(str(self.run.folder), below), (*cell.task.train, *cell.task.test))
+        why = without_folders(str(error), (*cell.task.train, *cell.task.test), self.run.folder)
         NotFinite(asked, stage, why).write(self.marker(name, cell.where, cell.draw, cell.task))
+        self.file(name, cell.where, cell.draw, cell.task).unlink(missing_ok=True)
 
     def _of(
         self,

@@ -26,7 +26,7 @@ from abmll.runs.evaluate_run import (
     unmark_training,
     write_cost,
 )
-from abmll.runs.overrides import check_encoded, of_system
+from abmll.runs.overrides import check_encoded, is_shared, of_system
 from abmll.runs.prepare import Run, comparison_runs
 from abmll.runs.provenance import (
     configuration_of_run,
@@ -215,9 +215,10 @@ def _refuse_other_configuration(run: Run) -> None:
     file = run.folder / "config.yaml"
     changed = differences(resolve(configuration_of_run(file)), run) if file.exists() else {}
     if changed:
+        own = {name if is_shared(name) else f"systems.{run.name}.{name}": pair for name, pair in changed.items()}
         raise AbmllError(
             f"{run.folder} was made with another configuration: {describe_differences(changed)}. Go back to it"
-            f"{overrides_to_restore(changed, f'systems.{run.name}.')}, give another folder with --out, or remove it"
+            f"{overrides_to_restore(own)}, give another folder with --out, or remove it"
         )
 
 

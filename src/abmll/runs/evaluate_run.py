@@ -55,6 +55,8 @@ def evaluate_run(run: Run, system: System, final: int, listener: Listener, timer
 def evaluate_once(run: Run, system: System, step: int, listener: Listener, timer: Timer) -> list[Path]:
     """Adapt to every unseen task from theta as it is now, and predict, replacing predictions that are there.
 
+    Those of a task stay until the new ones are made: a stop, or what is not finite, loses none.
+
     Args:
         run: names the unseen tasks.
         system: its system, with the weights of `step`.
@@ -67,13 +69,14 @@ def evaluate_once(run: Run, system: System, step: int, listener: Listener, timer
 
     Raises:
         AbmllError: another process is in the run directory.
+        NonFiniteError: an adaptation or prediction is not finite, and the run does not record that.
+        Stopped: the process was asked to stop.
     """
     files, cells, draws = [], Cells(run), range(run.config.adaptation.draws)
     with run.directory.locked(), gently():
         for draw, task in itertools.product(draws, run.tasks.unseen):
             cell = _adapted_cell(run, task, draw, step)
-            cells.remove(cell.where, draw, task)
-            cells.make(system, cell, timer)
+            cells.make(system, cell, timer, anew=True)
             listener(_evaluated(run, cell))
             files += [cells.file(name, cell.where, draw, task) for name in run.rows]
         if (run.folder / "adapter").is_dir():
@@ -128,6 +131,7 @@ def mark_training(run: Run, error: NonFiniteError) -> None:
     cells = Cells(run)
     for cell in _every_cell(run, run.training.iterations):
         if not cells.exist(cell.where, cell.draw, (cell.task,)):
+            cells.remove(cell.where, cell.draw, cell.task)
             cells.mark(cell, TRAINING, error)
 
 

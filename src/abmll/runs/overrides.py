@@ -67,6 +67,15 @@ def fields_of(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{name}", value
 
 
+def is_shared(field: str) -> bool:
+    """Whether no system of a comparison can have a value of its own, see `SHARED`.
+
+    >>> is_shared("adaptation.seed"), is_shared("adaptation.steps")
+    (True, False)
+    """
+    return bool(_why(field, SHARED))
+
+
 @contextmanager
 def of_system(name: str) -> Iterator[None]:
     """An error inside says of which system of a comparison it is."""

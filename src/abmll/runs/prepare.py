@@ -112,14 +112,30 @@ def _check_start(config: RunConfig) -> None:
         )
 
 
-def tasks_of(source: TaskSource | None) -> tuple[Task, ...]:
-    """The tasks that a configuration names; none for None."""
+OTHERS = {
+    "train": '"tasks.train={source: builtin, names: null}" takes others',
+    "validation": "tasks.validation=null leaves them out",
+    "unseen": "tasks.unseen=null leaves them out",
+}
+"""What to set where tasks of a role were Python objects."""
+
+
+def tasks_of(source: TaskSource | None, role: str = "train") -> tuple[Task, ...]:
+    """The tasks that a configuration names; none for None.
+
+    Args:
+        source: of the tasks.
+        role: `train`, `validation` or `unseen`, for messages.
+
+    Raises:
+        AbmllError: a task cannot be read, or is in no file, as it was a Python object; says what to do.
+    """
     if source is None:
         return ()
     if source.source == PYTHON:
         raise AbmllError(
-            f"the run was trained on tasks that were Python objects ({', '.join(source.names or ())}), which no file "
-            "holds: tasks.train.source=builtin takes others instead, or name a folder of them (docs/tasks.md)"
+            f"tasks.{role}: the run was trained with tasks that were Python objects ({', '.join(source.names or ())}), "
+            f"which no file holds: {OTHERS[role]}, tasks.{role}.source=FOLDER reads them as files (docs/tasks.md)"
         )
     return load_tasks(source.source, source.names, merge_choices=source.merge_choices, on_bad_row=source.on_bad_row)
 
@@ -139,7 +155,7 @@ def load_run_tasks(config: RunConfig, runs: Sequence[RunConfig] = ()) -> RunTask
     chosen = [run for run in (runs or (config,)) if run.training.validate_every is not None]
     if not chosen and config.tasks.validation is not None:
         log.warning("tasks.validation is named, but not used: training.validate_every is not set")
-    return RunTasks(tasks_of(config.tasks.train), tasks_of(config.tasks.validation), tasks_of(config.tasks.unseen))
+    return _every_role(config, config.tasks.unseen)
 
 
 def tasks_to_score(config: RunConfig, source: TaskSource | None) -> RunTasks:
@@ -154,9 +170,13 @@ def tasks_to_score(config: RunConfig, source: TaskSource | None) -> RunTasks:
     Raises:
         AbmllError: as `without_leaks`.
     """
-    unseen = source or config.tasks.unseen
-    tasks = RunTasks(tasks_of(config.tasks.train), tasks_of(config.tasks.validation), tasks_of(unseen))
+    tasks = _every_role(config, source or config.tasks.unseen)
     return without_leaks_of_trained(tasks, config.tasks.leak_check, others=source is not None)
+
+
+def _every_role(config: RunConfig, unseen: TaskSource | None) -> RunTasks:
+    t = config.tasks
+    return RunTasks(tasks_of(t.train), tasks_of(t.validation, "validation"), tasks_of(unseen, "unseen"))
 
 
 def prepare_run(

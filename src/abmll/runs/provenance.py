@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, write_sealed_json, write_text
 from abmll.models import LanguageModel
 from abmll.question import Task
+from abmll.runs.overrides import fields_of
 from abmll.systems.plans import ResolvedRun, resolve
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def record_provenance(
         )
     for name, pair in changed.items():
         log.warning("%s: %s; what is there was made before the change", folder, describe_differences({name: pair}))
-    schedules = [v for n, v in _fields(_values(run)) if n.startswith("method.") and n.endswith("schedule")]
+    schedules = [v for n, v in fields_of(_values(run)) if n.startswith("method.") and n.endswith("schedule")]
     if "training.iterations" in changed and any(value != "constant" for value in schedules):
         log.warning("%s: scheduled rates go by the new training.iterations from here on", folder)
     changes = [*recorded.get("changes", []), *({"field": n, "from": a, "to": b} for n, (a, b) in changed.items())]
@@ -126,7 +127,7 @@ def configuration_of_run(file: Path) -> RunConfig:
 
 def differences(before: ResolvedRun, now: ResolvedRun) -> dict[str, tuple[Any, Any]]:
     """Fields in which two configurations differ, except `UNCOMPARED` -> both values; methods as they resolve."""
-    one, other = dict(_fields(_values(before))), dict(_fields(_values(now)))
+    one, other = dict(fields_of(_values(before))), dict(fields_of(_values(now)))
     names = [name for name in {**one, **other} if not name.startswith(UNCOMPARED) and one.get(name) != other.get(name)]
     return {name: (one.get(name), other.get(name)) for name in names}
 
@@ -135,14 +136,6 @@ def _values(run: ResolvedRun) -> dict[str, Any]:
     """Every value; a preset is what it stands for."""
     values = run.pinned.model_dump(mode="json")
     return {**values, "method": {name: value for name, value in values["method"].items() if name != "preset"}}
-
-
-def _fields(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _fields(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def describe_differences(changed: Mapping[str, tuple[Any, Any]]) -> str:
@@ -157,7 +150,7 @@ def describe_differences(changed: Mapping[str, tuple[Any, Any]]) -> str:
     )
 
 
-def overrides_to_restore(changed: Mapping[str, tuple[Any, Any]], section: str = "") -> str:
+def overrides_to_restore(changed: Mapping[str, tuple[Any, Any]]) -> str:
     """The settings of before as overrides in brackets, where they are few and can be written so.
 
     >>> overrides_to_restore({"adapter.rank": (8, 4), "method.phi": ("reset", "persistent")})
@@ -167,7 +160,7 @@ def overrides_to_restore(changed: Mapping[str, tuple[Any, Any]], section: str = 
     if not short or len(changed) > MOST_ADVISED:
         return ""
     values = {n: before if isinstance(before, str) else json.dumps(before) for n, (before, _) in changed.items()}
-    return f" ({' '.join(f'{section}{name}={value}' for name, value in values.items())})"
+    return f" ({' '.join(f'{name}={value}' for name, value in values.items())})"
 
 
 def _flags(refused: Mapping[str, tuple[Any, Any]], allowed: Collection[str] | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from abmll.adapters.folder import write_adapter
 from abmll.adapters.peft import start_from
 from abmll.config import RunConfig, check
-from abmll.errors import AbmllError
+from abmll.errors import AbmllError, NonFiniteError
 from abmll.methods.noise import VALIDATION
 from abmll.metrics.scores import mean_nll, mean_nll_scaled
 from abmll.process.agreement import agree_on_failure
@@ -28,6 +28,7 @@ from abmll.systems.build import renew
 from abmll.systems.plans import PredictionPlan, resolve
 from abmll.systems.system import System
 from abmll.tasks.episodes import check_answers
+from abmll.training.finite import without_folders
 from abmll.training.optimizers import rates_at
 from abmll.training.train import meta_train
 
@@ -109,13 +110,20 @@ def validation_nll(run: Run, system: System) -> float:
     """Mean NLL over the validation tasks after adapting to each, by the mean weights; phi is used up by it.
 
     With `training.validate_by` `nll_scaled`, at the temperature that suits each task best.
+
+    Raises:
+        NonFiniteError: an adaptation or prediction is not finite; the message names no folder of the user's.
     """
     nll = {"nll": mean_nll, "nll_scaled": mean_nll_scaled}[run.config.training.validate_by]
     plan, cells = PredictionPlan("mean", 1, run.prediction.batch_tokens), Cells(run)
     nlls = []
     for task in run.tasks.validation:
-        cells.adapt(system, task, run.adaptation, 0)
-        nlls.append(nll(system.predict(run.scored(task), plan, VALIDATION)))
+        try:
+            cells.adapt(system, task, run.adaptation, 0)
+            nlls.append(nll(system.predict(run.scored(task), plan, VALIDATION)))
+        except NonFiniteError as error:  # the journal says why
+            why = without_folders(str(error), (*task.train, *task.test), run.folder)
+            raise NonFiniteError(why, error.batch) from error
     return sum(nlls) / len(nlls)
 
 
@@ -143,6 +151,8 @@ def train(
     Each meta-iteration draws a task, makes phi from theta, takes inner steps on phi, and one outer step on theta
     (docs/method.md, section 2). The folder becomes a run directory as `abmll train` leaves it, which `abmll adapt`,
     `abmll predict` and `abmll export` take; where it is one already, the same training goes on from its checkpoint.
+    No file holds the tasks: what reads them again, as `abmll adapt` does to score unseen tasks, needs
+    `"tasks.train={source: builtin, names: null}"` and, with validation tasks, `tasks.validation=null`.
 
     Args:
         system: of `build_system`; whatever theta and phi were, training begins anew.
@@ -184,7 +194,11 @@ def train(
         assert renewed, "tasks and iterations are no part of a captured step"
         return system
 
-    return train_run(prepare_run(resolved, given, Path(folder)), as_new, listener)
+    own = system.config
+    try:
+        return train_run(prepare_run(resolved, given, Path(folder)), as_new, listener)
+    finally:
+        system.config = own  # what this training was given is no default of the next
 
 
 def _configured(

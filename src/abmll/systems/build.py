@@ -18,7 +18,7 @@ from abmll.models.frozen import pack
 from abmll.models.pretrained import COMMIT
 from abmll.models.shapes import SHAPES
 from abmll.prompts.encode import Encoder
-from abmll.systems.plans import method_settings
+from abmll.systems.plans import method_settings, resolve
 from abmll.systems.system import System
 from abmll.training.batcher import Batcher
 from abmll.training.graphs import Graphs
@@ -65,7 +65,7 @@ def build_system(
     (3, True)
     """
     config = configuration_for(config, base)
-    settings = settings or method_settings(config)
+    settings = settings or resolve(config).settings
     adapters = attach(
         base.model,
         config.adapter.targets,

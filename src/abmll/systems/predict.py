@@ -12,6 +12,7 @@ from scipy.special import entr
 from torch import Tensor
 
 from abmll.adapters.layer import Sampler
+from abmll.deprecation import renamed_keywords
 from abmll.errors import NonFiniteError
 from abmll.kernels.noise import key_tensor
 from abmll.likelihood import ChoiceLikelihood
@@ -87,6 +88,7 @@ def examples_of(task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, 
     )[0]
 
 
+@renamed_keywords({"place": "coordinates"})
 def predict(
     method: Method,
     likelihood: ChoiceLikelihood,

@@ -18,7 +18,7 @@ from abmll.metrics.predictions import Prediction
 from abmll.models import LanguageModel
 from abmll.question import Question, Task
 from abmll.systems.folds import Fold
-from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan
+from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan, resolve
 from abmll.systems.predict import Answer, answer, predict, steps_from_theta
 from abmll.tasks.episodes import adaptation_batches
 from abmll.training.batcher import Batcher
@@ -179,6 +179,8 @@ class System:
     def save(self, folder: Path | str, slot: Slot = "task") -> None:
         """Write phi, or theta, and the configuration: `abmll.load_system` gives it back, stock PEFT reads its mean.
 
+        Every setting of the method is written, also those that nobody gave: a later version may have another default.
+
         Args:
             folder: replaced if it is there; whole or not at all.
             slot: `task` for phi, as it was adapted last; `shared` for theta.
@@ -187,7 +189,7 @@ class System:
             NonFiniteError: a weight is NaN or infinite; nothing is written then.
             OSError: the disk is full, ...; `folder` is then as it was.
         """
-        text = self.config.to_sealed_yaml()
+        text = resolve(self.config).pinned.to_sealed_yaml()
         write_adapter(self.stored(slot), folder, lambda beside: write_text(beside / CONFIG_FILE, text))
 
     def close(self) -> None:

@@ -40,13 +40,20 @@ def name_rows(questions: Sequence[Question]) -> str:
     return names + (f" and {len(questions) - SHOWN} more" if len(questions) > SHOWN else "")
 
 
-def without_folders(text: str, questions: Iterable[Question]) -> str:
-    """A message as it is written to files: rows by their file's name alone, without the user's folders.
+def without_folders(text: str, questions: Iterable[Question], run: Path | None = None) -> str:
+    """A message as it is written to files, without the user's folders.
 
-    >>> row = Question("1", "?", ("a", "b"), 0, location="/home/me/rows.csv:2")
-    >>> without_folders(f"{row.location}: not finite", [row])
-    'rows.csv:2: not finite'
+    Args:
+        text: the message.
+        questions: rows that it may name, by their file's name alone then.
+        run: a run directory that it may name, of which two folders stay.
+
+    >>> row, run = Question("1", "?", ("a", "b"), 0, location="/home/me/rows.csv:2"), Path("/home/me/runs/mine")
+    >>> without_folders(f"{row.location}: not finite, see {run}/non-finite", [row], run)
+    'rows.csv:2: not finite, see runs/mine/non-finite'
     """
+    if run is not None:
+        text = text.replace(str(run), str(Path(*run.parts[-2:])))
     for question in questions:
         if question.location:
             text = text.replace(question.location, Path(question.location).name)

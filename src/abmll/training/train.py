@@ -21,13 +21,12 @@ from abmll.tasks.episodes import Episodes
 from abmll.training.batcher import Batcher
 from abmll.training.checkpoints import Checkpoint, RunDirectory
 from abmll.training.failed_batch import FailedBatch, save_batch
+from abmll.training.finite import without_folders
 from abmll.training.graphs import Graphs
 from abmll.training.inner import check_finite, inner_steps
 from abmll.training.optimizers import GroupOptimizer, Optimizers, schedule_factor
 from abmll.training.outer import add_outer_gradient
 from abmll.training.resume import Progress, TrainingState, load_theta, resume
-from abmll.training.resume import restore_theta as restore_theta
-from abmll.training.resume import theta as theta
 from abmll.training.step_info import StepInfo, TaskInfo, Validation, losses_of
 
 log = logging.getLogger(__name__)
@@ -135,16 +134,32 @@ class _Work:
         return TrainingState(self.method, self.inner, self.outer, self.progress)
 
 
+_OPTIONS = ("world", "validate", "listener", "graphs", "optimizers")
+
+
 def meta_train_parts(
-    method: Method, episodes: Episodes, batcher: Batcher, plan: TrainingPlan, run: RunDirectory, **options: Any
+    method: Method,
+    episodes: Episodes,
+    batcher: Batcher,
+    plan: TrainingPlan,
+    run: RunDirectory,
+    *more: Any,
+    **named: Any,
 ) -> int:
     """`meta_train` by the arguments that `abmll.meta_train` had until 0.1.
 
     Args:
         method, batcher, episodes, plan, run: as there.
-        options: world, validate and listener as there; graphs and optimizers as in `Learner`.
+        more: by position: world, validate and listener as there; graphs and optimizers as in `Learner`.
+        named: the same by name.
+
+    Raises:
+        TypeError: there are too many, or one is given both ways.
     """
-    learner = Learner.of(method, batcher)
+    given = dict(zip(_OPTIONS, more, strict=False))
+    if len(more) > len(_OPTIONS) or given.keys() & named.keys():
+        raise TypeError(f"meta_train() takes {', '.join(_OPTIONS)} once each, after five arguments")
+    learner, options = Learner.of(method, batcher), {**given, **named}
     parts = {name: options.pop(name, None) or getattr(learner, name) for name in ("graphs", "optimizers")}
     return meta_train(replace(learner, **parts), episodes, plan, run, **options)
 
@@ -252,7 +267,8 @@ def _meta_steps(work: _Work, before: Checkpoint | None) -> tuple[TaskInfo, str]:
         if before is not None:
             work.state.put_back(before)
         work.progress.skipped = skipped
-        return TaskInfo(), str(error)
+        rows = (row for task in work.episodes.tasks for row in task.train)
+        return TaskInfo(), without_folders(str(error), rows, work.run.path)
     return info, ""
 
 
