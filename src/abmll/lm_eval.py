@@ -26,6 +26,7 @@ from scipy.special import logsumexp
 
 from abmll.config import merge, parse_overrides
 from abmll.errors import AbmllError, NonFiniteError, unknown_name
+from abmll.everyday.saved import read_posterior
 from abmll.everyday.session import Session, open_run
 from abmll.everyday.shipped import find_run
 from abmll.files import seal, without_home
@@ -230,9 +231,8 @@ def _draws(samples: Any) -> int:
 
 def _opened(run: Any, task: Any, overrides: Mapping[str, Any]) -> Session:
     """A run, with a saved task if one is named. lm-eval makes numbers of names that look like some."""
-    saved = None if task is None else str(task)
-    session, _ = open_run(find_run(str(run), copy=saved is not None), overrides, saved)
-    return session
+    folder = find_run(str(run), copy=task is not None)
+    return open_run(folder, overrides, None if task is None else read_posterior(folder, str(task)))
 
 
 def _listed(settings: Sequence[str]) -> list[str]:

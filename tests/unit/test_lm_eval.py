@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from abmll.errors import AbmllError, NonFiniteError
-from abmll.everyday.saved import save_posterior
+from abmll.everyday.saved import read_posterior, save_posterior
 from abmll.everyday.session import open_run
 from abmll.exporting import export_merged
 from abmll.files import write_text
@@ -141,7 +141,7 @@ def test_mean_weights_have_the_harness_s_scores_of_stock_peft(either: Path, task
 def merged(bpe: Path) -> list[HFLM]:
     """The harness's own models of the first draws, which `abmll export --merge --draw` writes."""
     for draw in range(DRAWS):
-        session, _ = open_run(bpe / "trained", task="mine")
+        session = open_run(bpe / "trained", saved=read_posterior(bpe / "trained", "mine"))
         export_merged(session.system, bpe / f"draw-{draw}", draw=draw)
     return [theirs(bpe / f"draw-{draw}", batch_size=3) for draw in range(DRAWS)]
 

@@ -11,6 +11,7 @@ from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import EXTRAS_FILE, checksum, read_adapter, read_facts, write_adapter
 from abmll.config import RunConfig
 from abmll.errors import AbmllError, unknown_name
+from abmll.everyday.probe import read_probe, with_same_tokenizer
 from abmll.files import (
     OLD,
     check_name,
@@ -191,8 +192,19 @@ def load_posterior(run: Path | str, name: str, system: System) -> SavedPosterior
         AbmllError: there is none of that name, it is damaged, or it belongs to another base model.
     """
     saved = read_posterior(run, name)
-    use_adapter(saved.adapter, system, saved.folder, ("task",))
+    put_posterior(saved, system)
     return saved
+
+
+def put_posterior(saved: SavedPosterior, system: System) -> None:
+    """Put a saved posterior into phi of a system, which may be on another copy of the run's base model.
+
+    Raises:
+        AbmllError: it belongs to another base model.
+    """
+    probe = read_probe(saved.folder.parent.parent)  # of the run
+    stored = with_same_tokenizer(saved.adapter, probe, system.language_model, system.batcher.encoder)
+    use_adapter(stored, system, saved.folder, ("task",))
 
 
 def _names(run: Path) -> list[str]:

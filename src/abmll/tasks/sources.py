@@ -71,6 +71,17 @@ def load_tasks(
     return tuple(_task(name, splits, files[name], on_bad_row) for name, splits in read.items())
 
 
+def check_files(spec: str) -> None:
+    """Refuse the path of tasks, as `load_tasks` takes it, that has none; what is no path is not looked at.
+
+    Raises:
+        AbmllError: says what is there instead.
+    """
+    kind = spec.partition(":")[0]
+    if kind not in ("builtin", "hub", *SOURCES.names()):
+        _find(_expanded(Path(spec)))
+
+
 def read_questions(
     path: str | Path, labelled: bool = True, *, merge_choices: bool = False, on_bad_row: OnBadRow = "error"
 ) -> tuple[Question, ...]:
