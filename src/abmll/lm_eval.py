@@ -34,12 +34,22 @@ from abmll.methods.noise import drawn
 from abmll.prompts.control import ControlTokens
 from abmll.training.finite import SHOWN, dtype_advice
 
+
+def end_with(message: object) -> NoReturn:
+    """End the command line: one message, exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
 try:
     from lm_eval.__main__ import cli_evaluate  # optional extra
     from lm_eval.api.registry import register_model  # optional extra
     from lm_eval.models.huggingface import HFLM  # optional extra
 except ImportError as error:
-    raise AbmllError(f"abmll.lm_eval needs lm_eval: pip install lm_eval ({error})") from error
+    missing = f"abmll.lm_eval needs lm_eval: pip install lm_eval ({error})"
+    if __name__ == "__main__":
+        end_with(missing)
+    raise AbmllError(missing) from error
 
 OWN = ("run", "task", "samples", "settings", "device", "dtype")
 HARNESS = (
@@ -124,8 +134,12 @@ class AbmllLM(HFLM):
         return self._averaged(requests, found).tolist()
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
-        """Refused: averaged draws have probabilities of texts, but no one model that writes them."""
-        raise NotImplementedError(
+        """Refused: averaged draws have probabilities of texts, but no one model that writes them.
+
+        Raises:
+            AbmllError: always; says what to do instead.
+        """
+        raise AbmllError(
             "the lm-eval model abmll scores continuations (multiple-choice and perplexity tasks), it does not generate "
             "text. For generation merge the mean or one draw (abmll export RUN -o DIR --merge) and evaluate that "
             "folder with --model hf"
@@ -250,8 +264,7 @@ def main() -> None:
     try:
         cli_evaluate()
     except AbmllError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        end_with(error)
 
 
 if __name__ == "__main__":

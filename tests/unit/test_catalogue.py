@@ -240,7 +240,7 @@ def second_file(fake: FakeHub, name: str, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("name", ["piqa", "pubmedqa"])
-def test_trust_18_rows_that_are_lost_in_one_of_several_files_are_not_skipped(name: str, fake: FakeHub) -> None:
+def test_trust_14_rows_that_are_lost_in_one_of_several_files_are_not_skipped(name: str, fake: FakeHub) -> None:
     """Neither where a set has both splits, nor where one is divided; and such a set is not pinned."""
     rows = varied(LAYOUTS[name], range(300))
     if name == "pubmedqa":  # of one split, divided by its passages

@@ -261,7 +261,7 @@ def test_a_task_s_text_does_not_close_the_user_s_turn_of_a_chat(bpe: Path, monke
 
 
 def test_nothing_is_generated(bpe: Path) -> None:
-    with pytest.raises(NotImplementedError, match="does not generate text"):
+    with pytest.raises(AbmllError, match="does not generate text"):
         AbmllLM(bpe / "trained").generate_until(instances([("Question:", {})], "generate_until"))
 
 
@@ -294,6 +294,16 @@ def test_mistakes_on_the_command_line_are_one_message(
     with pytest.raises(SystemExit, match="2"):
         ours.main()
     assert capsys.readouterr().err.startswith("error: nowhere: no run directory")
+
+
+def test_a_generating_task_is_one_message_too(
+    bpe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = instances([("Question:", {})], "generate_until")
+    monkeypatch.setattr(ours, "cli_evaluate", lambda: AbmllLM(bpe / "trained").generate_until(asked))
+    with pytest.raises(SystemExit, match="2"):
+        ours.main()
+    assert "it does not generate text" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("samples", [None, DRAWS])

@@ -232,7 +232,7 @@ def damaged(path: Path, rows: int, group: int) -> Path:
     return path
 
 
-def test_trust_18_a_damaged_parquet_file_is_refused_at_the_row_where_it_breaks_even_if_bad_rows_are_skipped(
+def test_trust_14_a_damaged_parquet_file_is_refused_at_the_row_where_it_breaks_even_if_bad_rows_are_skipped(
     tmp_path: Path,
 ) -> None:
     """The rows behind the damage are lost, so that it is no single row that may be left out."""

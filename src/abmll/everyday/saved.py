@@ -13,13 +13,12 @@ from abmll.config import RunConfig
 from abmll.errors import AbmllError, unknown_name
 from abmll.everyday.probe import read_probe, with_same_tokenizer
 from abmll.files import (
+    MOST_JSON,
     OLD,
     check_name,
-    check_regular,
     read_and_tell_seal,
     recover,
     replaced_by,
-    strict_json,
     write_sealed_json,
 )
 from abmll.runs.card import about_run, write_card
@@ -27,7 +26,6 @@ from abmll.systems.adapters import use_adapter
 from abmll.systems.system import System
 
 DETAILS_FILE = "task.json"
-MOST_DETAILS = 4 << 20  # bytes
 
 logger = logging.getLogger(__name__)
 
@@ -241,18 +239,7 @@ def _of(folder: Path, name: str) -> str:
 def _read_details(folder: Path, name: str) -> tuple[dict[str, Any], bool]:
     """The details, and whether they are sealed."""
     file, advice = folder / DETAILS_FILE, f"adapt again with `abmll adapt ... --save {name} --replace`"
-    try:
-        check_regular(file)
-        if file.stat().st_size > MOST_DETAILS:
-            raise AbmllError(f"{file}: {file.stat().st_size:,} bytes are too many")
-        strict_json(file.read_bytes())
-    except OSError as error:
-        raise AbmllError(f"{file}: cannot be read ({error.strerror}); {advice}") from error
-    except ValueError as error:
-        if isinstance(error, AbmllError):
-            raise
-        raise AbmllError(f"{file}: not what was saved ({error}); {advice}") from error
-    value, sealed = read_and_tell_seal(file, _of(folder, name), advice)
+    value, sealed = read_and_tell_seal(file, _of(folder, name), advice, MOST_JSON)
     if not isinstance(value.get("details"), dict):
         raise AbmllError(f"{file}: not what was saved; {advice}")
     return value["details"], sealed
