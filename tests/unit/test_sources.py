@@ -15,7 +15,8 @@ from abmll.question import Question
 from abmll.tables.frames import rows_in
 from abmll.tables.read import RowFile
 from abmll.tables.rows import BadRow, group_of, question_from_row
-from abmll.tasks.sources import load_tasks, read_questions
+from abmll.tasks.sources import load_tasks
+from tests.tables import read_questions
 
 GOOD = {"id": "q", "question": "Which is a metal?", "context": "", "choices": ["oxygen", "iron"], "answer": 1}
 
@@ -119,10 +120,10 @@ def test_a_repeated_choice_may_be_dropped_instead(tmp_path: Path) -> None:
     assert reasons(path, merge_choices=True) == {1: "has one choice, 2 times; a question needs two or more"}
 
 
-def test_rows_without_an_answer_are_read_when_allowed(tmp_path: Path) -> None:
+def test_rows_without_an_answer_are_read_when_allowed_and_an_answer_is_not_looked_at(tmp_path: Path) -> None:
     row = {key: GOOD[key] for key in ("question", "choices")}
-    path = write_jsonl(tmp_path / "a.jsonl", row, {**row, "answer": None}, {**row, "answer": 0})
-    assert [q.answer for q in read_questions(path, labelled=False)] == [None, None, 0]
+    path = write_jsonl(tmp_path / "a.jsonl", row, {**row, "answer": None}, {**row, "answer": 9})
+    assert [q.answer for q in read_questions(path, labelled=False)] == [None, None, None]
 
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
@@ -365,10 +366,10 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: st
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(AbmllError, match=r"cannot be read \(No such file"):
+    with pytest.raises(AbmllError, match=r"none\.jsonl: no such folder or file"):
         read_questions(tmp_path / "none.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(AbmllError, match=r"cannot be read \(Is a directory"):
+    with pytest.raises(AbmllError, match=r"folder\.jsonl: no NAME\.train\.jsonl"):
         read_questions(tmp_path / "folder.jsonl")
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(AbmllError, match=r"tables are \.jsonl, \.csv, \.tsv or \.parquet"):
