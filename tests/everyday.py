@@ -6,7 +6,10 @@ import random
 from pathlib import Path
 from typing import Any
 
+from abmll.everyday import adapt
+from abmll.everyday.labelled import Labelled
 from abmll.files import write_text
+from abmll.question import Question
 from tests.runs import config_in, place_tiny, train_run
 from tests.tiny import tiny_tasks
 
@@ -20,6 +23,11 @@ def place_run(folder: Path, **sections: Any) -> Path:
     write_text(folder / "runs" / "mine" / "config.yaml", config.to_yaml())
     train_run(config, folder / "runs" / "mine")
     return folder
+
+
+def hold_back(labelled: Labelled, count: int, seed: int) -> tuple[Labelled, tuple[Question, ...]]:
+    """The rows that are adapted to, and those held back."""
+    return adapt.parted(labelled, adapt.hold_back(labelled.clusters, count, seed))
 
 
 def texts(count: int, seed: int = 0) -> list[tuple[str, str]]:

@@ -1,6 +1,5 @@
 """Classifier: a scikit-learn estimator that adapts a meta-trained run to a few labelled examples."""
 
-import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from abmll.adapters.folder import checksum
 from abmll.config import parse_overrides
 from abmll.errors import AbmllError
 from abmll.everyday.shared_session import Posterior, SharedSession, read_shared_session, shared_session_of
-from abmll.files import check_regular, read_and_tell_seal, strict_json, write_sealed_json
+from abmll.files import MOST_JSON, read_and_tell_seal, write_sealed_json
 from abmll.metrics.predictions import pad_probabilities
 from abmll.question import Question
 from abmll.systems.predict import Answer
@@ -143,10 +142,12 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """Share of right predictions, by `y` or else by the labels in `X`.
 
         Raises:
-            NotFittedError, AbmllError: as `predict_proba`; or there are no labels.
+            NotFittedError, AbmllError: as `predict_proba`; or there are no rows, or no labels.
         """
         check_is_fitted(self, "classes_")
         rows = self._rows(X)
+        if not rows:
+            raise AbmllError("no rows to score")
         if self._layout.labels is None:
             truth = [question.answer for question in _questions(rows, self._layout, _answers_of(rows, y))]
         else:
@@ -308,9 +309,10 @@ def _of(folder: Path) -> str:
 
 def _read(folder: Path) -> tuple[dict[str, Any], Layout, np.ndarray]:
     file = folder / FILE
+    if not file.exists():
+        raise AbmllError(f"{file}: not there, so this is no folder of Classifier.save")
     try:
-        check_regular(file)
-        values = strict_json(file.read_bytes())
+        values, sealed = read_and_tell_seal(file, _of(folder), "fit and save again", MOST_JSON)
         if values["abmll_classifier"] not in (1, FORMAT):
             raise AbmllError(f"{file}: format {values['abmll_classifier']} is not known here: upgrade abmll")
         params = dict(values["params"])
@@ -318,13 +320,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], Layout, np.ndarray]:
         layout, classes = Layout.from_dict(values["layout"]), classes_from_json(values["classes"])
         if layout.labels is not None and len(layout.labels) != len(classes):
             raise ValueError(f"{len(classes)} labels, and {len(layout.labels)} texts of them")
-        _, sealed = read_and_tell_seal(file, _of(folder), "fit and save again")
         if not sealed and values["abmll_classifier"] == FORMAT:
             raise AbmllError(f"{file}: has no SHA-256 of its own; fit and save again")
         return params, layout, classes
     except AbmllError as error:
         raise error if str(folder) in str(error) else AbmllError(f"{file}: {error}") from error
-    except OSError as error:
-        raise AbmllError(f"{file}: cannot be read ({error.strerror}); no folder of Classifier.save") from error
-    except (ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise AbmllError(f"{file}: not what was saved ({error})") from error

@@ -26,6 +26,7 @@ from scipy.special import logsumexp
 
 from abmll.config import merge, parse_overrides
 from abmll.errors import AbmllError, NonFiniteError, unknown_name
+from abmll.everyday.saved import read_posterior
 from abmll.everyday.session import Session, open_run
 from abmll.everyday.shipped import find_run
 from abmll.files import seal, without_home
@@ -33,12 +34,22 @@ from abmll.methods.noise import drawn
 from abmll.prompts.control import ControlTokens
 from abmll.training.finite import SHOWN, dtype_advice
 
+
+def end_with(message: object) -> NoReturn:
+    """End the command line: one message, exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
 try:
     from lm_eval.__main__ import cli_evaluate  # optional extra
     from lm_eval.api.registry import register_model  # optional extra
     from lm_eval.models.huggingface import HFLM  # optional extra
 except ImportError as error:
-    raise AbmllError(f"abmll.lm_eval needs lm_eval: pip install lm_eval ({error})") from error
+    missing = f"abmll.lm_eval needs lm_eval: pip install lm_eval ({error})"
+    if __name__ == "__main__":
+        end_with(missing)
+    raise AbmllError(missing) from error
 
 OWN = ("run", "task", "samples", "settings", "device", "dtype")
 HARNESS = (
@@ -123,8 +134,12 @@ class AbmllLM(HFLM):
         return self._averaged(requests, found).tolist()
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
-        """Refused: averaged draws have probabilities of texts, but no one model that writes them."""
-        raise NotImplementedError(
+        """Refused: averaged draws have probabilities of texts, but no one model that writes them.
+
+        Raises:
+            AbmllError: always; says what to do instead.
+        """
+        raise AbmllError(
             "the lm-eval model abmll scores continuations (multiple-choice and perplexity tasks), it does not generate "
             "text. For generation merge the mean or one draw (abmll export RUN -o DIR --merge) and evaluate that "
             "folder with --model hf"
@@ -230,9 +245,8 @@ def _draws(samples: Any) -> int:
 
 def _opened(run: Any, task: Any, overrides: Mapping[str, Any]) -> Session:
     """A run, with a saved task if one is named. lm-eval makes numbers of names that look like some."""
-    saved = None if task is None else str(task)
-    session, _ = open_run(find_run(str(run), copy=saved is not None), overrides, saved)
-    return session
+    folder = find_run(str(run), copy=task is not None)
+    return open_run(folder, overrides, None if task is None else read_posterior(folder, str(task)))
 
 
 def _listed(settings: Sequence[str]) -> list[str]:
@@ -250,8 +264,7 @@ def main() -> None:
     try:
         cli_evaluate()
     except AbmllError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        end_with(error)
 
 
 if __name__ == "__main__":

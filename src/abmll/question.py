@@ -68,10 +68,19 @@ def context_groups(contexts: Sequence[str]) -> list[str | None]:
     >>> context_groups(["a story", "a  story", "another", ""])
     ['context a9092e8a412d', 'context a9092e8a412d', None, None]
     """
-    texts = [" ".join(context.split()) for context in contexts]
-    counts = Counter(text for text in texts if text)
-    shared = {text for text, count in counts.items() if 1 < count < len(contexts)}
-    return [f"context {_digest(text)}" if text in shared else None for text in texts]
+    names = [context_group(context) for context in contexts]
+    counts = Counter(names)
+    return [name if 1 < counts[name] < len(contexts) else None for name in names]
+
+
+def context_group(context: str) -> str | None:
+    """The name of a context, whoever shares it; None where there is none.
+
+    >>> context_group("a  story"), context_group(" ")
+    ('context a9092e8a412d', None)
+    """
+    text = " ".join(context.split())
+    return f"context {_digest(text)}" if text else None
 
 
 def _digest(text: str) -> str:

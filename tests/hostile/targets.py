@@ -41,12 +41,13 @@ from abmll.systems.plans import resolve
 from abmll.tables.layouts import Layout
 from abmll.tasks.catalogue.entries import catalogue_entry
 from abmll.tasks.catalogue.pins import Pin, read_pins
-from abmll.tasks.sources import load_tasks, read_questions
+from abmll.tasks.sources import load_tasks
 from abmll.tensors import read_header
 from abmll.training.checkpoints import MARKER, Checkpoint, RunDirectory
 from tests.adapters import move
 from tests.hostile.mutations import Mutation, json_file, json_line, safetensors_header, yaml_file
 from tests.report_folder import make_folder
+from tests.tables import read_questions
 from tests.tiny import save_tiny, tiny_model, tiny_tasks, write_tasks
 
 Reader = Callable[[Path], Any]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from abmll.errors import AbmllError
 from abmll.question import Question
 from abmll.tables.rows import BadRow, question_from_row
-from abmll.tasks.sources import read_questions
+from tests.tables import read_questions
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=8)  # lone surrogates and NUL too
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT

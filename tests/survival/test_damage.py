@@ -146,7 +146,8 @@ def test_trust_09_a_saved_task_is_what_was_saved_with_this_adapter_or_promises_n
             read_posterior(run, "a")
         return
     with inside(place):
-        session, saved = open_run(Path("out/abmll/seed-0"), task="a")
+        saved = read_posterior(Path("out/abmll/seed-0"), "a")
+        session = open_run(Path("out/abmll/seed-0"), saved=saved)
     assert saved is not None
     assert not saved.sealed
     for promise in (saved_answers, lambda session, task: fresh_answers(session, task, Labelled(Layout(), ()))):

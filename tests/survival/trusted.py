@@ -22,7 +22,7 @@ from abmll.adapters.folder import read_adapter
 from abmll.classifier import Classifier
 from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
-from abmll.everyday.adapt import adapt_and_save
+from abmll.everyday.adapt import adapt_and_save, hold_back
 from abmll.everyday.labelled import Labelled
 from abmll.everyday.probe import Probe, read_probe, write_probe
 from abmll.everyday.saved import read_posterior
@@ -102,13 +102,14 @@ def inside(place: Path) -> Iterator[None]:
 
 
 def _save_task(run: Path, name: str) -> None:
-    session, _ = open_run(run, {"adaptation": {"steps": 1, "samples": 2}})
+    session = open_run(run, {"adaptation": {"steps": 1, "samples": 2}})
     layout = Layout(("bad", "good") if name == "a" else ("good", "bad"))
     rows = tuple(
         layout.question({"text": text, "label": label}, number, location=f"{name}.csv:{number + 2}")
         for number, (text, label) in enumerate(texts(8, seed=len(name)))
     )
-    adapt_and_save(session, name, Labelled(layout, rows), held_back=2, source=f"{name}.csv")
+    labelled = Labelled(layout, rows)
+    adapt_and_save(session, name, labelled, hold_back(labelled.clusters, 2, 0), source=f"{name}.csv")
     session.system.close()
 
 

@@ -3,7 +3,9 @@
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +17,12 @@ from abmll.runs.compare import run_comparison
 from abmll.runs.prepare import tasks_of, tasks_to_score
 from abmll.runs.train_run import train
 from abmll.systems.build import load_base
+from abmll.tables.read import RowFile
+from abmll.tasks.registered import RawTask, register_source
 from abmll.training.checkpoints import Checkpoint, RunDirectory
 from tests.commands import Command, command
 from tests.everyday import place_run
+from tests.registries import fresh_registries
 from tests.runs import config_in, system_in
 from tests.tiny import tiny_tasks, write_tasks
 
@@ -74,6 +79,46 @@ def test_a_run_trained_on_python_objects_is_scored_by_doing_what_its_messages_sa
         overrides += shlex.split(advised[1])
     score_unseen(tmp_path / "run", str(home / "unseen"), parse_overrides(overrides), None)
     assert len(re.findall("tiny[45]", capsys.readouterr().out)) == 4
+
+
+@pytest.mark.parametrize("spec", ["asked", "asked:rest"])
+def test_a_source_of_tasks_to_score_is_called_once(spec: str, abmll: Command) -> None:
+    calls: list[str] = []
+
+    def source(rest: str) -> list[RawTask]:
+        calls.append(rest)
+        train, test = (
+            [{"question": q.question, "choices": q.choices, "answer": q.answer, "context": q.context} for q in rows]
+            for rows in (tiny_tasks(6, seed=2)[4].train, tiny_tasks(6, seed=2)[4].test)
+        )
+        return [RawTask("mine", train, test)]
+
+    with fresh_registries():
+        register_source("asked", source)
+        code, out, err = abmll(f"adapt runs/mine {spec} adaptation.samples=1")
+    assert (code, len(calls)) == (0, 1), err
+    assert "mine" in out
+
+
+def test_the_rows_of_tasks_to_score_are_read_once_and_a_misspelt_path_is_said_before(
+    abmll: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    rows = RowFile.rows
+
+    def watched(table: RowFile, *arguments: Any) -> Iterator[Any]:
+        read.append(table.path.name)
+        return rows(table, *arguments)
+
+    monkeypatch.setattr(RowFile, "rows", watched)
+    code, _, err = abmll("adapt runs/mine unsen")
+    assert (code, "unsen: no such folder or file" in err, read) == (2, True, [])
+    code, _, err = abmll("adapt runs/mine buildin:plurals")
+    assert (code, "Did you mean builtin:?" in " ".join(err.split()), read) == (2, True, [])
+    assert abmll("adapt runs/mine unseen adaptation.samples=1")[0] == 0
+    assert sorted(name for name in read if name.startswith(("tiny4", "tiny5"))) == [
+        f"{task}.{split}.jsonl" for task in ("tiny4", "tiny5") for split in ("test", "train")
+    ]
 
 
 def test_adapting_a_run_of_a_comparison_leaves_its_results(abmll: Command) -> None:

@@ -232,6 +232,38 @@ def test_ids_are_unique_where_a_split_has_several_files(fake: FakeHub) -> None:
     assert len({question.id for question in task.train}) == len(task.train) == 4
 
 
+def second_file(fake: FakeHub, name: str, rows: list[dict[str, Any]]) -> None:
+    """Another file of the train rows of a set."""
+    entry = catalogue_entry(name)
+    path = fake.folder / str(entry.hub) / (entry.configuration or "default") / entry.splits["train"] / "0001.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+@pytest.mark.parametrize("name", ["piqa", "pubmedqa"])
+def test_trust_14_rows_that_are_lost_in_one_of_several_files_are_not_skipped(name: str, fake: FakeHub) -> None:
+    """Neither where a set has both splits, nor where one is divided; and such a set is not pinned."""
+    rows = varied(LAYOUTS[name], range(300))
+    if name == "pubmedqa":  # of one split, divided by its passages
+        passage = LAYOUTS[name].row["context"]
+        rows = [{**row, "context": {**passage, "contexts": [f"Study {n}."]}} for n, row in enumerate(rows)]
+    fake.put(catalogue_entry(name), {"train": rows, "test": varied(LAYOUTS[name], range(300, 303))})
+    second_file(fake, name, [{"other": 1}])
+    with pytest.raises(AbmllError, match=r"0001\.parquet:1: no column "):
+        load_tasks(f"hub:{name}", on_bad_row="skip")
+    with pytest.raises(AbmllError, match=r"is not pinned: 1 of \d{3} train rows .*0001\.parquet:1: no column "):
+        pin_hub_task(name)
+
+
+def test_one_fault_of_every_row_of_several_files_is_told_once(fake: FakeHub) -> None:
+    rows = [{**row, "sol1": n} for n, row in enumerate(varied(LAYOUTS["piqa"], range(3)))]
+    fake.put(catalogue_entry("piqa"), {"train": rows, "test": varied(LAYOUTS["piqa"], range(9, 10))})
+    second_file(fake, "piqa", rows)
+    with pytest.raises(AbmllError) as caught:
+        load_tasks("hub:piqa")
+    assert str(caught.value).count("choice 0 is ") == 1
+    assert "0000.parquet:1: choice 0 is 0, not text, in 5 more rows too" in str(caught.value)
+
+
 def test_names_choose_sets_and_a_bare_hub_asks_for_them(fake: FakeHub) -> None:
     put(fake, "piqa")
     put(fake, "boolq")

@@ -21,11 +21,11 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import abmll
-from abmll.adapters.folder import read_adapter
+from abmll.adapters.folder import checksum, read_adapter
 from abmll.classifier import Classifier
 from abmll.errors import AbmllError
 from abmll.everyday import shared_session as sharing
-from abmll.files import SEAL
+from abmll.files import SEAL, read_sealed_json, write_sealed_json
 from abmll.question import Question
 from abmll.tables.labels import label_text
 from tests.everyday import asked, place_run, texts
@@ -416,10 +416,11 @@ def test_save_and_load(kind: str, new: Any, tmp_path: Path) -> None:
     "text", ["", "{", "[]", '{"abmll_classifier": 3}', '{"abmll_classifier": 1, "params": {"x": 1}}']
 )
 def test_a_damaged_folder_is_an_error_that_names_the_file(text: str, new: Any, tmp_path: Path) -> None:
-    (tmp_path / "classifier.json").write_text(text)
+    new(steps=1).fit(list(TEXTS), list(NAMES)).save(tmp_path / "kept")
+    (tmp_path / "kept" / "classifier.json").write_text(text)
     with pytest.raises(AbmllError, match=r"classifier\.json"):
-        Classifier.load(tmp_path)
-    with pytest.raises(AbmllError, match="cannot be read"):
+        Classifier.load(tmp_path / "kept")
+    with pytest.raises(AbmllError, match=r"nowhere/classifier\.json: not there, so this is no folder of"):
         Classifier.load(tmp_path / "nowhere")
 
 
@@ -489,12 +490,13 @@ def test_the_model_reads_the_name_of_each_texts_own_label(new: Any, monkeypatch:
 def test_a_folder_of_a_newer_version_is_said_to_be_one(new: Any, tmp_path: Path) -> None:
     new(steps=1).fit(list(TEXTS), list(NAMES)).save(tmp_path / "kept")
     file = tmp_path / "kept" / "classifier.json"
-    values = json.loads(file.read_text())
+    of = f"classifier.json of the adapter {checksum(file.parent)}"
+    values = read_sealed_json(file, of)
     for change, words in (
         ({"abmll_classifier": 3}, "format 3 is not known here: upgrade abmll"),
         ({"layout": {}}, "the columns that a task was adapted with are not what was saved"),
     ):
-        file.write_text(json.dumps({**values, **change}))
+        write_sealed_json(file, {**values, **change}, of)
         with pytest.raises(AbmllError) as caught:
             Classifier.load(tmp_path / "kept")
         assert str(caught.value) == f"{file}: {words}"
@@ -504,6 +506,9 @@ def test_no_rows_have_no_predictions(new: Any) -> None:
     found = new(steps=1).fit(list(TEXTS), list(NAMES))
     assert found.predict([]).tolist() == []
     assert found.predict_proba([]).shape == (0, 2)
+    for y in ([], None):
+        with pytest.raises(AbmllError, match=r"^no rows to score$"):
+            found.score([], y)
 
 
 def test_a_label_that_is_not_a_number_is_no_label(new: Any) -> None:

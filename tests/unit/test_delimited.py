@@ -22,7 +22,8 @@ from abmll.tables.layouts import Layout
 from abmll.tables.read import RowFile
 from abmll.tables.rows import MOST_CELL, BadRow
 from abmll.tables.write import writing
-from abmll.tasks.sources import load_tasks, read_questions
+from abmll.tasks.sources import load_tasks
+from tests.tables import read_questions
 
 ROWS = [{"text": "Good, and cheap", "label": "a"}, {"text": 'He said "no"; then left', "label": "b"}]
 PLAIN = 'text,label\n"Good, and cheap",a\n"He said ""no""; then left",b\n'
@@ -261,7 +262,7 @@ def test_what_is_no_file_is_refused_at_once(kind: str, name: str, tmp_path: Path
     NO_FILES[kind](path)
     for work in (
         lambda: read_labelled(path, Layout()),
-        lambda: read_questions(path),
+        lambda: read_questions(path, labelled=False),
         lambda: RowFile(path).schema() or list(RowFile(path).rows()),
     ):
         (error,) = within_seconds(work)

@@ -23,6 +23,7 @@ from abmll.everyday.labelled import read_unlabelled
 from abmll.everyday.saved import read_posterior, write_details
 from abmll.everyday.session import open_run
 from abmll.exporting.calibrated import calibrate
+from abmll.methods.noise import drawn
 from abmll.systems.plans import PredictionPlan
 from abmll.systems.system import System
 from tests.commands import Command, command, place_saved_task
@@ -82,11 +83,8 @@ def test_predict_keeps_the_rows_and_adds_answers_in_every_format(abmll: Command,
 
 def test_answers_are_those_of_the_exported_draws(abmll: Command, tmp_path: Path) -> None:
     """The mean and the standard deviation over the very draws that `abmll export --draw` merges."""
-    from abmll.everyday.session import open_run
-    from abmll.methods.noise import drawn
-
-    session, saved = open_run(tmp_path / "runs" / "mine", task="t")
-    assert saved is not None
+    saved = read_posterior(tmp_path / "runs" / "mine", "t")
+    session = open_run(tmp_path / "runs" / "mine", saved=saved)
     layout = own_tasks.layout_of(saved)
     question = layout.question({"text": texts(1, seed=9)[0][0]}, 1, labelled=False)
     (found,) = session.system.answer([question], session.drawing)
@@ -188,7 +186,7 @@ def test_trust_14_bad_rows_are_named_by_file_and_line_and_nothing_is_written(
     assert code == 2
     assert all(message in " ".join(err.split()) for message in messages), err
     assert not (tmp_path / "out.csv").exists()
-    assert ("loading" in err) == (name == "f.csv"), "rows are checked before a model is loaded"
+    assert "loading" not in err, "rows and columns are checked before a model is loaded"
 
 
 def test_a_prefix_makes_room(abmll: Command, tmp_path: Path) -> None:
@@ -197,6 +195,40 @@ def test_a_prefix_makes_room(abmll: Command, tmp_path: Path) -> None:
     (row,) = read_csv(tmp_path / "out.csv")
     assert row["prediction"] == "mine"
     assert row["abmll_prediction"] in ("bad", "good")
+
+
+def test_where_nothing_can_be_written_is_said_before_a_model_is_loaded(abmll: Command, tmp_path: Path) -> None:
+    own_rows(tmp_path / "rows.csv")
+    (tmp_path / "folder.csv").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
+    for out, why in (
+        ("folder.csv", "a folder; give a file"),
+        ("pipe.csv", "a pipe or a device"),
+        ("rows.csv/out.csv", "cannot be written (Not a directory)"),
+        (f"{'x' * 300}.csv", "cannot be written (File name too long)"),
+    ):
+        code, _, err = abmll(f"predict runs/mine rows.csv --task t -o {out}")
+        assert (code, "loading" in err) == (2, False), err
+        assert why in " ".join(err.split()), err
+    assert abmll("predict runs/mine rows.csv --task t -o new/folders/out.csv")[0] == 0
+
+
+def test_a_column_of_ours_counts_as_taken_only_where_it_is_added(abmll: Command, tmp_path: Path) -> None:
+    write_csv(tmp_path / "rows.csv", ["text", "answered"], [["a", "mine"]])
+    code, _, err = abmll("predict runs/mine rows.csv --task t --abstain-below-risk 0.3 -o out.csv")
+    assert (code, "has a column 'answered' already" in err, "loading" in err) == (2, True, False)
+    assert abmll("predict runs/mine rows.csv --task t -o out.csv")[0] == 0
+
+
+def test_a_saved_task_is_read_and_warned_about_once(
+    abmll: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own_rows(tmp_path / "rows.csv")
+    file = tmp_path / "runs" / "mine" / "tasks" / "t" / "task.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in values.items() if name != "sha256"}))
+    assert abmll("predict runs/mine rows.csv --task t -o out.csv")[0] == 0
+    assert caplog.text.count("has no SHA-256, as version 0.1.0 wrote none") == 1
 
 
 MISTAKES = {
@@ -243,6 +275,32 @@ def test_adapt_ends_with_the_check_and_says_first_how_long_it_takes(abmll: Comma
     assert kept["check"]["n"] == 10
     assert set(kept["check"]["table"]) == set(rows)
     assert kept["steps"] == 5
+
+
+def test_rows_of_too_few_groups_are_saved_and_not_checked(abmll: Command, tmp_path: Path) -> None:
+    """One group for all rows can be dealt to no folds."""
+    for groups in (1, 3):
+        rows = [[text, label, f"g{n % groups}"] for n, (text, label) in enumerate(texts(24))]
+        write_csv(tmp_path / "grouped.csv", ["text", "label", "group"], rows)
+        code, out, _ = abmll(f"adapt runs/mine grouped.csv --save g{groups} adaptation.steps=1")
+        assert code == 0
+        assert f"{groups} different rows or groups cannot tell: 4 is the fewest" in out
+        assert "check" not in read_posterior(tmp_path / "runs" / "mine", f"g{groups}").details
+
+
+def test_what_is_adapted_to_is_counted_after_holding_back(abmll: Command, tmp_path: Path) -> None:
+    """Of 12 pairs of rows, 4 pairs are held back: 16 rows are left, of which an epoch is 16 steps and more."""
+    rows = [[text, label, f"g{n // 2}"] for n, (text, label) in enumerate(texts(24))]
+    write_csv(tmp_path / "grouped.csv", ["text", "label", "group"], rows)
+    code, out, err = abmll("adapt runs/mine grouped.csv --save g --hold-back 4 --no-check")
+    assert code == 0
+    steps = read_posterior(tmp_path / "runs" / "mine", "g").details["steps"]
+    assert f"adapting to 16 rows: {steps} steps" in err
+    assert "(16 rows adapted to, 4 held back" in out
+    code, _, err = abmll("adapt runs/mine grouped.csv --save h --hold-back 32 --no-check")
+    assert (code, "leaves fewer than two" in err) == (2, True)
+    assert "loading" not in err
+    assert "adapting to" not in err
 
 
 def test_the_check_can_be_stopped_and_the_task_stays(
@@ -374,8 +432,8 @@ def test_a_task_of_texts_is_calibrated_on_texts_with_its_own_settings(abmll: Com
     assert abmll("adapt runs/mine my.csv --save sums --no-check likelihood.normalisation=sum")[0] == 0
     code, _, err = abmll("export runs/mine -o served --task sums --calibrated --questions rows.csv")
     assert code == 0, err
-    session, saved = open_run(Path("runs/mine"), task="sums")
-    assert saved is not None
+    saved = read_posterior("runs/mine", "sums")
+    session = open_run(Path("runs/mine"), saved=saved)
     rows = read_unlabelled(Path("rows.csv"), layout_of(saved))
     expected = calibrate(session.system, rows, PredictionPlan("weight", session.drawing.samples))
     found = json.loads((tmp_path / "served" / "calibration.json").read_text())

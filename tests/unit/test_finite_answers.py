@@ -408,7 +408,7 @@ def test_trust_19_what_is_not_finite_is_compared_with_nothing() -> None:
 
 def test_trust_19_a_fold_that_is_not_finite_is_a_row_of_the_check_and_others_go_on(home: Path) -> None:
     """The run breaks in every fold; a fresh LoRA does not."""
-    session, _ = open_run(home / "runs" / "mine", {"adaptation": {"samples": 2}})
+    session = open_run(home / "runs" / "mine", {"adaptation": {"samples": 2}})
     breaking(session.system)
     layout = Layout(("bad", "good"))
     rows = tuple(layout.question({"text": t, "label": x}, i, location=f"f:{i}") for i, (t, x) in enumerate(texts(10)))

@@ -382,6 +382,14 @@ def test_what_is_kept_is_read_back(tmp_path: Path) -> None:
     NotFinite(asked, "adapting", "why").write(tmp_path / f"t{END}")
     assert read_not_finite(tmp_path / f"t{END}") == NotFinite(asked, "adapting", "why")
     assert label_frequency(asked) is not None
+    assert "groups" not in json.loads((tmp_path / f"t{END}").read_text()), "as early versions write and read it"
+    grouped = replace(asked, rows=(replace(rows[0], group="g"), rows[1]))
+    NotFinite(grouped, "adapting", "why").write(tmp_path / f"t{END}")
+    assert read_not_finite(tmp_path / f"t{END}").asked == grouped
+    value = read_sealed_json(tmp_path / f"t{END}")
+    write_sealed_json(tmp_path / f"t{END}", {**value, "groups": {"test": ["g"]}})
+    with pytest.raises(AbmllError, match=r"damaged \(1 groups of 2 questions\)"):
+        read_not_finite(tmp_path / f"t{END}")
 
 
 def test_trust_19_on_the_command_line_it_is_a_warning_and_exit_code_0(

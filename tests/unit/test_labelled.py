@@ -9,12 +9,13 @@ import pytest
 from scipy.stats import binomtest
 
 from abmll.errors import AbmllError
-from abmll.everyday.adapt import hold_back, refuse_used
+from abmll.everyday.adapt import refuse_used
 from abmll.everyday.labelled import Labelled, read_labelled, read_own_rows, read_unlabelled
 from abmll.question import Question
 from abmll.tables.identity import identity
 from abmll.tables.layouts import Layout
 from abmll.tasks.sources import load_tasks
+from tests.everyday import hold_back
 
 TEXTS = "text,label\na,good\nb,bad\nc,good\n"
 
@@ -221,8 +222,8 @@ def test_used_rows_are_refused_by_their_places() -> None:
     with pytest.raises(AbmllError) as caught:
         refuse_used(labelled, used[1:3])
     assert str(caught.value) == (
-        "2 of the rows held back were adapted to (or another row of their group was), so they promise nothing: "
-        "f.csv:3, f.csv:4"
+        "2 of the rows held back were adapted to (or another row of their group or context was), so they promise "
+        "nothing: f.csv:3, f.csv:4"
     )
     with pytest.raises(AbmllError) as caught:
         refuse_used(labelled, used)

@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from abmll.errors import AbmllError, NonFiniteError
-from abmll.everyday.saved import save_posterior
+from abmll.everyday.saved import read_posterior, save_posterior
 from abmll.everyday.session import open_run
 from abmll.exporting import export_merged
 from abmll.files import write_text
@@ -141,7 +141,7 @@ def test_mean_weights_have_the_harness_s_scores_of_stock_peft(either: Path, task
 def merged(bpe: Path) -> list[HFLM]:
     """The harness's own models of the first draws, which `abmll export --merge --draw` writes."""
     for draw in range(DRAWS):
-        session, _ = open_run(bpe / "trained", task="mine")
+        session = open_run(bpe / "trained", saved=read_posterior(bpe / "trained", "mine"))
         export_merged(session.system, bpe / f"draw-{draw}", draw=draw)
     return [theirs(bpe / f"draw-{draw}", batch_size=3) for draw in range(DRAWS)]
 
@@ -261,7 +261,7 @@ def test_a_task_s_text_does_not_close_the_user_s_turn_of_a_chat(bpe: Path, monke
 
 
 def test_nothing_is_generated(bpe: Path) -> None:
-    with pytest.raises(NotImplementedError, match="does not generate text"):
+    with pytest.raises(AbmllError, match="does not generate text"):
         AbmllLM(bpe / "trained").generate_until(instances([("Question:", {})], "generate_until"))
 
 
@@ -294,6 +294,16 @@ def test_mistakes_on_the_command_line_are_one_message(
     with pytest.raises(SystemExit, match="2"):
         ours.main()
     assert capsys.readouterr().err.startswith("error: nowhere: no run directory")
+
+
+def test_a_generating_task_is_one_message_too(
+    bpe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = instances([("Question:", {})], "generate_until")
+    monkeypatch.setattr(ours, "cli_evaluate", lambda: AbmllLM(bpe / "trained").generate_until(asked))
+    with pytest.raises(SystemExit, match="2"):
+        ours.main()
+    assert "it does not generate text" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("samples", [None, DRAWS])

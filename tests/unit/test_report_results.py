@@ -1,6 +1,7 @@
 """The summary of a comparison against numbers worked out here from the files, and what is missing or damaged."""
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 from sklearn.metrics import accuracy_score, log_loss
 
 from abmll.errors import AbmllError
+from abmll.metrics.not_finite import END, NotFinite
 from abmll.metrics.predictions import Prediction, Predictions, read_predictions
 from abmll.report.evidence import question_values
 from abmll.report.results import collect, summarise
@@ -328,6 +330,39 @@ def test_questions_of_a_group_are_resampled_together(tmp_path):
     assert "300 questions in 60 groups of 3 unseen tasks" in lede(grouped)[0]
     assert "interval over groups of questions" in " ".join(footnotes(grouped))
     assert "groups" not in lede(apart)[0]
+
+
+def break_cells(folder, system, grouped=True):
+    """Put markers in the place of a system's last predictions, as early versions did: without groups."""
+    for path in (folder / system).glob("seed-*/predictions/examples-00000360/draw-*/*.jsonl"):
+        asked = read_predictions(path)
+        asked = asked if grouped else replace(asked, rows=tuple(replace(row, group=None) for row in asked.rows))
+        NotFinite(replace(asked, adapted=True), "adapting", "overflow").write(path.with_name(f"{path.stem}{END}"))
+        path.unlink()
+
+
+def test_groups_are_counted_where_the_reference_is_not_finite(tmp_path):
+    """By the questions of a system that is finite; and, where none is, by what its markers say."""
+    options = {"systems": ("lora", "abmll"), "tasks": ("science",), "questions": 20, "group": 5}
+    folder = make_folder(tmp_path / "a", **options)
+    assert summarise(collect(folder))["n_groups"] == 4
+    break_cells(folder, "lora", grouped=False)
+    found = summarise(collect(folder))
+    assert (found["n_groups"], found["systems"]["lora"]["nll"]) == (4, None)
+    folder = make_folder(tmp_path / "b", **options)
+    break_cells(folder, "lora")
+    break_cells(folder, "abmll")
+    assert summarise(collect(folder))["n_groups"] == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name here")
+@pytest.mark.parametrize("name", ["comparison.json", "lora/seed-0/cost.json", "lora/seed-0/journal.jsonl"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(name, tmp_path):
+    folder = make_folder(tmp_path / "a", systems=("lora",), seeds=1, questions=4)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(AbmllError, match=f"{Path(name).name}: a named pipe"):
+        collect(folder)
 
 
 def test_questions_that_are_all_of_one_group_have_no_interval(tmp_path):

@@ -16,8 +16,8 @@ from abmll.tables.formats import parquet_rows
 from abmll.tables.layouts import Layout, parse_labels
 from abmll.tables.read import RowFile, as_text, extension_of
 from abmll.tables.rows import BadRow, question_from_row, report, shown
-from abmll.tasks.sources import read_questions
 from tests.faults import rows_of
+from tests.tables import read_questions
 
 GOOD: dict[str, Any] = {"question": "Which is a metal?", "choices": ["oxygen", "iron"], "answer": 1}
 TWO = "a question needs two or more"
@@ -365,7 +365,7 @@ def test_what_is_no_parquet_is_said_by_its_first_line(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind_or_none_is_said_by_its_path(tmp_path: Path) -> None:
-    for act in (read_questions, lambda path: list(RowFile(path).rows())):
+    for act in (partial(read_questions, labelled=False), lambda path: list(RowFile(path).rows())):
         with pytest.raises(AbmllError) as caught:
             act(tmp_path / "a.txt")
         assert str(caught.value).startswith(f"{tmp_path / 'a.txt'}: t")

@@ -2,26 +2,42 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from abmll.adapters.folder import read_adapter
+from abmll.cli.work import export as cli_export
+from abmll.cli.work.export import ExportOptions, export_adapter
 from abmll.config import RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.everyday import shipped
 from abmll.everyday.probe import measure_probe, read_probe
+from abmll.everyday.saved import load_posterior, read_posterior, save_posterior
 from abmll.everyday.session import open_run
 from abmll.everyday.ship import ship
 from abmll.everyday.shipped import HERE, find_run, shipped_names
 from abmll.runs.provenance import differences
 from abmll.systems.plans import method_settings, resolve
+from abmll.systems.system import System
 from tests.everyday import place_run
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
+NO_EXPORT: dict[str, Any] = {
+    "merge": False,
+    "draw": None,
+    "calibrated": False,
+    "questions": None,
+    "count": 4,
+    "force": True,
+    "confirmed": True,
+}
+EXPORTS: dict[str, dict[str, Any]] = {"mean": {}, "merged": {"merge": True}, "calibrated": {"calibrated": True}}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +76,7 @@ def test_another_quantisation_is_taken_with_the_measured_difference(
     open_run(run)
     assert "built-in questions" not in caplog.text
     with caplog.at_level(logging.WARNING):
-        session, _ = open_run(run, {"model": {"dtype": "bfloat16"}})
+        session = open_run(run, {"model": {"dtype": "bfloat16"}})
     assert "another quantisation or dtype" in caplog.text
     probe = read_probe(run)
     assert probe is not None
@@ -88,8 +104,39 @@ def test_a_tokenizer_that_differs_where_no_question_goes_is_the_same(here: Path,
     tokenizer.chat_template = "{{ messages }}"
     AutoModelForCausalLM.from_pretrained(home / "model").save_pretrained(here / "other")
     tokenizer.save_pretrained(here / "other")
-    session, _ = open_run(find_run("tiny"), {"model": {"source": str(here / "other")}})
-    assert session.base.tokenizer_hash != read_adapter(find_run("tiny") / "adapter").facts.base.tokenizer_hash
+    run, other = find_run("tiny"), {"model": {"source": str(here / "other")}}
+    there = open_run(run)
+    save_posterior(run, "mine", there.config, there.system, {})
+    saved = read_posterior(run, "mine")
+    for session in (open_run(run, other), open_run(run, other, saved)):
+        assert session.base.tokenizer_hash != saved.adapter.facts.base.tokenizer_hash
+    load_posterior(run, "mine", session.system)
+    for what, flags in EXPORTS.items():
+        for task, name in ((None, "run"), ("mine", "task")):
+            options = ExportOptions(**{**NO_EXPORT, **flags})
+            export_adapter(str(run), here / f"{what}-{name}", task, other, options)
+
+
+def test_a_saved_task_of_another_base_model_leaves_none_of_its_own_on_it(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task of another run was copied here: it is refused, and the system is closed."""
+    run = find_run("tiny")
+    there = open_run(run)
+    save_posterior(run, "mine", there.config, there.system, {})
+    closed: list[System] = []
+    monkeypatch.setattr(System, "close", lambda system: closed.append(system))
+    saved = read_posterior(run, "mine")
+    base = saved.adapter.facts.base.model_copy(update={"architecture": "another"})
+    facts = saved.adapter.facts.model_copy(update={"base": base})
+    foreign = replace(saved, adapter=replace(saved.adapter, facts=facts))
+    with pytest.raises(AbmllError, match=r"architecture .* differs"):
+        open_run(run, saved=foreign)
+    assert len(closed) == 1
+    monkeypatch.setattr(cli_export, "read_posterior", lambda folder, name: foreign)
+    with pytest.raises(AbmllError, match=r"architecture .* differs"):
+        export_adapter(str(run), here / "out", "mine", {}, ExportOptions(**{**NO_EXPORT, **EXPORTS["merged"]}))
+    assert len(closed) == 2
 
 
 def test_a_probe_of_another_form_is_no_probe_and_a_damaged_one_is_refused(here: Path) -> None:

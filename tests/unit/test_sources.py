@@ -4,13 +4,19 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from abmll.errors import AbmllError
 from abmll.question import Question
-from abmll.tasks.sources import load_tasks, read_questions
+from abmll.tables.frames import rows_in
+from abmll.tables.read import RowFile
+from abmll.tables.rows import BadRow, group_of, question_from_row
+from abmll.tasks.sources import load_tasks
+from tests.tables import read_questions
 
 GOOD = {"id": "q", "question": "Which is a metal?", "context": "", "choices": ["oxygen", "iron"], "answer": 1}
 
@@ -114,10 +120,10 @@ def test_a_repeated_choice_may_be_dropped_instead(tmp_path: Path) -> None:
     assert reasons(path, merge_choices=True) == {1: "has one choice, 2 times; a question needs two or more"}
 
 
-def test_rows_without_an_answer_are_read_when_allowed(tmp_path: Path) -> None:
+def test_rows_without_an_answer_are_read_when_allowed_and_an_answer_is_not_looked_at(tmp_path: Path) -> None:
     row = {key: GOOD[key] for key in ("question", "choices")}
-    path = write_jsonl(tmp_path / "a.jsonl", row, {**row, "answer": None}, {**row, "answer": 0})
-    assert [q.answer for q in read_questions(path, labelled=False)] == [None, None, 0]
+    path = write_jsonl(tmp_path / "a.jsonl", row, {**row, "answer": None}, {**row, "answer": 9})
+    assert [q.answer for q in read_questions(path, labelled=False)] == [None, None, None]
 
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
@@ -210,6 +216,33 @@ def test_a_broken_parquet_file(tmp_path: Path) -> None:
     assert reasons(path)[1].startswith("not Parquet: ")
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), path)
     assert reasons(path) == {1: "question is missing (found: 'text')"}
+
+
+def damaged(path: Path, rows: int, group: int) -> Path:
+    """A Parquet file of good rows, the third of its groups of rows broken."""
+    table = pyarrow.Table.from_pylist([{**GOOD, "id": str(n), "question": f"Is {n} even?"} for n in range(rows)])
+    pyarrow.parquet.write_table(table, path, row_group_size=group, compression="zstd")
+    part = pyarrow.parquet.ParquetFile(path).metadata.row_group(2)
+    columns = [part.column(i) for i in range(part.num_columns)]
+    start = min(column.dictionary_page_offset or column.data_page_offset for column in columns)
+    data = bytearray(path.read_bytes())
+    data[start : start + sum(column.total_compressed_size for column in columns)] = bytes(
+        sum(column.total_compressed_size for column in columns)
+    )
+    path.write_bytes(data)
+    return path
+
+
+def test_trust_14_a_damaged_parquet_file_is_refused_at_the_row_where_it_breaks_even_if_bad_rows_are_skipped(
+    tmp_path: Path,
+) -> None:
+    """The rows behind the damage are lost, so that it is no single row that may be left out."""
+    path = damaged(tmp_path / "a.parquet", 6000, 1500)
+    *good, (line, reason) = RowFile(path).rows()
+    assert 1 < line == len(good) + 1 <= 3001
+    assert str(reason).startswith("not Parquet: ")
+    with pytest.raises(AbmllError, match=rf"a\.parquet:{line}: not Parquet: "):
+        load_tasks(path, on_bad_row="skip")
 
 
 def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
@@ -333,10 +366,10 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: st
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(AbmllError, match=r"cannot be read \(No such file"):
+    with pytest.raises(AbmllError, match=r"none\.jsonl: no such folder or file"):
         read_questions(tmp_path / "none.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(AbmllError, match=r"cannot be read \(Is a directory"):
+    with pytest.raises(AbmllError, match=r"folder\.jsonl: no NAME\.train\.jsonl"):
         read_questions(tmp_path / "folder.jsonl")
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(AbmllError, match=r"tables are \.jsonl, \.csv, \.tsv or \.parquet"):
@@ -450,6 +483,38 @@ def test_rows_may_name_their_group_in_every_format(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text(json.dumps({**ROW, "group": 7}) + "\n" + json.dumps({**ROW, "group": [1]}) + "\n")
     with pytest.raises(AbmllError, match=r"d\.jsonl:2: group is \[1\], not text or a whole number"):
         read_questions(tmp_path / "d.jsonl")
+
+
+GROUPS = [  # the value, and the group
+    (float("nan"), None),
+    (pandas.NA, None),
+    (pandas.NaT, None),
+    (np.ma.masked, None),
+    (" \u200b", None),
+    (np.int64(7), "7"),
+    (7.0, "7"),
+    (np.array(7), "7"),
+    (np.str_("a"), "a"),
+    ("a\u200b", "a"),
+    ("Cafe\u0301\u00a0 Noir", "Caf\u00e9 Noir"),
+]
+
+
+@pytest.mark.parametrize(("value", "group"), GROUPS)
+def test_a_group_is_one_in_whatever_form_a_table_holds_it(value: object, group: str | None) -> None:
+    assert group_of({"group": value}) == group
+    assert question_from_row({**ROW, "group": value}, "1").group == group
+
+
+def test_a_column_of_groups_of_numpy_is_read_row_by_row() -> None:
+    columns = {"question": ["a?", "b?"], "choices": [["x", "y"]] * 2, "answer": [0, 1], "group": np.array([1, 2])}
+    assert [question_from_row(row, "1").group for row in rows_in(columns)] == ["1", "2"]
+
+
+def test_a_group_that_is_none_makes_a_bad_row_and_no_traceback() -> None:
+    for value in (np.array([1, 2]), [1], True, 1.5, 10**5000, np.datetime64("2024-01-01")):
+        with pytest.raises(BadRow, match=r"^group is |digits"):
+            group_of({"group": value})
 
 
 def test_test_rows_that_share_a_passage_are_one_group(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, log_loss
 
 from abmll.errors import AbmllError
-from abmll.everyday.adapt import hold_back, refuse_used
+from abmll.everyday.adapt import refuse_used
 from abmll.everyday.check import _without_model, check_usefulness
 from abmll.everyday.labelled import Labelled, read_labelled
 from abmll.everyday.session import open_run
@@ -21,7 +21,7 @@ from abmll.systems.plans import AdaptationPlan
 from abmll.systems.system import System
 from abmll.tables.identity import clusters, distinct_keys, identity, row_keys
 from abmll.tables.layouts import Layout
-from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
+from tests.everyday import asked, hold_back, place_run, texts, write_asked, write_csv, write_texts
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_trust_17_systems_adapt_to_the_other_folds_alone(home: Path, monkeypatch
         return adapt(system, task, plan)
 
     monkeypatch.setattr(System, "adapt", adapted)
-    session, _ = open_run(home / "runs" / "mine", {"adaptation": {"samples": 1}})
+    session = open_run(home / "runs" / "mine", {"adaptation": {"samples": 1}})
     questions = rows(6)
     check_usefulness(session, labelled_rows(questions))
     folds = dealt(questions, seed=session.config.adaptation.seed)
@@ -180,7 +180,7 @@ def test_nothing_to_weigh_is_an_error() -> None:
 def test_the_check_on_questions_with_choices_of_their_own(home: Path, tmp_path: Path) -> None:
     labelled = read_labelled(write_asked(tmp_path / "a.jsonl", asked(9)), Layout())
     labelled = Labelled(labelled.layout, labelled.rows[:8])
-    session, _ = open_run(home / "runs" / "mine", {"adaptation": {"samples": 2, "steps": 1}})
+    session = open_run(home / "runs" / "mine", {"adaptation": {"samples": 2, "steps": 1}})
     told: list[tuple[int, int]] = []
     found = check_usefulness(session, labelled, lambda done, of: told.append((done, of)))
     assert [row.name for row in found.rows] == [UNIFORM, PRETRAINED, SCALED, FRESH, RUN]
@@ -352,6 +352,30 @@ def test_a_row_of_a_group_that_was_adapted_to_promises_nothing() -> None:
         refuse_used(labelled_rows(questions[2:]), used)
     refuse_used(labelled_rows(questions[3:]), used)
     assert not any(q.context in key for q in questions for key in used)
+
+
+def test_a_question_on_a_passage_that_was_adapted_to_promises_nothing() -> None:
+    """Also where no two of the rows held back are on it, and where the rows adapted to have a group of their own."""
+    on = [replace(q, question=f"{i}?", context=f"story {i // 2}") for i, q in enumerate(rows(8))]
+    for used, name in ((on[:3], None), ([replace(q, group="mine") for q in on[:3]], "theirs")):
+        keys = distinct_keys(labelled_rows(used).keys)
+        others = [replace(q, group=name) for q in (on[3], on[4], on[6])]
+        with pytest.raises(AbmllError, match="1 of the rows held back were adapted to"):
+            refuse_used(labelled_rows(others), keys)
+        refuse_used(labelled_rows(others[1:]), keys)
+    instruction = [replace(q, question=f"{i}?", context="Answer.") for i, q in enumerate(rows(8))]
+    refuse_used(labelled_rows(instruction[4:]), distinct_keys(labelled_rows(instruction[:4]).keys))
+
+
+def test_a_task_that_was_saved_without_contexts_still_tells_its_rows_and_groups_apart() -> None:
+    """Its hashes are those of questions, and of passages that repeat among its rows."""
+    on = [replace(q, question=f"{i}?", context=f"story {i // 2}") for i, q in enumerate(rows(8))]
+    keys = labelled_rows([on[0], on[1], on[4]]).keys
+    before = {key for of_row in keys for key in (of_row.question, of_row.group) if key}
+    with pytest.raises(AbmllError, match="1 of the rows held back were adapted to"):
+        refuse_used(labelled_rows([on[2], replace(on[7], context="story  0")]), before)
+    refuse_used(labelled_rows([on[2], on[5]]), before)
+    assert clusters(labelled_rows([replace(q, group=str(i)) for i, q in enumerate(on)]).keys) == tuple(range(8))
 
 
 def test_clusters_join_what_asks_the_same_and_what_is_of_one_group() -> None:

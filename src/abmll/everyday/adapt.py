@@ -13,7 +13,8 @@ from abmll.everyday.labelled import Labelled
 from abmll.everyday.saved import SavedPosterior, save_posterior
 from abmll.everyday.session import Session
 from abmll.question import Question, Task
-from abmll.tables.identity import distinct_keys
+from abmll.systems.folds import Fold
+from abmll.tables.identity import context_key, distinct_keys
 from abmll.tables.layouts import Layout
 
 TIMED = 4
@@ -53,22 +54,28 @@ class Adapted:
 
 
 def adapt_and_save(
-    session: Session, name: str, labelled: Labelled, *, held_back: int = 0, source: str = "", replace: bool = False
+    session: Session,
+    name: str,
+    labelled: Labelled,
+    dealt: Fold,
+    *,
+    source: str = "",
+    replace: bool = False,
 ) -> Adapted:
-    """Hold rows back, adapt to the others, answer those held back, and save.
+    """Adapt to a user's rows, answer those held back, and save.
 
     Args:
         session: the run; phi is left adapted.
         name: of the saved posterior.
         labelled: the user's rows.
-        held_back: how many of them nothing is fitted to.
+        dealt: which of them are adapted to, and which are held back, see `hold_back`.
         source: where they came from, to be saved with it (a file's name, without its folder).
         replace: put it in the place of a saved posterior of the same name.
 
     Raises:
-        AbmllError: too few rows would be left, a row does not fit the model, the name is taken, ...
+        AbmllError: a row does not fit the model, the name is taken, ...
     """
-    used, aside = hold_back(labelled, held_back, session.config.adaptation.seed)
+    used, aside = parted(labelled, dealt)
     plan = session.plan(len(used.rows))
     began = time.perf_counter()
     session.system.adapt(Task(name, used.rows), plan, 0)
@@ -90,41 +97,56 @@ def adapt_and_save(
     return Adapted(details, used, aside, (adapted - began) / max(1, plan.steps), answer_seconds)
 
 
-def hold_back(labelled: Labelled, count: int, seed: int) -> tuple[Labelled, tuple[Question, ...]]:
-    """Rows to adapt to, and `count` others drawn at random that nothing will be fitted to.
+def hold_back(clusters: Sequence[int], count: int, seed: int) -> Fold:
+    """Which rows are adapted to, and which `count` others, drawn at random, nothing will be fitted to and are answered.
 
     Rows of a cluster stay on one side. Of one that is held back a row is drawn, and the others are left out: the test
     of a promise counts rows that go right and wrong independently.
 
+    Args:
+        clusters: number of each row's cluster.
+        count: clusters to hold back.
+        seed: of the draws.
+
     Raises:
         AbmllError: fewer than two clusters would be left.
+
+    >>> hold_back([0, 1, 1, 2, 3], 1, seed=0)
+    Fold(fitted=(0, 1, 2, 4), answered=(3,))
     """
-    names = list(dict.fromkeys(labelled.clusters))
+    names = list(dict.fromkeys(clusters))
     if count and len(names) - count < 2:
         raise AbmllError(
             f"--hold-back {count} of {len(names)} different rows or groups of rows leaves fewer than two to adapt to"
         )
     rng = np.random.default_rng(seed)
     aside = {names[i] for i in rng.permutation(len(names))[:count]}
-    used = [i for i, cluster in enumerate(labelled.clusters) if cluster not in aside]
-    keys = tuple(labelled.keys[i] for i in used)  # as among all rows
-    to_fit = Labelled(labelled.layout, tuple(labelled.rows[i] for i in used), keys)
-    return to_fit, one_of_each(labelled, rng, aside)
+    used = tuple(row for row, cluster in enumerate(clusters) if cluster not in aside)
+    return Fold(used, one_of_each(clusters, rng, aside))
 
 
 def one_of_each(
-    labelled: Labelled, rng: np.random.Generator, among: Collection[int] | None = None
-) -> tuple[Question, ...]:
+    clusters: Sequence[int], rng: np.random.Generator, among: Collection[int] | None = None
+) -> tuple[int, ...]:
     """A row of each cluster (or of those clusters alone), drawn at random."""
-    members: dict[int, list[Question]] = {}
-    for row, cluster in zip(labelled.rows, labelled.clusters, strict=True):
+    members: dict[int, list[int]] = {}
+    for row, cluster in enumerate(clusters):
         members.setdefault(cluster, []).append(row)
     chosen = members if among is None else [cluster for cluster in members if cluster in among]
     return tuple(members[cluster][rng.integers(len(members[cluster]))] for cluster in chosen)
 
 
+def parted(labelled: Labelled, dealt: Fold) -> tuple[Labelled, tuple[Question, ...]]:
+    """The rows that are adapted to, with their keys as among all rows; and those that are answered."""
+    rows, keys = labelled.rows, labelled.keys
+    used = Labelled(labelled.layout, tuple(rows[i] for i in dealt.fitted), tuple(keys[i] for i in dealt.fitted))
+    return used, tuple(rows[i] for i in dealt.answered)
+
+
 def refuse_used(labelled: Labelled, used: Collection[str]) -> None:
-    """Refuse held-back rows that a task was adapted to, or that are of a group of such rows.
+    """Refuse held-back rows that a task was adapted to, or that share a group or a context with such rows.
+
+    The context of a row counts by itself: that no other of these rows has it does not make it another one.
 
     Args:
         labelled: the held-back rows.
@@ -135,11 +157,11 @@ def refuse_used(labelled: Labelled, used: Collection[str]) -> None:
     """
     known = set(used)
     pairs = zip(labelled.rows, labelled.keys, strict=True)
-    bad = [row.location or row.id for row, key in pairs if known & {key.question, key.group}]
+    bad = [row.location or row.id for row, key in pairs if known & {key.question, key.group, context_key(row)}]
     if bad:
         raise AbmllError(
-            f"{len(bad)} of the rows held back were adapted to (or another row of their group was), so they promise "
-            f"nothing: {', '.join(bad[:10])}" + (", ..." if len(bad) > 10 else "")
+            f"{len(bad)} of the rows held back were adapted to (or another row of their group or context was), so they "
+            f"promise nothing: {', '.join(bad[:10])}" + (", ..." if len(bad) > 10 else "")
         )
 
 
@@ -237,4 +259,5 @@ def fresh_answers(session: Session, saved: SavedPosterior, labelled: Labelled) -
     if not isinstance(used, list):
         raise AbmllError(f"{saved.folder}: does not say what it was adapted to; adapt again with `abmll adapt --save`")
     refuse_used(labelled, used)
-    return answers_to(session, one_of_each(labelled, np.random.default_rng(session.config.adaptation.seed)))
+    chosen = one_of_each(labelled.clusters, np.random.default_rng(session.config.adaptation.seed))
+    return answers_to(session, [labelled.rows[i] for i in chosen])

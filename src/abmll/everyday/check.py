@@ -23,7 +23,7 @@ from abmll.systems.system import System
 from abmll.training.finite import without_folders
 
 FEWEST = 4
-"""Labelled rows without which there is no check."""
+"""Different labelled rows, or groups of them, without which there is no check."""
 
 Probabilities = Float[np.ndarray, "N K"]
 
@@ -47,7 +47,7 @@ def check_usefulness(
 
     Args:
         session: a run.
-        labelled: rows that nothing else was done with; `FEWEST` or more.
+        labelled: rows that nothing else was done with, of `FEWEST` clusters or more.
         tell: hears of every fold done, out of how many.
     """
     rows = labelled.rows

@@ -17,7 +17,7 @@ from abmll.tables.layouts import Layout, label_in, parse_labels
 from abmll.tables.normal import gist, lookalikes, same_form
 from abmll.tables.read import RowFile
 from abmll.tables.rows import BadRow, printable, report, shown
-from abmll.tasks.sources import load_tasks
+from abmll.tasks.sources import check_files, load_tasks
 
 FEW = 20
 """Labelled rows below which a warning says how little they can show."""
@@ -102,16 +102,16 @@ def read_own_rows(source: str, labels: str | None, text: str, label: str, ask: s
 
 
 def check_tasks_to_score(source: str | None) -> None:
-    """Refuse tasks to score that are not there or have bad rows; those of the hub, or of a plugin, are looked at later.
+    """Refuse tasks to score of which there are no files; no rows are read, which is done once, later.
 
     Raises:
         AbmllError: says what is wrong, or that one file of rows is for --save.
     """
-    if source is None or ":" in source:
+    if source is None:
         return
     if Path(source).is_file():
         raise AbmllError(f"{source}: one file of rows; --save NAME adapts to it, and keeps the result")
-    load_tasks(source)
+    check_files(source)
 
 
 def read_labelled(path: Path, columns: Layout, fixed: bool | None = None) -> Labelled:

@@ -20,7 +20,7 @@ from abmll.tables.layouts import Layout
 from abmll.tables.normal import same_form
 from abmll.tables.read import RowFile, extension_of
 from abmll.tables.rows import RawRow, printable, report, shown
-from abmll.tables.write import writing
+from abmll.tables.write import check_writable, writing
 
 CHUNK = 256
 """Rows in memory at once."""
@@ -41,6 +41,8 @@ class Survey:
         table: the rows.
         layout: of their columns.
         out: where the answers go: .csv, .tsv, .jsonl or .parquet.
+        prefix: goes before the names of our columns.
+        abstains: whether rows may be left without a prediction.
         rows: how many there are.
         columns: their names, in order of first appearance.
         schema: their types, where the output needs them.
@@ -49,9 +51,24 @@ class Survey:
     table: RowFile
     layout: Layout
     out: Path
+    prefix: str = ""
+    abstains: bool = False
     rows: int = 0
     columns: dict[str, None] = field(default_factory=dict)
     schema: pyarrow.Schema | None = None
+
+    @property
+    def added(self) -> dict[str, type]:
+        """Names and types of our columns, which are written beside a row's own."""
+        prefix, labels = self.prefix, self.layout.labels
+        names: dict[str, type] = {f"{prefix}prediction": str, f"{prefix}confidence": float}
+        if self.abstains:
+            names[f"{prefix}answered"] = bool
+        if labels is None:
+            names[f"{prefix}probabilities"] = list
+        else:
+            names |= {f"{prefix}p_{label}": float for label in labels}
+        return names | {f"{prefix}spread": float, f"{prefix}information": float}
 
 
 @dataclass(frozen=True)
@@ -71,14 +88,22 @@ class Written:
     threshold: Covered | None = None
 
 
-def survey(table: RowFile, layout: Layout, out: Path) -> Survey:
-    """Check every row of a table before any is answered.
+def survey(table: RowFile, layout: Layout, out: Path, *, prefix: str = "", abstains: bool = False) -> Survey:
+    """Check every row of a table, and where the answers go, before any is answered.
+
+    Args:
+        table: the rows.
+        layout: of their columns.
+        out: the file to write.
+        prefix: goes before the names of our columns.
+        abstains: whether rows may be left without a prediction.
 
     Raises:
-        AbmllError: the file cannot be read or has no rows, a row is bad (as file:line: reason), or its columns cannot
-            be written to `out`.
+        AbmllError: the file cannot be read or has no rows, a row is bad (as file:line: reason), a column of ours is in
+            it already, or `out` cannot be written or cannot hold its columns.
     """
-    found, label = Survey(table, layout, out, schema=table.schema()), printable(table.path)
+    check_writable(out)
+    found, label = Survey(table, layout, out, prefix, abstains, schema=table.schema()), printable(table.path)
     problems, as_question = Rows(label), partial(layout.question, labelled=False, untyped=table.untyped)
     typed = extension_of(out) == "parquet" and table.extension == "jsonl"
     rows, answerable = table.rows(), 0
@@ -96,7 +121,17 @@ def survey(table: RowFile, layout: Layout, out: Path) -> Survey:
         raise report(problems.messages(answerable), len(problems.problems))
     if not found.rows:
         raise AbmllError(f"{label}:1: the file has no rows")
+    _refuse_taken(found)
     return found
+
+
+def _refuse_taken(surveyed: Survey) -> None:
+    theirs = set(map(same_form, map(str, surveyed.columns)))
+    if taken := [name for name in surveyed.added if same_form(name) in theirs]:
+        raise AbmllError(
+            f"{printable(surveyed.table.path)}: has a column {shown(taken[0])} already, which would be ours; --prefix "
+            "puts something before our names"
+        )
 
 
 def _unified(schema: pyarrow.Schema | None, rows: Sequence[Any], out: Path, where: str) -> pyarrow.Schema | None:
@@ -112,25 +147,8 @@ def _unified(schema: pyarrow.Schema | None, rows: Sequence[Any], out: Path, wher
         ) from error
 
 
-def added_columns(layout: Layout, prefix: str, abstains: bool) -> dict[str, type]:
-    """Names and types of the columns that are written beside a row's own."""
-    names: dict[str, type] = {f"{prefix}prediction": str, f"{prefix}confidence": float}
-    if abstains:
-        names[f"{prefix}answered"] = bool
-    if layout.labels is None:
-        names[f"{prefix}probabilities"] = list
-    else:
-        names |= {f"{prefix}p_{label}": float for label in layout.labels}
-    return names | {f"{prefix}spread": float, f"{prefix}information": float}
-
-
 def predict_table(
-    session: Session,
-    surveyed: Survey,
-    *,
-    prefix: str = "",
-    choose: Choose | None = None,
-    tell: Tell = lambda rows: None,
+    session: Session, surveyed: Survey, *, choose: Choose | None = None, tell: Tell = lambda rows: None
 ) -> Written:
     """Answer every row of a table by phi as it is now; `out` has its rows and columns, in order, and ours after them.
 
@@ -139,33 +157,23 @@ def predict_table(
     Args:
         session: a run, with the task in its task slot.
         surveyed: of `survey`: the rows, their columns, and where the answers go.
-        prefix: goes before the names of our columns.
-        choose: gives the threshold of confidence below which nothing is predicted; None: every row is answered.
+        choose: where one abstains, gives the threshold of confidence below which nothing is predicted.
         tell: hears how many more rows are done.
 
     Raises:
-        AbmllError: a column of ours is in the table already; the file changed since it was surveyed; or what `choose`
-            raises.
+        AbmllError: the file changed since it was surveyed; or what `choose` raises.
     """
-    table, layout = surveyed.table, surveyed.layout
-    added = added_columns(layout, prefix, choose is not None)
-    theirs = set(map(same_form, map(str, surveyed.columns)))
-    if taken := [name for name in added if same_form(name) in theirs]:
-        raise AbmllError(
-            f"{printable(table.path)}: has a column {shown(taken[0])} already, which would be ours; --prefix puts "
-            "something before our names"
-        )
     written = Written(surveyed.rows, 0, 0)
     chunks = _answered(session, surveyed, tell)
-    with writing(surveyed.out, list(surveyed.columns), added, schema=surveyed.schema) as writer:
+    with writing(surveyed.out, list(surveyed.columns), surveyed.added, schema=surveyed.schema) as writer:
         threshold, first = None, []
         if choose is not None:
             first = list(islice(chunks, -(-PILOT // CHUNK)))
             threshold = choose(np.array([answer.confidence for part in first for answer in part.answers]))
         for part in _chain(first, chunks):
-            ours = [_ours(q, a, layout, prefix, threshold) for q, a in zip(part.questions, part.answers, strict=True)]
+            ours = [_ours(q, a, surveyed, threshold) for q, a in zip(part.questions, part.answers, strict=True)]
             writer.write(part.rows, ours)
-            answered = sum(extra[f"{prefix}prediction"] is not None for extra in ours)
+            answered = sum(extra[f"{surveyed.prefix}prediction"] is not None for extra in ours)
             written = Written(written.rows, written.answered + answered, written.cut + part.cut, threshold)
     return written
 
@@ -205,16 +213,17 @@ def _questions(batch: Sequence[RawRow], label: str, layout: Layout, untyped: boo
     return found.questions
 
 
-def _ours(question: Question, answer: Answer, layout: Layout, prefix: str, threshold: Covered | None) -> dict[str, Any]:
+def _ours(question: Question, answer: Answer, surveyed: Survey, threshold: Covered | None) -> dict[str, Any]:
     """Our columns of one row."""
+    labels = surveyed.layout.labels
     silent = threshold is not None and not answer.confidence >= threshold.threshold
     values: dict[str, Any] = {"prediction": None if silent else question.choices[answer.choice]}
     values["confidence"] = answer.confidence
     if threshold is not None:
         values["answered"] = not silent
-    if layout.labels is None:
+    if labels is None:
         values["probabilities"] = list(answer.probabilities)
     else:
-        values |= {f"p_{label}": p for label, p in zip(layout.labels, answer.probabilities, strict=True)}
+        values |= {f"p_{label}": p for label, p in zip(labels, answer.probabilities, strict=True)}
     values |= {"spread": answer.spread, "information": answer.information}
-    return {f"{prefix}{name}": value for name, value in values.items()}
+    return {f"{surveyed.prefix}{name}": value for name, value in values.items()}

@@ -11,14 +11,14 @@ from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import EXTRAS_FILE, checksum, read_adapter, read_facts, write_adapter
 from abmll.config import RunConfig
 from abmll.errors import AbmllError, unknown_name
+from abmll.everyday.probe import read_probe, with_same_tokenizer
 from abmll.files import (
+    MOST_JSON,
     OLD,
     check_name,
-    check_regular,
     read_and_tell_seal,
     recover,
     replaced_by,
-    strict_json,
     write_sealed_json,
 )
 from abmll.runs.card import about_run, write_card
@@ -26,7 +26,6 @@ from abmll.systems.adapters import use_adapter
 from abmll.systems.system import System
 
 DETAILS_FILE = "task.json"
-MOST_DETAILS = 4 << 20  # bytes
 
 logger = logging.getLogger(__name__)
 
@@ -191,8 +190,19 @@ def load_posterior(run: Path | str, name: str, system: System) -> SavedPosterior
         AbmllError: there is none of that name, it is damaged, or it belongs to another base model.
     """
     saved = read_posterior(run, name)
-    use_adapter(saved.adapter, system, saved.folder, ("task",))
+    put_posterior(saved, system)
     return saved
+
+
+def put_posterior(saved: SavedPosterior, system: System) -> None:
+    """Put a saved posterior into phi of a system, which may be on another copy of the run's base model.
+
+    Raises:
+        AbmllError: it belongs to another base model.
+    """
+    probe = read_probe(saved.folder.parent.parent)  # of the run
+    stored = with_same_tokenizer(saved.adapter, probe, system.language_model, system.batcher.encoder)
+    use_adapter(stored, system, saved.folder, ("task",))
 
 
 def _names(run: Path) -> list[str]:
@@ -229,18 +239,7 @@ def _of(folder: Path, name: str) -> str:
 def _read_details(folder: Path, name: str) -> tuple[dict[str, Any], bool]:
     """The details, and whether they are sealed."""
     file, advice = folder / DETAILS_FILE, f"adapt again with `abmll adapt ... --save {name} --replace`"
-    try:
-        check_regular(file)
-        if file.stat().st_size > MOST_DETAILS:
-            raise AbmllError(f"{file}: {file.stat().st_size:,} bytes are too many")
-        strict_json(file.read_bytes())
-    except OSError as error:
-        raise AbmllError(f"{file}: cannot be read ({error.strerror}); {advice}") from error
-    except ValueError as error:
-        if isinstance(error, AbmllError):
-            raise
-        raise AbmllError(f"{file}: not what was saved ({error}); {advice}") from error
-    value, sealed = read_and_tell_seal(file, _of(folder, name), advice)
+    value, sealed = read_and_tell_seal(file, _of(folder, name), advice, MOST_JSON)
     if not isinstance(value.get("details"), dict):
         raise AbmllError(f"{file}: not what was saved; {advice}")
     return value["details"], sealed

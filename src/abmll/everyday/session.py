@@ -1,6 +1,7 @@
 """Own-task session: a trained run opened for a user's rows, its shared weights on their base model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +12,7 @@ from abmll.adapters.folder import read_adapter
 from abmll.config import RunConfig, check, load_config, merge
 from abmll.errors import AbmllError
 from abmll.everyday.probe import read_probe, warn_of_other_weights, with_same_tokenizer
-from abmll.everyday.saved import SavedPosterior, read_posterior
+from abmll.everyday.saved import SavedPosterior, put_posterior
 from abmll.models import LanguageModel
 from abmll.runs.overrides import OWN_ROWS, check_trained
 from abmll.systems.adapters import use_adapter
@@ -66,26 +67,24 @@ class Session:
 def open_run(
     folder: Path,
     overrides: Mapping[str, Any] = MappingProxyType({}),
-    task: str | None = None,
-    base: LanguageModel | None = None,
-) -> tuple[Session, SavedPosterior | None]:
-    """Open a run directory, with a saved task in the task slot if one is named; else phi is theta.
+    saved: SavedPosterior | None = None,
+) -> Session:
+    """Open a run directory, with a saved task in the task slot if one is given; else phi is theta.
 
     Args:
         folder: the run directory.
         overrides: values laid on its configuration, section by section.
-        task: a saved task, which brings the likelihood and the draws that it was adapted with.
-        base: the base model, if it is loaded already.
+        saved: a saved task of it, which brings the likelihood and the draws that it was adapted with.
 
     Raises:
-        AbmllError: there is no such run or task, it was not trained to its end, or the base model cannot be had.
+        AbmllError: there is no such run, it was not trained to its end, or the base model cannot be had.
     """
-    saved = None if task is None else read_posterior(folder, task)
     config = settings_of(folder, overrides, saved)
-    session = Session(folder, config, start(config, folder, base), _steps_in(config, overrides))
+    system = start(config, folder)
     if saved is not None:
-        use_adapter(saved.adapter, session.system, saved.folder, ("task",))
-    return session, saved
+        with closing_on_error(system):
+            put_posterior(saved, system)
+    return Session(folder, config, system, _steps_in(config, overrides))
 
 
 def settings_of(
@@ -143,19 +142,26 @@ def read_shared(folder: Path) -> StoredAdapter:
     return read_adapter(folder / "adapter")
 
 
-def start(config: RunConfig, folder: Path, base: LanguageModel | None = None) -> System:
+def start(config: RunConfig, folder: Path) -> System:
     """The system of a run, its shared weights in both slots.
 
     Raises:
         AbmllError: the adapter is missing or damaged, or belongs to another base model.
     """
     stored, probe = read_shared(folder), read_probe(folder)
-    system = build_system(config, load_base(config.model) if base is None else base)
-    try:
+    system = build_system(config, load_base(config.model))
+    with closing_on_error(system):
         stored = with_same_tokenizer(stored, probe, system.language_model, system.batcher.encoder)
         use_adapter(stored, system, folder)
         warn_of_other_weights(stored, probe, system, folder)
+    return system
+
+
+@contextmanager
+def closing_on_error(system: System) -> Iterator[None]:
+    """An error inside takes the adapters of a system off its base model."""
+    try:
+        yield
     except BaseException:
         system.close()
         raise
-    return system

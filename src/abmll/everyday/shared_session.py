@@ -126,4 +126,4 @@ class _Opened:
 
 @functools.lru_cache(maxsize=1)
 def _shared(opened: _Opened) -> SharedSession:
-    return SharedSession(open_run(opened.folder, opened.overrides)[0])
+    return SharedSession(open_run(opened.folder, opened.overrides))

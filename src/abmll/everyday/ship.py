@@ -23,7 +23,7 @@ def ship(run: Path, name: str, shipped: Path = HERE) -> Path:
     Raises:
         AbmllError: it is no run that was trained to its end.
     """
-    session, _ = open_run(run)
+    session = open_run(run)
     write_probe(run, measure_probe(session.system))
     _copy_run(run, shipped / name)
     write_shipped_card(shipped / name)

@@ -2,6 +2,7 @@
 
 from abmll.files.names import check_name, is_device, without_home
 from abmll.files.sealed import (
+    MOST_JSON,
     SEAL,
     read_and_tell_seal,
     read_sealed_json,
@@ -30,6 +31,7 @@ from abmll.files.whole import (
 )
 
 __all__ = [
+    "MOST_JSON",
     "OLD",
     "PART",
     "SEAL",

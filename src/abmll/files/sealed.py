@@ -11,12 +11,19 @@ from abmll.errors import AbmllError, NonFiniteError
 from abmll.files.whole import check_regular, write_text
 
 MOST_JSON = 8 << 20
-"""Characters of a JSON text that is read strictly."""
+"""Characters of a JSON text that is read strictly, where nothing else is said."""
+MOST_SEALED = 1 << 30
+"""Bytes of a sealed file that this machine wrote: one with all questions of a task, or a batch that failed, grows with
+them. Of what others may have made up, a reader takes `MOST_JSON`."""
 SEAL = "sha256"
 
 
-def strict_json(text: str | bytes) -> Any:
+def strict_json(text: str | bytes, most: int = MOST_JSON) -> Any:
     """JSON in which no name is given twice, every number is finite and every text can be written.
+
+    Args:
+        text: the JSON.
+        most: characters that it may have.
 
     Raises:
         ValueError: it is something else, or nested too deeply to be read.
@@ -24,11 +31,11 @@ def strict_json(text: str | bytes) -> Any:
     >>> strict_json('{"a": [1, null]}')
     {'a': [1, None]}
     """
-    if len(text) > MOST_JSON:
+    if len(text) > most:
         raise ValueError(f"{len(text):,} characters are too many")
     try:
         value = json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constant)
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # 1e999 is read as an infinity
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     except UnicodeEncodeError as error:
@@ -103,28 +110,40 @@ def write_sealed_json(path: Path, value: dict[str, Any], of: str | None = None) 
     write_json(path, {**value, SEAL: _seals(path, value, of)[0]})
 
 
-def read_sealed_json(path: Path, of: str | None = None, advice: str = "delete it") -> dict[str, Any]:
+def read_sealed_json(
+    path: Path, of: str | None = None, advice: str = "delete it", most: int = MOST_SEALED
+) -> dict[str, Any]:
     """The inverse of `write_sealed_json`; a file without a seal, from an earlier version, is taken as it is.
+
+    Args:
+        path: the file.
+        of: what it belongs to, see `write_sealed_json`.
+        advice: what to do with a damaged one.
+        most: bytes that it may have.
 
     Raises:
         AbmllError: it is missing, no JSON object, or not what was written; ends in `advice`.
     """
-    return read_and_tell_seal(path, of, advice)[0]
+    return read_and_tell_seal(path, of, advice, most)[0]
 
 
-def read_and_tell_seal(path: Path, of: str | None = None, advice: str = "delete it") -> tuple[dict[str, Any], bool]:
+def read_and_tell_seal(
+    path: Path, of: str | None = None, advice: str = "delete it", most: int = MOST_SEALED
+) -> tuple[dict[str, Any], bool]:
     """As `read_sealed_json`; and whether the file has a seal at all.
 
     A SHA-256 of the content alone, as earlier versions wrote, is a seal too.
     """
     try:
         check_regular(path)
-        value = json.loads(path.read_bytes())
+        if (size := path.stat().st_size) > most:  # before so much is in memory
+            raise ValueError(f"{size:,} bytes are too many")
+        value = strict_json(path.read_bytes(), most)
     except AbmllError:
         raise
     except OSError as error:
         raise AbmllError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise AbmllError(f"{path}: cannot be read ({str(error)[:80]}); the file is damaged, {advice}") from error
     if not isinstance(value, dict):
         raise AbmllError(f"{path}: expected an object, found {type(value).__name__}; {advice}")

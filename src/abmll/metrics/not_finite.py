@@ -2,7 +2,7 @@
 
 That a system breaks is a result: it is kept, so that it is told in every table and not tried again by itself. The file
 `TASK.not-finite.json` lies where `TASK.jsonl` would; deleting it lets `abmll compare` try again. It holds the questions
-as (id, right answer, number of choices), so that baselines can be made beside the broken system.
+as (id, right answer, number of choices), and their groups, so that baselines can be made beside the broken system.
 """
 
 import json
@@ -40,7 +40,7 @@ class NotFinite:
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         asked = self.asked
-        splits = zip(SPLITS, (asked.rows, asked.adaptation_rows, asked.held_out_rows), strict=True)
+        splits = dict(zip(SPLITS, (asked.rows, asked.adaptation_rows, asked.held_out_rows), strict=True))
         value = _File(
             system=asked.system,
             task=asked.task,
@@ -51,9 +51,11 @@ class NotFinite:
             label_counts=asked.label_counts,
             stage=self.stage,
             why=self.why,
-            questions={name: tuple((r.id, r.answer, len(r.probabilities)) for r in rows) for name, rows in splits},
+            questions={s: tuple((r.id, r.answer, len(r.probabilities)) for r in rows) for s, rows in splits.items()},
+            groups={s: tuple(r.group for r in rows) for s, rows in splits.items() if any(r.group for r in rows)},
         )
-        write_sealed_json(path, {_KIND: FORMAT, **value.model_dump(mode="json")})
+        left_out = set() if value.groups else {"groups"}  # which early versions do not know
+        write_sealed_json(path, {_KIND: FORMAT, **value.model_dump(mode="json", exclude=left_out)})
 
 
 class _File(BaseModel):
@@ -71,6 +73,7 @@ class _File(BaseModel):
     stage: str
     why: str
     questions: dict[str, tuple[tuple[str, int, int], ...]] = Field(default_factory=dict)
+    groups: dict[str, tuple[str | None, ...]] = Field(default_factory=dict)
 
 
 def read_not_finite(path: Path) -> NotFinite:
@@ -84,7 +87,7 @@ def read_not_finite(path: Path) -> NotFinite:
         raise AbmllError(f"{path}: not a file of format {FORMAT} of `abmll compare`; delete it to try again")
     try:
         found = _File.model_validate_json(json.dumps(value))  # by JSON: there lists are tuples
-        rows = {name: _rows(found.questions.get(name, ())) for name in SPLITS}
+        rows = {name: _rows(found.questions.get(name, ()), found.groups.get(name)) for name in SPLITS}
     except (ValidationError, ValueError) as error:
         raise AbmllError(f"{path}: damaged ({str(error)[:100]}); delete it to try again") from error
     asked = Predictions(
@@ -102,8 +105,14 @@ def read_not_finite(path: Path) -> NotFinite:
     return NotFinite(asked, found.stage, found.why)
 
 
-def _rows(questions: Sequence[tuple[str, int, int]]) -> tuple[Prediction, ...]:
+def _rows(questions: Sequence[tuple[str, int, int]], groups: Sequence[str | None] | None) -> tuple[Prediction, ...]:
     bad = [name for name, answer, choices in questions if not 0 <= answer < choices <= MOST_CHOICES]
     if bad:
         raise ValueError(f"question {bad[0]!r} has no such choice")
-    return tuple(Prediction(name, answer, (1 / choices,) * choices) for name, answer, choices in questions)
+    groups = (None,) * len(questions) if groups is None else groups
+    if len(groups) != len(questions):
+        raise ValueError(f"{len(groups)} groups of {len(questions)} questions")
+    return tuple(
+        Prediction(name, answer, (1 / choices,) * choices, group=group)
+        for (name, answer, choices), group in zip(questions, groups, strict=True)
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from abmll.errors import AbmllError
-from abmll.files import read_sealed_json, strict_json
+from abmll.files import MOST_JSON, check_regular, read_sealed_json
 from abmll.metrics.not_finite import END, TRAINING, NotFinite, read_not_finite
 from abmll.metrics.predictions import Predictions, read_predictions
 from abmll.metrics.registered import METRICS, score_with
@@ -166,11 +166,7 @@ def _checked(path: Path, value: dict[str, Any], key: str, kind: type) -> Any:
 def _read_object(path: Path, of: str | None = None) -> dict[str, Any]:
     if not path.exists():
         raise AbmllError(f"{path}: not found; is {path.parent} the folder of a comparison?")
-    try:
-        strict_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AbmllError(f"{path}: cannot be read ({error}); the file is damaged, delete it") from error
-    return read_sealed_json(path, of)
+    return read_sealed_json(path, of, most=MOST_JSON)
 
 
 def _read_run(folder: Path, system: str, seed: int, settings: Mapping[str, Any]) -> ScoredRun:
@@ -268,6 +264,7 @@ def _journal_ended(path: Path) -> bool | None:
         return None
     ended = False
     try:
+        check_regular(path)
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise AbmllError(f"{path}: cannot be read ({error})") from error

@@ -88,10 +88,15 @@ def summarise(comparison: Comparison) -> Summary:
 
 
 def _with_baselines(comparison: Comparison) -> tuple[dict[str, Sequence[ScoredRun]], dict[str, list[str]]]:
-    """Runs and tasks of every row. Baselines answer the questions of the reference, or the first system."""
+    """Runs and tasks of every row.
+
+    Baselines answer the questions of the reference or, where it is not finite, of the first system that is: markers of
+    early versions do not know the groups of their questions.
+    """
     runs: dict[str, Sequence[ScoredRun]] = dict(comparison.runs)
     tasks = {system: list(comparison.tasks) for system in runs}
-    source = runs.get(comparison.reference) or next(iter(runs.values()))
+    finite = comparison.finite_runs() or runs
+    source = finite.get(comparison.reference) or next(iter(finite.values()))
     answers = {run.seed: {cell: _asked(run, cell) for cell in comparison.cells()} for run in source}
     runs[UNIFORM] = [
         _baseline(UNIFORM, seed, {cell: uniform(found) for cell, found in cells.items()}, comparison.metrics)

@@ -3,7 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -50,6 +50,14 @@ class Rows:
             self.rows_lost |= reason.rows_lost
             if reason.fault:
                 self._by_fault[reason.fault].append(problem)
+
+    def add(self, part: "Rows", prefix: str = "") -> None:
+        """Take in the rows of another table of the same split; `prefix` goes before their ids."""
+        self.questions += [replace(question, id=prefix + question.id) for question in part.questions]
+        self.problems += part.problems
+        self.rows_lost |= part.rows_lost
+        for fault, problems in part._by_fault.items():
+            self._by_fault[fault] += problems
 
     def messages(self, good: int | None = None) -> list[str]:
         """The problems; a fault of every row of a table (a column that none has) is one, and not one for each row.

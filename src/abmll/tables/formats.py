@@ -74,21 +74,21 @@ def parquet_rows(data: bytes, columns: Collection[str]) -> Iterator[RawRow]:
 
 
 def parquet_columns(file: BinaryIO | Any, choose: Callable[[list[str]], list[str]]) -> Iterator[RawRow]:
-    """The rows of a Parquet file, with the columns that `wanted` chooses of their names."""
+    """The rows of a Parquet file, with the columns that `choose` takes of their names."""
+    number = 0
     try:
         table = pyarrow.parquet.ParquetFile(file)
         names = table.schema_arrow.names
         if len(set(names)) < len(names):
             raise BadRow("a column is given twice")
-        number = 0
         for batch in table.iter_batches(BATCH_ROWS, columns=choose(names)):
             for row in range(batch.num_rows):
                 number += 1
                 yield number, parquet_row(batch, row)
     except BadRow as error:
-        yield 1, error
+        yield 1, BadRow(str(error), error.fault, rows_lost=True)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        yield 1, BadRow(not_parquet(error))
+        yield number + 1, BadRow(not_parquet(error), rows_lost=True)
 
 
 def not_parquet(error: Exception) -> str:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from abmll.question import Question, context_groups
+from abmll.question import Question, context_group, context_groups
 from abmll.tables.normal import gist
 
 
@@ -41,10 +41,12 @@ class RowKeys(NamedTuple):
     Attributes:
         question: `identity`, which rows share that ask the same.
         group: which rows of one group share; None without a group.
+        context: `context_key`, where it tells rows apart; None where all share it.
     """
 
     question: str
     group: str | None
+    context: str | None = None
 
 
 def row_keys(rows: Sequence[Question], *, by_context: bool = False) -> tuple[RowKeys, ...]:
@@ -52,16 +54,30 @@ def row_keys(rows: Sequence[Question], *, by_context: bool = False) -> tuple[Row
 
     Args:
         rows: the questions.
-        by_context: rows without a group are of that of their context, see `abmll.question.context_groups`.
+        by_context: rows have a key of their context, and those without a group are of that of their context, see
+            `abmll.question.context_groups`.
     """
     shared = context_groups([row.context for row in rows]) if by_context else [None] * len(rows)
     groups = (name if row.group is None else row.group for row, name in zip(rows, shared, strict=True))
-    hashes = (None if group is None else _hash(f"group\x1f{group}") for group in groups)
-    return tuple(RowKeys(identity(row), group) for row, group in zip(rows, hashes, strict=True))
+    contexts = [context_key(row) if by_context else None for row in rows]
+    contexts = contexts if len(set(contexts)) > 1 else [None] * len(rows)
+    return tuple(
+        RowKeys(identity(row), _group_key(group), context)
+        for row, group, context in zip(rows, groups, contexts, strict=True)
+    )
+
+
+def context_key(question: Question) -> str | None:
+    """What rows of one context share, as a group of that context does; None without a context."""
+    return _group_key(context_group(question.context))
+
+
+def _group_key(group: str | None) -> str | None:
+    return None if group is None else _hash(f"group\x1f{group}")
 
 
 def distinct_keys(keys: Iterable[RowKeys]) -> list[str]:
-    """The different hashes of rows and of their groups, sorted: what a saved posterior says it was adapted to."""
+    """The hashes of rows, their groups and contexts, each once and sorted: what a saved posterior was adapted to."""
     return sorted({key for of_row in keys for key in of_row if key is not None})
 
 
@@ -75,7 +91,7 @@ def clusters(keys: Sequence[RowKeys]) -> tuple[int, ...]:
     numbered: list[int] = []
     known: dict[str, int] = {}
     for of_row in keys:
-        own = [key for key in of_row if key is not None]
+        own = [key for key in (of_row.question, of_row.group) if key is not None]
         numbers = sorted({known[key] for key in own if key in known}) or [max(numbered, default=-1) + 1]
         for number in numbers[1:]:  # this row joins clusters that were apart until now
             numbered = [numbers[0] if other == number else other for other in numbered]

@@ -101,7 +101,9 @@ def question_from_row(
     choices = _choices(row)
     answer = _answer(row, choices, labelled, untyped)
     distinct, answer = _distinct(choices, answer, merge_choices)
-    return Question(_id(row, str(default_id)), question, distinct, answer, context, location, group_of(row))
+    return Question(
+        _name_in(row, "id") or str(default_id), question, distinct, answer, context, location, group_of(row)
+    )
 
 
 def group_of(row: Mapping[str, Any]) -> str | None:
@@ -110,17 +112,10 @@ def group_of(row: Mapping[str, Any]) -> str | None:
     Raises:
         BadRow: it is neither text nor a whole number.
 
-    >>> group_of({"group": 7.0}), group_of({"group": ""})
-    ('7', None)
+    >>> group_of({"group": 7.0}), group_of({"group": "a\\u200b"}), group_of({"group": ""})
+    ('7', 'a', None)
     """
-    value = row.get("group")
-    if value is None or value == "" or value != value:  # NaN stands for nothing in a table
-        return None
-    if isinstance(value, float) and value.is_integer():  # a table with gaps turns whole numbers into floats
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise BadRow(f"group is {shown(value)}, not text or a whole number")
-    return checked_text(str(value), "group").strip() or None
+    return _name_in(row, "group")
 
 
 _column = functools.lru_cache(maxsize=1 << 12)(same_form)  # tables have the same few columns in every row
@@ -178,14 +173,15 @@ def text_of(row: Mapping[str, Any], field: str, advice: str = "") -> str:
     return trimmed(checked_text(value, field))
 
 
-def _id(row: Mapping[str, Any], default: str) -> str:
-    value = _whole(plain(row.get("id")))
+def _name_in(row: Mapping[str, Any], column: str) -> str | None:
+    """The text or the whole number in a column, as text; None without one."""
+    value = _whole(plain(row.get(column)))
     if value is None or value == "":
-        return default
+        return None
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise BadRow(f"id is {shown(value)}, not text or a whole number")
+        raise BadRow(f"{column} is {shown(value)}, not text or a whole number")
     try:
-        return tidy(checked_text(str(value), "id")) or default
+        return tidy(checked_text(str(value), column)) or None
     except ValueError as error:  # BadRow, or an integer of more digits than Python prints
         raise BadRow(str(error)) from None
 

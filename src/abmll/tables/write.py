@@ -1,9 +1,11 @@
 """A user's rows with answers beside them, written row by row: CSV, JSONL or Parquet, whole or absent."""
 
 import csv
+import errno
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,11 +76,8 @@ def writing(
     Raises:
         AbmllError: the file cannot be written, or a value does not fit its column.
     """
+    check_writable(path)
     kind = extension_of(path)
-    if path.is_dir():
-        raise AbmllError(f"{printable(path)}: a folder; give a file")
-    if path.exists() and not path.is_file():
-        raise AbmllError(f"{printable(path)}: a pipe or a device, in whose place no file is put; give a file")
     try:
         with file_beside(path) as part:
             if kind == "parquet":
@@ -88,6 +87,37 @@ def writing(
                 yield _Jsonl(file) if kind == "jsonl" else _Csv(file, columns, added, "\t" if kind == "tsv" else ",")
     except OSError as error:
         raise AbmllError(f"{printable(path)}: cannot be written ({error.strerror or error})") from error
+
+
+def check_writable(path: Path) -> None:
+    """Refuse where `writing` could put no file, before there is something to write. Nothing is made.
+
+    Raises:
+        AbmllError: it is no table, a folder, a pipe or a device, or where it is no file can be made.
+    """
+    extension_of(path)
+    try:
+        there = _exists(path)
+        if there and path.is_dir():
+            raise AbmllError(f"{printable(path)}: a folder; give a file")
+        if there and not path.is_file():
+            raise AbmllError(f"{printable(path)}: a pipe or a device, in whose place no file is put; give a file")
+        folder = next(parent for parent in path.absolute().parents if _exists(parent))
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise AbmllError(f"{printable(path)}: cannot be written ({error.strerror or error})") from None
+
+
+def _exists(path: Path) -> bool:
+    """Whether a file or folder is there; one whose name is too long cannot be."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 class _Csv:

@@ -21,8 +21,8 @@ class RawTask:
 
     Attributes:
         name: of the task.
-        train: rows to learn or adapt from: mappings with `question`, `choices` and `answer`, and maybe `context` and
-            `id`, as a line of a JSONL file has them.
+        train: rows to learn or adapt from: mappings with `question`, `choices` and `answer`, and maybe `context`,
+            `group` and `id`, as a line of a JSONL file has them.
         test: rows to score.
         licence: of the rows, if known.
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from abmll.errors import AbmllError, unknown_name
 from abmll.files import check_regular, is_device, without_home
-from abmll.question import Question, Task
+from abmll.question import Task
 from abmll.tables.collect import OnBadRow, Rows, collect, reject_repeats, settle
 from abmll.tables.normal import same_form
 from abmll.tables.read import EXTENSIONS, RowFile
@@ -60,8 +60,7 @@ def load_tasks(
         return tasks
     files = _select(_find(_expanded(Path(spec))), chosen)
     read = {
-        name: {split: _read(path, True, merge_choices) for split, path in splits.items()}
-        for name, splits in files.items()
+        name: {split: _read(path, merge_choices) for split, path in splits.items()} for name, splits in files.items()
     }
     for splits in read.values():
         if len(splits) == 2:
@@ -71,28 +70,20 @@ def load_tasks(
     return tuple(_task(name, splits, files[name], on_bad_row) for name, splits in read.items())
 
 
-def read_questions(
-    path: str | Path, labelled: bool = True, *, merge_choices: bool = False, on_bad_row: OnBadRow = "error"
-) -> tuple[Question, ...]:
-    """The questions of one JSONL, CSV, TSV or Parquet file.
-
-    Args:
-        path: the file.
-        labelled: False allows rows without an answer (rows to predict); their `answer` is None.
-        merge_choices: a choice that is given twice in a row is dropped rather than reported.
-        on_bad_row: "error" refuses the file if any row is bad; "skip" leaves bad rows out and says so in the log.
+def check_files(spec: str) -> None:
+    """Refuse the path of tasks, as `load_tasks` takes it, that has none; what is no path is not looked at.
 
     Raises:
-        AbmllError: the file cannot be read, has no rows, or any row is bad (all of them, as file:line: reason).
+        AbmllError: says what is there instead.
     """
-    rows = _read(Path(path), labelled, merge_choices)
-    settle([rows], on_bad_row)
-    return tuple(rows.questions)
+    kind = spec.partition(":")[0]
+    if kind not in ("builtin", "hub", *SOURCES.names()):
+        _find(_expanded(Path(spec)))
 
 
-def _read(path: Path, labelled: bool, merge_choices: bool) -> Rows:
+def _read(path: Path, merge_choices: bool) -> Rows:
     table = RowFile(path)
-    read = partial(question_from_row, labelled=labelled, untyped=table.untyped, merge_choices=merge_choices)
+    read = partial(question_from_row, untyped=table.untyped, merge_choices=merge_choices)
     return collect(printable(path), table.rows(_columns_of_a_question), read)
 
 

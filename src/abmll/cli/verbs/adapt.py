@@ -9,7 +9,6 @@ from abmll.cli.arguments import AskOption, LabelsOption, OverridesArgument, RunA
 from abmll.cli.lazy import command_app
 from abmll.config import parse_overrides
 from abmll.errors import AbmllError
-from abmll.everyday.shipped import find_run
 
 app = command_app()
 
@@ -60,7 +59,7 @@ def adapt(
 
         from abmll.cli.work.score_unseen import score_unseen  # after the arguments
 
-        score_unseen(find_run(run), tasks, values, step)
+        score_unseen(run, tasks, values, step)
         return
     if tasks is None or step is not None:
         raise AbmllError(
@@ -71,4 +70,4 @@ def adapt(
     from abmll.cli.work.adapt import SaveRequest, adapt_to_rows  # after the arguments
 
     request = SaveRequest(save, Path(tasks).name, hold_back, check=not no_check, replace=replace)
-    adapt_to_rows(find_run(run), labelled, values, request)
+    adapt_to_rows(run, labelled, values, request)

@@ -31,7 +31,7 @@ SkipBadRowsOption = Annotated[
 
 
 @app.command("list")
-def list_posteriors(
+def list_tasks(
     folder: Annotated[Path | None, typer.Argument(help="A folder of tasks. Default: what abmll has itself.")] = None,
 ) -> None:
     """List the built-in tasks and the sets of the hub's catalogue, or the tasks of a folder.

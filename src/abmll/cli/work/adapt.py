@@ -3,18 +3,18 @@
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from abmll.cli.console import err_console, note, out_console, say
 from abmll.cli.progress import ProgressDisplay, duration
-from abmll.everyday.adapt import Adapted, adapt_and_save
+from abmll.everyday.adapt import Adapted, adapt_and_save, hold_back
 from abmll.everyday.check import FEWEST, check_usefulness, estimate_seconds
 from abmll.everyday.labelled import Labelled
 from abmll.everyday.saved import check_free, write_details
-from abmll.everyday.session import Session, open_run
+from abmll.everyday.session import Session, open_run, settings_of
+from abmll.everyday.shipped import find_run
 from abmll.metrics.usefulness import Usefulness, UsefulnessRow
 from abmll.process.stopping import Stopped
 
@@ -38,38 +38,41 @@ class SaveRequest:
     replace: bool
 
 
-def adapt_to_rows(run: Path, labelled: Labelled, overrides: Mapping[str, Any], request: SaveRequest) -> None:
+def adapt_to_rows(run: str, labelled: Labelled, overrides: Mapping[str, Any], request: SaveRequest) -> None:
     """Adapt to labelled rows, save the posterior, and check it."""
-    check_free(run, request.name, replace=request.replace)
+    folder = find_run(run)
+    check_free(folder, request.name, replace=request.replace)
     for remark in labelled.remarks():
         note(f"note: {remark}")
-    err_console.print(f"loading the model of {run}", highlight=False)
-    session, _ = open_run(run, overrides)
-    count = len(labelled.rows) - request.hold_back
-    note(f"adapting to {count} rows: {session.plan(max(1, count)).steps} steps")
-    adapted = adapt_and_save(
-        session, request.name, labelled, held_back=request.hold_back, source=request.source, replace=request.replace
-    )
+    dealt = hold_back(labelled.clusters, request.hold_back, settings_of(folder, overrides).adaptation.seed)
+    err_console.print(f"loading the model of {folder}", highlight=False)
+    session = open_run(folder, overrides)
+    count = len(dealt.fitted)
+    note(f"adapting to {count} rows: {session.plan(count).steps} steps")
+    adapted = adapt_and_save(session, request.name, labelled, dealt, source=request.source, replace=request.replace)
     cut = len(session.system.batcher.encoder.truncated)
     if cut:
         note(
             f"note: {cut} rows are longer than likelihood.max_tokens={session.config.likelihood.max_tokens}: the start "
             "of their text was cut. Set it higher to keep more"
         )
-    aside = f", {len(adapted.held_back)} held back" if adapted.held_back else ""
+    aside = f", {len(dealt.answered)} held back" if dealt.answered else ""
     kinds = f"; labels: {', '.join(labelled.layout.labels)}" if labelled.layout.labels else ""
-    say(f"Saved: {run / 'tasks' / request.name} ({len(adapted.used.rows)} rows adapted to{aside}{kinds})")
+    say(f"Saved: {folder / 'tasks' / request.name} ({count} rows adapted to{aside}{kinds})")
     if request.check:
         _check(session, request.name, adapted)
-    say(f"\nNext: abmll predict {run} --task {request.name} ROWS.csv -o OUT.csv")
+    say(f"\nNext: abmll predict {folder} --task {request.name} ROWS.csv -o OUT.csv")
 
 
 def _check(session: Session, name: str, adapted: Adapted) -> None:
-    rows = len(adapted.used.rows)
-    if rows < FEWEST:
-        say(f"\nIs it worth it on this task? {rows} rows cannot tell: {FEWEST} is the fewest, 20 or more are better.")
+    count = len(set(adapted.used.clusters))
+    if count < FEWEST:
+        say(
+            f"\nIs it worth it on this task? {count} different rows or groups cannot tell: {FEWEST} is the fewest, 20 "
+            "or more are better."
+        )
         return
-    seconds = estimate_seconds(session, rows, adapted.step_seconds, adapted.answer_seconds)
+    seconds = estimate_seconds(session, len(adapted.used.rows), adapted.step_seconds, adapted.answer_seconds)
     note(
         f"Is it worth it on this task? A check will take about {duration(seconds)}. The task is saved already: Ctrl-C "
         "stops the check alone, and --no-check leaves it out"

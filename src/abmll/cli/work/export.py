@@ -11,8 +11,9 @@ from abmll.config import RunConfig
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import layout_of
 from abmll.everyday.labelled import read_unlabelled
+from abmll.everyday.probe import read_probe, with_same_tokenizer
 from abmll.everyday.saved import SavedPosterior, read_posterior
-from abmll.everyday.session import read_shared, settings_of
+from abmll.everyday.session import closing_on_error, read_shared, settings_of
 from abmll.everyday.shipped import find_run
 from abmll.exporting import check_size, export_calibrated, export_mean, export_merged, merged_bytes
 from abmll.exporting.calibrated import spread_questions
@@ -138,7 +139,10 @@ def _system(export: _Export) -> System:
     m = export.config.model
     err_console.print(f"loading {m.source or m.shape}", highlight=False)
     system = build_system(export.config, load_base(m))
-    use_adapter(export.stored, system, export.run if export.task is None else export.task.folder)
+    with closing_on_error(system):
+        encoder = system.batcher.encoder
+        stored = with_same_tokenizer(export.stored, read_probe(export.run), system.language_model, encoder)
+        use_adapter(stored, system, export.run if export.task is None else export.task.folder)
     return system
 
 

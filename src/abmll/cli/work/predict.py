@@ -54,25 +54,26 @@ def predict_rows(run: str, overrides: Mapping[str, Any], request: PredictRequest
     folder = find_run(run)
     saved = None if request.task is None else read_posterior(folder, request.task)
     layout = request.layout if saved is None else layout_of(saved)
-    surveyed = survey(RowFile(request.rows), layout, request.out)
+    abstains = request.risk is not None
+    surveyed = survey(RowFile(request.rows), layout, request.out, prefix=request.prefix, abstains=abstains)
     if request.out.exists() and request.out.resolve() == request.rows.resolve():
         raise AbmllError(f"{request.out}: is the file of rows itself; give another name")
     err_console.print(f"{surveyed.rows:,} rows; loading the model of {folder}", highlight=False)
-    session, saved = open_run(folder, overrides, request.task)
+    session = open_run(folder, overrides, saved)
     choose = None
     if request.risk is not None and saved is not None:
         choose = _chooser(_held_back(session, saved, layout, request.held_back), request.risk)
-    _summarise(_predict(session, surveyed, request.prefix, choose), request.out, session)
+    _summarise(_predict(session, surveyed, choose), request.out, session)
 
 
-def _predict(session: Session, surveyed: Survey, prefix: str, choose: ChooseThreshold | None) -> Written:
+def _predict(session: Session, surveyed: Survey, choose: ChooseThreshold | None) -> Written:
     with ProgressDisplay(err_console) as display:
         display({"event": "plan", "units": surveyed.rows, "done": 0})
 
         def show_progress(count: int) -> None:
             display({"event": "counted", "what": "rows answered", "units": count})
 
-        return predict_table(session, surveyed, prefix=prefix, choose=choose, tell=show_progress)
+        return predict_table(session, surveyed, choose=choose, tell=show_progress)
 
 
 def _held_back(session: Session, saved: SavedPosterior, layout: Layout, file: Path | None) -> HeldBack:

@@ -86,7 +86,7 @@ def _check_layout(entry: Entry, files: _Files, splits: Mapping[str, Rows], refus
     """Refuse rows that were read with repeated choices merged, if more than `MOST_BAD` of a split are no questions."""
     for split, rows in splits.items():
         total = len(rows.questions) + len(rows.problems)
-        if len(rows.problems) > MOST_BAD * total or not rows.questions:
+        if len(rows.problems) > MOST_BAD * total or not rows.questions or rows.rows_lost:
             raise AbmllError(
                 f"hub:{entry.name} is {refused}: {len(rows.problems):,} of {total:,} {split} rows at commit "
                 f"{files.commit} are no questions in the catalogue's layout. The first: {rows.problems[0]}"
@@ -177,14 +177,13 @@ def _read_split(entry: Entry, columns: Columns, files: Mapping[str, Path], merge
     for name, file in files.items():
         part = collect(f"hub:{entry.hub}/{name}", parquet_rows(file.read_bytes(), columns_of(columns)), as_question)
         prefix = f"{name}:" if len(files) > 1 else ""  # a row's id is its line, of which several files have the same
-        whole.questions += [replace(question, id=prefix + question.id) for question in part.questions]
-        whole.problems += part.problems
+        whole.add(part, prefix)
     return whole
 
 
 def _divide(name: str, rows: Rows, share: float) -> dict[str, Rows]:
     """Train and test rows of a set that has one split: questions on one passage land on one side, by its hash."""
-    divided = {"train": Rows("", [], rows.problems), "test": Rows("")}
+    divided = {"train": replace(rows, questions=[]), "test": Rows("")}
     for question in rows.questions:
         digest = hashlib.sha256(f"{name}\x1f{question.context or _text(question)}".encode()).digest()
         divided["test" if int.from_bytes(digest[:6], "big") < share * 2**48 else "train"].questions.append(question)
