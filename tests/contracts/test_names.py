@@ -176,6 +176,9 @@ def test_nobody_is_sent_to_an_index_that_does_not_have_us(path: Path) -> None:
 DOTTED = re.compile(r"`(abmll(?:\.\w+)+)[`(\[]")
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*the old name works for one minor version:DeprecationWarning"
+)  # CHANGELOG has both
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_names_of_our_code_exist(path: Path) -> None:
     names = DOTTED.findall(path.read_text(encoding="utf-8"))

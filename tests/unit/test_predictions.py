@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,22 @@ def _with(line: str, **changes) -> str:
 def test_round_trip_is_exact(tmp_path):
     path, _ = _written(tmp_path)
     assert read_predictions(path) == FULL
+
+
+def test_a_prior_of_the_scale_is_kept_and_a_file_without_one_is_written_as_before(tmp_path):
+    path, lines = _written(tmp_path)
+    assert "scale_prior" not in json.loads(lines[0])
+    known = replace(FULL, scale_prior=(0.25, 1.5))
+    known.write(path)
+    assert read_predictions(path) == known
+
+
+@pytest.mark.parametrize("prior", [[1.0], [0.0, 0.0], [0.0, -1.0], "weak", [0.0, "1"], [True, 1.0]])
+def test_a_prior_of_the_scale_that_is_none_is_damage(plain_reader, tmp_path, prior):
+    path, lines = _written(tmp_path)
+    path.write_text("\n".join([_with(lines[0], scale_prior=prior), *lines[1:]]))
+    with pytest.raises(AbmllError, match=r":1: the header is damaged \(scale_prior\)$"):
+        plain_reader(path)
 
 
 def test_a_group_is_kept_and_rows_without_one_are_written_as_before(tmp_path):

@@ -20,6 +20,8 @@ from abmll.files import SEAL, check_regular, seal, write_text
 
 FORMAT = 1
 SPLITS = ("test", "adaptation", "held_out")
+LATER = ("adapted", "scale_prior")
+"""Fields that files of early versions do not have, written where they are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class Predictions:
         label_counts: how often each label is the answer among the adaptation examples, for a task with fixed
             labels; None where the choices differ between questions.
         adapted: whether the task was adapted to before predicting; None where a file of an early version does not say.
+        scale_prior: mean and standard deviation of log T over the tasks that the system was trained on, by which T is
+            learned from the held-out rows; None where they were not predicted.
     """
 
     system: str
@@ -91,6 +95,7 @@ class Predictions:
     label_counts: tuple[int, ...] | None = None
     held_out_rows: tuple[Prediction, ...] = ()
     adapted: bool | None = None
+    scale_prior: tuple[float, float] | None = None
 
     def answers(self) -> Int[np.ndarray, "N"]:
         """Right choices of the test questions."""
@@ -103,7 +108,7 @@ class Predictions:
     def write(self, path: Path) -> None:
         """Write the file, atomically."""
         header = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.endswith("rows")}
-        header = {name: value for name, value in header.items() if name != "adapted" or value is not None}
+        header = {name: value for name, value in header.items() if name not in LATER or value is not None}
         splits = dict(zip(SPLITS, (self.rows, self.adaptation_rows, self.held_out_rows), strict=True))
         head = {"abmll_predictions": FORMAT, **header, "row_counts": _counts(splits)}
         lines = []
@@ -195,11 +200,12 @@ def _with_header(
     held_out_rows: tuple[Prediction, ...],
 ) -> Predictions:
     kinds = {"system": str, "task": str, "seed": int, "draw": int, "examples_consumed": int}
-    counts, adapted = header.pop("label_counts", None), header.pop("adapted", None)
+    counts, adapted, prior = (header.pop(name, None) for name in ("label_counts", *LATER))
     wrong = {name for name, kind in kinds.items() if type(header.get(name)) is not kind} | (
         header.keys() - kinds.keys()
     )
     wrong |= set() if adapted is None or isinstance(adapted, bool) else {"adapted"}
+    wrong |= set() if prior is None or (_numbers(prior) and len(prior) == 2 and prior[1] > 0) else {"scale_prior"}
     if wrong or not (counts is None or (isinstance(counts, list) and all(type(c) is int for c in counts))):
         raise AbmllError(f"{path}:1: the header is damaged ({', '.join(sorted(wrong)) or 'label_counts'})")
     return Predictions(
@@ -209,6 +215,7 @@ def _with_header(
         label_counts=None if counts is None else tuple(counts),
         held_out_rows=held_out_rows,
         adapted=adapted,
+        scale_prior=None if prior is None else (float(prior[0]), float(prior[1])),
     )
 
 
