@@ -21,11 +21,14 @@ from abmll.files import (
     replaced_by,
     write_sealed_json,
 )
+from abmll.question import Question
 from abmll.runs.card import about_run, write_card
 from abmll.systems.adapters import use_adapter
 from abmll.systems.system import System
 
 DETAILS_FILE = "task.json"
+SHOWN = "demonstrations"
+"""The detail that holds the labelled rows which stand in front of each question."""
 
 logger = logging.getLogger(__name__)
 
@@ -83,11 +86,11 @@ def save_posterior(
     check_free(run, name, replace=replace)
     folder = _folder(run, name)
 
-    stored = system.stored("task")
+    stored, details = system.stored("task"), {**(details or {}), **_rows_shown(system)}
 
     def details_too(beside: Path) -> None:
-        _write_details(beside, name, details or {})
-        write_card(beside, about_run(run, stored.facts, details or {}, name))
+        _write_details(beside, name, details)
+        write_card(beside, about_run(run, stored.facts, details, name))
 
     write_adapter(stored, folder, details_too)
     return folder
@@ -203,6 +206,30 @@ def put_posterior(saved: SavedPosterior, system: System) -> None:
     probe = read_probe(saved.folder.parent.parent)  # of the run
     stored = with_same_tokenizer(saved.adapter, probe, system.language_model, system.batcher.encoder)
     use_adapter(stored, system, saved.folder, ("task",))
+    system.shown = _shown_of(saved) if system.method.demonstrations else ()
+
+
+def _rows_shown(system: System) -> dict[str, Any]:
+    """The labelled rows that answers are made with, as a detail; their files and groups have nothing to do with it."""
+    fields = ("id", "question", "choices", "answer", "context")
+    rows = [{name: getattr(row, name) for name in fields} for row in system.shown]
+    return {SHOWN: rows} if rows else {}
+
+
+def _shown_of(saved: SavedPosterior) -> tuple[Question, ...]:
+    """The inverse of `_rows_shown`.
+
+    Raises:
+        AbmllError: there are no rows, or they are none.
+    """
+    try:
+        rows = [dict(row) for row in saved.details[SHOWN]]
+        return tuple(Question(**{**row, "choices": tuple(row["choices"])}) for row in rows)
+    except (KeyError, TypeError, ValueError) as error:
+        raise AbmllError(
+            f"{saved.folder}: was saved without the labelled rows that its method shows; adapt again with "
+            f"`abmll adapt ... --save {saved.name} --replace`"
+        ) from error
 
 
 def _names(run: Path) -> list[str]:

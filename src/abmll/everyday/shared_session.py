@@ -41,6 +41,7 @@ class SharedSession:
     def fit(self, name: str, rows: Sequence[Question], tuning: Overrides = NOTHING) -> Posterior:
         """The posterior of a task, from labelled rows; `tuning` is laid on the run's configuration."""
         session = self.session.tuned(tuning)
+        session.system.check_phi_is_all("Classifier", "use `abmll adapt --save`, or System.adapt and System.answer")
         with self._turn:
             session.system.adapt(Task(name, tuple(rows)), session.plan(len(rows)))
             return self._taken()

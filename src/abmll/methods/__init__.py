@@ -9,6 +9,7 @@ from abmll.methods.abmll import ABMLL
 from abmll.methods.base import Group, Method, Settings, Terms
 from abmll.methods.first_order import FOMAML
 from abmll.methods.lora import LoRA, Pretrained, Reptile, StructuredLoRA
+from abmll.methods.rivals.metaicl import MetaICL
 from abmll.registry import Registry
 
 __all__ = [
@@ -42,6 +43,7 @@ METHODS: Registry[type[Method]] = Registry(
         "reptile": Reptile,
         "fomaml": FOMAML,
         "abmll": ABMLL,
+        "metaicl": MetaICL,
     },
     check=_check_method,
     guide="docs/add-a-method.md",

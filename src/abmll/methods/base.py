@@ -140,6 +140,8 @@ class Method(abc.ABC):
         moves_weights: training changes theta's factors (not so for the pretrained model).
         keeps_phi: phi goes on from task to task.
         dropout: share of inputs that predictions drop, another one in each draw; for methods without stds.
+        demonstrations: at most so many other rows of its task stand, with their answers, in front of each question of a
+            training batch; a question that is answered, and one that is adapted to, has all rows adapted to that fit.
     """
 
     settings_class: ClassVar[type[Settings]] = Settings
@@ -149,6 +151,7 @@ class Method(abc.ABC):
     uses_query: bool = False
     keeps_phi: bool = False
     dropout: float = 0.0
+    demonstrations: int = 0
 
     def __init__(
         self, adapters: AdapterSet, nll: NLL, settings: Settings, temperature: nn.Parameter | None = None

@@ -15,7 +15,7 @@ from abmll.methods.means import MeansOnly, MeansSettings
 from abmll.prompts.batches import ChoiceBatch
 
 
-class _Displacement(MeansOnly):
+class Displacement(MeansOnly):
     """theta takes outer_lr * (phi - theta); A and B are interpolated separately."""
 
     @final
@@ -29,30 +29,32 @@ class _Displacement(MeansOnly):
         self.adapters.add_displacement()
 
 
-class _StructuredSettings(MeansSettings):
+class StructuredSettings(MeansSettings):
+    """Settings of what is trained as one long run: its moments go on from task to task."""
+
     inner_optimizer_state: Literal["fresh", "persistent"] = "persistent"
 
 
-class _LoRASettings(_StructuredSettings):
+class _LoRASettings(StructuredSettings):
     episodes: Literal["by_task", "mixed"] = "mixed"
 
 
 @final
-class LoRA(_Displacement):
+class LoRA(Displacement):
     """Regular LoRA: mixed batches, one optimizer for the whole run, theta follows every step."""
 
     settings_class: ClassVar = _LoRASettings
 
 
 @final
-class StructuredLoRA(_Displacement):
+class StructuredLoRA(Displacement):
     """Structured LoRA: LoRA, with its one optimizer for the whole run, on batches that come from one task at a time.
 
     The paper's baseline is LoRA as it is, on structured data. With `inner_optimizer_state: fresh` each task begins
     without moments, as Reptile's do; what docs/evidence.md reports of it was measured so.
     """
 
-    settings_class: ClassVar = _StructuredSettings
+    settings_class: ClassVar = StructuredSettings
 
 
 class _ReptileSettings(MeansSettings):
@@ -63,7 +65,7 @@ class _ReptileSettings(MeansSettings):
 
 
 @final
-class Reptile(_Displacement):
+class Reptile(Displacement):
     """Reptile (Nichol et al. 2018): theta moves a part of the way to phi, a part annealed to 0."""
 
     settings_class: ClassVar = _ReptileSettings

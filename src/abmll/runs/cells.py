@@ -141,7 +141,7 @@ class Cells:
             raise error
         learned = _guesses(self._examples(cell))
         a = self.run.config.adaptation
-        held_out_rows = learned if a.folds and (cell.plan.steps or a.in_context) else ()
+        held_out_rows = learned if a.folds and (cell.plan.steps or self.run.shows_examples) else ()
         asked = self._of(name, cell, _guesses(self.run.scored(cell.task)), learned, held_out_rows)
         why = without_folders(str(error), (*cell.task.train, *cell.task.test), self.run.folder)
         NotFinite(asked, stage, why).write(self.marker(name, cell.where, cell.draw, cell.task))
@@ -198,7 +198,7 @@ class Cells:
     def _held_out(self, system: System, cell: Cell, predict: "partial[list[Answered]]") -> list[Answered]:
         """Predictions of the examples by folds; nothing where nothing is learned that they could be held out of."""
         a, plan = self.run.config.adaptation, cell.plan
-        if not a.folds or not (plan.steps or a.in_context):
+        if not a.folds or not (plan.steps or self.run.shows_examples):
             return []
         return held_out(
             lambda part, of: self.adapt(system, part, of, cell.draw),

@@ -120,7 +120,7 @@ def _complete_missing(runs: Sequence[Run], load: Callable[[], LanguageModel], li
     base = load()
     for run in {run.name: run for run in missing}.values():  # before the first is trained, which may take days
         with of_system(run.name), _built(run, base) as system:
-            check_encoded(run.tasks.every, system.batcher.encoder, in_context=run.config.adaptation.in_context)
+            check_encoded(run.tasks.every, system.batcher.encoder, in_context=run.shows_examples)
     for run in missing:
         iterations = run.training.iterations
         listener({"event": "target", "system": run.name, "seed": run.seed, "iterations": iterations})

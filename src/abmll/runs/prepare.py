@@ -75,7 +75,7 @@ class Run(ResolvedRun):
     def evaluation_units(self, task: Task, steps: int) -> int:
         """Question forward passes of adapting to a task and predicting; a backward pass counts as two."""
         a = self.config.adaptation
-        folds = a.folds if steps or a.in_context else 0
+        folds = a.folds if steps or self.shows_examples else 0
         questions = len(self.scored(task)) + a.examples * (2 if folds else 1)
         return 3 * steps * a.batch_size * (folds + 1) + questions * ((a.samples if len(self.rows) > 1 else 0) + 1)
 

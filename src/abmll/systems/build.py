@@ -132,6 +132,7 @@ def renew(system: System, config: RunConfig) -> bool:
         (system.adapting, method.task()),
     ):
         optimizer.take_rates(groups)
+    system.shown = ()
     system.batcher.encoder.truncated.clear()
     return True
 

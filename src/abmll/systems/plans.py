@@ -70,6 +70,11 @@ class ResolvedRun:
     prediction: PredictionPlan
     rows: tuple[str, ...]
 
+    @property
+    def shows_examples(self) -> bool:
+        """Whether examples stand in front of each question that is answered: they teach without any step."""
+        return self.config.adaptation.in_context or getattr(self.settings, "demonstrations", 0) > 0
+
     def scored(self, task: Task) -> tuple[Question, ...]:
         """The test questions of a task that are scored: all, or the first so many."""
         return task.test[: self.config.adaptation.test_questions]
@@ -87,6 +92,7 @@ class ResolvedRun:
             batch_size=self.settings.batch_size,
             seed=self.seed,
             proportional=self.config.tasks.sampling == "proportional",
+            demonstrations=getattr(self.settings, "demonstrations", 0),
         )
 
     def check_machine(self) -> None:
@@ -159,10 +165,16 @@ def _check_answering(config: RunConfig, settings: Settings) -> None:
                 "adaptation.sampler=activation with likelihood.share_prefix=false would draw a prompt's noise once per "
                 "choice; use adaptation.sampler=weight"
             )
-    if a.in_context and text.template == "chat":
+    shown = getattr(settings, "demonstrations", 0)
+    if a.in_context and shown:
         raise AbmllError(
-            "adaptation.in_context puts examples before the prompt, which likelihood.template=chat has no place for; "
-            "use likelihood.template=plain, or a template of your own"
+            f"adaptation.in_context with method.demonstrations={shown} would show the examples twice; leave "
+            "adaptation.in_context out, as a method with demonstrations shows all examples that fit"
+        )
+    if (a.in_context or shown) and text.template == "chat":
+        raise AbmllError(
+            f"{'adaptation.in_context' if a.in_context else 'method.demonstrations'} puts examples before the prompt, "
+            "which likelihood.template=chat has no place for; use likelihood.template=plain, or a template of your own"
         )
 
 

@@ -10,6 +10,7 @@ from abmll.adapters.facts import BaseFacts, LikelihoodFacts, Slot, StoredAdapter
 from abmll.adapters.folder import write_adapter
 from abmll.adapters.stored import Maker, take_adapter
 from abmll.config import RunConfig
+from abmll.errors import AbmllError
 from abmll.files import without_home, write_text
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods.base import Method
@@ -19,7 +20,7 @@ from abmll.models import LanguageModel
 from abmll.question import Question, Task
 from abmll.systems.folds import Fold
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan, resolve
-from abmll.systems.predict import Answer, answer, predict, steps_from_theta
+from abmll.systems.predict import Answer, answer, leave_one_out, predict, steps_from_theta
 from abmll.tasks.episodes import adaptation_batches
 from abmll.training.batcher import Batcher
 from abmll.training.finite import check_adapted
@@ -47,6 +48,8 @@ class System:
         adapting: steps of adaptation; those of training, unless their moments go on from task to task.
         training: steps of meta-training.
         config: what it was built from, or renewed to.
+        shown: labelled rows that stand in front of each question that is asked: those that phi was adapted to, where
+            the method has demonstrations.
     """
 
     language_model: LanguageModel
@@ -58,6 +61,7 @@ class System:
     adapting: GroupOptimizer
     training: Optimizers
     config: RunConfig
+    shown: tuple[Question, ...] = ()
 
     @property
     def learner(self) -> Learner:
@@ -86,9 +90,11 @@ class System:
             task, examples=plan.examples, steps=plan.steps, batch_size=plan.batch_size, seed=plan.seed, draw=draw
         )
         self.batcher.encode(examples)  # what does not fit is said before anything moves
+        batches = leave_one_out(self.method, self.batcher, batches, examples)
         coordinates = adaptation_coordinates(plan.seed, draw)
         steps_from_theta(self.method, self.adapting, self.batcher, batches, coordinates, self.graphs)
         check_adapted(task.name, self.method.adapters)
+        self.shown = examples if self.method.demonstrations else ()
         return examples
 
     def predict(
@@ -108,7 +114,7 @@ class System:
             AbmllError: a question does not fit the model; names its file and line.
             NonFiniteError: a probability is NaN or infinite; names the rows and the dtype.
         """
-        plan = self._drawing if plan is None else plan
+        plan, questions = self._drawing if plan is None else plan, self._asked(questions)
         return predict(self.method, self.likelihood, self.batcher, questions, plan, coordinates, self.graphs)
 
     def answer(self, questions: Sequence[Question], plan: PredictionPlan | None = None) -> tuple[Answer, ...]:
@@ -124,7 +130,7 @@ class System:
             AbmllError: a question does not fit the model; names its file and line.
             NonFiniteError: a probability is NaN or infinite; names the rows and the dtype.
         """
-        plan = self._drawing if plan is None else plan
+        plan, questions = self._drawing if plan is None else plan, self._asked(questions)
         return answer(self.method, self.likelihood, self.batcher, questions, plan, self.graphs)
 
     def answer_by_folds(
@@ -186,16 +192,39 @@ class System:
             slot: `task` for phi, as it was adapted last; `shared` for theta.
 
         Raises:
+            AbmllError: phi alone is not what answers (see `check_phi_is_all`); nothing is written then.
             NonFiniteError: a weight is NaN or infinite; nothing is written then.
             OSError: the disk is full, ...; `folder` is then as it was.
         """
+        if slot == "task":
+            self.check_phi_is_all("System.save", "save it as a task of a run: abmll.save_posterior")
         text = resolve(self.config).pinned.to_sealed_yaml()
         write_adapter(self.stored(slot), folder, lambda beside: write_text(beside / CONFIG_FILE, text))
+
+    def check_phi_is_all(self, what: str, instead: str) -> None:
+        """Refuse what takes phi for all that answers depend on, where they depend on more.
+
+        Args:
+            what: is refused.
+            instead: what to do.
+
+        Raises:
+            AbmllError: answers go by labelled rows in front of each question, too.
+        """
+        if self.method.demonstrations:
+            raise AbmllError(
+                f"{what} keeps the adapted weights alone, but with method.demonstrations={self.method.demonstrations} "
+                f"labelled rows stand in front of each question, too; {instead}"
+            )
 
     def close(self) -> None:
         """Take the adapters off the base model, and give the memory of captured steps back."""
         detach(self.language_model.model, self.method.adapters)
         self.graphs.close()
+
+    def _asked(self, questions: Sequence[Question]) -> Sequence[Question]:
+        """Questions as they are put to the model."""
+        return [self.batcher.after(question, self.shown) for question in questions] if self.shown else questions
 
     @property
     def _usual(self) -> AdaptationPlan:

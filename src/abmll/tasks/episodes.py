@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from abmll.errors import AbmllError
 from abmll.question import Question, Task
+
+T = TypeVar("T")
+Shown = tuple[tuple[tuple[Question, ...], ...], ...]
+"""For each question of each batch the rows that stand in front of it."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +21,12 @@ class Episode:
     Attributes:
         task: the task's name, or "mixed".
         batches: one tuple of questions for each step; the last is the query batch where a method uses one.
+        shown: the demonstrations of each of these questions, other rows of the episode; empty where there are none.
     """
 
     task: str
     batches: tuple[tuple[Question, ...], ...]
+    shown: Shown = ()
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,9 @@ class Episodes:
     `by_task` draws a task, then its rows without replacement. `mixed` draws a task for every row, from the same
     distribution over tasks, again without repeating a row. Both consume the same number of examples.
 
+    With demonstrations each question has its own, drawn from the other rows of its episode. So a row that is asked and
+    shown is one example consumed, as it is without them.
+
     Attributes:
         tasks: meta-training tasks.
         kind: `by_task` or `mixed`.
@@ -37,6 +46,7 @@ class Episodes:
         batch_size: questions of a batch.
         seed: with the meta-iteration and the position it decides everything.
         proportional: draw tasks by their number of rows instead of uniformly.
+        demonstrations: at most so many rows are shown with each question; there are one fewer than an episode has.
 
     Raises:
         AbmllError: no task, one without train rows, or (`by_task`) one with fewer than an episode needs.
@@ -53,6 +63,7 @@ class Episodes:
     batch_size: int
     seed: int
     proportional: bool = False
+    demonstrations: int = 0
 
     def __post_init__(self) -> None:
         needed = self.batches * self.batch_size
@@ -84,7 +95,7 @@ class Episodes:
         if self.kind == "by_task":
             task = self.tasks[int(generator.choice(len(self.tasks), p=shares))]
             rows = [task.train[i] for i in generator.choice(len(task.train), self.examples, replace=False)]
-            return Episode(task.name, self._cut(rows))
+            return Episode(task.name, self._cut(rows), self._shown(rows, generator))
         seen: set[tuple[int, int]] = set()
         while len(seen) < self.examples:
             task_number = int(generator.choice(len(self.tasks), p=shares))
@@ -95,7 +106,15 @@ class Episodes:
         ]
         return Episode("mixed", self._cut(rows))
 
-    def _cut(self, rows: Sequence[Question]) -> tuple[tuple[Question, ...], ...]:
+    def _shown(self, rows: Sequence[Question], generator: np.random.Generator) -> Shown:
+        """The demonstrations of each row, batch by batch; nothing is drawn where there are none."""
+        if not self.demonstrations:
+            return ()
+        orders = (generator.permutation(len(rows)) for _ in rows)
+        others = [[i for i in order if i != row] for row, order in enumerate(orders)]
+        return self._cut([tuple(rows[i] for i in order[: self.demonstrations]) for order in others])
+
+    def _cut(self, rows: Sequence[T]) -> tuple[tuple[T, ...], ...]:
         size = self.batch_size
         return tuple(tuple(rows[start : start + size]) for start in range(0, len(rows), size))
 

@@ -1,6 +1,7 @@
 """Questions -> batches on the model's device, in micro-batches where memory asks for it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,9 @@ import torch
 from abmll.errors import AbmllError
 from abmll.prompts.batches import ChoiceBatch, collate
 from abmll.prompts.encode import EncodedQuestion, Encoder
+from abmll.prompts.in_context import with_examples
 from abmll.question import Question
+from abmll.tasks.episodes import Episode
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,25 @@ class Batcher:
         size = self.micro_batch or max(1, len(questions))
         return [self.batch(questions[i : i + size], least=self.least) for i in range(0, len(questions), size)]
 
+    def asked(self, episode: Episode) -> tuple[tuple[Question, ...], ...]:
+        """The batches of an episode, each question with its demonstrations in front."""
+        if not episode.shown:
+            return episode.batches
+        pairs = zip(episode.batches, episode.shown, strict=True)
+        return tuple(
+            tuple(self.after(question, rows) for question, rows in zip(batch, shown, strict=True))
+            for batch, shown in pairs
+        )
+
+    def after(self, question: Question, rows: Sequence[Question]) -> Question:
+        """A question with as many labelled rows in front of it as fit; never itself.
+
+        Raises:
+            AbmllError: it does not fit the model by itself.
+        """
+        with self._naming(question):
+            return with_examples(question, [row for row in rows if row != question], self.encoder)
+
     def encode(self, questions: Sequence[Question]) -> list[EncodedQuestion]:
         """The token ids of questions.
 
@@ -45,8 +67,15 @@ class Batcher:
         return [self._encode(question) for question in questions]
 
     def _encode(self, question: Question) -> EncodedQuestion:
-        try:
+        with self._naming(question):
             return self.encoder(question)
+
+    @staticmethod
+    @contextmanager
+    def _naming(question: Question) -> Iterator[None]:
+        """An error inside names the question's file and line."""
+        try:
+            yield
         except AbmllError as error:
             raise AbmllError(f"{question.location}: {error}" if question.location else str(error)) from error
 

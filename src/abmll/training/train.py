@@ -332,8 +332,9 @@ def _run_task(work: _Work, step: int, position: int, share: float) -> TaskInfo:
     stop_if_asked()
     method, inner, s = work.method, work.inner, work.method.settings
     episode = work.episodes.draw(step, position)
-    support = episode.batches[:-1] if method.uses_query else episode.batches
-    query = episode.batches[-1] if method.uses_query else ()
+    batches = work.batcher.asked(episode)
+    support = batches[:-1] if method.uses_query else batches
+    query = batches[-1] if method.uses_query else ()
     method.begin_task(first=step == 0 and position == 0)
     if s.inner_optimizer_state == "fresh":
         inner.restart()
