@@ -131,7 +131,8 @@ def check_outer_gradient(system: System, task: Task) -> None:
     left = [p for p in method.adapters.parameters("task") if p.grad is not None]
     _require(not left, "outer_gradient leaves gradients on phi: what takes no part in it needs requires_grad_(False)")
     groups = {id(p) for group in method.shared() for p in group.parameters}
-    graded = [p for p in (*method.adapters.parameters("shared"), *method.temperature) if p.grad is not None]
+    theta = (*method.adapters.parameters("shared"), *method.learned.values(), *method.temperature)
+    graded = [p for p in theta if p.grad is not None]
     _require({id(p) for p in graded} == groups, "outer_gradient leaves .grad on others than the parameters of shared()")
     _require(
         all(bool(p.grad.isfinite().all()) for p in graded if p.grad is not None), "an outer gradient is not finite"
@@ -162,7 +163,8 @@ def check_training(build: Callable[[], System], tasks: tuple[Task, ...]) -> None
         resumed = build()
         _train(resumed, tasks, Path(folder))
     groups = {id(p) for group in system.method.shared() for p in group.parameters}
-    everything = (*system.method.adapters.parameters("shared"), system.likelihood.log_temperature)
+    learned = system.method.learned.values()
+    everything = (*system.method.adapters.parameters("shared"), *learned, system.likelihood.log_temperature)
     trained = {name for name, parameter in zip(before, everything, strict=True) if id(parameter) in groups}
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     _require(
@@ -269,7 +271,8 @@ def _take_inner_steps(system: System, task: Task) -> None:
 
 
 def _theta(system: System) -> dict[str, Tensor]:
-    return {**_values(system, "shared"), TEMPERATURE: system.likelihood.log_temperature.detach().clone()}
+    learned = {f"method.{name}": p.detach().clone() for name, p in system.method.learned.items()}
+    return {**_values(system, "shared"), **learned, TEMPERATURE: system.likelihood.log_temperature.detach().clone()}
 
 
 def _values(system: System, slot: Slot) -> dict[str, Tensor]:

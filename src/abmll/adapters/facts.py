@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_serializer
 from torch import Tensor
 
 from abmll.kernels import StdForm
@@ -65,6 +65,8 @@ class AdapterFacts(_Facts):
         transposed: GPT-2's layers.
         layers: module path -> its facts, in the model's order, which numbers the noise.
         method, settings: the system that made it, every setting included.
+        learned: what the method learned besides factors, such as rates, by name; left out of the file where there is
+            nothing.
         likelihood: how it reads choices.
         base: the model it belongs to.
     """
@@ -80,8 +82,15 @@ class AdapterFacts(_Facts):
     layers: dict[str, LayerFacts] = Field(min_length=1)
     method: str = ""
     settings: dict[str, Any] = {}
+    learned: dict[str, tuple[float, ...]] = {}
     likelihood: LikelihoodFacts = LikelihoodFacts()
     base: BaseFacts
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, handler: Any) -> dict[str, Any]:
+        """What nobody learned is not written: a version that knows no such thing reads the file, too."""
+        values: dict[str, Any] = handler(self)
+        return values if self.learned else {name: value for name, value in values.items() if name != "learned"}
 
     @property
     def has_std(self) -> bool:

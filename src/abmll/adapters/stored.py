@@ -20,11 +20,12 @@ from abmll.tensors import portable
 
 @dataclass(frozen=True)
 class Maker:
-    """What made an adapter: a method by its name and settings, in a version of a library."""
+    """What made an adapter: a method by its name and settings, with what it learned besides factors; and a library."""
 
     method: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     library: str = ""
+    learned: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def take_adapter(
@@ -59,6 +60,7 @@ def take_adapter(
         layers={path: _layer_facts(getattr(layer, slot)) for path, layer in adapters.layers.items()},
         method=maker.method,
         settings=dict(maker.settings),
+        learned=dict(maker.learned),
         likelihood=likelihood or LikelihoodFacts(),
         base=base,
     )

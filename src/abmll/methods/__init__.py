@@ -9,6 +9,8 @@ from abmll.methods.abmll import ABMLL
 from abmll.methods.base import Group, Method, Settings, Terms
 from abmll.methods.first_order import FOMAML
 from abmll.methods.lora import LoRA, Pretrained, Reptile, StructuredLoRA
+from abmll.methods.rivals.anil import ANIL
+from abmll.methods.rivals.meta_sgd import MetaSGD
 from abmll.methods.rivals.metaicl import MetaICL
 from abmll.registry import Registry
 
@@ -44,6 +46,8 @@ METHODS: Registry[type[Method]] = Registry(
         "fomaml": FOMAML,
         "abmll": ABMLL,
         "metaicl": MetaICL,
+        "meta-sgd": MetaSGD,
+        "anil": ANIL,
     },
     check=_check_method,
     guide="docs/add-a-method.md",

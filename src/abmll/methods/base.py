@@ -68,13 +68,22 @@ def add_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor | Non
 
 
 class Group(NamedTuple):
-    """Parameters that one optimizer rule moves."""
+    """Parameters that one optimizer rule moves.
+
+    Attributes:
+        name, parameters, optimizer: as above.
+        lr: rate of all of them.
+        float64_state: step them on float64 copies.
+        log_rates: of each parameter the logarithm of what `lr` is multiplied by: rates that theta owns. They are read
+            when steps begin.
+    """
 
     name: str
     parameters: list[nn.Parameter]
     optimizer: OptimizerName
     lr: float
     float64_state: bool = False
+    log_rates: nn.Parameter | None = None
 
 
 MOST_RATE = 3e37
@@ -139,6 +148,8 @@ class Method(abc.ABC):
         uses_query: the last batch of an episode is kept for the outer step.
         moves_weights: training changes theta's factors (not so for the pretrained model).
         keeps_phi: phi goes on from task to task.
+        learned_start: name -> vector that training starts from, of what theta has besides factors.
+        learned: the same as parameters; kept in checkpoints and in stored adapters.
         dropout: share of inputs that predictions drop, another one in each draw; for methods without stds.
         demonstrations: at most so many other rows of its task stand, with their answers, in front of each question of a
             training batch; a question that is answered, and one that is adapted to, has all rows adapted to that fit.
@@ -158,6 +169,18 @@ class Method(abc.ABC):
     ) -> None:
         self.adapters, self.nll, self.settings = adapters, nll, settings
         self.temperature = [temperature] if temperature is not None and temperature.requires_grad else []
+        self.learned = {name: nn.Parameter(start.to(adapters.device)) for name, start in self.learned_start.items()}
+
+    @property
+    def learned_start(self) -> dict[str, Float[Tensor, " numbers"]]:
+        """Nothing but factors, unless a method says otherwise."""
+        return {}
+
+    @torch.no_grad()
+    def reset_learned(self) -> None:
+        """What theta has besides factors, at its start again."""
+        for name, start in self.learned_start.items():
+            self.learned[name].copy_(start)
 
     @abc.abstractmethod
     def shared(self) -> list[Group]:

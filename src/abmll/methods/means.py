@@ -40,12 +40,10 @@ class MeansOnly(Method):
         """The share of inputs that is dropped."""
         return self.settings.dropout
 
-    @final
     def task(self) -> list[Group]:
         """The task's mean factors."""
         return [self.mean_group("task")]
 
-    @final
     def begin_task(self, *, first: bool = True) -> None:
         """phi <- theta."""
         self.adapters.begin_task()

@@ -43,6 +43,7 @@ def use_adapter(
     except AbmllError as error:
         raise AbmllError(f"{where}: {error}") from error
     check_weights(stored, system.language_model, system.method.adapters, where)
+    _take_learned(stored, system, where)
     theirs, mine = stored.facts.likelihood, system.config.likelihood
     for name in ("kind", "normalisation", "template"):
         if getattr(theirs, name) != getattr(mine, name):
@@ -52,6 +53,28 @@ def use_adapter(
         return  # a temperature of other scores
     with torch.no_grad():
         system.likelihood.log_temperature.fill_(stored.facts.likelihood.temperature).log_()
+
+
+@torch.no_grad()
+def _take_learned(stored: StoredAdapter, system: System, where: object) -> None:
+    """Put what the adapter's method learned besides factors into the system's method.
+
+    Raises:
+        AbmllError: the system's method learns something else.
+    """
+    theirs, mine = stored.facts.learned, system.method.learned
+    sizes = [{name: len(numbers) for name, numbers in learned.items()} for learned in (theirs, mine)]
+    if sizes[0] != sizes[1]:
+        raise AbmllError(
+            f"{where}: its method {stored.facts.method[:60]!r} learned {_named(sizes[0])} besides factors, "
+            f"{system.config.method.name!r} learns {_named(sizes[1])}; use the method that it was made with"
+        )
+    for name, numbers in theirs.items():
+        mine[name].copy_(torch.tensor(numbers))
+
+
+def _named(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{name[:60]} ({size} numbers)" for name, size in sizes.items()) or "nothing"
 
 
 def load_adapter(folder: Path | str, base: LanguageModel) -> AdapterSet:

@@ -124,6 +124,7 @@ def renew(system: System, config: RunConfig) -> bool:
         return False
     system.config, method.settings = config, settings
     method.adapters.reset(config.training.seed)
+    method.reset_learned()
     with torch.no_grad():
         system.likelihood.log_temperature.fill_(math.log(config.likelihood.temperature))
     for optimizer, groups in (
@@ -138,7 +139,7 @@ def renew(system: System, config: RunConfig) -> bool:
 
 
 _RATES = {
-    *("inner_lr", "outer_lr", "std_lr", "outer_std_lr", "temperature_lr"),
+    *("inner_lr", "outer_lr", "std_lr", "outer_std_lr", "temperature_lr", "rate_lr"),
     *("outer_schedule", "inner_schedule", "warmup", "inner_steps", "episodes"),
 }
 """Settings of methods that no captured step has in it."""

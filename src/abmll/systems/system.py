@@ -173,6 +173,7 @@ class System:
                 self.config.method.name,
                 self.method.settings.model_dump(mode="json"),
                 f"abmll {importlib.metadata.version('abmll')}",
+                {name: tuple(numbers.tolist()) for name, numbers in self.method.learned.items()},
             ),
             likelihood=LikelihoodFacts(
                 kind=text.kind,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,11 +59,11 @@ class GroupOptimizer:
     def set_rates(self, factor: float) -> None:
         """From here on step at `factor` times each group's rate."""
         for group, optimizer in zip(self.groups, self._optimizers, strict=True):
-            rates = optimizer.param_groups[0]
-            if isinstance(rates["lr"], Tensor):
-                rates["lr"].fill_(group.lr * factor)
-            else:
-                rates["lr"] = group.lr * factor
+            for rates, multiple in zip(optimizer.param_groups, _multiples(group), strict=True):
+                if isinstance(rates["lr"], Tensor):
+                    rates["lr"].fill_(group.lr * factor * multiple)
+                else:
+                    rates["lr"] = group.lr * factor * float(multiple)
 
     def step(self, skip: Tensor | None = None) -> None:
         """Apply the gradients.
@@ -156,14 +157,21 @@ class Optimizers:
         self.outer.restart()
 
 
+def _multiples(group: Group) -> Sequence[float | Tensor]:
+    """What the rate of each of torch's groups is multiplied by: there is one of all parameters, or one for each."""
+    return [1.0] if group.log_rates is None else list(group.log_rates.detach().exp())
+
+
 def _build(group: Group, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
     cuda = parameters[0].is_cuda
-    lr = torch.tensor(group.lr, device=parameters[0].device) if cuda else group.lr
+    together = [parameters] if group.log_rates is None else [[parameter] for parameter in parameters]
+    parts: list[dict[str, Any]] = [
+        {"params": part, "lr": torch.tensor(group.lr, device=parameters[0].device) if cuda else group.lr}
+        for part in together
+    ]
     if group.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, fused=cuda or None)
-    return torch.optim.AdamW(
-        parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=cuda or None, capturable=cuda
-    )
+        return torch.optim.SGD(parts, fused=cuda or None)
+    return torch.optim.AdamW(parts, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=cuda or None, capturable=cuda)
 
 
 def schedule_factor(schedule: Schedule, iteration: int, total: int, warmup: int = 0) -> float:
@@ -183,12 +191,17 @@ def schedule_factor(schedule: Schedule, iteration: int, total: int, warmup: int 
 
 
 def rates_at(method: Method, iteration: int, total: int) -> dict[str, float]:
-    """The rate of every group at a meta-iteration (from 0), as `inner/GROUP` and `outer/GROUP`."""
+    """The rate of every group at a meta-iteration (from 0), as `inner/GROUP` and `outer/GROUP`; of several the mean."""
     s = method.settings
     sides = {"inner": (method.task(), s.inner_schedule), "outer": (method.shared(), s.outer_schedule)}
     return {
-        f"{side}/{group.name}": group.lr * schedule_factor(schedule, iteration, total, s.warmup)
+        f"{side}/{group.name}": _middle_rate(group) * schedule_factor(schedule, iteration, total, s.warmup)
         for side, (groups, schedule) in sides.items()
         for group in groups
         if group.parameters
     }
+
+
+def _middle_rate(group: Group) -> float:
+    """The rate of a group; the geometric mean of those of its parameters."""
+    return group.lr * (1.0 if group.log_rates is None else float(group.log_rates.detach().mean().exp()))

@@ -135,8 +135,9 @@ def _check_agreement(step: int, run: RunDirectory, world: World) -> None:
 
 
 def theta(method: Method) -> dict[str, Tensor]:
-    """The shared weights, and the log-temperature where it is learned, as named tensors."""
+    """The shared weights, what the method learns besides, and the log-temperature where it is learned, by name."""
     state = method.adapters.state_dict("shared")
+    state |= {f"method.{name}": parameter.detach() for name, parameter in method.learned.items()}
     for temperature in method.temperature:
         state["likelihood.log_temperature"] = temperature.detach().reshape(1)
     return state
@@ -145,8 +146,10 @@ def theta(method: Method) -> dict[str, Tensor]:
 def load_theta(method: Method, state: dict[str, Tensor]) -> None:
     """The inverse of `theta`, in place."""
     state = dict(state)
-    for temperature in method.temperature:
-        with torch.no_grad():
+    with torch.no_grad():
+        for name, parameter in method.learned.items():
+            parameter.copy_(state.pop(f"method.{name}"))
+        for temperature in method.temperature:
             temperature.copy_(state.pop("likelihood.log_temperature").reshape(()))
     method.adapters.load_state_dict("shared", state)
 
