@@ -13,11 +13,12 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from abmll.cli import COMMANDS
-from abmll.config import CompareConfig, MethodConfig, RunConfig, TaskSource
+from abmll.config import CompareConfig, MethodConfig, PosteriorConfig, RunConfig, TaskSource
 from abmll.errors import AbmllError
 from abmll.methods import METHODS
 from abmll.methods.base import Method, Terms
 from abmll.metrics.registered import METRICS
+from abmll.systems.posteriors.settings import SETTINGS
 from abmll.tasks.registered import SOURCES as SOURCE_REGISTRY
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,7 @@ SECTIONS = {
 METHOD = {key for method in METHODS.values() for key in method.settings_class.model_fields} | set(
     MethodConfig.model_fields
 )
+POSTERIOR = {key for settings in SETTINGS.values() for key in settings.model_fields} | set(PosteriorConfig.model_fields)
 ROLES = ("train", "validation", "unseen")
 SETTING = re.compile(rf"(?<![\w./-])({'|'.join(SECTIONS)})\.([a-z_]\w*)((?:\.[a-z_]\w*)*)(?![\w(])")
 FILES = ("md", "json", "jsonl", "safetensors", "gguf", "yaml")
@@ -68,6 +70,8 @@ def known(section: str, key: str, rest: str) -> bool:
         if key.endswith("_"):
             return any(name.startswith(key) for name in METHOD)
         return key in FILES or (key in METHOD and not rest)
+    if section == "posterior":
+        return key in FILES or (key in POSTERIOR and not rest)
     if section == "tasks" and key in ROLES:
         return not rest or rest[1:] in TaskSource.model_fields
     return key in FILES or (key in SECTIONS[section].model_fields and not rest)

@@ -17,6 +17,7 @@ from abmll.config.sections import (
     ComputeConfig,
     LikelihoodConfig,
     MethodConfig,
+    PosteriorConfig,
     Section,
     SharedPath,
     TasksConfig,
@@ -30,6 +31,8 @@ SEAL = "# sha256 of what follows: "
 MOST_BYTES = 16 << 20  # of a configuration file
 MOST_VALUES = 100_000  # of a configuration file
 MOST_SHOWN = 200  # characters of a wrong value in a message
+NAMED: Mapping[str, type[BaseModel]] = {"method": MethodConfig, "posterior": PosteriorConfig}
+"""Sections whose settings are those of what they name."""
 SYSTEM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 
 
@@ -69,6 +72,7 @@ class RunConfig(Section):
     tasks: TasksConfig = TasksConfig()
     training: TrainingConfig = TrainingConfig()
     adaptation: AdaptationConfig = AdaptationConfig()
+    posterior: PosteriorConfig = PosteriorConfig()
     engine: ComputeConfig = ComputeConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -195,7 +199,8 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
     >>> parse_overrides(["training.seed=4", "method.name=lora", "training.seed=5"])
     {'method': {'name': 'lora'}, 'training': {'seed': 5}}
     """
-    names_first = sorted(texts, key=lambda text: not text.startswith("method.name="))  # a name drops other settings
+    names = ("method.name=", "posterior.name=")
+    names_first = sorted(texts, key=lambda text: not text.startswith(names))  # a name drops other settings
     return functools.reduce(merge, map(parse_override, names_first), {})
 
 
@@ -246,7 +251,7 @@ def _shown(text: str) -> str:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, mapping by mapping; a method of another name drops the base method's settings.
+    """`over` laid on `base`, mapping by mapping; a method or posterior of another name drops the base's settings.
 
     >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
     {'a': {'b': 3, 'c': 2}}
@@ -254,8 +259,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in over.items():
         old = out.get(key)
-        if key == "method" and isinstance(value, dict) and isinstance(old, dict):
-            name = old.get("name", MethodConfig.model_fields["name"].default)
+        if key in NAMED and isinstance(value, dict) and isinstance(old, dict):
+            name = old.get("name", NAMED[key].model_fields["name"].default)
             old = old if value.get("name", name) == name else {}
         out[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return out

@@ -57,6 +57,21 @@ class MethodConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
+class PosteriorConfig(BaseModel):
+    """What is made of phi after adaptation for answers to draw from, and any of its settings.
+
+    For methods without stds: `none`, `laplace`, `tfb`, `swag` or `ensemble` (docs/rivals.md).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    name: str = "none"
+
+    def settings(self) -> dict[str, Any]:
+        """What was given besides the name."""
+        return dict(self.model_extra or {})
+
+
 class TaskSource(Section):
     """Where tasks come from: "builtin", "builtin:held-out", "hub:NAME", a folder or a file; `names` picks some.
 

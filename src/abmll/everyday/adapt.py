@@ -192,7 +192,9 @@ def _settings(session: Session) -> dict[str, Any]:
     """What confidences depend on besides the saved task."""
     plan = session.drawing
     text = session.config.likelihood.model_dump(mode="json")
-    return {"sampler": plan.sampler, "samples": plan.samples, "base": session.base.fingerprint, "likelihood": text}
+    values = {"sampler": plan.sampler, "samples": plan.samples, "base": session.base.fingerprint, "likelihood": text}
+    posterior = session.config.posterior
+    return values if posterior.name == "none" else {**values, "posterior": posterior.model_dump(mode="json")}
 
 
 def _held_back_as_json(session: Session, answers: HeldBack) -> dict[str, Any]:

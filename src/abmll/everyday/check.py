@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 from jaxtyping import Float
 
-from abmll.config import MethodConfig, RunConfig
+from abmll.config import MethodConfig, PosteriorConfig, RunConfig
 from abmll.errors import NonFiniteError
 from abmll.everyday.labelled import Labelled
 from abmll.everyday.session import Session
@@ -85,7 +85,7 @@ def _noting(name: str, broken: dict[str, str]) -> Iterator[None]:
 
 def _plain(config: RunConfig) -> RunConfig:
     """The configuration of an ordinary LoRA, and of the pretrained model, on the same layers."""
-    return config.model_copy(update={"method": MethodConfig(name="pretrained")})
+    return config.model_copy(update={"method": MethodConfig(name="pretrained"), "posterior": PosteriorConfig()})
 
 
 def _by_folds(

@@ -24,6 +24,7 @@ from abmll.files import (
 from abmll.question import Question
 from abmll.runs.card import about_run, write_card
 from abmll.systems.adapters import use_adapter
+from abmll.systems.posteriors.stored import read_posterior_into, write_posterior
 from abmll.systems.system import System
 
 DETAILS_FILE = "task.json"
@@ -86,10 +87,12 @@ def save_posterior(
     check_free(run, name, replace=replace)
     folder = _folder(run, name)
 
-    stored, details = system.stored("task"), {**(details or {}), **_rows_shown(system)}
+    stored, details = system.stored("task"), {**(details or {}), **_beside_phi(system)}
 
     def details_too(beside: Path) -> None:
         _write_details(beside, name, details)
+        if system.posterior is not None and system.posterior.fitted:
+            write_posterior(system.posterior, system.config.posterior.name, beside)
         write_card(beside, about_run(run, stored.facts, details, name))
 
     write_adapter(stored, folder, details_too)
@@ -207,17 +210,26 @@ def put_posterior(saved: SavedPosterior, system: System) -> None:
     stored = with_same_tokenizer(saved.adapter, probe, system.language_model, system.batcher.encoder)
     use_adapter(stored, system, saved.folder, ("task",))
     system.shown = _shown_of(saved) if system.method.demonstrations else ()
+    if system.posterior is not None:
+        read_posterior_into(system.posterior, system.config.posterior.name, saved.folder)
+        system.posterior.fitted = True
 
 
-def _rows_shown(system: System) -> dict[str, Any]:
-    """The labelled rows that answers are made with, as a detail; their files and groups have nothing to do with it."""
+def _beside_phi(system: System) -> dict[str, Any]:
+    """Details of what answers go by besides phi: the labelled rows that are shown, and which posterior there is.
+
+    Files and groups of the rows have nothing to do with answers.
+    """
     fields = ("id", "question", "choices", "answer", "context")
     rows = [{name: getattr(row, name) for name in fields} for row in system.shown]
-    return {SHOWN: rows} if rows else {}
+    details: dict[str, Any] = {SHOWN: rows} if rows else {}
+    if system.posterior is not None and system.posterior.fitted:
+        details["posterior"] = system.config.posterior.model_dump(mode="json")
+    return details
 
 
 def _shown_of(saved: SavedPosterior) -> tuple[Question, ...]:
-    """The inverse of `_rows_shown`.
+    """The rows of `_beside_phi`.
 
     Raises:
         AbmllError: there are no rows, or they are none.

@@ -122,10 +122,14 @@ def _steps_in(config: RunConfig, overrides: Mapping[str, Any]) -> int | None:
     return config.adaptation.steps if "steps" in overrides.get("adaptation", {}) else None
 
 
+BROUGHT = {"likelihood": "likelihood", "adaptation": "answering", "posterior": "posterior"}
+"""Section of a configuration -> the detail of a saved task that is laid on it."""
+
+
 def _brought_by(saved: SavedPosterior | None) -> dict[str, Any]:
     """The settings that a saved task was adapted with, and that answers must be made with."""
     details = {} if saved is None else saved.details
-    sections = {"likelihood": details.get("likelihood"), "adaptation": details.get("answering")}
+    sections = {name: details.get(detail) for name, detail in BROUGHT.items()}
     return {name: values for name, values in sections.items() if isinstance(values, dict)}
 
 

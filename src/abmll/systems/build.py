@@ -19,6 +19,8 @@ from abmll.models.pretrained import COMMIT
 from abmll.models.shapes import SHAPES
 from abmll.prompts.encode import Encoder
 from abmll.systems.plans import method_settings, resolve
+from abmll.systems.posteriors.base import Parts, Posterior
+from abmll.systems.posteriors.build import build_posterior
 from abmll.systems.system import System
 from abmll.training.batcher import Batcher
 from abmll.training.graphs import Graphs
@@ -83,7 +85,14 @@ def build_system(
     batcher, training = build_batcher(config, base), Optimizers.of(method)
     goes_on = settings.inner_optimizer_state == "persistent"
     adapting = GroupOptimizer(method.task()) if goes_on else training.inner
-    return System(base, method, likelihood, batcher, config.adapter.alpha, graphs, adapting, training, config)
+    system = System(base, method, likelihood, batcher, config.adapter.alpha, graphs, adapting, training, config)
+    system.posterior = _posterior_of(system)
+    return system
+
+
+def _posterior_of(system: System) -> Posterior | None:
+    parts = Parts(system.method, system.likelihood, system.batcher, system.graphs, system.adapting)
+    return build_posterior(system.config, parts)
 
 
 def configuration_for(config: RunConfig | Mapping[str, Any] | str, base: LanguageModel) -> RunConfig:
@@ -133,7 +142,7 @@ def renew(system: System, config: RunConfig) -> bool:
         (system.adapting, method.task()),
     ):
         optimizer.take_rates(groups)
-    system.shown = ()
+    system.shown, system.posterior = (), _posterior_of(system)
     system.batcher.encoder.truncated.clear()
     return True
 

@@ -14,6 +14,7 @@ from abmll.methods import method_class, resolve_settings
 from abmll.methods.base import Settings
 from abmll.models.load import choose_device
 from abmll.question import Question, Task
+from abmll.systems.posteriors.settings import resolve_posterior
 from abmll.tasks.episodes import Episodes
 from abmll.training.train import TrainingPlan
 
@@ -116,7 +117,9 @@ def resolve(config: RunConfig) -> ResolvedRun:
     """
     settings = method_settings(config)
     _check_answering(config, settings)
+    _check_posterior(config)
     draws = method_class(config.method.name).has_std or getattr(settings, "dropout", 0.0) > 0
+    draws = draws or config.posterior.name != "none"
     return ResolvedRun(
         name=config.name,
         seed=config.training.seed,
@@ -175,6 +178,15 @@ def _check_answering(config: RunConfig, settings: Settings) -> None:
         raise AbmllError(
             f"{'adaptation.in_context' if a.in_context else 'method.demonstrations'} puts examples before the prompt, "
             "which likelihood.template=chat has no place for; use likelihood.template=plain, or a template of your own"
+        )
+
+
+def _check_posterior(config: RunConfig) -> None:
+    """Refuse a posterior that is unknown, or of a phi that is one already."""
+    if resolve_posterior(config.posterior) is not None and method_class(config.method.name).has_std:
+        raise AbmllError(
+            f"posterior.name={config.posterior.name} is made of a phi without stds, but method.name="
+            f"{config.method.name} holds stds, which answers draw by; leave one of the two out"
         )
 
 

@@ -1,7 +1,7 @@
 """Adapting to an unseen task by the same inner steps; predicting, and answering, by draws of the posterior."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,6 +31,11 @@ from abmll.training.finite import check_adapted, no_answers, rows_not_finite
 from abmll.training.graphs import Graphs
 from abmll.training.inner import inner_steps
 from abmll.training.optimizers import GroupOptimizer
+
+Draw = tuple[Float[np.ndarray, "B K"], Float[np.ndarray, "B K"] | None]
+"""Probabilities of a batch under one draw, over its choices and (letter) over the vocabulary; float64."""
+Drawn = Iterable[tuple[list[int], list[Draw]]]
+"""Places of a batch's questions among all, and its draws."""
 
 
 def adapt(
@@ -123,10 +128,16 @@ def predict(
         NonFiniteError: a probability is NaN or infinite; names the rows and the dtype.
         Stopped: between two forward passes, if the process was asked to stop.
     """
+    drawn = draw_by_batch(method, likelihood, batcher, questions, plan, coordinates, graphs)
+    return averaged(questions, drawn, is_drawing(method, plan))
+
+
+def averaged(questions: Sequence[Question], drawn: Drawn, drawing: bool) -> tuple[Prediction, ...]:
+    """What draws of probabilities say of questions; without `drawing` they have no spread."""
     out: list[Prediction | None] = [None] * len(questions)
-    for indices, draws in draw_by_batch(method, likelihood, batcher, questions, plan, coordinates, graphs):
+    for indices, draws in drawn:
         probabilities = np.mean([p for p, _ in draws], axis=0)
-        spread = np.std([p for p, _ in draws], axis=0) if is_drawing(method, plan) else None
+        spread = np.std([p for p, _ in draws], axis=0) if drawing else None
         raw = [v for _, v in draws if v is not None]
         vocabulary = np.mean(raw, axis=0) if raw else None
         for row, i in enumerate(indices):
@@ -175,9 +186,14 @@ def answer(
 
     Args and errors as `predict`.
     """
-    drawing = is_drawing(method, plan)
+    drawn = draw_by_batch(method, likelihood, batcher, questions, plan, POSTERIOR, graphs)
+    return summarised(questions, drawn, is_drawing(method, plan))
+
+
+def summarised(questions: Sequence[Question], drawn: Drawn, drawing: bool) -> tuple[Answer, ...]:
+    """As `averaged`, for a user."""
     out: dict[int, Answer] = {}
-    for indices, draws in draw_by_batch(method, likelihood, batcher, questions, plan, POSTERIOR, graphs):
+    for indices, draws in drawn:
         for row, i in enumerate(indices):
             of_draws = [probabilities[row, : len(questions[i].choices)] for probabilities, _ in draws]
             out[i] = summarise(np.stack(of_draws), drawing)
@@ -202,10 +218,6 @@ def summarise(draws: Float[np.ndarray, "S K"], drawing: bool = True) -> Answer:
         spread=float(draws[:, choice].std()) if drawing else None,
         information=None if information is None else max(0.0, information),
     )
-
-
-Draw = tuple[Float[np.ndarray, "B K"], Float[np.ndarray, "B K"] | None]
-"""Probabilities of a batch under one draw, over its choices and (letter) over the vocabulary; float64."""
 
 
 def is_drawing(method: Method, plan: PredictionPlan) -> bool:

@@ -1,7 +1,8 @@
 """System: a base model with adapters and a method over them, which adapts to a task and answers questions."""
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,17 @@ from abmll.models import LanguageModel
 from abmll.question import Question, Task
 from abmll.systems.folds import Fold
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan, resolve
-from abmll.systems.predict import Answer, answer, leave_one_out, predict, steps_from_theta
+from abmll.systems.posteriors.base import Adaptation, Posterior
+from abmll.systems.predict import (
+    Answer,
+    Drawn,
+    averaged,
+    draw_by_batch,
+    is_drawing,
+    leave_one_out,
+    steps_from_theta,
+    summarised,
+)
 from abmll.tasks.episodes import adaptation_batches
 from abmll.training.batcher import Batcher
 from abmll.training.finite import check_adapted
@@ -50,6 +61,7 @@ class System:
         config: what it was built from, or renewed to.
         shown: labelled rows that stand in front of each question that is asked: those that phi was adapted to, where
             the method has demonstrations.
+        posterior: made of phi after each adaptation, for answers to draw from; None: answers go by the method alone.
     """
 
     language_model: LanguageModel
@@ -62,6 +74,7 @@ class System:
     training: Optimizers
     config: RunConfig
     shown: tuple[Question, ...] = ()
+    posterior: Posterior | None = None
 
     @property
     def learner(self) -> Learner:
@@ -90,11 +103,15 @@ class System:
             task, examples=plan.examples, steps=plan.steps, batch_size=plan.batch_size, seed=plan.seed, draw=draw
         )
         self.batcher.encode(examples)  # what does not fit is said before anything moves
-        batches = leave_one_out(self.method, self.batcher, batches, examples)
-        coordinates = adaptation_coordinates(plan.seed, draw)
-        steps_from_theta(self.method, self.adapting, self.batcher, batches, coordinates, self.graphs)
+        asked, *batches = leave_one_out(self.method, self.batcher, [examples, *batches], examples)
+        adaptation = Adaptation(asked, tuple(batches), adaptation_coordinates(plan.seed, draw))
+        with self._heard(len(batches)):
+            steps_from_theta(self.method, self.adapting, self.batcher, batches, adaptation.coordinates, self.graphs)
         check_adapted(task.name, self.method.adapters)
         self.shown = examples if self.method.demonstrations else ()
+        if self.posterior is not None and batches:
+            self.posterior.fit(adaptation)
+            self.posterior.fitted = True
         return examples
 
     def predict(
@@ -114,8 +131,7 @@ class System:
             AbmllError: a question does not fit the model; names its file and line.
             NonFiniteError: a probability is NaN or infinite; names the rows and the dtype.
         """
-        plan, questions = self._drawing if plan is None else plan, self._asked(questions)
-        return predict(self.method, self.likelihood, self.batcher, questions, plan, coordinates, self.graphs)
+        return averaged(questions, *self._drawn(questions, plan, coordinates))
 
     def answer(self, questions: Sequence[Question], plan: PredictionPlan | None = None) -> tuple[Answer, ...]:
         """Answer questions by phi as it is now, and say how far the posterior draws disagree.
@@ -130,8 +146,7 @@ class System:
             AbmllError: a question does not fit the model; names its file and line.
             NonFiniteError: a probability is NaN or infinite; names the rows and the dtype.
         """
-        plan, questions = self._drawing if plan is None else plan, self._asked(questions)
-        return answer(self.method, self.likelihood, self.batcher, questions, plan, self.graphs)
+        return summarised(questions, *self._drawn(questions, plan, POSTERIOR))
 
     def answer_by_folds(
         self,
@@ -210,8 +225,13 @@ class System:
             instead: what to do.
 
         Raises:
-            AbmllError: answers go by labelled rows in front of each question, too.
+            AbmllError: answers go by labelled rows in front of each question, or by a posterior, too.
         """
+        if self.posterior is not None:
+            raise AbmllError(
+                f"{what} keeps the adapted weights alone, but with posterior.name={self.config.posterior.name} answers "
+                f"draw from more; {instead}"
+            )
         if self.method.demonstrations:
             raise AbmllError(
                 f"{what} keeps the adapted weights alone, but with method.demonstrations={self.method.demonstrations} "
@@ -223,9 +243,31 @@ class System:
         detach(self.language_model.model, self.method.adapters)
         self.graphs.close()
 
-    def _asked(self, questions: Sequence[Question]) -> Sequence[Question]:
-        """Questions as they are put to the model."""
-        return [self.batcher.after(question, self.shown) for question in questions] if self.shown else questions
+    @contextmanager
+    def _heard(self, steps: int) -> Iterator[None]:
+        """The posterior hears of each inner step that is taken inside."""
+        if self.posterior is None:
+            yield
+            return
+        self.posterior.fitted = False
+        self.posterior.begin(steps)
+        self.adapting.after_step = self.posterior.after_step
+        try:
+            yield
+        finally:
+            self.adapting.after_step = None
+
+    def _drawn(
+        self, questions: Sequence[Question], plan: PredictionPlan | None, coordinates: Coordinates
+    ) -> tuple[Drawn, bool]:
+        """Draws of what the questions' choices have, and whether they differ: by the posterior, or by the method."""
+        plan = self._drawing if plan is None else plan
+        if self.shown:
+            questions = [self.batcher.after(question, self.shown) for question in questions]
+        if self.posterior is not None and self.posterior.fitted and plan.sampler != "mean":
+            return self.posterior.draw_by_batch(questions, plan, coordinates), True
+        parts = (self.method, self.likelihood, self.batcher)
+        return draw_by_batch(*parts, questions, plan, coordinates, self.graphs), is_drawing(self.method, plan)
 
     @property
     def _usual(self) -> AdaptationPlan:

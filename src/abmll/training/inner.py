@@ -67,6 +67,8 @@ def inner_steps(
             parameter.grad = gradient.clone()
         if not optimizer.skips_by_itself or step == len(batches) - 1:
             _check_steps(taken, batches, coordinates, method.adapters)
+        if optimizer.after_step is not None:
+            optimizer.after_step(step)
     return [terms_of(values) for values in taken]
 
 

@@ -1,7 +1,7 @@
 """torch's optimizers over a method's groups: built once, reset in place, their state as named tensors."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ class GroupOptimizer:
     Attributes:
         skips_by_itself: whether `step(skip)` obeys `skip` without waiting for the device.
         skip_from_here: whether steps are being skipped, until it is set to 0 again.
+        after_step: hears the number of each inner step that was taken (`inner_steps`).
     """
 
     def __init__(self, groups: Sequence[Group]) -> None:
@@ -38,6 +39,7 @@ class GroupOptimizer:
         device = self.parameters[0].device if self.groups else torch.device("cpu")
         self.skips_by_itself = device.type == "cuda"
         self.skip_from_here = torch.zeros((), device=device)
+        self.after_step: Callable[[int], None] | None = None
         for optimizer in self._optimizers if self.skips_by_itself else ():
             optimizer.found_inf = self.skip_from_here  # type: ignore[attr-defined]
 

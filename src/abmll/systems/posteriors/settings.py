@@ -1,0 +1,108 @@
+"""What can be set of each posterior, by its name in `posterior.name`."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from abmll.config import PosteriorConfig
+from abmll.errors import AbmllError, unknown_name
+
+
+class PosteriorSettings(BaseModel):
+    """Settings of a posterior."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class LaplaceSettings(PosteriorSettings):
+    """Settings of Laplace-LoRA.
+
+    Attributes:
+        centre: mean of the Gaussian prior on the factors: `zero` as published, or `theta`, where adaptation began.
+        precision: of that prior; None: where the evidence of the examples is largest.
+        samples: draws of the scores, from a Gaussian of as many dimensions as there are choices.
+    """
+
+    centre: Literal["theta", "zero"] = "theta"
+    precision: float | None = Field(None, gt=0)
+    samples: int = Field(1000, ge=1)  # published: 1e5; a draw costs a softmax, and 1,000 leave an error of .016 at most
+
+
+class TFBSettings(PosteriorSettings):
+    """Settings of training-free Bayesianization.
+
+    Attributes:
+        tolerance: relative increase of the examples' NLL that is let pass.
+        least, most: between which the std is looked for.
+        bisections: of that interval.
+        samples: draws by which an NLL is measured.
+    """
+
+    tolerance: float = Field(0.003, gt=0)  # of BayesAdapt, conf/optim/binary_search.yaml at 3843000; also the two below
+    least: float = Field(0.001, gt=0)
+    most: float = Field(0.2, gt=0)
+    bisections: int = Field(8, ge=1)  # published: 5, which leaves .006 of the interval undecided; a step is cheap here
+    samples: int = Field(10, ge=1)
+
+
+class SWAGSettings(PosteriorSettings):
+    """Settings of SWAG on the path of adaptation.
+
+    Attributes:
+        start: part of the steps before the first weights are collected.
+        columns: most recent deviations of which the low-rank part is made.
+        scale: of the covariance.
+    """
+
+    # Of ten steps six weights: the first has no deviation, so five columns. Published: the later half of training.
+    start: float = Field(0.4, ge=0, lt=1)
+    columns: int = Field(5, ge=2)  # conf/method/swag.yaml of swag-lora at 82a188b
+    scale: float = Field(1.0, gt=0)
+
+
+class EnsembleSettings(PosteriorSettings):
+    """Settings of an ensemble of adaptations.
+
+    Attributes:
+        members: adaptations from the same theta to the same examples, each in an order of its own; the first is phi.
+    """
+
+    members: int = Field(5, ge=2)
+
+
+SETTINGS: dict[str, type[PosteriorSettings]] = {
+    "laplace": LaplaceSettings,
+    "tfb": TFBSettings,
+    "swag": SWAGSettings,
+    "ensemble": EnsembleSettings,
+}
+"""Every posterior that `posterior.name` can be, besides `none`."""
+
+
+def resolve_posterior(config: PosteriorConfig) -> PosteriorSettings | None:
+    """The settings of a configuration's posterior, defaults included; None where there is none.
+
+    Raises:
+        AbmllError: unknown name or setting, or a value out of range.
+
+    >>> resolve_posterior(PosteriorConfig(name="ensemble")).members
+    5
+    """
+    given: dict[str, Any] = config.settings()
+    if config.name not in {*SETTINGS, "none"}:
+        raise unknown_name("posterior", config.name, ("none", *SETTINGS))
+    fields: dict[str, Any] = {} if config.name == "none" else dict(SETTINGS[config.name].model_fields)
+    for key in given:
+        if key not in fields:
+            raise unknown_name(f"setting of posterior {config.name}", key, fields)
+    if config.name == "none":
+        return None
+    try:
+        return SETTINGS[config.name](**given)
+    except ValidationError as error:
+        raise AbmllError("\n".join(map(_in_words, error.errors()))) from error
+
+
+def _in_words(fault: Any) -> str:
+    setting = ".".join(map(str, ("posterior", *fault["loc"])))
+    return f"{setting}: {fault['msg']}, found {fault['input']!r}"

@@ -1,0 +1,434 @@
+"""Posteriors made after adaptation: each against a dense or simulated form, and what all of them must keep."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from abmll.adapters.folder import MODEL_FILE
+from abmll.config import PosteriorConfig, parse_overrides
+from abmll.errors import AbmllError
+from abmll.everyday.saved import read_posterior, save_posterior
+from abmll.everyday.session import open_run
+from abmll.everyday.shared_session import SharedSession
+from abmll.exporting import export_mean
+from abmll.question import Question
+from abmll.systems.build import build_system, renew
+from abmll.systems.plans import AdaptationPlan, PredictionPlan, resolve
+from abmll.systems.posteriors.base import Adaptation
+from abmll.systems.posteriors.build import POSTERIORS
+from abmll.systems.posteriors.ensemble import Ensemble, reordered
+from abmll.systems.posteriors.laplace import Laplace
+from abmll.systems.posteriors.settings import SETTINGS, TFBSettings, resolve_posterior
+from abmll.systems.posteriors.stored import POSTERIOR_FILE
+from abmll.systems.posteriors.swag import SWAG
+from abmll.systems.posteriors.tfb import TFB
+from abmll.systems.system import System
+from tests.exact import exact_base, float64
+from tests.runs import UNSEEN, config_in, place_tiny, train_run
+from tests.systems import TASKS, questions, run_config, same, scramble, tiny_base, values
+
+PLAN, MEAN = AdaptationPlan(6, 6), PredictionPlan("mean", 1)
+every_posterior = pytest.mark.parametrize("name", POSTERIORS)
+
+
+def config_of(name: str, method: str = "fomaml", **posterior: Any) -> Any:
+    given = {"inner_lr": 1e-2} if method != "abmll" else {}
+    config = run_config(method, adaptation={"samples": 4}, **given)
+    quick = {"tfb": {"bisections": 2, "samples": 2}}.get(name, {})
+    return config.model_copy(update={"posterior": PosteriorConfig(name=name, **{**quick, **posterior})})
+
+
+def system_with(name: str, base: Any = None, method: str = "fomaml", **posterior: Any) -> System:
+    """A system with a posterior on a tiny model, theta far from its start."""
+    system = build_system(config_of(name, method, **posterior), base or tiny_base())
+    scramble(system)
+    return system
+
+
+def adapted(name: str, base: Any = None, **posterior: Any) -> System:
+    system = system_with(name, base, **posterior)
+    system.adapt(TASKS[0], PLAN)
+    return system
+
+
+# -------------------- what all of them keep
+
+
+@every_posterior
+def test_phi_theta_and_the_mean_weights_answers_are_those_of_the_plain_system(name: str) -> None:
+    system, plain = adapted(name), adapted("none")
+    asked = TASKS[0].test[:4]
+    for each in (system, plain):
+        each.predict(asked)
+    assert same(values(system, "task"), values(plain, "task"))
+    assert same(values(system, "shared"), values(plain, "shared"))
+    assert system.predict(asked, MEAN) == plain.predict(asked, MEAN)
+
+
+@every_posterior
+def test_answers_draw_from_it_and_are_finite(name: str) -> None:
+    system = adapted(name)
+    asked = TASKS[0].test[:4]
+    found, mean = system.answer(asked), system.answer(asked, MEAN)
+    assert all(answer.spread is not None and answer.spread > 0 for answer in found)
+    assert all(answer.information is not None and answer.information > 0 for answer in found)
+    assert [answer.probabilities for answer in found] != [answer.probabilities for answer in mean]
+    assert all(math.isclose(sum(answer.probabilities), 1, rel_tol=1e-6) for answer in found)
+    assert all(answer.spread is None for answer in mean)
+
+
+@every_posterior
+def test_an_answer_depends_neither_on_the_others_nor_on_when_it_is_asked(name: str) -> None:
+    system = adapted(name)
+    asked = TASKS[0].test[:5]
+    whole = system.predict(asked, coordinates=(1, "here"))
+    assert system.predict(asked, coordinates=(1, "here")) == whole
+    (alone,) = system.predict(asked[3:4], coordinates=(1, "here"))
+    assert alone.probabilities == pytest.approx(whole[3].probabilities, abs=1e-5)
+    if name != "ensemble":
+        assert system.predict(asked, coordinates=(2, "here")) != whole
+
+
+@every_posterior
+def test_without_steps_there_is_no_posterior(name: str) -> None:
+    system = adapted(name)
+    system.adapt(TASKS[0], AdaptationPlan(6, 0))
+    asked = TASKS[0].test[:2]
+    assert system.predict(asked) == system.predict(asked, MEAN)
+
+
+@every_posterior
+def test_it_is_made_anew_for_each_adaptation(name: str) -> None:
+    system, other = adapted(name), system_with(name)
+    system.adapt(TASKS[1], PLAN)
+    other.adapt(TASKS[1], PLAN)
+    assert system.predict(TASKS[1].test[:2]) == other.predict(TASKS[1].test[:2])
+
+
+@every_posterior
+def test_a_saved_task_answers_as_before_and_exports_its_mean(name: str, tmp_path: Path) -> None:
+    config = config_in(place_tiny(tmp_path), "reptile", posterior={"name": name})
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    system = train_run(config, folder)
+    system.adapt(UNSEEN, AdaptationPlan(6, 5))
+    before = system.answer(UNSEEN.test[:3])
+    save_posterior(folder, "mine", config, system)
+    saved = read_posterior(folder, "mine")
+    again = open_run(folder, saved=saved).system
+    assert again.answer(UNSEEN.test[:3]) == before
+    export_mean(saved.adapter, tmp_path / "lora")
+    assert (tmp_path / "lora" / MODEL_FILE).is_file()
+    with pytest.raises(AbmllError, match=rf"System.save keeps .* posterior.name={name} .*save_posterior"):
+        system.save(tmp_path / "alone")
+    with pytest.raises(AbmllError, match="Classifier keeps the adapted weights alone"):
+        SharedSession(open_run(folder)).fit("mine", UNSEEN.train[:6])
+
+
+@pytest.mark.parametrize("what", ["missing", "damaged", "another adapter's", "other settings"])
+def test_a_posterior_s_file_that_is_not_its_adapter_s_is_refused(what: str, tmp_path: Path) -> None:
+    config = config_in(place_tiny(tmp_path), "reptile", posterior={"name": "tfb"})
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    system = train_run(config, folder)
+    for name, task in (("one", UNSEEN), ("two", TASKS[0])):
+        system.adapt(task, AdaptationPlan(6, 5))
+        save_posterior(folder, name, config, system)
+    file, overrides = folder / "tasks" / "one" / POSTERIOR_FILE, {}
+    if what == "missing":
+        file.unlink()
+    elif what == "damaged":
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    elif what == "another adapter's":
+        file.write_bytes((folder / "tasks" / "two" / POSTERIOR_FILE).read_bytes())
+    else:
+        overrides = {"posterior": {"tolerance": 0.5}}
+    words = {"missing": "missing, so there is no posterior.name=tfb", "damaged": "damaged"}
+    with pytest.raises(AbmllError, match=words.get(what, "of another adapter, or made with other settings")):
+        open_run(folder, overrides, read_posterior(folder, "one"))
+
+
+def test_what_cannot_be_is_refused_by_name() -> None:
+    with pytest.raises(AbmllError, match="Did you mean 'laplace'"):
+        resolve_posterior(PosteriorConfig(name="laplas"))
+    with pytest.raises(AbmllError, match=r"setting of posterior swag 'column'.*columns"):
+        resolve_posterior(PosteriorConfig(name="swag", column=3))
+    with pytest.raises(AbmllError, match=r"setting of posterior none"):
+        resolve_posterior(PosteriorConfig(samples=3))
+    with pytest.raises(AbmllError, match=r"posterior.tolerance: .*found 0"):
+        resolve_posterior(PosteriorConfig(name="tfb", tolerance=0))
+    with pytest.raises(AbmllError, match=r"method.name=abmll holds stds"):
+        resolve(config_of("laplace", method="abmll"))
+    assert POSTERIORS.keys() == SETTINGS.keys()
+
+
+def test_a_posterior_of_another_name_drops_the_settings_of_the_base() -> None:
+    found = parse_overrides(["posterior.columns=3", "posterior.name=swag"])
+    assert found == {"posterior": {"name": "swag", "columns": 3}}
+    assert resolve(config_of("swag")).rows == ("run", "run_mean")
+
+
+def test_a_renewed_system_has_nothing_to_draw_from() -> None:
+    system = adapted("tfb")
+    assert renew(system, config_of("swag"))
+    assert isinstance(system.posterior, SWAG)
+    assert not system.posterior.fitted
+
+
+def test_anil_s_posterior_is_of_the_layers_that_move() -> None:
+    for name in POSTERIORS:
+        system = system_with(name, method="anil", **({"tolerance": 1.0} if name == "tfb" else {}))
+        system.adapt(TASKS[0], PLAN)
+        assert system.posterior is not None
+        assert len(system.posterior.parameters) == 4
+        assert system.answer(TASKS[0].test[:2])[0].spread
+
+
+# -------------------- Laplace
+
+
+def laplace_of(system: System) -> Laplace:
+    assert isinstance(system.posterior, Laplace)
+    return system.posterior
+
+
+def scores_of(system: System, question: Question) -> Tensor:
+    with torch.no_grad():
+        return system.likelihood.scores(system.batcher.batch([question])).log_probabilities[0, : len(question.choices)]
+
+
+def flat(parameters: list[Any]) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in parameters])
+
+
+def dense_curvature(posterior: Laplace, rows: tuple[Question, ...]) -> np.ndarray:
+    """Sum of J^T (diag p - p p^T) J, all its entries."""
+    total: Any = 0.0
+    for row in rows:
+        f, jacobian, _ = posterior.jacobian(row)
+        p, j = f.exp().numpy(), jacobian.numpy()
+        total = total + j.T @ (np.diag(p) - np.outer(p, p)) @ j
+    return np.asarray(total)
+
+
+@pytest.mark.parametrize("kind", ["cloze", "letter"])
+def test_jacobian_rows_are_finite_differences(kind: str) -> None:
+    with float64():
+        config = config_of("laplace")
+        config = config.model_copy(update={"likelihood": config.likelihood.model_copy(update={"kind": kind})})
+        system = build_system(config, exact_base())
+        scramble(system)
+        posterior, question, size = laplace_of(system), questions(1)[0], 1e-5
+        f, rows, _ = posterior.jacobian(question)
+        assert torch.allclose(f, scores_of(system, question))
+        start = [p.detach().clone() for p in posterior.parameters]
+        for seed in range(3):
+            generator = torch.Generator().manual_seed(seed)
+            way = [torch.randn(p.shape, generator=generator) for p in start]
+            found = []
+            for sign in (1, -1):
+                for p, value, step in zip(posterior.parameters, start, way, strict=True):
+                    p.data.copy_(value + sign * size * step)
+                found.append(scores_of(system, question))
+            assert torch.allclose(rows @ flat(way), (found[0] - found[1]) / (2 * size), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("centre", ["theta", "zero"])
+def test_covariance_and_evidence_are_those_of_the_dense_gauss_newton_matrix(centre: str) -> None:
+    with float64():
+        system = adapted("laplace", exact_base(), centre=centre)
+        posterior = laplace_of(system)
+        examples = system.adapt(TASKS[0], PLAN)
+        phi, theta = (flat(system.method.adapters.parameters(slot, "mean")) for slot in ("task", "shared"))
+        distance = float((phi - (theta if centre == "theta" else 0)).square().sum())
+        curvature = dense_curvature(posterior, examples)
+        for precision in (0.3, 20.0):
+            posterior.precision = precision
+            inverse = np.linalg.inv(curvature + precision * np.eye(len(curvature)))
+            _, rows, _ = posterior.jacobian(TASKS[0].test[0])
+            np.testing.assert_allclose(posterior.covariance(rows), rows.numpy() @ inverse @ rows.numpy().T, rtol=1e-8)
+            _, log_det = np.linalg.slogdet(np.eye(len(curvature)) + curvature / precision)
+            expected = -precision / 2 * distance - log_det / 2
+            assert posterior.log_evidence(precision) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_precision_has_the_largest_evidence_and_is_mackay_s_fixed_point() -> None:
+    posterior = laplace_of(adapted("laplace"))
+    best = posterior.precision
+    grid = best * np.exp(np.linspace(-3, 3, 61))
+    assert posterior.log_evidence(best) >= max(map(posterior.log_evidence, grid)) - 1e-6
+    rows = posterior.state()["rows"].double().numpy()
+    spectrum = np.linalg.eigvalsh(rows @ rows.T).clip(min=0)
+    effective = float((spectrum / (spectrum + best)).sum())
+    phi, theta = (flat(posterior.parts.method.adapters.parameters(slot, "mean")) for slot in ("task", "shared"))
+    assert best * float((phi - theta).double().square().sum()) == pytest.approx(effective, rel=1e-3)
+    assert laplace_of(adapted("laplace", precision=7.0)).precision == 7.0
+
+
+def test_a_precise_prior_gives_phi_s_own_answers() -> None:
+    system = adapted("laplace", precision=1e12)
+    asked = TASKS[0].test[:3]
+    for one, other in zip(system.predict(asked), system.predict(asked, MEAN), strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+def test_linearised_answers_are_those_of_a_multivariate_normal() -> None:
+    system = adapted("laplace", samples=20_000)
+    posterior, question = laplace_of(system), TASKS[0].test[0]
+    f, rows, _ = posterior.jacobian(question)
+    torch.manual_seed(0)
+    ridge = 1e-6 * torch.eye(len(f), dtype=torch.float64)  # of K log-probabilities at most K - 1 move freely
+    around = torch.distributions.MultivariateNormal(f.double(), torch.tensor(posterior.covariance(rows)) + ridge)
+    expected = around.sample((200_000,)).softmax(-1)
+    (found,) = system.predict([question])
+    assert found.probabilities == pytest.approx(expected.mean(0).tolist(), abs=0.01)
+    assert found.spread == pytest.approx(expected.std(0).tolist(), abs=0.01)
+
+
+def test_the_prior_s_centre_tells() -> None:
+    found = {centre: laplace_of(adapted("laplace", centre=centre)).precision for centre in ("theta", "zero")}
+    assert found["theta"] > found["zero"], "phi is nearer to theta than to zero"
+
+
+# -------------------- TFB
+
+
+def test_tfb_s_noise_on_the_product_is_alike_in_all_directions_of_b() -> None:
+    system = adapted("tfb")
+    posterior = system.posterior
+    assert isinstance(posterior, TFB)
+    posterior.sigma = 0.3
+    layer = next(iter(system.method.adapters.layers.values())).task
+    scale, b, a = layer.variance.scale, layer.mean_b.detach().double(), layer.mean_a.detach().double()
+    columns = []
+    for number in range(100):  # of 32 columns each
+        values_of_draw = posterior.draw(number, number)
+        assert torch.equal(values_of_draw[0], layer.mean_b)
+        columns.append(scale * b @ (values_of_draw[1].double() - a))
+    noise = torch.stack(columns).permute(0, 2, 1).reshape(-1, b.shape[0]).numpy()
+    u, _, _ = np.linalg.svd(b.numpy(), full_matrices=False)
+    expected = (scale * 0.3) ** 2 * u @ u.T
+    np.testing.assert_allclose(np.cov(noise.T), expected, atol=0.1 * expected.max())
+    np.testing.assert_allclose(noise.mean(0), 0, atol=0.05)
+
+
+def test_tfb_gives_directions_that_b_has_not_no_noise() -> None:
+    system = system_with("tfb")
+    layer = next(iter(system.method.adapters.layers.values())).task
+    posterior = system.posterior
+    assert isinstance(posterior, TFB)
+    with torch.no_grad():
+        layer.mean_b[:, 1:] = 0
+    posterior.load({"sigma": torch.tensor([0.3])})
+    drawn = posterior.draw(0, 7)[1] - layer.mean_a
+    assert torch.linalg.matrix_rank(drawn) == 1
+    assert bool(drawn.isfinite().all())
+    with torch.no_grad():
+        layer.mean_b.zero_()
+    posterior.load({"sigma": torch.tensor([0.3])})
+    assert torch.equal(posterior.draw(0, 7)[1], layer.mean_a)
+
+
+class Parabola(TFB):
+    """An NLL of 1 + sigma^2."""
+
+    def _nll(self, sigma: float, examples: Any) -> float:
+        return 1 + sigma**2
+
+
+@pytest.mark.parametrize(("tolerance", "expected"), [(0.01, 0.1), (1.0, 0.2), (1e-8, 0.0)])
+def test_tfb_s_std_is_the_largest_that_is_tolerated(tolerance: float, expected: float) -> None:
+    system = adapted("tfb")
+    assert system.posterior is not None
+    posterior = Parabola(system.posterior.parts, TFBSettings(tolerance=tolerance, bisections=20))
+    posterior.fit(Adaptation((), (), (0, 0, 0)))
+    assert posterior.sigma == pytest.approx(expected, abs=1e-6)
+    assert posterior.sigma**2 <= tolerance * (1 + 1e-6)
+
+
+# -------------------- SWAG
+
+
+def test_swag_s_moments_are_those_of_the_weights_it_collected() -> None:
+    system = system_with("swag", columns=3)
+    posterior = system.posterior
+    assert isinstance(posterior, SWAG)
+    path: list[Tensor] = []
+    collect = posterior.after_step
+
+    def listen(step: int) -> None:
+        collect(step)
+        path.append(flat(posterior.parameters))
+
+    posterior.after_step = listen  # type: ignore[method-assign]
+    system.adapt(TASKS[0], PLAN)
+    weights = torch.stack(path[2:]).double().numpy()  # the later of six steps
+    state = posterior.state()
+    count = len(posterior.parameters)
+    mean, variance = (flat([state[f"{part}.{i}"] for i in range(count)]) for part in ("mean", "variance"))
+    np.testing.assert_allclose(mean, weights.mean(0), atol=1e-6)
+    np.testing.assert_allclose(variance, weights.var(0), rtol=1e-2, atol=1e-9)
+    running = [weights[n] - weights[: n + 1].mean(0) for n in range(4)][-3:]
+    for number, expected in enumerate(running):
+        found = flat([state[f"deviation.{number}.{i}"] for i in range(count)])
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_swag_s_draws_have_half_the_diagonal_and_half_the_low_rank_covariance() -> None:
+    posterior = adapted("swag").posterior
+    assert isinstance(posterior, SWAG)
+    state = posterior.state()
+    columns = [state[f"deviation.{number}.0"].double().flatten()[:6] for number in range(4)]
+    diagonal = np.diag(state["variance.0"].double().flatten()[:6].numpy())
+    low_rank = sum(np.outer(column, column) for column in columns) / (len(columns) - 1)
+    posterior._mean, posterior._square = posterior._mean[:1], posterior._square[:1]  # one factor is enough
+    drawn = np.stack([posterior.draw(0, key)[0].double().flatten()[:6].numpy() for key in range(1000)])
+    expected = 0.5 * (diagonal + low_rank)
+    np.testing.assert_allclose(np.cov(drawn.T), expected, atol=0.2 * expected.max())
+    np.testing.assert_allclose(drawn.mean(0), state["mean.0"].flatten()[:6], atol=5 * (expected.max() / 1000) ** 0.5)
+
+
+def test_swag_needs_two_weights_or_more() -> None:
+    system = system_with("swag")
+    with pytest.raises(AbmllError, match=r"after step 0 of 1, and needs two or more; give more adaptation.steps"):
+        system.adapt(TASKS[0], AdaptationPlan(4, 1))
+
+
+# -------------------- ensemble
+
+
+def test_an_ensemble_averages_the_probabilities_of_its_members() -> None:
+    system = adapted("ensemble", members=3)
+    posterior = system.posterior
+    assert isinstance(posterior, Ensemble)
+    members = [posterior.draw(number, 0) for number in range(posterior.draws(MEAN))]
+    assert len(members) == 3
+    assert all(torch.equal(one, other) for one, other in zip(members[0], posterior.parameters, strict=True))
+    asked, tables = TASKS[0].test[:3], []
+    found = system.predict(asked)
+    for member in members:
+        for parameter, value in zip(posterior.parameters, member, strict=True):
+            parameter.data.copy_(value)
+        tables.append([row.probabilities for row in system.predict(asked, MEAN)])
+    np.testing.assert_allclose([row.probabilities for row in found], np.mean(tables, axis=0), rtol=1e-6)
+    assert len({tuple(map(tuple, table)) for table in tables}) == 3
+
+
+def test_members_take_each_row_as_often_as_phi_does() -> None:
+    rows = questions(5)
+    batches = ((rows[3], rows[1]), (rows[0], rows[2]), (rows[4], rows[2]), (rows[1], rows[0]))
+    found = reordered(batches, [0, 1, 2])
+    assert [len(batch) for batch in found] == [2, 2, 2, 2]
+    stream = [row for batch in found for row in batch]
+    assert set(stream[:5]) == set(rows)
+    assert set(stream[5:]) == {rows[2], rows[1], rows[0]}
+    assert found == reordered(batches, [0, 1, 2]) != reordered(batches, [0, 1, 3])
