@@ -159,13 +159,13 @@ def test_a_posterior_s_file_that_is_not_its_adapter_s_is_refused(what: str, tmp_
 
 def test_what_cannot_be_is_refused_by_name() -> None:
     with pytest.raises(AbmllError, match="Did you mean 'laplace'"):
-        resolve_posterior(PosteriorConfig(name="laplas"))
+        resolve_posterior("laplas", {})
     with pytest.raises(AbmllError, match=r"setting of posterior swag 'column'.*columns"):
-        resolve_posterior(PosteriorConfig(name="swag", column=3))
+        resolve_posterior("swag", {"column": 3})
     with pytest.raises(AbmllError, match=r"setting of posterior none"):
-        resolve_posterior(PosteriorConfig(samples=3))
+        resolve_posterior("none", {"samples": 3})
     with pytest.raises(AbmllError, match=r"posterior.tolerance: .*found 0"):
-        resolve_posterior(PosteriorConfig(name="tfb", tolerance=0))
+        resolve_posterior("tfb", {"tolerance": 0})
     with pytest.raises(AbmllError, match=r"method.name=abmll holds stds"):
         resolve(config_of("laplace", method="abmll"))
     assert POSTERIORS.keys() == SETTINGS.keys()

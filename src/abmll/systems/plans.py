@@ -183,9 +183,10 @@ def _check_answering(config: RunConfig, settings: Settings) -> None:
 
 def _check_posterior(config: RunConfig) -> None:
     """Refuse a posterior that is unknown, or of a phi that is one already."""
-    if resolve_posterior(config.posterior) is not None and method_class(config.method.name).has_std:
+    chosen = config.posterior
+    if resolve_posterior(chosen.name, chosen.settings()) is not None and method_class(config.method.name).has_std:
         raise AbmllError(
-            f"posterior.name={config.posterior.name} is made of a phi without stds, but method.name="
+            f"posterior.name={chosen.name} is made of a phi without stds, but method.name="
             f"{config.method.name} holds stds, which answers draw by; leave one of the two out"
         )
 

@@ -67,18 +67,16 @@ def adapt(
         task, examples=plan.examples, steps=plan.steps, batch_size=plan.batch_size, seed=plan.seed, draw=draw
     )
     optimizer = GroupOptimizer(method.task()) if optimizer is None else optimizer
-    batches = leave_one_out(method, batcher, batches, examples)
+    batches = leave_one_out(batcher, batches, examples) if method.demonstrations else batches
     steps_from_theta(method, optimizer, batcher, batches, adaptation_coordinates(plan.seed, draw), graphs)
     check_adapted(task.name, method.adapters)
     return examples
 
 
 def leave_one_out(
-    method: Method, batcher: Batcher, batches: Sequence[Sequence[Question]], examples: Sequence[Question]
+    batcher: Batcher, batches: Sequence[Sequence[Question]], examples: Sequence[Question]
 ) -> list[tuple[Question, ...]]:
-    """Batches of adaptation steps, each question with the other examples in front where a method has demonstrations."""
-    if not method.demonstrations:
-        return [tuple(batch) for batch in batches]
+    """Batches of adaptation steps, each question with the other examples in front, for methods with demonstrations."""
     return [tuple(batcher.after(question, examples) for question in batch) for batch in batches]
 
 

@@ -103,7 +103,9 @@ class System:
             task, examples=plan.examples, steps=plan.steps, batch_size=plan.batch_size, seed=plan.seed, draw=draw
         )
         self.batcher.encode(examples)  # what does not fit is said before anything moves
-        asked, *batches = leave_one_out(self.method, self.batcher, [examples, *batches], examples)
+        asked = examples
+        if self.method.demonstrations:
+            asked, *batches = leave_one_out(self.batcher, [examples, *batches], examples)
         adaptation = Adaptation(asked, tuple(batches), adaptation_coordinates(plan.seed, draw))
         with self._heard(len(batches)):
             steps_from_theta(self.method, self.adapting, self.batcher, batches, adaptation.coordinates, self.graphs)

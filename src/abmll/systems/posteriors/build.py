@@ -1,6 +1,7 @@
 """A posterior by its name."""
 
-from abmll.config import RunConfig
+from typing import Any
+
 from abmll.systems.posteriors.base import Parts, Posterior
 from abmll.systems.posteriors.ensemble import Ensemble
 from abmll.systems.posteriors.laplace import Laplace
@@ -12,7 +13,11 @@ POSTERIORS: dict[str, type[Posterior]] = {"laplace": Laplace, "tfb": TFB, "swag"
 """Every posterior that `posterior.name` can be, besides `none`."""
 
 
-def build_posterior(config: RunConfig, parts: Parts) -> Posterior | None:
-    """The posterior of a configuration, with nothing to draw from yet; None where it has none."""
-    settings = resolve_posterior(config.posterior)
-    return None if settings is None else POSTERIORS[config.posterior.name](parts, settings)
+def build_posterior(name: str, given: dict[str, Any], parts: Parts) -> Posterior | None:
+    """A posterior with nothing to draw from yet; None where it is `none`.
+
+    Raises:
+        AbmllError: unknown name or setting, or a value out of range.
+    """
+    settings = resolve_posterior(name, given)
+    return None if settings is None else POSTERIORS[name](parts, settings)

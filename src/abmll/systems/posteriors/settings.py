@@ -4,7 +4,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from abmll.config import PosteriorConfig
 from abmll.errors import AbmllError, unknown_name
 
 
@@ -79,26 +78,25 @@ SETTINGS: dict[str, type[PosteriorSettings]] = {
 """Every posterior that `posterior.name` can be, besides `none`."""
 
 
-def resolve_posterior(config: PosteriorConfig) -> PosteriorSettings | None:
-    """The settings of a configuration's posterior, defaults included; None where there is none.
+def resolve_posterior(name: str, given: dict[str, Any]) -> PosteriorSettings | None:
+    """The settings of a posterior: its defaults, then what was given; None where there is none.
 
     Raises:
         AbmllError: unknown name or setting, or a value out of range.
 
-    >>> resolve_posterior(PosteriorConfig(name="ensemble")).members
+    >>> resolve_posterior("ensemble", {}).members
     5
     """
-    given: dict[str, Any] = config.settings()
-    if config.name not in {*SETTINGS, "none"}:
-        raise unknown_name("posterior", config.name, ("none", *SETTINGS))
-    fields: dict[str, Any] = {} if config.name == "none" else dict(SETTINGS[config.name].model_fields)
+    if name not in {*SETTINGS, "none"}:
+        raise unknown_name("posterior", name, ("none", *SETTINGS))
+    fields: dict[str, Any] = {} if name == "none" else dict(SETTINGS[name].model_fields)
     for key in given:
         if key not in fields:
-            raise unknown_name(f"setting of posterior {config.name}", key, fields)
-    if config.name == "none":
+            raise unknown_name(f"setting of posterior {name}", key, fields)
+    if name == "none":
         return None
     try:
-        return SETTINGS[config.name](**given)
+        return SETTINGS[name](**given)
     except ValidationError as error:
         raise AbmllError("\n".join(map(_in_words, error.errors()))) from error
 
