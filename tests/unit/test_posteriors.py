@@ -16,21 +16,25 @@ from abmll.everyday.saved import read_posterior, save_posterior
 from abmll.everyday.session import open_run
 from abmll.everyday.shared_session import SharedSession
 from abmll.exporting import export_mean
+from abmll.kernels.noise import noise_key
+from abmll.methods.noise import step_key
 from abmll.question import Question
 from abmll.systems.build import build_system, renew
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, resolve
 from abmll.systems.posteriors.base import Adaptation
+from abmll.systems.posteriors.blob import BLoB, kl_gradients
 from abmll.systems.posteriors.build import POSTERIORS
 from abmll.systems.posteriors.ensemble import Ensemble, reordered
+from abmll.systems.posteriors.ivon import IVON, IVONState, ivon_step
 from abmll.systems.posteriors.laplace import Laplace
-from abmll.systems.posteriors.settings import SETTINGS, TFBSettings, resolve_posterior
+from abmll.systems.posteriors.settings import SETTINGS, IVONSettings, TFBSettings, resolve_posterior
 from abmll.systems.posteriors.stored import POSTERIOR_FILE
 from abmll.systems.posteriors.swag import SWAG
 from abmll.systems.posteriors.tfb import TFB
 from abmll.systems.system import System
 from tests.exact import exact_base, float64
 from tests.runs import UNSEEN, config_in, place_tiny, train_run
-from tests.systems import TASKS, questions, run_config, same, scramble, tiny_base, values
+from tests.systems import TASKS, key_of, questions, run_config, same, scramble, tiny_base, values
 
 PLAN, MEAN = AdaptationPlan(6, 6), PredictionPlan("mean", 1)
 every_posterior = pytest.mark.parametrize("name", POSTERIORS)
@@ -432,3 +436,128 @@ def test_members_take_each_row_as_often_as_phi_does() -> None:
     assert set(stream[:5]) == set(rows)
     assert set(stream[5:]) == {rows[2], rows[1], rows[0]}
     assert found == reordered(batches, [0, 1, 2]) != reordered(batches, [0, 1, 3])
+
+
+# -------------------- IVON
+
+
+def test_ivon_finds_minimiser_hessian_and_std_of_a_quadratic() -> None:
+    """L(w) = a (w - c)^2 / 2: m -> (a c + delta m0) / (a + delta), h -> a; many copies, so that noise averages out."""
+    curvature, minimum, decay = 2.0, 0.7, 0.5
+    settings = IVONSettings(lr=0.05, ess=100.0, hess_init=1.8, beta2=0.998, weight_decay=decay, clip=1e9)
+    ones = torch.ones(1, 4000)
+    state = IVONState(0 * ones, 1.8 * ones, 0 * ones, -0.3 * ones)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, 2500):
+        noise = torch.randn(ones.shape, generator=generator)
+        weights = state.mean + noise / (settings.ess * (state.hessian + decay)).sqrt()
+        state = ivon_step(state, curvature * (weights - minimum), noise, step, settings)
+    expected = (curvature * minimum + decay * -0.3) / (curvature + decay)
+    assert float(state.mean.mean()) == pytest.approx(expected, abs=0.01)
+    assert float(state.hessian.mean()) == pytest.approx(curvature, rel=0.05)
+
+
+def test_ivon_s_first_step_is_that_of_the_formulas() -> None:
+    s = IVONSettings(lr=0.1, ess=50.0, beta1=0.9, beta2=0.8, weight_decay=0.3, clip=0.25)
+    mean, h, g, noise = np.array([0.2, -0.1]), np.array([0.5, 2.0]), np.array([0.3, -4.0]), np.array([1.5, -0.5])
+    tensors = [torch.tensor(value)[None] for value in (mean, h, np.zeros(2), np.array([0.0, 0.1]))]
+    found = ivon_step(IVONState(*tensors), torch.tensor(g)[None], torch.tensor(noise)[None], 1, s)
+    weights = mean + noise / np.sqrt(50 * (h + 0.3))
+    estimate = 50 * (h + 0.3) * (weights - mean) * g
+    after = 0.8 * h + 0.2 * estimate + 0.02 * (h - estimate) ** 2 / (h + 0.3)
+    way = np.clip((g + 0.3 * (mean - [0.0, 0.1])) / (after + 0.3), -0.25, 0.25)
+    np.testing.assert_allclose(found.hessian[0], after)
+    np.testing.assert_allclose(found.mean[0], mean - 0.1 * way)
+    assert bool((found.hessian + 0.3 > 0).all())
+
+
+def test_at_the_published_decay_few_steps_hardly_move_ivon_s_stds() -> None:
+    """With a short memory and the same constants one noisy estimate takes all noise away."""
+    for beta2, moves in ((0.99999, False), (0.8, True)):
+        posterior = adapted("ivon", beta2=beta2).posterior
+        assert isinstance(posterior, IVON)
+        h = flat([posterior.state()[f"hessian.{i}"] for i in range(len(posterior.parameters))])
+        assert (float((h / 1e-3 - 1).abs().median()) > 0.5) == moves
+
+
+# -------------------- BLoB
+
+
+def test_blob_s_kl_gradients_are_those_of_torch_distributions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean, root, centre = (torch.rand(3, 4, generator=generator, dtype=torch.float64) + 0.1 for _ in range(3))
+    mean.requires_grad_(), root.requires_grad_()
+    prior = torch.distributions.Normal(centre, 0.2)
+    torch.distributions.kl_divergence(torch.distributions.Normal(mean, root**2), prior).sum().backward()
+    by_mean, by_root = kl_gradients(mean.detach(), root.detach(), centre, 0.2)
+    assert mean.grad is not None
+    assert root.grad is not None
+    assert torch.allclose(by_mean, mean.grad)
+    assert torch.allclose(by_root, root.grad)
+
+
+def blob_of(system: System) -> BLoB:
+    assert isinstance(system.posterior, BLoB)
+    return system.posterior
+
+
+def test_blob_without_stds_is_the_plain_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("abmll.systems.posteriors.blob._uniform", lambda like, index, most: torch.full_like(like, 1e-9))
+    system = adapted("blob", kl_weight=0.0, kl_lr=1e-12)
+    state, phi = blob_of(system).state(), blob_of(system).parameters
+    for index in range(len(phi) // 2):
+        assert torch.allclose(state[f"b.{index}"], phi[2 * index], atol=1e-6)
+        assert torch.allclose(state[f"mean.{index}"], phi[2 * index + 1], atol=1e-6)
+
+
+def test_blob_s_stds_descend_the_nll_at_the_draw() -> None:
+    """One step at rate 1 without the KL moves G by minus its gradient, against finite differences of the NLL."""
+    with float64():
+        system = build_system(config_of("blob", kl_weight=0.0, kl_lr=1.0), exact_base())
+        scramble(system)
+        posterior, batch = blob_of(system), questions(2)
+        system.method.begin_task(first=True)
+        posterior.start(2)
+        before = [root.clone() for root in posterior._root_std]
+        means = [mean.clone() for mean in posterior._mean]
+        b = [value.clone() for value in posterior._b]
+        posterior._take(batch, (0, 1, 2, 3))
+        moved = [one - other for one, other in zip(posterior._root_std, before, strict=True)]
+        name = noise_key("BLoB", int(step_key((0, 1, 2, 3))))
+        generator = torch.Generator().manual_seed(1)
+        way = [torch.randn(root.shape, generator=generator) for root in before]
+
+        def loss(size: float) -> float:
+            for index, (root, step) in enumerate(zip(before, way, strict=True)):
+                noise = posterior._noise(index, name)
+                posterior.parameters[2 * index].data.copy_(b[index])
+                posterior.parameters[2 * index + 1].data.copy_(means[index] + (root + size * step).square() * noise)
+            return float(system.method.inner_loss(system.batcher(batch)[0], key_of(0)).nll.detach())
+
+        expected = (loss(1e-5) - loss(-1e-5)) / 2e-5
+        found = -sum(float((change * step).sum()) for change, step in zip(moved, way, strict=True))
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert abs(found) > 1e-6
+
+
+def test_blob_s_draws_have_mean_m_and_std_g_squared() -> None:
+    posterior = blob_of(adapted("blob"))
+    state = posterior.state()
+    posterior._b, posterior._mean, posterior._root_std = (
+        part[:1] for part in (posterior._b, posterior._mean, posterior._root_std)
+    )
+    drawn = torch.stack([posterior.draw(0, key)[1] for key in range(400)])
+    std = state["root_std.0"].square()
+    assert torch.allclose(((drawn - state["mean.0"]) / std).mean(), torch.tensor(0.0), atol=0.05)
+    assert torch.allclose(((drawn - state["mean.0"]) / std).std(), torch.tensor(1.0), atol=0.05)
+
+
+def test_blob_s_kl_weights() -> None:
+    posterior = blob_of(adapted("blob", kl_schedule="published"))
+    batches = round(100 * 6 ** (math.pi / 8) / 2)
+    total = 0.0
+    for step in range(batches):
+        posterior._steps = step
+        total += posterior._kl_weight()
+    assert total == pytest.approx(1, rel=1e-6)
+    assert blob_of(adapted("blob"))._kl_weight() == 1 / 6

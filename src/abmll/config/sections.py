@@ -60,7 +60,7 @@ class MethodConfig(BaseModel):
 class PosteriorConfig(BaseModel):
     """What is made of phi after adaptation for answers to draw from, and any of its settings.
 
-    For methods without stds: `none`, `laplace`, `tfb`, `swag` or `ensemble` (docs/rivals.md).
+    For methods without stds: `none`, `laplace`, `tfb`, `swag`, `ensemble`, `ivon` or `blob` (docs/rivals.md).
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from abmll.errors import AbmllError
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods.base import Method
 from abmll.methods.noise import Coordinates, StepCoordinates, prediction_keys
@@ -154,3 +155,17 @@ def check_shapes(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None
     for number, (one, other) in enumerate(pairs):
         if one.shape != other.shape:
             raise ValueError(f"factor {number} has the shape {tuple(other.shape)}, here it is {tuple(one.shape)}")
+
+
+def factor_pairs(posterior: Posterior) -> list[tuple[Tensor, Tensor]]:
+    """B and A of each layer that moves.
+
+    Raises:
+        AbmllError: adaptation moves one of them alone.
+    """
+    factors = posterior.parameters
+    pairs: list[tuple[Tensor, Tensor]] = list(zip(factors[::2], factors[1::2], strict=False))
+    if len(factors) % 2 or any(b.shape[1] != a.shape[0] for b, a in pairs):
+        name = type(posterior).__name__.lower()
+        raise AbmllError(f"posterior.name={name} needs a method that moves B and A of each layer in adaptation")
+    return pairs

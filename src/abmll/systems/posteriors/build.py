@@ -3,13 +3,22 @@
 from typing import Any
 
 from abmll.systems.posteriors.base import Parts, Posterior
+from abmll.systems.posteriors.blob import BLoB
 from abmll.systems.posteriors.ensemble import Ensemble
+from abmll.systems.posteriors.ivon import IVON
 from abmll.systems.posteriors.laplace import Laplace
 from abmll.systems.posteriors.settings import resolve_posterior
 from abmll.systems.posteriors.swag import SWAG
 from abmll.systems.posteriors.tfb import TFB
 
-POSTERIORS: dict[str, type[Posterior]] = {"laplace": Laplace, "tfb": TFB, "swag": SWAG, "ensemble": Ensemble}
+POSTERIORS: dict[str, type[Posterior]] = {
+    "laplace": Laplace,
+    "tfb": TFB,
+    "swag": SWAG,
+    "ensemble": Ensemble,
+    "ivon": IVON,
+    "blob": BLoB,
+}
 """Every posterior that `posterior.name` can be, besides `none`."""
 
 

@@ -69,11 +69,56 @@ class EnsembleSettings(PosteriorSettings):
     members: int = Field(5, ge=2)
 
 
+class IVONSettings(PosteriorSettings):
+    """Settings of IVON; defaults are those of ivon-lora at 043ce23 (finetune.py, ivon.sh).
+
+    Attributes:
+        lr: step size of the mean.
+        ess: effective number of examples, by which stds shrink.
+        hess_init: the Hessian that steps begin with.
+        beta1, beta2: of momentum and Hessian.
+        weight_decay: delta, precision of the prior over `ess`; published runs have none.
+        clip: largest step before `lr`, for each number.
+        centre: mean of the prior: `theta`, where steps begin, or `zero`.
+    """
+
+    lr: float = Field(0.03, gt=0)
+    ess: float = Field(1e7, gt=0)
+    hess_init: float = Field(1e-3, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.99999, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1e-3, gt=0)
+    centre: Literal["theta", "zero"] = "theta"
+
+
+class BLoBSettings(PosteriorSettings):
+    """Settings of BLoB; numbers are those of bayesian-peft at bc6a4a7 (modelwrappers/blob.py, scripts/blob).
+
+    Attributes:
+        epsilon: largest square root of a std that steps begin with.
+        prior_std: sigma_p, of the prior on A.
+        centre: mean of that prior: `zero` as published, or `theta`, where steps begin.
+        kl_lr: rate of SGD on the KL, and on the stds.
+        kl_schedule: `elbo`, the KL over the number of examples in every step; or `published`, most of it in late steps.
+        kl_weight: multiplies the KL.
+    """
+
+    epsilon: float = Field(0.05, gt=0)
+    prior_std: float = Field(0.2, gt=0)
+    centre: Literal["theta", "zero"] = "zero"
+    kl_lr: float = Field(0.02, gt=0)
+    kl_schedule: Literal["elbo", "published"] = "elbo"
+    kl_weight: float = Field(1.0, ge=0)
+
+
 SETTINGS: dict[str, type[PosteriorSettings]] = {
     "laplace": LaplaceSettings,
     "tfb": TFBSettings,
     "swag": SWAGSettings,
     "ensemble": EnsembleSettings,
+    "ivon": IVONSettings,
+    "blob": BLoBSettings,
 }
 """Every posterior that `posterior.name` can be, besides `none`."""
 

@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from abmll.errors import AbmllError
 from abmll.kernels.noise import normal
 from abmll.methods.noise import POSTERIOR
 from abmll.question import Question
 from abmll.systems.plans import PredictionPlan
-from abmll.systems.posteriors.base import Adaptation, FactorDraws
+from abmll.systems.posteriors.base import Adaptation, FactorDraws, factor_pairs
 from abmll.systems.posteriors.settings import TFBSettings
 from abmll.systems.predict import averaged
 
@@ -62,7 +61,7 @@ class TFB(FactorDraws):
     def draw(self, number: int, key: int) -> list[Tensor]:
         """phi with noise on every A."""
         drawn = []
-        for index, (b, a) in enumerate(self._pairs()):
+        for index, (b, a) in enumerate(factor_pairs(self)):
             noise = normal(key, a.shape[1], torch.arange(a.shape[0], device=a.device), layer=index)
             drawn += [b.detach().clone(), a.detach() + self.sigma * (self._to_a[index] @ noise)]
         return drawn
@@ -76,18 +75,11 @@ class TFB(FactorDraws):
         self.sigma = float(state["sigma"])
         self._decompose()
 
-    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
-        factors = self.parameters
-        pairs: list[tuple[Tensor, Tensor]] = list(zip(factors[::2], factors[1::2], strict=False))
-        if len(factors) % 2 or any(b.shape[1] != a.shape[0] for b, a in pairs):
-            raise AbmllError("posterior.name=tfb needs a method that moves B and A of each layer in adaptation")
-        return pairs
-
     @torch.no_grad()
     def _decompose(self) -> None:
         """V D^-1 of every B."""
         self._to_a = []
-        for b, _ in self._pairs():
+        for b, _ in factor_pairs(self):
             _, d, v_t = torch.linalg.svd(b.double(), full_matrices=False)
             inverse = torch.where(d > SMALLEST * d.max(), 1 / d.clamp(min=torch.finfo(d.dtype).tiny), 0.0)
             self._to_a.append((v_t.T * inverse).float())

@@ -1,0 +1,65 @@
+"""What posteriors share that are learned by steps of their own: from theta, on the batches that made phi."""
+
+import abc
+from functools import partial
+
+from torch import Tensor
+
+from abmll.kernels.noise import noise_key
+from abmll.methods.base import backward_by_share
+from abmll.methods.noise import step_key
+from abmll.process.stopping import stop_if_asked
+from abmll.question import Question
+from abmll.systems.posteriors.base import Adaptation, FactorDraws, check_shapes, copied, put
+from abmll.training.failed_batch import FailedBatch
+from abmll.training.inner import check_finite, clear
+
+
+class Variational(FactorDraws):
+    """A Gaussian over the factors, each step of which draws factors and descends the batch's loss there.
+
+    So there are two adaptations, phi's and this one, from the same theta on the same batches in the same order.
+    """
+
+    @abc.abstractmethod
+    def start(self, examples: int) -> None:
+        """Begin at theta, which `parameters` hold, with so many examples to come."""
+
+    @abc.abstractmethod
+    def step(self, gradients: list[Tensor], key: int) -> None:
+        """Take a step by the gradients at the draw that the key names."""
+
+    def fit(self, adaptation: Adaptation) -> None:
+        """All steps; phi is put back."""
+        phi = copied(self.parameters)
+        try:
+            self.parts.method.begin_task(first=True)
+            self.start(len(adaptation.examples))
+            for number, questions in enumerate(adaptation.batches):
+                stop_if_asked()
+                self._take(questions, (*adaptation.coordinates, number))
+        finally:
+            clear(self.parameters)
+            put(self.parameters, phi)
+
+    def _take(self, questions: tuple[Question, ...], coordinates: tuple[int, ...]) -> None:
+        method, _, batcher, _, _ = self.parts
+        key = step_key(coordinates).to(batcher.device)
+        name = noise_key(type(self).__name__, int(key))
+        put(self.parameters, self.draw(0, name))
+        clear(self.parameters)
+        terms = backward_by_share(batcher(questions), partial(method.inner_loss, key=key[0]), self.parameters)
+        clear(method.temperature)
+        gradients = [parameter.grad for parameter in self.parameters]
+        whole = [gradient for gradient in gradients if gradient is not None]
+        assert len(whole) == len(gradients), "every factor that moves has a part in the loss"
+        what = f"step {coordinates[-1]} of the posterior"
+        check_finite(terms, whole, what, FailedBatch(questions, coordinates), method.adapters)
+        self.step([gradient.detach().clone() for gradient in whole], name)
+
+    def load_like_factors(self, state: dict[str, Tensor], part: str) -> list[Tensor]:
+        """The tensors `part.0`, `part.1`, ... of a state, one for each factor."""
+        parameters = self.parameters
+        values = [state[f"{part}.{index}"].to(self.parts.batcher.device) for index in range(len(parameters))]
+        check_shapes(parameters, values)
+        return values
