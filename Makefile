@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTHON ?= python3
 
-.PHONY: quickstart test setup lint types unit soak mutants docs lm-eval fuzz audit shipped synthetic clean help
+.PHONY: quickstart test setup lint types unit soak mutants oracles docs lm-eval fuzz audit shipped synthetic clean help
 
 quickstart: setup  ## set up and run the main job: meta-train and compare on a small real model
 	$(BIN)/abmll compare recipes/quickstart.yaml
@@ -43,6 +43,10 @@ synthetic: setup  ## ABMLL where the truth is known, what is missing of it; writ
 mutants: setup  ## the mutation score: mutants drawn in each group, run by the tests that can kill them; about an hour
 	$(BIN)/pip install --quiet --constraint constraints.txt mutmut==3.8.1
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. nice $(BIN)/python -m tests.mutation --jobs $(JOBS) $(MUTANTS)
+
+oracles: setup  ## the rivals against the packages of their authors: ivon-opt, laplace-torch
+	$(BIN)/pip install --quiet --constraint constraints.txt ivon-opt==0.1.3 laplace-torch==0.3
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/pytest tests/oracles
 
 docs: setup  ## install sphinx and build the documentation into docs/_build; warnings are errors, nothing is fetched
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
