@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from abmll.adapters.folder import MODEL_FILE
+from abmll.adapters.folder import MODEL_FILE, write_adapter
 from abmll.config import PosteriorConfig, parse_overrides
 from abmll.errors import AbmllError
 from abmll.everyday.saved import read_posterior, save_posterior
@@ -28,7 +28,7 @@ from abmll.systems.posteriors.ensemble import Ensemble, reordered
 from abmll.systems.posteriors.ivon import IVON, IVONState, ivon_step
 from abmll.systems.posteriors.laplace import Laplace
 from abmll.systems.posteriors.settings import SETTINGS, IVONSettings, TFBSettings, resolve_posterior
-from abmll.systems.posteriors.stored import POSTERIOR_FILE
+from abmll.systems.posteriors.stored import POSTERIOR_FILE, read_posterior_into, write_posterior
 from abmll.systems.posteriors.swag import SWAG
 from abmll.systems.posteriors.tfb import TFB
 from abmll.systems.system import System
@@ -159,6 +159,32 @@ def test_a_posterior_s_file_that_is_not_its_adapter_s_is_refused(what: str, tmp_
     words = {"missing": "missing, so there is no posterior.name=tfb", "damaged": "damaged"}
     with pytest.raises(AbmllError, match=words.get(what, "of another adapter, or made with other settings")):
         open_run(folder, overrides, read_posterior(folder, "one"))
+
+
+def spoilt(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """States that somebody could have written and sealed: tensors left out, others added, cut, negative."""
+    first = next(iter(state))
+    cut = {name: tensor.flatten()[:-1] if tensor.numel() > 1 else tensor.repeat(2) for name, tensor in state.items()}
+    negative = {name: -tensor.abs() - 1 for name, tensor in state.items()}
+    return [{}, {name: tensor for name, tensor in state.items() if name != first}, cut, negative]
+
+
+@every_posterior
+def test_a_sealed_state_that_cannot_be_is_refused_or_answers(name: str, tmp_path: Path) -> None:
+    system = adapted(name)
+    posterior = system.posterior
+    assert posterior is not None
+    write_adapter(system.stored("task"), tmp_path / "task")
+    good, refused = {key: tensor.clone() for key, tensor in posterior.state().items()}, 0
+    for state in spoilt(good):
+        posterior.state = lambda state=state: state  # type: ignore[method-assign]
+        write_posterior(posterior, name, tmp_path / "task")
+        try:
+            read_posterior_into(posterior, name, tmp_path / "task")
+            system.predict(TASKS[0].test[:1])
+        except AbmllError:
+            refused += 1
+    assert refused >= (2 if name in ("tfb", "ensemble") else 3)
 
 
 def test_what_cannot_be_is_refused_by_name() -> None:

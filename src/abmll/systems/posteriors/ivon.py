@@ -79,6 +79,8 @@ class IVON(Variational):
     def load(self, state: dict[str, Tensor]) -> None:
         """The inverse."""
         means, hessians = (self.load_like_factors(state, part) for part in ("mean", "hessian"))
+        if any(bool((h + self.settings.weight_decay <= 0).any()) for h in hessians):
+            raise ValueError("a variance is not positive")
         pairs = zip(means, hessians, strict=True)
         self._states = [IVONState(mean, h, torch.zeros_like(mean), mean) for mean, h in pairs]
 

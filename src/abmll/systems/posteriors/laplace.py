@@ -118,6 +118,8 @@ class Laplace(Posterior):
         if rows.ndim != 2 or rows.shape[1] != size:
             raise ValueError(f"rows has the shape {tuple(rows.shape)}, here there are {size} numbers in phi")
         self._rows, self.precision = rows.to(self.parts.batcher.device), float(state["precision"])
+        if self.precision <= 0:
+            raise ValueError(f"the precision is {self.precision}")
 
     def _evidence_precision(self) -> float:
         assert self._rows is not None

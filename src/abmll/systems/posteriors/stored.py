@@ -51,8 +51,8 @@ def read_posterior_into(posterior: Posterior, name: str, folder: Path) -> None:
         )
     try:
         posterior.load(tensors)
-    except (KeyError, ValueError) as error:
-        raise AbmllError(f"{file}: not the posterior of this adapter ({error})") from error
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise AbmllError(f"{file}: not the posterior of this adapter ({str(error)[:200]})") from error
 
 
 def _text(posterior: Posterior, name: str, folder: Path) -> str:

@@ -78,10 +78,14 @@ class SWAG(FactorDraws):
         """The inverse."""
         parameters, device = self.parameters, self.parts.batcher.device
         numbers = range(len(parameters))
-        columns = (len(state) - 2 * len(parameters)) // len(parameters)
+        columns = len(state) // len(parameters) - 2
+        if columns < 2 or len(state) % len(parameters):
+            raise ValueError(f"{len(state)} tensors for {len(parameters)} factors")
         self._count = 1
         self._mean = [state[f"mean.{index}"].to(device) for index in numbers]
         self._square = [state[f"variance.{index}"].to(device) for index in numbers]
         self._deviations = [[state[f"deviation.{c}.{i}"].to(device) for i in numbers] for c in range(columns)]
         for values in (self._mean, self._square, *self._deviations):
             check_shapes(parameters, values)
+        if any(bool((variance < 0).any()) for variance in self._square):
+            raise ValueError("a variance is negative")
