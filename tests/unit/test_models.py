@@ -400,6 +400,7 @@ def test_trust_44_code_in_a_folder_is_never_run(folder: Path, tmp_path: Path) ->
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*the old name works for one minor version:DeprecationWarning")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
