@@ -21,6 +21,10 @@ from abmll.metrics.scores import confidence_and_correct, floor_probabilities, ne
 from benchmarks.own.draws import Cell
 
 
+Means = dict[str, dict[str, dict[str, dict[str, float]]]]
+"""set -> "few" or "more" rows -> system -> score."""
+
+
 @dataclass(frozen=True)
 class Answers:
     """What one system said in one cell.
@@ -75,9 +79,7 @@ def read_answers(folder: Path) -> Iterator[tuple[str, Cell, Answers]]:
                 yield f"{path.parent.name} {system}", Cell(name, int(size), int(draw)), answers
 
 
-def by_system(
-    answers: Mapping[tuple[str, Cell], dict[str, float]],
-) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+def by_system(answers: Mapping[tuple[str, Cell], dict[str, float]]) -> Means:
     """set -> "few" or "more" rows -> system -> means over draws, with their number."""
     sizes: dict[str, list[int]] = {}
     for _, cell in answers:
