@@ -20,7 +20,6 @@ from abmll.metrics.calibration import calibration_noise_floor, expected_calibrat
 from abmll.metrics.scores import confidence_and_correct, floor_probabilities, negative_log_likelihood
 from benchmarks.own.draws import Cell
 
-
 Means = dict[str, dict[str, dict[str, dict[str, float]]]]
 """set -> "few" or "more" rows -> system -> score."""
 
