@@ -118,12 +118,14 @@ class AdaptationConfig(Section):
 
     `folds`: each example is predicted also after adapting to those of the other folds, so that a temperature can be
     fitted to examples that were not learned; 0 leaves that out. `in_context`: as many examples as fit in
-    `likelihood.max_tokens` are put in front of each question; with `steps` 0 nothing is learned then.
+    `likelihood.max_tokens` are put in front of each question; with `steps` 0 nothing is learned then. `schedule`: the
+    rates of a method are constant over the steps of an adaptation, or fall to 0 after the last one.
     """
 
     examples: int = Field(20, ge=0)
     steps: int = Field(10, ge=0)
     batch_size: int = Field(2, ge=1)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
     draws: int = Field(1, ge=1)
     seed: int = Field(0, ge=0)
     test_questions: int | None = Field(None, ge=1)

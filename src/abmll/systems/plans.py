@@ -4,14 +4,14 @@ adaptation and prediction.
 What trains, evaluates, answers and reports takes these, and resolves nothing again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from abmll.config import MethodConfig, RunConfig
 from abmll.errors import AbmllError
 from abmll.kernels import check_usable
 from abmll.methods import method_class, resolve_settings
-from abmll.methods.base import Settings
+from abmll.methods.base import Schedule, Settings
 from abmll.models.load import choose_device
 from abmll.question import Question, Task
 from abmll.tasks.episodes import Episodes
@@ -20,12 +20,16 @@ from abmll.training.train import TrainingPlan
 
 @dataclass(frozen=True, slots=True)
 class AdaptationPlan:
-    """How an unseen task is adapted to: the same examples and steps for every system."""
+    """How an unseen task is adapted to: the same examples and steps for every system.
+
+    `schedule`: how the rates fall over the steps; `linear` and `cosine` to 0 after the last one.
+    """
 
     examples: int = 20
     steps: int = 10
     batch_size: int = 2
     seed: int = 0
+    schedule: Schedule = "constant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +195,7 @@ def _training_plan(config: RunConfig) -> TrainingPlan:
 def adaptation_plan(config: RunConfig) -> AdaptationPlan:
     """How unseen tasks are adapted to, from a configuration."""
     a = config.adaptation
-    return AdaptationPlan(a.examples, a.steps, a.batch_size, a.seed)
+    return AdaptationPlan(a.examples, a.steps, a.batch_size, a.seed, a.schedule)
 
 
 def prediction_plan(config: RunConfig) -> PredictionPlan:
@@ -208,7 +212,7 @@ def plan_for(rows: int, usual: AdaptationPlan, steps: int | None = None) -> Adap
         usual: batch size, seed, and the steps that are taken at least.
         steps: exactly so many instead; None: `steps_for`.
     """
-    return AdaptationPlan(rows, steps_for(rows, usual) if steps is None else steps, usual.batch_size, usual.seed)
+    return replace(usual, examples=rows, steps=steps_for(rows, usual) if steps is None else steps)
 
 
 def steps_for(rows: int, usual: AdaptationPlan) -> int:

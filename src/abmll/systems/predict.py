@@ -16,7 +16,7 @@ from abmll.deprecation import renamed_keywords
 from abmll.errors import NonFiniteError
 from abmll.kernels.noise import key_tensor
 from abmll.likelihood import ChoiceLikelihood
-from abmll.methods.base import Method
+from abmll.methods.base import Method, Schedule
 from abmll.methods.noise import POSTERIOR, Coordinates, StepCoordinates, adaptation_coordinates, prediction_keys
 from abmll.metrics.calibration import check_finite
 from abmll.metrics.predictions import Prediction
@@ -30,7 +30,7 @@ from abmll.training.batcher import Batcher
 from abmll.training.finite import check_adapted, no_answers, rows_not_finite
 from abmll.training.graphs import Graphs
 from abmll.training.inner import inner_steps
-from abmll.training.optimizers import GroupOptimizer
+from abmll.training.optimizers import GroupOptimizer, schedule_factor
 
 
 def adapt(
@@ -62,7 +62,8 @@ def adapt(
         task, examples=plan.examples, steps=plan.steps, batch_size=plan.batch_size, seed=plan.seed, draw=draw
     )
     optimizer = GroupOptimizer(method.task()) if optimizer is None else optimizer
-    steps_from_theta(method, optimizer, batcher, batches, adaptation_coordinates(plan.seed, draw), graphs)
+    coordinates = adaptation_coordinates(plan.seed, draw)
+    steps_from_theta(method, optimizer, batcher, batches, coordinates, graphs, plan.schedule)
     check_adapted(task.name, method.adapters)
     return examples
 
@@ -74,11 +75,13 @@ def steps_from_theta(
     batches: Sequence[Sequence[Question]],
     coordinates: StepCoordinates,
     graphs: Graphs | None = None,
+    schedule: Schedule = "constant",
 ) -> None:
     """Make phi from theta, and take a step on each batch, by moments that begin at zero; errors as `inner_steps`."""
     method.begin_task(first=True)
     optimizer.restart()
-    inner_steps(method, optimizer, batcher, batches, coordinates, graphs=graphs)
+    factors = [schedule_factor(schedule, step, len(batches)) for step in range(len(batches))]
+    inner_steps(method, optimizer, batcher, batches, coordinates, factors, graphs)
 
 
 def examples_of(task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, ...]:

@@ -87,7 +87,7 @@ class System:
         )
         self.batcher.encode(examples)  # what does not fit is said before anything moves
         coordinates = adaptation_coordinates(plan.seed, draw)
-        steps_from_theta(self.method, self.adapting, self.batcher, batches, coordinates, self.graphs)
+        steps_from_theta(self.method, self.adapting, self.batcher, batches, coordinates, self.graphs, plan.schedule)
         check_adapted(task.name, self.method.adapters)
         return examples
 

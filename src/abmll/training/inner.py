@@ -27,7 +27,7 @@ def inner_steps(
     batcher: Batcher,
     batches: Sequence[Sequence[Question]],
     coordinates: StepCoordinates,
-    factor: float = 1.0,
+    factor: float | Sequence[float] = 1.0,
     graphs: Graphs | None = None,
 ) -> list[Terms]:
     """One gradient step on phi for each batch; theta is untouched.
@@ -41,7 +41,7 @@ def inner_steps(
         batcher: makes batches.
         batches: the questions of each step.
         coordinates: of the noise, for all steps of this task; the number of a step is added.
-        factor: multiplies the inner rates.
+        factor: multiplies the inner rates: one number for all steps, or one for each.
         graphs: where steps are captured; None runs them eagerly.
 
     Returns:
@@ -53,11 +53,14 @@ def inner_steps(
         Stopped: between two steps, if the process was asked to stop.
     """
     graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
-    optimizer.set_rates(factor)
+    factors = [factor] * len(batches) if isinstance(factor, float) else list(factor)
+    optimizer.set_rates(factors[0] if factors else 1.0)
     optimizer.skip_from_here.zero_()
     taken: list[Tensor] = []
     for step, questions in enumerate(batches):
         stop_if_asked()
+        if step and factors[step] != factors[step - 1]:
+            optimizer.set_rates(factors[step])
         key = step_key((*coordinates, step))
         values, *temperature = graphs.run(
             f"inner step {id(optimizer)}", partial(_step, method, optimizer), batcher(questions), key
