@@ -13,10 +13,11 @@ from abmll.metrics.calibration import calibration_noise_range
 from abmll.metrics.paired import PairedTest, paired_ece_test, paired_test
 from abmll.metrics.predictions import Predictions
 from abmll.metrics.resampling import Groups, group_numbers
-from abmll.metrics.scores import auroc_of_confidence, confidence_and_correct, scaled_probabilities, score
+from abmll.metrics.scores import auroc_of_confidence, confidence_and_correct, scaled_probabilities
 from abmll.metrics.statistics import holm, stratified_bootstrap_interval, stratified_ece_bootstrap_interval
 from abmll.report.evidence import question_values
 from abmll.report.folder import Cell
+from abmll.scoring.scores import score
 from experiments.unseen.results import ENSEMBLE, UNSEEDED, Table, is_one_ensemble
 
 REPEATS = 2000

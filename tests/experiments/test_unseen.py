@@ -22,10 +22,10 @@ from abmll.kernels import Variance
 from abmll.methods import resolve_settings
 from abmll.metrics.ensemble import ensemble
 from abmll.metrics.predictions import Prediction, Predictions
-from abmll.metrics.scores import score
 from abmll.metrics.statistics import holm
 from abmll.question import Question, Task
 from abmll.runs.roles import RunTasks
+from abmll.scoring.scores import score
 from abmll.systems.build import load_base
 from abmll.systems.plans import method_settings
 from abmll.systems.system import System

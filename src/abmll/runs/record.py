@@ -14,13 +14,14 @@ from abmll.metrics.calibration import expected_calibration_error
 from abmll.metrics.not_finite import END, read_not_finite
 from abmll.metrics.predictions import Predictions, read_predictions
 from abmll.metrics.resampling import group_numbers
-from abmll.metrics.scores import confidence_and_correct, question_nll, score
+from abmll.metrics.scores import confidence_and_correct, question_nll
 from abmll.metrics.statistics import (
     Interval,
     stratified_bootstrap_interval,
     stratified_ece_bootstrap_interval,
 )
 from abmll.question import Task
+from abmll.scoring.scores import score
 from abmll.tasks.catalogue.entries import catalogue_entry, catalogue_names
 
 RECORD, COST, ENVIRONMENT = "trained.json", "cost.json", "environment.json"
