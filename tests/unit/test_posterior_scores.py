@@ -10,11 +10,13 @@ from scipy.stats import norm
 
 from abmll.calibrators import TaskRows, calibrated, calibrator
 from abmll.errors import AbmllError, NonFiniteError
+from abmll.everyday.check import _scaled
 from abmll.metrics.baselines import label_frequency, uniform
 from abmll.metrics.ensemble import ensemble
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.scoring.posterior import mean_nll_posterior, posterior_probabilities
 from abmll.scoring.scores import score
+from abmll.systems.folds import deal
 
 WEAK = (1.0, 1.5)
 GRID = np.linspace(-9.0, 11.0, 40_001)
@@ -152,3 +154,17 @@ def test_rows_of_a_group_are_in_one_half() -> None:
     halves = (*rows[:3], *rows[6:9]), (*rows[3:6], *rows[9:])
     parts = [dense(a, b, WEAK)["nll"] * len(a) for a, b in (halves, halves[::-1])]
     assert mean_nll_posterior(rows) == pytest.approx(sum(parts) / 12, abs=1e-8)
+
+
+def test_the_everyday_check_takes_the_temperature_of_the_other_folds() -> None:
+    """Ragged rows that are nearly all right, where the most likely temperature would be at its bound."""
+    rows = tuple(replace(row, answer=int(np.argmax(row.probabilities))) for row in rows_of(17, 12))
+    padded = np.array([(*row.probabilities, *(0.0,) * (4 - len(row.probabilities))) for row in rows])
+    answers = np.array([row.answer for row in rows])
+    folds = deal(answers.tolist(), list(range(12)))
+    found = _scaled(padded, folds, answers)
+    for fold in folds:
+        given = tuple(rows[i] for i in fold.fitted)
+        for i in fold.answered:
+            assert -math.log(found[i, answers[i]]) == pytest.approx(dense((rows[i],), given, WEAK)["nll"], abs=1e-6)
+            assert (found[i] == 0).tolist() == (padded[i] == 0).tolist()
