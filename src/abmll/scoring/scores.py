@@ -111,7 +111,6 @@ def score(predictions: Predictions) -> Scores:
     probabilities, answers = predictions.probabilities(), predictions.answers()
     confidence, correct = confidence_and_correct(probabilities, answers)
     nll = negative_log_likelihood(probabilities, answers)
-    guess = float(np.mean([np.log(len(row.probabilities)) for row in predictions.rows]))
     return Scores(
         n=len(answers),
         accuracy=float(correct.mean()),
@@ -123,11 +122,40 @@ def score(predictions: Predictions) -> Scores:
         ece_noise_floor=calibration_noise_floor(confidence),
         auroc=auroc_of_confidence(confidence, correct),
         aurc=risk_coverage(confidence, correct).area,
-        nll_over_uniform=guess - nll,
-        **_at_posterior(predictions, correct, guess),
+        nll_over_uniform=nll_of_guessing(predictions) - nll,
+        **posterior_scores(predictions),
         **_scaled(predictions, predictions.adaptation_rows, correct, ""),
         **_scaled(predictions, predictions.held_out_rows, correct, "_cv"),
     )
+
+
+def nll_of_guessing(predictions: Predictions) -> float:
+    """Mean NLL of a uniform guess: mean log(number of choices).
+
+    >>> from abmll.metrics.predictions import Prediction
+    >>> round(nll_of_guessing(Predictions("lora", "toy", 0, 0, 0, (Prediction("a", 0, (0.75, 0.25)),))), 4)
+    0.6931
+    """
+    return float(np.mean([np.log(len(row.probabilities)) for row in predictions.rows]))
+
+
+def posterior_scores(predictions: Predictions) -> dict[str, Any]:
+    """The scores at the posterior temperature, by their names in `Scores`: None where there is no posterior.
+
+    Raises:
+        AbmllError: as `score`.
+
+    >>> from abmll.metrics.predictions import Prediction
+    >>> rows = (Prediction("a", 0, (0.75, 0.25)), Prediction("b", 1, (0.75, 0.25)))
+    >>> posterior_scores(Predictions("lora", "toy", 0, 0, 0, rows))["nll_posterior"]
+    """
+    fitted = temperature_posterior(predictions)
+    if fitted is None:
+        return {"nll_posterior": None}
+    correct = confidence_and_correct(predictions.probabilities(), predictions.answers())[1]
+    told = _of_other(fitted.apply(ChoiceRows.from_predictions(predictions.rows)), predictions, correct, "posterior")
+    gain = {"nll_posterior_over_uniform": nll_of_guessing(predictions) - told["nll_posterior"]}
+    return {**told, **gain, "temperature_posterior": fitted.temperature}
 
 
 def _vocabulary_ece(rows: tuple[Prediction, ...], correct: Float[np.ndarray, "N"]) -> float | None:
@@ -136,18 +164,9 @@ def _vocabulary_ece(rows: tuple[Prediction, ...], correct: Float[np.ndarray, "N"
     return expected_calibration_error(np.array(known), correct) if len(known) == len(stated) else None
 
 
-def _at_posterior(predictions: Predictions, correct: Float[np.ndarray, "N"], guess: float) -> dict[str, Any]:
-    fitted = temperature_posterior(predictions)
-    if fitted is None:
-        return {"nll_posterior": None}
-    told = _of_other(fitted.apply(ChoiceRows.from_predictions(predictions.rows)), predictions, correct, "posterior")
-    gain = {"nll_posterior_over_uniform": guess - told["nll_posterior"]}
-    return {**told, **gain, "temperature_posterior": fitted.temperature}
-
-
 def _scaled(
     predictions: Predictions, fitted: tuple[Prediction, ...], correct: Float[np.ndarray, "N"], end: str
-) -> dict[str, float]:
+) -> dict[str, Any]:
     if not fitted:
         return {}
     scaled = scaled_probabilities(predictions, fitted)
