@@ -198,8 +198,8 @@ def _told(
         "questions": test.questions,
         "groups": test.groups,
         "measured_once": list(test.measured_once),
-        "tasks_resampled": _short(wide),
-        "with_signal": _short(some),
+        "tasks_resampled": short(wide),
+        "with_signal": short(some),
     }
 
 
@@ -214,7 +214,7 @@ def _over_seeds(values: Values, a: str, b: str, metric: str, tasks: Sequence[str
     return float(ttest_1samp(gap, 0).pvalue) if gap.std() > 0 else None
 
 
-def _short(test: PairedTest | None) -> dict[str, Any] | None:
+def short(test: PairedTest | None) -> dict[str, Any] | None:
     return (
         None if test is None else {"difference": test.difference, "interval": [test.low, test.high], "p": test.p_value}
     )
@@ -281,7 +281,7 @@ def entry(values: Values, name: str, before: Mapping[int, Mapping[Cell, Predicti
     )
     told["beats_uniform"] = _beats_uniform(values, name)
     # flattening is not calibration: an ECE below another's is no win where the NLL does not beat a guess
-    told["ece_counts"] = {k: _is_below(t) for k, t in told["beats_uniform"].items()}
+    told["ece_counts"] = {k: is_below(t) for k, t in told["beats_uniform"].items()}
     return told
 
 
@@ -302,7 +302,7 @@ def posterior_numbers(values: Values, name: str) -> dict[str, Any]:
     return {**told, "nll_posterior_interval": list(ends), "scale_prior": None if prior is None else list(prior)}
 
 
-def _is_below(test: Mapping[str, Any] | None) -> bool | None:
+def is_below(test: Mapping[str, Any] | None) -> bool | None:
     """Whether a difference is below 0 by its test; None without a p."""
     return None if test is None or test["p"] is None else bool(test["difference"] < 0 and test["p"] < LEVEL)
 
@@ -310,7 +310,7 @@ def _is_below(test: Mapping[str, Any] | None) -> bool | None:
 def _beats_uniform(values: Values, name: str) -> dict[str, Any]:
     if name == UNIFORM:
         return {}
-    return {metric: _short(paired(values, name, UNIFORM, metric, values.tasks)) for metric in ("nll", *AT_TEMPERATURE)}
+    return {metric: short(paired(values, name, UNIFORM, metric, values.tasks)) for metric in ("nll", *AT_TEMPERATURE)}
 
 
 def auroc_of_spread(found: Predictions) -> float | None:

@@ -16,13 +16,16 @@ from abmll.calibrators import TaskRows
 from abmll.calibrators.temperature import PosteriorTemperature
 from abmll.files import write_text
 from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM
+from abmll.metrics.statistics import holm
 from experiments.short_json import short_json
 from experiments.unseen.cells import read_targets
-from experiments.unseen.evidence import Values, against, entry, per_task, posterior_numbers
+from experiments.unseen.evidence import Values, against, entry, is_below, paired, per_task, posterior_numbers, short
 from experiments.unseen.report import PLAIN, PRIMARY, REFERENCE, tables
 from experiments.unseen.results import Results, Table, read_results
 
 BASELINES = (UNIFORM, LABEL_FREQUENCY)
+BY_TIES = ("accuracy", "ece_choices")
+"""Metrics in which a guess is no longer the first choice."""
 GAIN = f"{PRIMARY}_over_uniform"
 Prior = tuple[float, float]
 
@@ -55,7 +58,8 @@ def rescore(place: Path, training: Path | None) -> dict[str, Any]:
     summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
     added = rescored(summary, results)
     write_text(place / "summary.json", short_json(added))
-    write_text(place / "tables.md", tables(shown(added)))
+    if "tasks" in added:  # of so many training tasks they are in the tables alone
+        write_text(place / "tables.md", tables(shown(added)))
     return added
 
 
@@ -73,32 +77,36 @@ def with_priors(final: Table, priors: Mapping[str, Prior]) -> Table:
 def rescored(summary: dict[str, Any], results: Results) -> dict[str, Any]:
     """The summary with the new numbers; Holm's correction of theirs is over the systems whose answers are kept."""
     values = Values(results.final, results.tasks, results.draws)
-    systems, tasks = dict(summary["systems"]), {task: dict(found) for task, found in summary["tasks"].items()}
+    systems, tasks = dict(summary["systems"]), {task: dict(found) for task, found in summary.get("tasks", {}).items()}
     for name in (name for name in results.final if name in systems):
         systems[name] = entry(values, name, {}) if name in BASELINES else with_posterior(systems[name], values, name)
-        for task in results.tasks:
+        for task in tasks:
             found = per_task(values, name)[task] if name in BASELINES else tasks[task][name]
             tasks[task][name] = {**found, GAIN: values.gain_of(name, task)}
-    out = {**summary, "systems": systems, "tasks": tasks}
+    out = {**summary, "systems": systems, **({"tasks": tasks} if tasks else {})}
     told = results.tasks, summary["tasks_with_signal"]
     for key, reference in ((f"against_{REFERENCE}", REFERENCE), (f"against_{PLAIN}", PLAIN)):
         if summary.get(key):
             made = against(values, reference, *told, metrics=(PRIMARY,))
             baselines = replace_final(values, (*BASELINES, reference))
             anew = against(baselines, reference, *told)
-            out[key] = {n: _with_tests(tests, made.get(n, {}), anew.get(n, {})) for n, tests in summary[key].items()}
+            all_tests = {n: _with_tests(tests, made.get(n, {}), anew.get(n, {})) for n, tests in summary[key].items()}
+            out[key] = _adjust_again(all_tests)
     return out
 
 
 def with_posterior(told: dict[str, Any], values: Values, name: str) -> dict[str, Any]:
     """An entry with its numbers at the posterior temperature, after the accuracy."""
     numbers = posterior_numbers(values, name)
+    guess = short(paired(values, name, UNIFORM, PRIMARY, values.tasks))
+    against_guess = {"beats_uniform": {**told["beats_uniform"], PRIMARY: guess}}
+    against_guess["ece_counts"] = {**told["ece_counts"], PRIMARY: is_below(guess)}
     by_seed = {
         seed: {**one, PRIMARY: values.mean_of(name, int(seed), PRIMARY)} for seed, one in told["by_seed"].items()
     }
     old = {key: value for key, value in told.items() if key not in numbers}
     before = {key: old.pop(key) for key in ("n_seeds", "n_draws", "accuracy")}
-    return {**before, **numbers, **old, "by_seed": by_seed}
+    return {**before, **numbers, **old, **against_guess, "by_seed": by_seed}
 
 
 def replace_final(values: Values, names: Sequence[str]) -> Values:
@@ -107,8 +115,19 @@ def replace_final(values: Values, names: Sequence[str]) -> Values:
 
 
 def _with_tests(old: dict[str, Any], new: dict[str, Any], of_baseline: dict[str, Any]) -> dict[str, Any]:
-    """The tests of a system: the new metric first; of a baseline all are made anew, Holm's correction over both."""
-    return {**new, **{metric: of_baseline.get(metric, test) for metric, test in old.items() if metric != PRIMARY}}
+    """The tests of a system, the new metric first; of a baseline those that ties decided are made anew."""
+    anew = {metric: of_baseline[metric] for metric in BY_TIES if metric in of_baseline}
+    return {**new, **{metric: anew.get(metric, test) for metric, test in old.items() if metric != PRIMARY}}
+
+
+def _adjust_again(tests: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Holm's correction, over all systems, of the metrics in which those of the baselines were made anew."""
+    out = {name: dict(found) for name, found in tests.items()}
+    for metric in BY_TIES:
+        plain = {name: found[metric]["p_unadjusted"] for name, found in out.items() if metric in found}
+        for name, p in holm(plain).items():
+            out[name][metric] = {**out[name][metric], "p": p}
+    return out
 
 
 def shown(summary: dict[str, Any]) -> dict[str, Any]:
