@@ -17,7 +17,7 @@ from abmll.config import CompareConfig, MethodConfig, RunConfig, TaskSource
 from abmll.errors import AbmllError
 from abmll.methods import METHODS
 from abmll.methods.base import Method, Terms
-from abmll.metrics.registered import METRICS
+from abmll.scoring.registered import METRICS
 from abmll.tasks.registered import SOURCES as SOURCE_REGISTRY
 
 ROOT = Path(__file__).parents[2]

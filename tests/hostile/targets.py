@@ -30,13 +30,13 @@ from abmll.everyday.saved import DETAILS_FILE, read_posterior
 from abmll.files import SEAL, write_json, write_text
 from abmll.metrics.not_finite import END, NotFinite
 from abmll.metrics.predictions import read_predictions
-from abmll.metrics.scores import score
 from abmll.models.load import load_model
 from abmll.report import collect, render_terminal, summarise, write_report
 from abmll.report.page import page
 from abmll.report.tables import markdown_report
 from abmll.runs.prepare import tasks_of
 from abmll.runs.record import RECORD, TrainingRecord, read_training_record, task_facts, write_training_record
+from abmll.scoring.scores import score
 from abmll.systems.plans import resolve
 from abmll.tables.layouts import Layout
 from abmll.tasks.catalogue.entries import catalogue_entry

@@ -14,7 +14,6 @@ from abmll.adapters.attach import attach
 from abmll.errors import AbmllError
 from abmll.kernels.noise import kept, key_tensor, noise_key
 from abmll.metrics.predictions import Prediction, Predictions, read_predictions
-from abmll.metrics.scores import score
 from abmll.process.world import World
 from abmll.prompts.encode import Encoder
 from abmll.prompts.in_context import with_examples
@@ -22,6 +21,7 @@ from abmll.question import Task
 from abmll.runs.compare import complete_run
 from abmll.runs.evaluate_run import is_complete
 from abmll.runs.prepare import Run
+from abmll.scoring.scores import score
 from abmll.systems.build import build_system, renew
 from abmll.systems.folds import held_out
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, resolve

@@ -41,4 +41,4 @@ def calibrated(
         replace(row, probabilities=tuple(p[: len(row.probabilities)].tolist()), spread=None)
         for row, p in zip(predictions.rows, answers, strict=True)
     )
-    return replace(predictions, rows=rows, adaptation_rows=(), held_out_rows=())
+    return replace(predictions, rows=rows, adaptation_rows=(), held_out_rows=(), scale_prior=None)

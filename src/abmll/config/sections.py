@@ -93,8 +93,10 @@ class TrainingConfig(Section):
     """The outer loop.
 
     Every `validate_every` meta-iterations the validation tasks are adapted to, and the weights with the lowest mean
-    NLL are kept; training stops after `patience` times without a lower one. `validate_by: nll_scaled` takes the NLL
-    at the temperature that suits each task best: by the plain one a guess can beat good weights that are too sure.
+    NLL are kept; training stops after `patience` times without a lower one. `validate_by` says which NLL:
+    `nll_posterior`, the primary score of every table, at the posterior temperature of each half of a task's rows given
+    the other half; `nll`, as it is stated, by which a guess can beat good weights that are too sure; `nll_scaled`, at
+    the temperature that suits the very rows best.
 
     `on_non_finite` says whether a meta-iteration with a loss or gradient that is not finite stops the run, or is left
     out and counted; more than `most_skipped` of them stop the run in any case.
@@ -107,7 +109,7 @@ class TrainingConfig(Section):
     checkpoint_every: int = Field(50, ge=1)
     log_stds_every: int = Field(10, ge=1)
     validate_every: int | None = Field(None, ge=1)
-    validate_by: Literal["nll", "nll_scaled"] = "nll"
+    validate_by: Literal["nll_posterior", "nll", "nll_scaled"] = "nll_posterior"
     patience: int = Field(3, ge=1)
     on_non_finite: Literal["stop", "skip"] = "stop"
     most_skipped: int = Field(10, ge=0)

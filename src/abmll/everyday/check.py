@@ -6,12 +6,13 @@ from contextlib import contextmanager
 import numpy as np
 from jaxtyping import Float
 
+from abmll.calibrators import ChoiceRows
+from abmll.calibrators.temperature import PosteriorTemperature
 from abmll.config import MethodConfig, RunConfig
 from abmll.errors import NonFiniteError
 from abmll.everyday.labelled import Labelled
 from abmll.everyday.session import Session
 from abmll.metrics.baselines import smoothed_shares
-from abmll.metrics.calibration import apply_temperature, fit_temperature
 from abmll.metrics.predictions import pad_probabilities
 from abmll.metrics.scores import floor_probabilities
 from abmll.metrics.usefulness import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Usefulness, weigh
@@ -123,8 +124,16 @@ def _without_model(
 
 
 def _scaled(floored: Probabilities, folds: Sequence[Fold], answers: np.ndarray) -> Probabilities:
+    """Each row at the posterior temperature given the rows of the other folds.
+
+    The prior is the weak one: one that a run learned is of its own answers, and not of the pretrained model's.
+    """
+    with np.errstate(divide="ignore"):
+        logs = np.log(floored)
     out = np.zeros_like(floored)
     for fold in folds:
-        fitted, asked = list(fold.fitted), list(fold.answered)
-        out[asked] = apply_temperature(floored[asked], fit_temperature(floored[fitted], answers[fitted]))
+        fitted, asked = (
+            ChoiceRows.from_scores(logs[rows], answers[rows]) for rows in (list(fold.fitted), list(fold.answered))
+        )
+        out[list(fold.answered)] = PosteriorTemperature().fit(fitted).apply(asked)
     return out

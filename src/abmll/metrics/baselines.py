@@ -15,7 +15,8 @@ LABEL_FREQUENCY = "label_frequency"
 def uniform(predictions: Predictions) -> Predictions:
     """The same questions, every choice equally probable: what guessing scores.
 
-    Task, seed, draw and examples consumed are kept. Ties go to the first choice, as everywhere.
+    Task, seed, draw and examples consumed are kept. Its accuracy is the mean of 1 / (number of choices), since equally
+    probable choices share the answer (`abmll.metrics.scores.right_share`).
 
     >>> from abmll.metrics.predictions import Prediction
     >>> real = Predictions("lora", "toy", 0, 0, 0, rows=(Prediction("a", 1, (0.9, 0.1)),))
@@ -69,6 +70,7 @@ def _renamed(predictions: Predictions, system: str, shares: tuple[float, ...] | 
         rows=rows(predictions.rows),
         adaptation_rows=rows(predictions.adaptation_rows),
         held_out_rows=rows(predictions.held_out_rows),
+        scale_prior=None,  # that of another system
     )
 
 

@@ -30,7 +30,8 @@ def ensemble(members: Sequence[Predictions], system: str, seed: int = 0) -> Pred
                 "make no ensemble"
             )
     rows = [_mean(part, first.task) for part in zip(*(_parts(member) for member in members), strict=True)]
-    return replace(first, system=system, seed=seed, rows=rows[0], adaptation_rows=rows[1], held_out_rows=rows[2])
+    averaged = replace(first, rows=rows[0], adaptation_rows=rows[1], held_out_rows=rows[2])
+    return replace(averaged, system=system, seed=seed, scale_prior=None)  # a mean is less sure than its members
 
 
 def _parts(member: Predictions) -> tuple[tuple[Prediction, ...], ...]:

@@ -11,7 +11,7 @@ from scipy.stats import permutation_test
 from abmll.errors import AbmllError
 from abmll.metrics.abstention import error_interval
 from abmll.metrics.calibration import check_finite
-from abmll.metrics.scores import question_nll
+from abmll.metrics.scores import question_nll, right_share
 from abmll.metrics.statistics import Interval, bootstrap_interval
 
 UNIFORM, FREQUENCY, PRETRAINED, SCALED = "uniform", "label frequency", "pretrained", "pretrained + temperature"
@@ -128,7 +128,7 @@ def losses_of(probabilities: Mapping[str, Float[np.ndarray, "N K"]], answers: In
     """The two losses that a verdict goes by, of each system on each row."""
     return {
         "NLL": {name: question_nll(p, answers) for name, p in probabilities.items()},
-        "accuracy": {name: _wrong(p, answers) for name, p in probabilities.items()},
+        "accuracy": {name: 1 - right_share(p, answers) for name, p in probabilities.items()},
     }
 
 
@@ -137,16 +137,6 @@ def _not_finite(broken: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
         return "not finite", (f"Adapting gives numbers that are not finite. Do not use it: {broken[RUN]}",)
     name = next(name for name in WITHOUT if name in broken)
     return "no evidence", (f"No evidence that adapting helps: {name} is not finite ({broken[name]}).",)
-
-
-def _wrong(probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
-    """Probability of a wrong answer where one of the most probable choices is drawn: a guess is no first label.
-
-    >>> _wrong(np.array([[0.5, 0.5, 0.0], [0.2, 0.7, 0.1]]), np.array([1, 0])).tolist()
-    [0.5, 1.0]
-    """
-    best = probabilities == probabilities.max(axis=1, keepdims=True)
-    return np.asarray(1 - best[np.arange(len(answers)), answers] / best.sum(axis=1))
 
 
 def _row(

@@ -243,13 +243,16 @@ def adaptation_gain(summary: Summary) -> Picture | None:
     if not entries:
         return None
     height = 0.95 + _ROW * len(entries)
+    primary = summary["primary"]
+    nll = primary if all(entry["before_adaptation"][primary] is not None for entry in entries.values()) else "nll"
+    named = "NLL posterior, nats" if nll == "nll_posterior" else "NLL, nats"
     panels = tuple(
         Panel(
             title,
             partial(_draw_gain, summary=summary, names=list(entries), metric=metric, scale=scale),
             height,
         )
-        for title, metric, scale in (("Accuracy, %", "accuracy", 100), ("NLL, nats", "nll", 1), ("ECE", "ece", 1))
+        for title, metric, scale in (("Accuracy, %", "accuracy", 100), (named, nll, 1), ("ECE", "ece", 1))
     )
     return Picture(
         "adaptation_gain",

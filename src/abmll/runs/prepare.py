@@ -11,11 +11,11 @@ from pathlib import Path
 from abmll.adapters.peft import read_peft
 from abmll.config import CompareConfig, RunConfig, TaskSource
 from abmll.errors import AbmllError
-from abmll.metrics.registered import METRICS
 from abmll.question import Task
 from abmll.runs.overrides import check_systems, of_system
 from abmll.runs.roles import RunTasks, check_roles, without_leaks, without_leaks_of_trained
 from abmll.runs.tracking import Tracking, check_trackers
+from abmll.scoring.registered import METRICS
 from abmll.systems.plans import ResolvedRun, resolve
 from abmll.tasks.episodes import Episodes
 from abmll.tasks.sources import load_tasks

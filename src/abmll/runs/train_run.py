@@ -24,6 +24,7 @@ from abmll.runs.provenance import provenance_of, record_provenance
 from abmll.runs.record import TrainingRecord, task_facts, write_training_record
 from abmll.runs.roles import RunTasks, check_roles, without_leaks
 from abmll.runs.tracking import Tracking
+from abmll.scoring.posterior import mean_nll_posterior
 from abmll.systems.build import renew
 from abmll.systems.plans import PredictionPlan, resolve
 from abmll.systems.system import System
@@ -32,6 +33,8 @@ from abmll.training.finite import without_folders
 from abmll.training.optimizers import rates_at
 from abmll.training.train import meta_train
 
+VALIDATE_BY = {"nll_posterior": mean_nll_posterior, "nll": mean_nll, "nll_scaled": mean_nll_scaled}
+"""What the validation tasks can be scored by: of `training.validate_by`."""
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -109,12 +112,13 @@ def _meta_train(run: Run, system: System, report: Listener, world: World) -> int
 def validation_nll(run: Run, system: System) -> float:
     """Mean NLL over the validation tasks after adapting to each, by the mean weights; phi is used up by it.
 
-    With `training.validate_by` `nll_scaled`, at the temperature that suits each task best.
+    `training.validate_by` says which NLL: at the posterior temperature given the other half of the task's rows
+    (`nll_posterior`), as it is stated (`nll`), or at the temperature that suits the very rows best (`nll_scaled`).
 
     Raises:
         NonFiniteError: an adaptation or prediction is not finite; the message names no folder of the user's.
     """
-    nll = {"nll": mean_nll, "nll_scaled": mean_nll_scaled}[run.config.training.validate_by]
+    nll = VALIDATE_BY[run.config.training.validate_by]
     plan, cells = PredictionPlan("mean", 1, run.prediction.batch_tokens), Cells(run)
     nlls = []
     for task in run.tasks.validation:
