@@ -19,6 +19,7 @@ from abmll.runs.cells import BEFORE, Cell, Cells
 from abmll.runs.prepare import Run
 from abmll.runs.record import COST, ENVIRONMENT, folder_name, mean_scores, owner
 from abmll.runs.tracking import Tracking
+from abmll.systems.scale import has_scale
 from abmll.systems.system import System
 from abmll.training.resume import restore_theta
 
@@ -122,8 +123,10 @@ def is_complete(run: Run) -> bool:
         read_sealed_json(run.folder / ENVIRONMENT, _owner(run, ENVIRONMENT))
     except (AbmllError, KeyError):
         return False
-    cells = Cells(run)
-    return all(cells.exist(cell.where, cell.draw, (cell.task,)) for cell in _every_cell(run, final))
+    cells, every = Cells(run), list(_every_cell(run, final))
+    if not all(cells.exist(cell.where, cell.draw, (cell.task,)) for cell in every):
+        return False
+    return not run.config.adaptation.meta_rows or (has_scale(run, run.folder) and all(map(cells.have_priors, every)))
 
 
 def mark_training(run: Run, error: NonFiniteError) -> None:
