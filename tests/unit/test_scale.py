@@ -28,7 +28,7 @@ from abmll.process.timer import Timer
 from abmll.question import Question, Task
 from abmll.runs.cells import Cells
 from abmll.runs.compare import run_comparison
-from abmll.runs.evaluate_run import evaluate_once
+from abmll.runs.evaluate_run import _every_cell, evaluate_once
 from abmll.runs.prepare import Run
 from abmll.runs.train_run import train, train_run
 from abmll.systems.adapters import use_adapter
@@ -36,7 +36,7 @@ from abmll.systems.meta_rows import held_back_episode, rows_trained_on
 from abmll.systems.plans import PredictionPlan
 from abmll.systems.scale import SCALE_FILE, read_scale
 from abmll.systems.system import System
-from tests.poison import mark, poison
+from tests.poison import mark, poison, poisoned_base
 from tests.runs import UNSEEN, config_in, never, place_tiny, run_in, silent, system_in
 from tests.systems import tiny_base
 from tests.tiny import tiny_tasks, write_tasks
@@ -302,8 +302,6 @@ def test_a_cell_of_another_step_or_without_adaptation_has_none(place: Path, run:
     prepared, system = run_in(run, config, TASKS, (UNSEEN,), curve=2), system_in(config)
     use_adapter(read_adapter(run / "adapter"), system, run)
     cells = Cells(prepared)
-    from abmll.runs.evaluate_run import _every_cell
-
     found = {}
     for cell in _every_cell(prepared, 3):
         cells.make(system, cell, Timer())
@@ -347,8 +345,10 @@ def configure(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Compare
     write_tasks(folder / "unseen", made[3:])
     short = {"inner_steps": 1, "batch_size": 2}
 
-    def make(meta_rows: int) -> CompareConfig:
-        roles = {role: {"source": str(folder / role)} for role in ("train", "unseen")}
+    write_tasks(folder / "poisoned", tuple(mark(task, train=tuple(range(16))) for task in made[:3]))
+
+    def make(meta_rows: int, train: str = "train") -> CompareConfig:
+        roles = {role: {"source": str(folder / name)} for role, name in (("train", train), ("unseen", "unseen"))}
         return CompareConfig.model_validate(
             {
                 "model": {"shape": "tiny"},
@@ -439,3 +439,11 @@ def test_a_prior_that_is_damaged_is_learned_again(
         run_comparison(configure(4), out, tiny_base)
     assert "damaged or edited" in caplog.text
     assert results(out) == results(compared)
+
+
+def test_a_training_that_is_not_finite_is_not_tried_again_for_its_sake(
+    configure: Callable[..., CompareConfig], tmp_path: Path
+) -> None:
+    run_comparison(configure(4, "poisoned"), tmp_path / "out", poisoned_base)
+    assert not list(tmp_path.rglob(SCALE_FILE))
+    run_comparison(configure(4, "poisoned"), tmp_path / "out", never)

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from abmll.adapters.folder import checksum
 from abmll.calibrators import ChoiceRows, TaskRows, calibrator_from_dict
-from abmll.calibrators.temperature import PosteriorTemperature
+from abmll.calibrators.quadrature import posterior
+from abmll.calibrators.temperature import PosteriorTemperature, log_likelihood_of
 from abmll.config import RunConfig
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import MOST_JSON, read_sealed_json, write_sealed_json
@@ -157,11 +158,10 @@ def learn_scale(
         row: PosteriorTemperature().meta_fit([TaskRows(name, held, nothing) for name, held in of_row.items()])
         for row, of_row in by_row.items()
     }
-    modes = {row: prior.model_copy(update={"answer": "mode"}) for row, prior in priors.items()}
     tasks = {
         name: TaskScale(
             rows=len(held[0]),
-            temperatures={row: modes[row].fit(of_row).temperature for row, of_row in zip(rows, held, strict=True)},
+            temperatures={row: _mode(of_row, priors[row]) for row, of_row in zip(rows, held, strict=True)},
         )
         for name, held in answers.items()
     }
@@ -169,10 +169,15 @@ def learn_scale(
     return Scale(fitted_tasks=len(tasks), calibrators=calibrators, tasks=tasks, left_out=left_out)
 
 
+def _mode(rows: ChoiceRows, prior: PosteriorTemperature) -> float:
+    """The most probable temperature."""
+    return float(np.exp(posterior(log_likelihood_of(rows), prior.mu, prior.sd).mode))
+
+
 def _choice_rows(answered: Answered) -> ChoiceRows:
     if isinstance(answered, NonFiniteError):
         raise answered
-    return ChoiceRows.from_predictions(answered)
+    return ChoiceRows.from_predictions(answered).labelled()
 
 
 def answering_settings(run: ResolvedRun) -> dict[Section, dict[str, Any]]:
