@@ -23,7 +23,8 @@ from abmll.adapters.facts import BaseFacts, digest
 from abmll.adapters.folder import EXTRAS_FILE, read_adapter, write_adapter
 from abmll.adapters.peft import CONFIG_FILE, MODEL_FILE, read_peft
 from abmll.adapters.stored import Maker, take_adapter
-from abmll.config import CompareConfig, load_config
+from abmll.calibrators.temperature import PosteriorTemperature
+from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.everyday.labelled import read_labelled
 from abmll.everyday.saved import DETAILS_FILE, read_posterior
@@ -38,6 +39,7 @@ from abmll.runs.prepare import tasks_of
 from abmll.runs.record import RECORD, TrainingRecord, read_training_record, task_facts, write_training_record
 from abmll.scoring.scores import score
 from abmll.systems.plans import resolve
+from abmll.systems.scale import SCALE_FILE, Scale, TaskScale, read_scale, write_scale
 from abmll.tables.layouts import Layout
 from abmll.tasks.catalogue.entries import catalogue_entry
 from abmll.tasks.catalogue.pins import Pin, read_pins
@@ -232,14 +234,28 @@ def _reseal_checkpoint(folder: Path) -> None:
 def _build_record(folder: Path) -> None:
     tasks = tuple(task_facts(task) for task in tiny_tasks(2))
     write_training_record(folder, TrainingRecord(step=3, examples=18, train=tasks, validation=tasks[:1]))
+    _stored(folder / "adapter")
+    calibrators = {row: PosteriorTemperature(mu=0.5, sd=0.25).to_dict() for row in ("own", "mean")}
+    told = {"tiny0": TaskScale(rows=5, temperatures={"own": 1.5, "mean": 2.0})}
+    scale = Scale(fitted_tasks=1, calibrators=calibrators, tasks=told, left_out={"tiny1": "why"})
+    write_scale(folder, resolve(RunConfig.model_validate({"model": {"shape": "tiny-llama"}})), 3, scale)
+
+
+def _read_record(folder: Path) -> None:
+    read_training_record(folder)
+    stored = read_scale(folder)
+    if stored is not None:
+        prior = stored.scale.calibrator()
+        assert prior.sd > 0
 
 
 def _reseal_record(folder: Path) -> None:
     """Without its SHA-256, which is no fault: earlier versions had none."""
-    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
-        values = json.loads((folder / RECORD).read_bytes())
-        values.pop(SEAL, None)
-        (folder / RECORD).write_text(json.dumps(values))
+    for name in (RECORD, SCALE_FILE):
+        with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+            values = json.loads((folder / name).read_bytes())
+            values.pop(SEAL, None)
+            (folder / name).write_text(json.dumps(values))
 
 
 def _build_comparison(folder: Path) -> None:
@@ -312,7 +328,7 @@ TARGETS: Mapping[str, Target] = {
     "saved tasks": Target(_build_task, _read_saved, ("tasks/mine/*",), _reseal_adapter),
     "PEFT adapters": Target(_build_lora, read_peft, (CONFIG_FILE, MODEL_FILE)),
     "checkpoints": Target(_build_checkpoint, _read_checkpoint, ("run/checkpoints/*/*",), _reseal_checkpoint),
-    "records": Target(_build_record, read_training_record, (RECORD,), _reseal_record),
+    "records": Target(_build_record, _read_record, (RECORD, SCALE_FILE), _reseal_record),
     "comparisons": Target(_build_comparison, _read_comparison, ("out/*.json", "out/**/*.json", "out/**/*.jsonl")),
     "reports": Target(_build_comparison, _read_and_draw, ("out/*.json", "out/**/*.json", "out/**/*.jsonl")),
     "pins": Target(_build_pins, _read_pins, ("pins.json",)),

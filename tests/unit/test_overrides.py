@@ -102,6 +102,7 @@ SHARED: dict[str, Any] = {  # fields that it cannot have of its own
     "adaptation.draws": 1,
     "adaptation.seed": 7,
     "adaptation.test_questions": 2,
+    "adaptation.meta_rows": 3,
 }
 NEEDS = {"likelihood.share_prefix": {"method": {"training_sampler": "weight"}}}
 """What a value can be had with alone."""

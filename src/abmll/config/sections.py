@@ -119,9 +119,11 @@ class AdaptationConfig(Section):
     """Adapting to an unseen task, and predicting.
 
     `folds`: each example is predicted also after adapting to those of the other folds, so that a temperature can be
-    fitted to examples that were not learned; 0 leaves that out. `in_context`: as many examples as fit in
-    `likelihood.max_tokens` are put in front of each question; with `steps` 0 nothing is learned then. `schedule`: the
-    rates of a method are constant over the steps of an adaptation, or fall to 0 after the last one.
+    fitted to examples that were not learned; 0 leaves that out. `meta_rows`: after training each training task is
+    adapted to as an unseen one is, and so many of its other rows are answered, from which a prior of that temperature
+    is learned; 0 leaves that out. `in_context`: as many examples as fit in `likelihood.max_tokens` are put in front of
+    each question; with `steps` 0 nothing is learned then. `schedule`: the rates of a method are constant over the steps
+    of an adaptation, or fall to 0 after the last one.
     """
 
     examples: int = Field(20, ge=0)
@@ -135,6 +137,7 @@ class AdaptationConfig(Section):
     samples: int = Field(10, ge=1)
     batch_tokens: int = Field(4096, ge=1)
     folds: int = Field(0, ge=0)
+    meta_rows: int = Field(0, ge=0)
     in_context: bool = False
 
     @field_validator("folds")

@@ -9,6 +9,7 @@ from typing import Any
 
 from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import read_adapter
+from abmll.calibrators.temperature import PosteriorTemperature
 from abmll.config import RunConfig, check, load_config, merge
 from abmll.errors import AbmllError
 from abmll.everyday.probe import read_probe, warn_of_other_weights, with_same_tokenizer
@@ -18,6 +19,7 @@ from abmll.runs.overrides import OWN_ROWS, check_trained
 from abmll.systems.adapters import use_adapter
 from abmll.systems.build import build_system, load_base
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan, resolve
+from abmll.systems.scale import calibrator_of
 from abmll.systems.system import System
 
 
@@ -52,6 +54,15 @@ class Session:
     def drawing(self) -> PredictionPlan:
         """How answers are drawn."""
         return prediction_plan(self.config)
+
+    @property
+    def calibrator(self) -> PosteriorTemperature:
+        """The calibrator of its answers, with the prior of the temperature that the run carries, or the weak one.
+
+        Raises:
+            AbmllError: the prior is damaged, or was learned with other weights.
+        """
+        return calibrator_of(self.folder, self.config)
 
     def tuned(self, overrides: Mapping[str, Any]) -> "Session":
         """The same run on the same model, adapting and drawing in another way (`{"adaptation": {"steps": 3}}`).

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Timer:
-    """Adds up seconds under names, on top of what was `spent` before.
+    """Adds up seconds under names, on top of what was `spent` before; `scale_seconds` only where there were some.
 
     >>> timer = Timer()
     >>> with timer("train_seconds"):
@@ -17,7 +17,8 @@ class Timer:
     """
 
     def __init__(self, spent: Mapping[str, Any] = MappingProxyType({})) -> None:
-        self.seconds = {name: spent.get(name, 0.0) for name in ("train_seconds", "adapt_seconds", "predict_seconds")}
+        self.seconds = dict.fromkeys(("train_seconds", "adapt_seconds", "predict_seconds"), 0.0)
+        self.seconds |= {name: spent[name] for name in (*self.seconds, "scale_seconds") if name in spent}
         self._name, self._began = "", 0.0
 
     def __call__(self, name: str) -> "Timer":
@@ -28,4 +29,4 @@ class Timer:
         self._began = time.perf_counter()
 
     def __exit__(self, *error: object) -> None:
-        self.seconds[self._name] += time.perf_counter() - self._began
+        self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.perf_counter() - self._began

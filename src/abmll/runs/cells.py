@@ -2,21 +2,23 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 from abmll.errors import NonFiniteError
 from abmll.methods.noise import Coordinates, cell_coordinates
 from abmll.metrics.not_finite import ADAPTING, END, PREDICTING, NotFinite, read_not_finite
-from abmll.metrics.predictions import Prediction, Predictions
+from abmll.metrics.predictions import Prediction, Predictions, read_predictions
 from abmll.process.timer import Timer
 from abmll.prompts.in_context import with_examples
 from abmll.question import Question, Task
 from abmll.runs.prepare import Run
 from abmll.systems.folds import Answered, held_out
+from abmll.systems.meta_rows import META_DRAW
 from abmll.systems.plans import AdaptationPlan, PredictionPlan
 from abmll.systems.predict import examples_of
+from abmll.systems.scale import MEAN, OWN, StoredScale, read_scale
 from abmll.systems.system import System
 from abmll.training.failed_batch import save_batch
 from abmll.training.finite import without_folders
@@ -97,6 +99,7 @@ class Cells:
             NonFiniteError: an adaptation or prediction is not finite, and the run does not record that as a result.
         """
         if not anew and self.exist(cell.where, cell.draw, (cell.task,)):
+            self._put_priors(cell)
             return
         if not anew:
             self.remove(cell.where, cell.draw, cell.task)
@@ -113,6 +116,45 @@ class Cells:
         parts.append(held_out_rows or [()] * len(self.run.rows))
         for name, rows in zip(self.run.rows, zip(*parts, strict=True), strict=True):
             self._write(name, cell, rows)
+
+    def answer_episode(self, system: System, episode: Task) -> list[Answered]:
+        """The test rows of an episode of a training task, answered by each row after adapting to its train rows."""
+        examples = system.adapt(episode, self.run.adaptation, META_DRAW)
+        return self._predict(system, cell_coordinates(self.run.seed, META_DRAW, episode.name), episode.test, examples)
+
+    def have_priors(self, cell: Cell) -> bool:
+        """Whether the predictions that are there of a cell carry the priors of the temperature that they should.
+
+        Raises:
+            AbmllError: the prior or a predictions file is damaged.
+        """
+        return not list(self._without_priors(cell))
+
+    def _put_priors(self, cell: Cell) -> None:
+        """Write the priors into predictions that are there, and were made before these were learned."""
+        for path, predictions in self._without_priors(cell):
+            predictions.write(path)
+
+    def _without_priors(self, cell: Cell) -> Iterator[tuple[Path, Predictions]]:
+        """The predictions of a cell whose header lacks its prior, or has another one; as they should be."""
+        priors = [(name, self._prior(name, cell)) for name in self.run.rows]
+        for name, prior in priors:
+            path = self.file(name, cell.where, cell.draw, cell.task)
+            if prior is not None and path.exists() and (there := read_predictions(path)).scale_prior != prior:
+                yield path, replace(there, scale_prior=prior)
+
+    @cached_property
+    def _scale(self) -> StoredScale | None:
+        return read_scale(self.run.folder)
+
+    def _prior(self, name: str, cell: Cell) -> tuple[float, float] | None:
+        """Of log T, for a row's predictions; None where it was not learned of weights and settings like the cell's."""
+        stored = self._scale
+        of_cell = cell.step, cell.where == BEFORE, cell.plan
+        if stored is None or not stored.is_of(self.run) or of_cell != (stored.step, False, self.run.adaptation):
+            return None
+        prior = stored.scale.calibrator((OWN, MEAN)[self.run.rows.index(name)])
+        return prior.mu, prior.sd
 
     def mark(self, cell: Cell, stage: str, error: NonFiniteError) -> None:
         """Say of a cell, in every row, that it is not finite; or raise the error."""
@@ -131,7 +173,8 @@ class Cells:
         """The predictions of a row: of the test questions, of the examples, and of these held out."""
         answered = [part for part in rows if not isinstance(part, NonFiniteError)]
         if len(answered) == len(rows):
-            self._of(name, cell, *answered).write(self.file(name, cell.where, cell.draw, cell.task))
+            predictions = replace(self._of(name, cell, *answered), scale_prior=self._prior(name, cell))
+            predictions.write(self.file(name, cell.where, cell.draw, cell.task))
             self.marker(name, cell.where, cell.draw, cell.task).unlink(missing_ok=True)
             return
         self._mark(name, cell, PREDICTING, next(part for part in rows if isinstance(part, NonFiniteError)))

@@ -23,6 +23,7 @@ SHARED: Mapping[str, str] = {
     "adaptation.draws": "a mean over fewer draws, or others, is no comparison",
     "adaptation.seed": "all systems adapt to the same examples of each draw",
     "adaptation.test_questions": "scores on other questions are no comparison",
+    "adaptation.meta_rows": "scores at temperatures learned from more or fewer rows are no comparison",
 }
 """Fields, and whole sections, of which a system of a comparison can have no value of its own, and why."""
 
@@ -38,6 +39,7 @@ TRAINED: Mapping[str, str] = {
     "likelihood.temperature": "its adapter has it, as it was learned or set; train another run",
     "likelihood.learn_temperature": NO_TRAINING,
     "training": f"{NO_TRAINING} (training.micro_batch alone can be set)",
+    "adaptation.meta_rows": "the training tasks are answered at the end of `abmll train`; call that again with it",
     "tracking": NO_TRAINING,
 }
 """Fields, sections and beginnings of names that cannot be set of a run that is trained, and why."""
