@@ -33,10 +33,15 @@ class AdapterConfig(Section):
 
 
 class LikelihoodConfig(Section):
-    """How choices are read from the model (docs/method.md, section 5)."""
+    """How choices are read from the model (docs/method.md, section 5).
+
+    `premise`: a text that stands where a question's own would, such as "" or "N/A"; what each choice scores after the
+    prompt with it is subtracted (domain-conditional PMI); null subtracts nothing.
+    """
 
     kind: Literal["cloze", "letter"] = "cloze"
     normalisation: Literal["sum", "token", "byte"] = "token"
+    premise: str | None = None
     template: str = "plain"
     temperature: float = Field(1.0, gt=0)
     learn_temperature: bool = False
@@ -118,7 +123,8 @@ class AdaptationConfig(Section):
 
     `folds`: each example is predicted also after adapting to those of the other folds, so that a temperature can be
     fitted to examples that were not learned; 0 leaves that out. `in_context`: as many examples as fit in
-    `likelihood.max_tokens` are put in front of each question; with `steps` 0 nothing is learned then.
+    `likelihood.max_tokens` are put in front of each question; with `steps` 0 nothing is learned then. `content_free`:
+    tasks with fixed labels are also asked questions without content, for contextual calibration.
     """
 
     examples: int = Field(20, ge=0)
@@ -132,6 +138,7 @@ class AdaptationConfig(Section):
     batch_tokens: int = Field(4096, ge=1)
     folds: int = Field(0, ge=0)
     in_context: bool = False
+    content_free: bool = False
 
     @field_validator("folds")
     @classmethod

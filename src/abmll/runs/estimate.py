@@ -57,6 +57,7 @@ def estimate(run: ResolvedRun) -> Estimate:
     dtype = choose_dtype(config.model.dtype, choose_device(config.model.device))
     batches = run.training.iterations * config.training.meta_batch * (settings.inner_steps + 1)
     questions = min(settings.batch_size, config.training.micro_batch or settings.batch_size)
+    prompts = questions * (1 if config.likelihood.premise is None else 2)
     return Estimate(
         meta_iterations=run.training.iterations,
         gradient_steps=batches,
@@ -65,7 +66,7 @@ def estimate(run: ResolvedRun) -> Estimate:
         adapter_parameters=factors,
         weight_bytes=_weight_bytes(model, dtype, config.model.quantisation),
         adapter_bytes=factors * 4 * 2 * 4,
-        activation_bytes=_activation_bytes(model.config, questions * config.likelihood.max_tokens, dtype),
+        activation_bytes=_activation_bytes(model.config, prompts * config.likelihood.max_tokens, dtype),
     )
 
 
