@@ -85,7 +85,7 @@ def pack(packed: Packed) -> bytes:
     for row, files in packed.found.items():
         for (place, draw, task), found in files.items():
             heads.append([row, place, draw, task, found.examples_consumed, found.label_counts])
-            for split, rows in zip(SPLITS, (found.rows, found.adaptation_rows, found.held_out_rows), strict=True):
+            for split, rows in found.splits.items():
                 for prediction in rows:
                     for name, value in _cells(prediction).items():
                         columns[name].append(value)
@@ -154,6 +154,7 @@ def read_packed(path: Path) -> Packed:
             parts["adaptation"],
             None if labels is None else tuple(labels),
             parts["held_out"],
+            content_free_rows=parts["content_free"],
         )
     return Packed(about, found)
 

@@ -144,7 +144,7 @@ class TaskRows:
 
     @classmethod
     def from_predictions(cls, predictions: Predictions, fixed_choices: bool | None = None) -> "TaskRows":
-        """The held-out and test rows of a predictions file.
+        """The held-out and test rows of a predictions file, and its content-free ones if it has any.
 
         Args:
             predictions: of one task.
@@ -155,11 +155,11 @@ class TaskRows:
             AbmllError: as `ChoiceRows.from_predictions`.
         """
         fixed = predictions.label_counts is not None if fixed_choices is None else fixed_choices
-        held_out, test = (
+        held_out, test, content_free = (
             ChoiceRows.from_predictions(rows, fixed_choices=fixed)
-            for rows in (predictions.held_out_rows, predictions.rows)
+            for rows in (predictions.held_out_rows, predictions.rows, predictions.content_free_rows)
         )
-        return cls(predictions.task, held_out, test)
+        return cls(predictions.task, held_out, test, content_free if len(content_free) else None)
 
 
 def join(first: ChoiceRows, second: ChoiceRows) -> ChoiceRows:

@@ -1,7 +1,5 @@
 """Baselines that need no model: rows of a table made from any system's predictions file."""
 
-from dataclasses import replace
-
 import numpy as np
 from jaxtyping import Float
 
@@ -63,13 +61,7 @@ def _renamed(predictions: Predictions, system: str, shares: tuple[float, ...] | 
     def rows(old: tuple[Prediction, ...]) -> tuple[Prediction, ...]:
         return tuple(Prediction(r.id, r.answer, _fitted(predictions, r, shares), group=r.group) for r in old)
 
-    return replace(
-        predictions,
-        system=system,
-        rows=rows(predictions.rows),
-        adaptation_rows=rows(predictions.adaptation_rows),
-        held_out_rows=rows(predictions.held_out_rows),
-    )
+    return predictions.with_splits({split: rows(old) for split, old in predictions.splits.items()}, system=system)
 
 
 def _fitted(predictions: Predictions, row: Prediction, shares: tuple[float, ...] | None) -> tuple[float, ...]:
