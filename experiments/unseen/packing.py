@@ -31,6 +31,7 @@ SCHEMA = pyarrow.schema(
         ("vocabulary_confidence", pyarrow.float32()),
         ("spread", LOGS),
         ("group", WORDS),
+        ("lengths", pyarrow.list_(pyarrow.int32())),
     ]
 )
 
@@ -113,6 +114,7 @@ def _cells(prediction: Prediction) -> dict[str, Any]:
         "vocabulary_confidence": prediction.vocabulary_confidence,
         "spread": None if prediction.spread is None else list(prediction.spread),
         "group": prediction.group,
+        "lengths": None if prediction.lengths is None else list(prediction.lengths),
     }
 
 
@@ -160,12 +162,12 @@ def read_packed(path: Path) -> Packed:
 
 
 def _predictions(table: pyarrow.Table) -> Iterator[tuple[Any, str, Prediction]]:
-    names = [name for name in SCHEMA.names if name in table.column_names]  # files of before have no groups
+    names = [name for name in SCHEMA.names if name in table.column_names]
     columns = {name: table.column(name).to_pylist() for name in names}
     for cells in zip(*columns.values(), strict=True):
         row = dict(zip(columns, cells, strict=True))
         probabilities = np.exp(np.array(row["log_probabilities"], dtype=np.float64))
-        spread = row["spread"]
+        spread, lengths = row["spread"], row.get("lengths")  # which, as groups, files of before do not have
         yield (
             (row["system"], row["place"], row["draw"], row["task"]),
             row["split"],
@@ -176,5 +178,6 @@ def _predictions(table: pyarrow.Table) -> Iterator[tuple[Any, str, Prediction]]:
                 row["vocabulary_confidence"],
                 None if spread is None else tuple(spread),
                 row.get("group"),
+                None if lengths is None else (lengths[0], lengths[1]),
             ),
         )

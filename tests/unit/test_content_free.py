@@ -16,7 +16,7 @@ from abmll.metrics.ensemble import ensemble
 from abmll.metrics.predictions import Prediction, Predictions, read_predictions
 from abmll.process.timer import Timer
 from abmll.process.world import World
-from abmll.prompts.content_free import CONTENT_FREE
+from abmll.prompts.content_free import CONTENT_FREE, without_content
 from abmll.question import Question, Task
 from abmll.runs.cells import BEFORE, Cell, Cells
 from abmll.runs.compare import complete_run
@@ -151,6 +151,18 @@ def test_a_run_that_does_not_ask_for_them_computes_nothing_more(tmp_path: Path) 
     asked = _forwards(tmp_path / "asked", content_free=True)
     assert asked[:-1] == plain
     assert asked[-1][0] == len(CONTENT_FREE)
+
+
+def test_one_text_is_what_a_premise_is_to_the_likelihood() -> None:
+    plain, pmi = system_of("reptile"), system_of("reptile", likelihood={"premise": "N/A"})
+    labels = LABELLED.fixed_labels
+    assert labels is not None
+    free = plain.predict((without_content(labels, "N/A"),))
+    stated = replace(FILE, rows=plain.predict(LABELLED.test), content_free_rows=free)
+    for row, expected in zip(
+        calibrated(stated, calibrator("contextual")).rows, pmi.predict(LABELLED.test), strict=True
+    ):
+        assert row.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
 
 
 def test_it_is_no_setting_for_rows_of_ones_own() -> None:

@@ -124,7 +124,8 @@ class AdaptationConfig(Section):
     `folds`: each example is predicted also after adapting to those of the other folds, so that a temperature can be
     fitted to examples that were not learned; 0 leaves that out. `in_context`: as many examples as fit in
     `likelihood.max_tokens` are put in front of each question; with `steps` 0 nothing is learned then. `content_free`:
-    tasks with fixed labels are also asked questions without content, for contextual calibration.
+    tasks with fixed labels are also asked questions without content, for contextual calibration. `lengths`: the numbers
+    of tokens of each question and its choices are written beside its answer, for Thermometer.
     """
 
     examples: int = Field(20, ge=0)
@@ -139,6 +140,7 @@ class AdaptationConfig(Section):
     folds: int = Field(0, ge=0)
     in_context: bool = False
     content_free: bool = False
+    lengths: bool = False
 
     @field_validator("folds")
     @classmethod

@@ -59,7 +59,10 @@ def smoothed_shares(counts: np.ndarray) -> Float[np.ndarray, "K"]:
 
 def _renamed(predictions: Predictions, system: str, shares: tuple[float, ...] | None) -> Predictions:
     def rows(old: tuple[Prediction, ...]) -> tuple[Prediction, ...]:
-        return tuple(Prediction(r.id, r.answer, _fitted(predictions, r, shares), group=r.group) for r in old)
+        shared = [_fitted(predictions, r, shares) for r in old]
+        return tuple(
+            Prediction(r.id, r.answer, p, group=r.group, lengths=r.lengths) for r, p in zip(old, shared, strict=True)
+        )
 
     return predictions.with_splits({split: rows(old) for split, old in predictions.splits.items()}, system=system)
 

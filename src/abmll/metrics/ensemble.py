@@ -44,4 +44,4 @@ def _average(rows: tuple[Prediction, ...]) -> Prediction:
     table = np.array([row.probabilities for row in rows])
     mean = table.mean(axis=0)
     spread = tuple(table.std(axis=0).tolist())
-    return Prediction(rows[0].id, rows[0].answer, tuple(mean.tolist()), None, spread, rows[0].group)
+    return Prediction(rows[0].id, rows[0].answer, tuple(mean.tolist()), None, spread, rows[0].group, rows[0].lengths)

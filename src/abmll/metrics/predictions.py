@@ -27,6 +27,8 @@ CONTENT_FREE = "content_free"
 NO_ANSWER = -1
 LATER = ("adapted", "scale_prior")
 """Fields that files of early versions do not have, written where they are known."""
+LATER_COLUMNS = ("group", "lengths")
+"""The same of rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Prediction:
             options (confidence kind `vocabulary`); None for `cloze`, where it is undefined.
         spread: standard deviation of each probability over posterior draws; None without draws.
         group: questions of one group belong together, see `abmll.Question`; None: it stands alone.
+        lengths: tokens of the prompt, and of all the choices; None where they were not asked for.
 
     Raises:
         NonFiniteError: a number is NaN or infinite: that is no prediction.
@@ -57,6 +60,7 @@ class Prediction:
     vocabulary_confidence: float | None = None
     spread: tuple[float, ...] | None = None
     group: str | None = None
+    lengths: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that are not finite."""
@@ -136,11 +140,8 @@ class Predictions:
 
 
 def _columns(row: Prediction) -> dict[str, Any]:
-    """The fields of a row; `group` only where there is one, as files of early versions have none."""
-    columns = asdict(row)
-    if row.group is None:
-        del columns["group"]
-    return columns
+    """The fields of a row; `group` and `lengths` only where there are any, as files of early versions have none."""
+    return {name: value for name, value in asdict(row).items() if value is not None or name not in LATER_COLUMNS}
 
 
 def _counts(splits: Mapping[str, Sequence[Prediction]]) -> list[int]:
@@ -245,7 +246,7 @@ def _prediction(path: Path, number: int, value: dict[str, Any], content_free: bo
     fault = _fault(value, content_free)
     if fault:
         raise AbmllError(f"{path}:{number}: {fault}; the file is damaged, delete it")
-    spread, vocabulary = value.get("spread"), value.get("vocabulary_confidence")
+    spread, vocabulary, lengths = (value.get(name) for name in ("spread", "vocabulary_confidence", "lengths"))
     return Prediction(
         id=value["id"],
         answer=value["answer"],
@@ -253,6 +254,7 @@ def _prediction(path: Path, number: int, value: dict[str, Any], content_free: bo
         vocabulary_confidence=None if vocabulary is None else float(vocabulary),
         spread=None if spread is None else tuple(float(s) for s in spread),
         group=value.get("group"),
+        lengths=None if lengths is None else (lengths[0], lengths[1]),
     )
 
 
@@ -275,6 +277,11 @@ def _fault(value: dict[str, Any], content_free: bool) -> str:
         return f"vocabulary_confidence is {vocabulary!r}, not a number in [0, 1]"
     if not isinstance(value.get("group"), str | None):
         return f"group is {value['group']!r}, not a text"
+    lengths = value.get("lengths")
+    if lengths is not None and not (
+        _numbers(lengths) and [type(n) for n in lengths] == [int, int] and min(lengths) > 0
+    ):
+        return f"lengths are {lengths!r}, not two numbers of tokens"
     return ""
 
 

@@ -68,7 +68,12 @@ class EncodedQuestion:
     @property
     def tokens(self) -> int:
         """Length of the packed row."""
-        return len(self.prefix) + sum(len(c) for c in self.continuations)
+        return sum(self.lengths_in_tokens)
+
+    @property
+    def lengths_in_tokens(self) -> tuple[int, int]:
+        """Of the prompt, and of all the choices."""
+        return len(self.prefix), sum(len(c) for c in self.continuations)
 
 
 MOST_REMEMBERED = 1 << 17

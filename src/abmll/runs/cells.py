@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -198,11 +198,15 @@ class Cells:
         self, system: System, questions: tuple[Question, ...], kind: PredictionPlan, coordinates: Coordinates
     ) -> Answered:
         try:
-            return system.predict(questions, kind, coordinates)
+            rows = system.predict(questions, kind, coordinates)
         except NonFiniteError as error:
             if not self.run.record_non_finite:
                 raise
             return error
+        if not self.run.config.adaptation.lengths:
+            return rows
+        encoded = system.batcher.encode(questions)
+        return tuple(replace(row, lengths=each.lengths_in_tokens) for row, each in zip(rows, encoded, strict=True))
 
     def _held_out(self, system: System, cell: Cell, predict: "partial[list[Answered]]") -> list[Answered]:
         """Predictions of the examples by folds; nothing where nothing is learned that they could be held out of."""
