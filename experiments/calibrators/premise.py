@@ -5,6 +5,7 @@ The base model as it is, not adapted: of each task 20 train rows, which it has n
 """
 
 import argparse
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -52,6 +53,7 @@ ENTRIES = (
     Entry("batch, then posterior temperature", calibrator("batch", POSTERIOR), False),
 )
 COMPARED = ("per token", "posterior temperature")
+COSTS = ("likelihood", "accuracy", "passes a question", "padded tokens a question", "ms a question")
 Scores = Mapping[str, Mapping[str, TaskScores]]
 
 
@@ -88,10 +90,9 @@ def answered(system: System, task: Task) -> tuple[TaskRows, Cost]:
     labels, examples = task.fixed_labels, examples_of(task, AdaptationPlan(), 0)
     free = () if labels is None else tuple(without_content(labels, text) for text in CONTENT_FREE)
     rows, cost = _watched(system, task.test[:TEST])
-    held_out, content_free = system.predict(examples), system.predict(free)
-    parts = (ChoiceRows.from_predictions(part, fixed_choices=labels is not None) for part in (held_out, rows))
-    about = ChoiceRows.from_predictions(content_free, fixed_choices=True) if free else None
-    return TaskRows(task.name, *parts, about), cost
+    parts = system.predict(examples), rows, system.predict(free)
+    held_out, test, about = (ChoiceRows.from_predictions(part, fixed_choices=labels is not None) for part in parts)
+    return TaskRows(task.name, held_out, test, about if free else None), cost
 
 
 def _watched(system: System, questions: tuple[Question, ...]) -> tuple[tuple[Prediction, ...], Cost]:
@@ -155,6 +156,10 @@ def accuracies(rows: Mapping[str, Sequence[TaskRows]], names: Sequence[str]) -> 
     return found
 
 
+def _cost_line(likelihood: str, accuracy: float, cost: Mapping[str, float]) -> list[str]:
+    return [likelihood, f"{accuracy:.3f}", f"{cost['passes']:.3f}", f"{cost['tokens']:.1f}", f"{cost['ms']:.1f}"]
+
+
 def markdown(results: Mapping[str, Any]) -> str:
     """The tables."""
     parts = ["# A premise, and contextual calibration", "Written by `python -m experiments.calibrators.premise`."]
@@ -166,18 +171,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         ]
         parts += [f"## Tasks with {kind}: {', '.join(results['tasks'][kind])}", table(head, lines)]
         costs = {name: cost[kind] for name, cost in results["cost"].items()}
-        head = ("likelihood", "accuracy", "passes a question", "padded tokens a question", "ms a question")
-        lines = [
-            [
-                name,
-                f"{results['accuracy'][kind][name]:.3f}",
-                f"{cost['passes']:.3f}",
-                f"{cost['tokens']:.1f}",
-                f"{cost['ms']:.1f}",
-            ]
-            for name, cost in costs.items()
-        ]
-        parts.append(table(head, lines))
+        parts.append(table(COSTS, [_cost_line(name, results["accuracy"][kind][name], c) for name, c in costs.items()]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -209,8 +203,9 @@ def main(given: Sequence[str] | None = None) -> None:
         "accuracy": {kind: accuracies(rows, of_kind) for kind, of_kind in names.items()},
         "cost": {name: {kind: c.each() for kind, c in cost.items()} for name, (_, cost) in measured.items()},
     }
-    write_text(arguments.out / "premise.json", short_json(results))
-    write_text(arguments.out / "premise.md", markdown(results))
+    text = short_json(results)
+    write_text(arguments.out / "premise.json", text)
+    write_text(arguments.out / "premise.md", markdown(json.loads(text)))
 
 
 if __name__ == "__main__":

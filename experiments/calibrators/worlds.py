@@ -49,7 +49,8 @@ def simulated_task(world: World, seed: int, test: int = TEST) -> TaskRows:
         answers = (scores / world.temperature + rng.gumbel(size=scores.shape)).argmax(axis=1)
         parts.append(ChoiceRows.from_scores(scores, answers, fixed_choices=True))
     content_free = ChoiceRows.from_scores(world.spread * rng.normal(size=(CONTENT_FREE, CHOICES)), fixed_choices=True)
-    return TaskRows(f"task-{seed}", *parts, content_free)
+    held_out, scored = parts
+    return TaskRows(f"task-{seed}", held_out, scored, content_free)
 
 
 def losses() -> dict[str, dict[str, float]]:

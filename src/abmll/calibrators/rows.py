@@ -166,9 +166,11 @@ class TaskRows:
 
 
 def _lengths(rows: Sequence[Prediction]) -> Float[np.ndarray, "N 2"]:
-    if (bad := next((row for row in rows if row.lengths is None), None)) is not None:
-        raise AbmllError(f"question {bad.id!r} has no lengths; predict with adaptation.lengths=true")
-    return np.log([row.lengths for row in rows]).reshape(len(rows), 2)
+    known = [row.lengths for row in rows if row.lengths is not None]
+    if len(known) < len(rows):
+        bad = next(row.id for row in rows if row.lengths is None)
+        raise AbmllError(f"question {bad!r} has no lengths; predict with adaptation.lengths=true")
+    return np.log(np.array(known, dtype=np.float64).reshape(len(rows), 2))
 
 
 def join(first: ChoiceRows, second: ChoiceRows) -> ChoiceRows:

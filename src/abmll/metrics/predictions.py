@@ -116,7 +116,8 @@ class Predictions:
 
     def with_splits(self, splits: Mapping[str, tuple[Prediction, ...]], **header: Any) -> "Predictions":
         """The same with other rows in some splits, and other fields of the header."""
-        return replace(self, **header, **{ROWS_OF[split]: rows for split, rows in splits.items()})
+        changes: dict[str, Any] = {**header, **{ROWS_OF[split]: rows for split, rows in splits.items()}}
+        return replace(self, **changes)
 
     def answers(self) -> Int[np.ndarray, "N"]:
         """Right choices of the test questions."""
@@ -211,7 +212,7 @@ def read_predictions(path: Path) -> Predictions:
     return found
 
 
-def _with_header(path: Path, header: dict[str, Any], rows: Mapping[str, tuple[Prediction, ...]]) -> Predictions:
+def _with_header(path: Path, header: dict[str, Any], rows: Mapping[str, Any]) -> Predictions:
     kinds = {"system": str, "task": str, "seed": int, "draw": int, "examples_consumed": int}
     counts, adapted, prior = (header.pop(name, None) for name in ("label_counts", *LATER))
     wrong = {name for name, kind in kinds.items() if type(header.get(name)) is not kind} | (
