@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 
 from abmll.adapters.attach import attach
 from abmll.adapters.facts import LikelihoodFacts
+from abmll.config import RunConfig
 from abmll.errors import AbmllError
+from abmll.exporting.calibrated import CALIBRATION_FILE, export_calibrated
+from abmll.files import read_sealed_json
 from abmll.likelihood import ChoiceLikelihood
 from abmll.metrics.predictions import Prediction
 from abmll.prompts.batches import ChoiceBatch
@@ -19,8 +23,9 @@ from abmll.prompts.collate import collate, sorted_batches
 from abmll.prompts.content_free import without_content
 from abmll.prompts.encode import EncodedQuestion, Encoder
 from abmll.question import Question
+from abmll.runs.estimate import estimate
 from abmll.systems.adapters import use_adapter
-from abmll.systems.plans import resolve
+from abmll.systems.plans import PredictionPlan, resolve
 from tests.systems import run_config, system_of
 from tests.tiny import tiny_model, tiny_tasks, tiny_tokenizer
 
@@ -221,3 +226,23 @@ def test_facts_without_a_premise_are_written_as_early_versions_read_them() -> No
     facts = LikelihoodFacts(premise="")
     assert facts.model_dump()["premise"] == ""
     assert LikelihoodFacts.model_validate_json(facts.model_dump_json()) == facts
+
+
+@pytest.mark.parametrize("premise", [None, "N/A"])
+def test_an_exported_mean_says_to_its_server_what_to_subtract(tmp_path: Path, premise: str | None) -> None:
+    system = system_of("abmll", likelihood={"premise": premise})
+    plan = PredictionPlan("weight", 2)
+    export_calibrated(system.stored(), system, tiny_tasks(1)[0].test[:4], tmp_path / "served", plan=plan)
+    written = read_sealed_json(tmp_path / "served" / CALIBRATION_FILE)
+    assert written["likelihood"].get("premise") == premise
+    assert ("`premise`" in written["use"]) == (premise is not None)
+    assert ("premise 'N/A'" in (tmp_path / "served" / "README.md").read_text()) == (premise is not None)
+
+
+def test_an_estimate_counts_the_premises() -> None:
+    without, with_premise = (
+        estimate(resolve(RunConfig.model_validate({"model": {"shape": "tiny-llama"}, "likelihood": {"premise": p}})))
+        for p in (None, "")
+    )
+    assert with_premise.activation_bytes == 2 * without.activation_bytes
+    assert with_premise.weight_bytes == without.weight_bytes

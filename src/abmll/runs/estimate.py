@@ -25,8 +25,9 @@ class Estimate:
         adapter_parameters: trained factors of one slot (theta or phi).
         weight_bytes: base weights in the chosen dtype.
         adapter_bytes: both slots, their gradients and optimizer moments, in float32.
-        activation_bytes: a rough bound for one batch of questions of `likelihood.max_tokens` tokens: 20 values per
-            token, layer and hidden unit, and three float32 copies of the logits of one token in four.
+        activation_bytes: a rough bound for one batch of questions, and of as many premises where there are any, of
+            `likelihood.max_tokens` tokens: 20 values per token, layer and hidden unit, and three float32 copies of the
+            logits of one token in four.
     """
 
     meta_iterations: int
