@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from abmll.likelihood import ChoiceLikelihood
-from abmll.prompts.batches import ChoiceBatch, collate, sorted_batches
+from abmll.prompts.batches import ChoiceBatch
+from abmll.prompts.collate import collate, sorted_batches
 from abmll.prompts.encode import EncodedQuestion
 from tests.tiny import tiny_model
 

@@ -30,7 +30,8 @@ from abmll.adapters.layer import AdapterSet
 from abmll.errors import AbmllError
 from abmll.kernels.noise import key_tensor
 from abmll.likelihood import ChoiceLikelihood, ChoiceScores
-from abmll.prompts.batches import ChoiceBatch, collate
+from abmll.prompts.batches import ChoiceBatch
+from abmll.prompts.collate import collate
 from abmll.prompts.encode import LETTERS, Encoder
 from abmll.question import Question
 from tests.tiny import NOUNS, tiny_gpt2, tiny_model, tiny_tasks, tiny_tokenizer

@@ -33,10 +33,15 @@ class AdapterConfig(Section):
 
 
 class LikelihoodConfig(Section):
-    """How choices are read from the model (docs/method.md, section 5)."""
+    """How choices are read from the model (docs/method.md, section 5).
+
+    `premise`: a text that stands where a question's own would, such as "" or "N/A"; what each choice scores after the
+    prompt with it is subtracted (domain-conditional PMI); null subtracts nothing.
+    """
 
     kind: Literal["cloze", "letter"] = "cloze"
     normalisation: Literal["sum", "token", "byte"] = "token"
+    premise: str | None = None
     template: str = "plain"
     temperature: float = Field(1.0, gt=0)
     learn_temperature: bool = False
@@ -124,6 +129,8 @@ class AdaptationConfig(Section):
     is learned; 0 leaves that out. `in_context`: as many examples as fit in `likelihood.max_tokens` are put in front of
     each question; with `steps` 0 nothing is learned then. `schedule`: the rates of a method are constant over the steps
     of an adaptation, or fall to 0 after the last one.
+    `content_free`: tasks with fixed labels are also asked questions without content, for contextual calibration.
+    `lengths`: the numbers of tokens of each question and its choices are written beside its answer, for Thermometer.
     """
 
     examples: int = Field(20, ge=0)
@@ -139,6 +146,8 @@ class AdaptationConfig(Section):
     folds: int = Field(0, ge=0)
     meta_rows: int = Field(0, ge=0)
     in_context: bool = False
+    content_free: bool = False
+    lengths: bool = False
 
     @field_validator("folds")
     @classmethod

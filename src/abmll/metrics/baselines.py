@@ -1,7 +1,5 @@
 """Baselines that need no model: rows of a table made from any system's predictions file."""
 
-from dataclasses import replace
-
 import numpy as np
 from jaxtyping import Float
 
@@ -62,16 +60,13 @@ def smoothed_shares(counts: np.ndarray) -> Float[np.ndarray, "K"]:
 
 def _renamed(predictions: Predictions, system: str, shares: tuple[float, ...] | None) -> Predictions:
     def rows(old: tuple[Prediction, ...]) -> tuple[Prediction, ...]:
-        return tuple(Prediction(r.id, r.answer, _fitted(predictions, r, shares), group=r.group) for r in old)
+        shared = [_fitted(predictions, r, shares) for r in old]
+        return tuple(
+            Prediction(r.id, r.answer, p, group=r.group, lengths=r.lengths) for r, p in zip(old, shared, strict=True)
+        )
 
-    return replace(
-        predictions,
-        system=system,
-        rows=rows(predictions.rows),
-        adaptation_rows=rows(predictions.adaptation_rows),
-        held_out_rows=rows(predictions.held_out_rows),
-        scale_prior=None,  # that of another system
-    )
+    splits = {split: rows(old) for split, old in predictions.splits.items()}
+    return predictions.with_splits(splits, system=system, scale_prior=None)  # the prior is of another system
 
 
 def _fitted(predictions: Predictions, row: Prediction, shares: tuple[float, ...] | None) -> tuple[float, ...]:

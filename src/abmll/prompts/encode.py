@@ -10,7 +10,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from abmll.errors import AbmllError
+from abmll.prompts.content_free import without_content
 from abmll.prompts.control import ControlTokens, NoOtherWay
 from abmll.prompts.rendering import TemplateError, check_template, render, render_chat
 from abmll.question import Question
@@ -53,6 +54,7 @@ class EncodedQuestion:
         answer: index of the right choice, -1 if unknown.
         key: 32 bits that name the question in noise counters.
         truncated: whether the context was cut.
+        premise: the same choices after a prompt without content, whose scores are subtracted; None: nothing is.
     """
 
     prefix: tuple[int, ...]
@@ -61,15 +63,27 @@ class EncodedQuestion:
     answer: int
     key: int
     truncated: bool
+    premise: "EncodedQuestion | None" = None
 
     @property
     def tokens(self) -> int:
         """Length of the packed row."""
-        return len(self.prefix) + sum(len(c) for c in self.continuations)
+        return sum(self.lengths_in_tokens)
+
+    @property
+    def lengths_in_tokens(self) -> tuple[int, int]:
+        """Of the prompt, and of all the choices."""
+        return len(self.prefix), sum(len(c) for c in self.continuations)
 
 
 MOST_REMEMBERED = 1 << 17
 """Tokens of encoded questions that are kept, about 5 MB: memory must not grow with the number of tasks or rows."""
+
+
+LETTER_PREMISE = (
+    "likelihood.premise with likelihood.kind=letter: without a question a letter says nothing of the choice behind it; "
+    "use likelihood.kind=cloze, or likelihood.premise=null"
+)
 
 
 class MarkedText(str):
@@ -93,6 +107,8 @@ class Encoder:
             its choices: these are kept whole even where they alone are longer.
         limit: the model's own number of positions, which `max_tokens` cannot exceed; a question whose stem and
             choices do not fit is an error. None: no limit.
+        premise: what stands where a question's own text would, in the prompt whose scores are subtracted from those of
+            every choice (`EncodedQuestion.premise`); None: nothing is subtracted.
 
     Attributes:
         truncated: the questions whose context was cut.
@@ -106,7 +122,12 @@ class Encoder:
         template: str = "plain",
         max_tokens: int = 512,
         limit: int | None = None,
+        *,
+        premise: str | None = None,
     ) -> None:
+        if premise is not None and kind == "letter":
+            raise AbmllError(LETTER_PREMISE)
+        self.premise = premise
         self.tokenizer, self.kind, self.normalisation = tokenizer, kind, normalisation
         self.chat, self.limit = template == "chat", limit
         self.max_tokens = max_tokens if limit is None else min(max_tokens, limit)
@@ -130,6 +151,12 @@ class Encoder:
                 question that does not fit the model; or a text holds the name of a control token, which the tokenizer
                 cannot write as text.
         """
+        encoded = self._remember(question)
+        if self.premise is None:
+            return encoded
+        return replace(encoded, premise=self._remember(without_content(question.choices, self.premise)))
+
+    def _remember(self, question: Question) -> EncodedQuestion:
         found = self._cache.get(question)
         if found is None:
             try:

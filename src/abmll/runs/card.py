@@ -183,7 +183,7 @@ def _settings(facts: AdapterFacts) -> list[tuple[object, object]]:
         "adapted layers": _layers(facts),
         "standard deviations": "in abmll.safetensors; other programs use the means alone" if facts.has_std else "none",
         "answers": f"{text.kind} (normalisation {text.normalisation}, template {text.template}, temperature "
-        f"{text.temperature:.4g})",
+        f"{text.temperature:.4g}{'' if text.premise is None else f', premise {text.premise!r}'})",
     }
     return [*given.items(), *facts.settings.items()]
 

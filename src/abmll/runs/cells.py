@@ -11,6 +11,7 @@ from abmll.methods.noise import Coordinates, cell_coordinates
 from abmll.metrics.not_finite import ADAPTING, END, PREDICTING, NotFinite, read_not_finite
 from abmll.metrics.predictions import Prediction, Predictions, read_predictions
 from abmll.process.timer import Timer
+from abmll.prompts.content_free import CONTENT_FREE, without_content
 from abmll.prompts.in_context import with_examples
 from abmll.question import Question, Task
 from abmll.runs.prepare import Run
@@ -112,8 +113,9 @@ class Cells:
             self.mark(cell, ADAPTING, error)
             return
         with timer("predict_seconds"):
-            parts = [predict(questions, examples) for questions in (self.run.scored(cell.task), examples)]
-        parts.append(held_out_rows or [()] * len(self.run.rows))
+            asked = self.run.scored(cell.task), examples, self._content_free(cell.task)
+            parts = [predict(questions, examples) for questions in asked]
+        parts.insert(2, held_out_rows or [()] * len(self.run.rows))
         for name, rows in zip(self.run.rows, zip(*parts, strict=True), strict=True):
             self._write(name, cell, rows)
 
@@ -170,7 +172,7 @@ class Cells:
             raise save_batch(error, self.run.folder, system.method, system.batcher, task.name, text) from error
 
     def _write(self, name: str, cell: Cell, rows: Sequence[Answered]) -> None:
-        """The predictions of a row: of the test questions, of the examples, and of these held out."""
+        """The predictions of a row: of the test questions, the examples, these held out, and without content."""
         answered = [part for part in rows if not isinstance(part, NonFiniteError)]
         if len(answered) == len(rows):
             predictions = replace(self._of(name, cell, *answered), scale_prior=self._prior(name, cell))
@@ -197,6 +199,7 @@ class Cells:
         rows: tuple[Prediction, ...],
         learned: tuple[Prediction, ...],
         held_out_rows: tuple[Prediction, ...],
+        content_free_rows: tuple[Prediction, ...] = (),
     ) -> Predictions:
         return Predictions(
             system=name,
@@ -209,10 +212,16 @@ class Cells:
             label_counts=_label_counts(cell.task, self._examples(cell)),
             held_out_rows=held_out_rows,
             adapted=cell.where != BEFORE,
+            content_free_rows=content_free_rows,
         )
 
     def _examples(self, cell: Cell) -> tuple[Question, ...]:
         return examples_of(cell.task, cell.plan, cell.draw)
+
+    def _content_free(self, task: Task) -> tuple[Question, ...]:
+        """Questions without content, where they are asked for and the choices are always the same."""
+        labels = task.fixed_labels if self.run.config.adaptation.content_free else None
+        return () if labels is None else tuple(without_content(labels, text) for text in CONTENT_FREE)
 
     def _predict(
         self,
@@ -232,11 +241,15 @@ class Cells:
         self, system: System, questions: tuple[Question, ...], kind: PredictionPlan, coordinates: Coordinates
     ) -> Answered:
         try:
-            return system.predict(questions, kind, coordinates)
+            rows = system.predict(questions, kind, coordinates)
         except NonFiniteError as error:
             if not self.run.record_non_finite:
                 raise
             return error
+        if not self.run.config.adaptation.lengths:
+            return rows
+        encoded = system.batcher.encode(questions)
+        return tuple(replace(row, lengths=each.lengths_in_tokens) for row, each in zip(rows, encoded, strict=True))
 
     def _held_out(self, system: System, cell: Cell, predict: "partial[list[Answered]]") -> list[Answered]:
         """Predictions of the examples by folds; nothing where nothing is learned that they could be held out of."""

@@ -51,6 +51,8 @@ OWN_ROWS: Mapping[str, str] = {
     "adaptation.test_questions": "all rows that are given are answered",
     "adaptation.folds": "the check of `adapt --save` has folds of its own",
     "adaptation.in_context": "it is for unseen tasks that are scored",
+    "adaptation.content_free": "it is for unseen tasks that are scored",
+    "adaptation.lengths": "it is for unseen tasks that are scored",
     "tasks": "the rows are those of the file that is given",
 }
 """What more cannot be set where a user's own rows are adapted to or answered."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from abmll.adapters.peft import read_peft
 from abmll.config import CompareConfig, RunConfig, TaskSource
 from abmll.errors import AbmllError
+from abmll.prompts.content_free import CONTENT_FREE
 from abmll.question import Task
 from abmll.runs.overrides import check_systems, of_system
 from abmll.runs.roles import RunTasks, check_roles, without_leaks, without_leaks_of_trained
@@ -84,6 +85,7 @@ class Run(ResolvedRun):
         a = self.config.adaptation
         folds = a.folds if steps or a.in_context else 0
         questions = len(self.scored(task)) + a.examples * (2 if folds else 1)
+        questions += len(CONTENT_FREE) if a.content_free and task.fixed_labels is not None else 0
         return 3 * steps * a.batch_size * (folds + 1) + questions * self._passes
 
     @property

@@ -160,6 +160,7 @@ def build_batcher(config: RunConfig, base: LanguageModel) -> Batcher:
         text.template,
         text.max_tokens,
         limit=getattr(base.model.config, "max_position_embeddings", None),
+        premise=text.premise,
     )
     buckets = base.device.type == "cuda" and config.engine.capture
     least = config.engine.least_width

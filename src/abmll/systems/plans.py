@@ -13,6 +13,7 @@ from abmll.kernels import check_usable
 from abmll.methods import method_class, resolve_settings
 from abmll.methods.base import Schedule, Settings
 from abmll.models.load import choose_device
+from abmll.prompts.encode import LETTER_PREMISE
 from abmll.question import Question, Task
 from abmll.tasks.episodes import Episodes
 from abmll.training.train import TrainingPlan
@@ -167,6 +168,13 @@ def _check_answering(config: RunConfig, settings: Settings) -> None:
         raise AbmllError(
             "adaptation.in_context puts examples before the prompt, which likelihood.template=chat has no place for; "
             "use likelihood.template=plain, or a template of your own"
+        )
+    if text.premise is not None and text.kind == "letter":
+        raise AbmllError(LETTER_PREMISE)
+    if text.premise is not None and a.in_context:
+        raise AbmllError(
+            "adaptation.in_context with likelihood.premise: the examples stand in the question's context, which the "
+            "premise takes away, and would have to stand before the premise too; use likelihood.premise=null"
         )
 
 

@@ -173,6 +173,7 @@ class System:
                 normalisation=text.normalisation,
                 template=text.template,
                 temperature=float(self.likelihood.log_temperature.detach().exp()),
+                premise=text.premise,
             ),
         )
 

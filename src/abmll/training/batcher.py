@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from abmll.errors import AbmllError
-from abmll.prompts.batches import ChoiceBatch, collate
+from abmll.prompts.batches import ChoiceBatch
+from abmll.prompts.collate import collate
 from abmll.prompts.encode import EncodedQuestion, Encoder
 from abmll.question import Question
 
