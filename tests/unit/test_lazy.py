@@ -62,6 +62,10 @@ MISSPELT_COLUMNS = {
     "adapt smollm2 rows.csv --save t --label lable": "label",
     "predict smollm2 rows.csv -o out.csv --labels a,b --text txt": "text",
     "predict run rows.csv -o out.csv --task reviews": "review is missing",
+    "predict smollm2 rows.csv -o out.csv": "question is missing (found: 'text', 'label'); rows of texts need",
+    "predict run good.csv -o out.csv --task reviews --abstain-below-risk 0.1 --held-back rows.csv": "review is missing",
+    "export smollm2 -o out --calibrated --questions rows.csv": "question is missing",
+    "export run -o out --calibrated --task reviews --questions rows.csv": "review is missing",
     "tasks show rows.csv": "question is missing",
     "tasks check rows.csv": "question is missing",
 }
@@ -109,6 +113,7 @@ def test_a_misspelt_file_or_override_of_every_command_imports_no_model_library(t
 
 def test_a_misspelt_column_of_every_command_that_reads_rows_imports_no_model_library(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"row {n},{'ab'[n % 2]}\n" for n in range(9)))
+    (tmp_path / "good.csv").write_text("review\nfine\n")
     saved = tmp_path / "run" / "tasks" / "reviews"
     saved.mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").touch()

@@ -118,7 +118,7 @@ def read_labelled(path: Path, columns: Layout, fixed: bool | None = None) -> Lab
     """Read a table of labelled rows.
 
     Args:
-        path: .csv, .tsv, .jsonl or .parquet.
+        path: .csv, .tsv, .xlsx, .jsonl or .parquet.
         columns: names of columns, and labels if the user gave them.
         fixed: plain classification, or not; None: unless the first row has a column `question`.
 

@@ -23,7 +23,7 @@ def predict(
     rows: Annotated[
         Path,
         typer.Argument(
-            help="Rows without labels: .csv, .tsv, .jsonl or .parquet.", show_default=False, callback=existing
+            help="Rows without labels: .csv, .tsv, .xlsx, .jsonl or .parquet.", show_default=False, callback=existing
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .csv, .tsv, .jsonl or .parquet.")],
@@ -58,6 +58,8 @@ def predict(
     surveyed = survey(RowFile(rows), layout, out, prefix=prefix, abstains=abstain_below_risk is not None)
     if out.exists() and out.resolve() == rows.resolve():
         raise AbmllError(f"{out}: is the file of rows itself; give another name")
+    if held_back is not None:
+        _check_held_back(held_back, layout)
 
     from abmll.cli.work.predict import PredictRequest, predict_rows  # after the arguments
 
@@ -68,6 +70,12 @@ def _columns_or_why_not(run: str, task: str) -> Layout:
     from abmll.cli.work.predict import saved_columns  # after the arguments
 
     return saved_columns(run, task)
+
+
+def _check_held_back(file: Path, layout: Layout) -> None:
+    from abmll.everyday.labelled import read_labelled  # after the arguments
+
+    read_labelled(file, layout, fixed=layout.labels is not None)
 
 
 def _check_options(task: str | None, labels: str | None, risk: float | None, held_back: Path | None) -> None:
