@@ -27,7 +27,7 @@ DOCUMENTS = sorted(
     for path in ROOT.glob(pattern)
     if path.name not in ("tables.md", "questions.md") and path.parent != ROOT / "tests/mutation/results"
 )
-RECIPES = sorted(ROOT.glob("recipes/*.yaml"))
+RECIPES = sorted(ROOT.glob("src/abmll/recipes/*.yaml"))
 SOURCES = sorted((ROOT / "src/abmll").rglob("*.py"))
 
 SECTIONS = {
@@ -57,7 +57,7 @@ OTHERS = {
     *("--model", "--model_args", "--tasks", "--batch_size", "--apply"),  # lm-eval (--apply_chat_template)
 }
 """Options of other programs that documents name."""
-PATH = re.compile(r"(?<![\w/.-])((?:src|tests|docs|recipes|benchmarks|experiments|\.ci)/[\w./*-]*[\w*])")
+PATH = re.compile(r"(?<![\w/.-])((?:src|tests|docs|benchmarks|experiments|\.ci)/[\w./*-]*[\w*])")
 GROUPS = {METHODS.group, SOURCE_REGISTRY.group, METRICS.group}
 """Groups of entry points, which look like names of code."""
 

@@ -31,7 +31,7 @@ app = typer.Typer(
     help="""LoRA adapters that generalise: meta-train over many tasks, adapt to an unseen one with 20 examples and 10
     gradient steps, and get answers whose confidence can be believed.
 
-    Start with `abmll compare recipes/quickstart.yaml`. Any value of a recipe can be set on the command line:
+    Start with `abmll compare quickstart`. Any value of a recipe can be set on the command line:
     `abmll train my.yaml method.inner_steps=3 model.device=cuda`.""",
 )
 add_placeholders(app, COMMANDS)

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from abmll.config.recipes import find_recipe, nearest_recipes
 from abmll.config.sections import (
     AdaptationConfig,
     AdapterConfig,
@@ -147,18 +148,25 @@ Config = TypeVar("Config", bound=RunConfig)
 def load_config(kind: type[Config], path: Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
     """Read a YAML file, lay overrides on it (`a.b=value`, or what `parse_overrides` gives), and check the result.
 
+    Args:
+        kind: `RunConfig`, or `CompareConfig`.
+        path: the file, or the name of a recipe that comes with the package: `Path("quickstart")`.
+        overrides: values to set.
+
     Raises:
         AbmllError: the file is missing, no YAML, or a run wrote it and it is no longer what was written; an override
             has no `=`; or a value is wrong: every fault is named with its setting, and an unknown key with the nearest
             known ones.
     """
+    path = find_recipe(path)
     try:
         check_regular(path)
         if path.stat().st_size > MOST_BYTES:
             raise AbmllError(f"{path}: {path.stat().st_size:,} bytes are too many for a configuration")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise AbmllError(f"{path}: cannot be read ({error.strerror})") from error
+        hint = nearest_recipes(path) if isinstance(error, FileNotFoundError) else ""
+        raise AbmllError(f"{path}: cannot be read ({error.strerror}){hint}") from error
     except UnicodeDecodeError as error:
         raise AbmllError(f"{path}: not UTF-8 text ({error})") from error
     _check_seal(path, text)
