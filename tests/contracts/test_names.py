@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 from typer.main import get_command
 
-from abmll.cli import COMMANDS
+from abmll.cli import COMMANDS, app
 from abmll.config import CompareConfig, MethodConfig, RunConfig, TaskSource
 from abmll.errors import AbmllError
 from abmll.methods import METHODS
@@ -85,6 +85,8 @@ def commands() -> dict[str, Any]:
 
 CALLS = commands()
 OPTIONS = {name: {o for p in call.params for o in (*p.opts, *p.secondary_opts)} for name, call in CALLS.items()}
+OWN = {o for p in get_command(app).params for o in p.opts}
+"""Options of `abmll` before any command."""
 CALL = re.compile(r"(?<![\w/.-])abmll ((?:tasks (?:[a-z]+))|[a-z]+)\b([^`\n|]*)")
 
 
@@ -117,7 +119,7 @@ def test_settings_that_are_named_exist(path: Path) -> None:
 @pytest.mark.parametrize("path", [*DOCUMENTS, *RECIPES, *SOURCES], ids=name_of)
 def test_commands_and_options_that_are_named_exist(path: Path) -> None:
     wrong = []
-    every = set().union(*OPTIONS.values()) | OTHERS | harness_options(path)
+    every = set().union(*OPTIONS.values()) | OWN | OTHERS | harness_options(path)
     for number, text in words_of(path):
         where = f"{name_of(path)}:{number}"
         coded = re.findall(r"`([^`]+)`", text) + ([text] if text.startswith("    ") else [])

@@ -44,22 +44,14 @@ def export(
     existing(questions)
     values = parse_overrides(overrides or [])
     if questions is not None:
-        _check_questions(questions, run, task)
+        from abmll.everyday.labelled import check_questions  # after the arguments
+
+        check_questions(questions, run, task)
 
     from abmll.cli.work.export import ExportOptions, export_adapter  # after the arguments
 
     options = ExportOptions(merge, draw, calibrated, questions, count, force, confirmed=yes)
     export_adapter(run, out, task, values, options)
-
-
-def _check_questions(questions: Path, run: str, task: str | None) -> None:
-    from abmll.everyday.labelled import read_unlabelled  # after the arguments
-    from abmll.everyday.survey import columns_of  # after the arguments
-    from abmll.tables.layouts import Layout  # after the arguments
-
-    layout = Layout() if task is None else columns_of(run, task)
-    if layout is not None:  # else whoever reads the task says what is wrong with it
-        read_unlabelled(questions, layout)
 
 
 def _check_options(task: str | None, merge: bool, draw: int | None, calibrated: bool, questions: Path | None) -> None:
