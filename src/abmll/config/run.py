@@ -97,16 +97,24 @@ class CompareConfig(RunConfig):
         systems: name -> what differs from the base, as a part of a run configuration. Model, tasks, draws and scored
             questions are those of the comparison (`abmll.runs.overrides.SHARED`): another value is refused.
         seeds: training seeds.
-        reference: the system that the paired tests compare against.
+        reference: the system that the paired tests compare against; not given: `pretrained`, or else `structured`.
         curve: points of the learning curve, evenly spaced over training, start and end included.
         metrics: names of registered metrics (docs/add-a-metric.md) that the tables show beside the library's own.
     """
 
     systems: dict[str, dict[str, Any]] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    reference: str = "structured"
+    reference: str = ""
     curve: int = Field(2, ge=1)
     metrics: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reference_is_pretrained(cls, values: Any) -> Any:
+        given = not isinstance(values, dict) or values.get("reference") is not None
+        if given or not isinstance(values.get("systems"), dict):
+            return values
+        return {**values, "reference": "pretrained" if "pretrained" in values["systems"] else "structured"}
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "CompareConfig":
