@@ -47,12 +47,10 @@ def advice(summary: Summary) -> str:
     if better:
         best = min(better, key=lambda name: systems[name]["nll"])
         return f"Choose {best}: of the systems that are better than {reference} in NLL it has the lowest."
-    seconds = {name: _seconds(entry["cost"]) for name, entry in left.items()}
-    cheapest = min(
-        (name for name in seconds if seconds[name] is not None), key=lambda name: seconds[name], default=None
-    )
-    if cheapest is None:
+    seconds = {name: spent for name, entry in left.items() if (spent := _seconds(entry["cost"])) is not None}
+    if not seconds:
         return "These rows do not decide which system to choose, and what each costs was not recorded."
+    cheapest = min(seconds, key=seconds.__getitem__)
     return f"These rows do not decide which system to choose; the cheapest is {cheapest} ({seconds[cheapest]:,.0f} s)."
 
 
