@@ -100,6 +100,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         shared, tuning = shared_session_of(self.run, parse_overrides(self.settings)), self._tuning()
         self._posterior: Posterior = shared.fit("classifier", questions, tuning)
         self._tuned = tuning
+        self._saved: tuple[str, str] | None = None
         self._shared: SharedSession = shared
         self._layout = layout
         most = max(len(question.choices) for question in questions)
@@ -156,14 +157,20 @@ class Classifier(ClassifierMixin, BaseEstimator):
         right = [answer.choice == true for answer, true in zip(self.answers(rows), truth, strict=True)]
         return float(np.average(right, weights=sample_weight))
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, replace: bool = False) -> None:
         """Keep the fitted estimator as a folder, which stock PEFT loads too; `Classifier.load` reads it.
+
+        Args:
+            folder: where; what is there already is refused.
+            replace: put it in the place of an estimator that was saved there, as `abmll adapt --replace` does.
 
         Raises:
             NotFittedError: `fit` was not called.
+            AbmllError: something is there already, and `replace` is not set, or it is no folder of `save`.
             OSError: the folder cannot be written; an earlier folder is then as it was.
         """
         check_is_fitted(self, "classes_")
+        _check_free(Path(folder), replace)
         params = {name: str(value) if isinstance(value, Path) else value for name, value in self.get_params().items()}
         values = {
             "abmll_classifier": FORMAT,
@@ -174,6 +181,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self._shared.write(
             self._posterior, Path(folder), lambda beside: write_sealed_json(beside / FILE, values, _of(beside))
         )
+        self._saved = _saved_in(Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Classifier":
@@ -187,13 +195,24 @@ class Classifier(ClassifierMixin, BaseEstimator):
         found = cls(**params)
         found._shared, found._posterior = read_shared_session(folder)
         found._layout, found._tuned, found.classes_ = layout, found._tuning(), classes
+        found._saved = _saved_in(folder)
+        return found
+
+    @classmethod
+    def _load_same(cls, folder: str, adapter: str) -> "Classifier":
+        """What a pickle of a saved estimator calls: `load`, if it is still the one that was saved there."""
+        found = cls.load(folder)
+        if found._saved != (folder, adapter):
+            raise AbmllError(f"{folder}: another Classifier was saved there since this one was pickled")
         return found
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Unfitted it is copied as ever; fitted it holds a model, which no pickle should carry."""
-        if hasattr(self, "classes_"):
+        """Unfitted it is copied as ever; fitted it holds a model, and a pickle has the path of its folder instead."""
+        if not hasattr(self, "classes_"):
+            return super().__reduce_ex__(protocol)
+        if self._saved is None:
             _no_pickle()
-        return super().__reduce_ex__(protocol)
+        return type(self)._load_same, self._saved
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -298,8 +317,23 @@ def _question(row: Any, number: int, layout: Layout, answer: Any) -> Question:
 
 def _no_pickle() -> NoReturn:
     raise AbmllError(
-        "a fitted Classifier holds a model and is not pickled or copied: save(folder), Classifier.load(folder)"
+        "a fitted Classifier holds a model and is not pickled or copied: save(folder) first, which the pickle then "
+        "names, or Classifier.load(folder)"
     )
+
+
+def _saved_in(folder: Path) -> tuple[str, str]:
+    """Where an estimator is, and which one it is."""
+    return str(folder.resolve()), checksum(folder)
+
+
+def _check_free(folder: Path, replace: bool) -> None:
+    if not folder.exists():
+        return
+    if not (folder / FILE).is_file():
+        raise AbmllError(f"{folder}: is there already, and no folder of Classifier.save; choose another name")
+    if not replace:
+        raise AbmllError(f"{folder}: is there already; choose another name, or replace it (replace=True)")
 
 
 def _of(folder: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import openpyxl
 import pyarrow
 import pyarrow.parquet
 import torch
@@ -92,6 +93,10 @@ def _build_rows(folder: Path) -> None:
     lines = ["id,question,context,choice_0,choice_1,answer", *(f'{n},"Is it, {n}?",,yes,no,{n % 2}' for n in range(6))]
     (folder / "text.train.csv").write_text("\n".join(lines) + "\n")
     (folder / "tabs.train.tsv").write_text("\n".join(lines).replace(",", "\t") + "\n", encoding="utf-16")
+    book = openpyxl.Workbook()
+    for line in lines:
+        book.worksheets[0].append(line.split(","))
+    book.save(folder / "book.train.xlsx")
 
 
 def _read_rows(folder: Path) -> None:
@@ -323,7 +328,7 @@ def _read_model(folder: Path) -> None:
 
 
 TARGETS: Mapping[str, Target] = {
-    "rows": Target(_build_rows, _read_rows, ("*.jsonl", "*.csv", "*.tsv", "*.parquet")),
+    "rows": Target(_build_rows, _read_rows, ("*.jsonl", "*.csv", "*.tsv", "*.parquet", "*.xlsx")),
     "configurations": Target(_build_recipe, _read_recipe, ("recipe.yaml",)),
     "saved tasks": Target(_build_task, _read_saved, ("tasks/mine/*",), _reseal_adapter),
     "PEFT adapters": Target(_build_lora, read_peft, (CONFIG_FILE, MODEL_FILE)),

@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from huggingface_hub import errors as hub_errors
 
 from abmll.errors import AbmllError
@@ -20,7 +21,7 @@ from abmll.models import LanguageModel, count_parameters, load_model, random_mod
 from abmll.models import load as load_module
 from abmll.models.gguf import MARKER, cache_root, find_damage
 from abmll.models.language_model import hash_tokenizer, model_fingerprint
-from abmll.models.pretrained import explain, read_gguf
+from abmll.models.pretrained import explain, read_gguf, without_bars
 from abmll.models.shapes import byte_tokenizer
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
@@ -478,3 +479,14 @@ def test_a_shape_given_to_load_model_still_works_and_says_where_it_went() -> Non
         pytest.raises(AbmllError, match="one of the two"),
     ):
         load_model("somewhere", shape="tiny-llama")
+
+
+def test_loading_and_writing_show_no_bars_of_transformers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = save_tiny(tmp_path / "model")
+    capfd.readouterr()
+    found = load_model(str(folder), device="cpu")
+    with without_bars():
+        found.model.save_pretrained(tmp_path / "again")
+    assert capfd.readouterr() == ("", "")
+    transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert "Loading weights" in capfd.readouterr().err, "elsewhere they are as they were"

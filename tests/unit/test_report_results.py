@@ -18,7 +18,7 @@ from abmll.metrics.predictions import Prediction, Predictions, read_predictions
 from abmll.report.evidence import question_values
 from abmll.report.results import collect, summarise
 from abmll.report.tables import difference_table, score_table
-from abmll.report.words import difference_note, footnotes, lede
+from abmll.report.words import advice, difference_note, footnotes, lede
 from tests.report_folder import FIXED, SYSTEMS, TASKS, make_folder
 
 
@@ -354,6 +354,50 @@ def test_one_training_seed_gives_no_p_and_no_verdict(tmp_path):
     assert "Accuracy: one seed, so nothing is said of which system is better." in told
     assert not re.search(r"\b(better|worse):|told apart|p <", told)
     assert "No p where there is one seed" in difference_note(summary)
+
+
+def advised(**systems):
+    """The advice on systems that are given as (gain, difference of the NLL to `pretrained`, p, seconds)."""
+    entries = {
+        name: {
+            "kind": "system",
+            "not_finite": gain is None,
+            "nll": None if gain is None else 1 - gain,
+            "nll_over_uniform": gain,
+            "against_reference": None if name == "pretrained" else {"nll": {"difference": difference, "p_holm": p}},
+            "cost": None if seconds is None else {"train_seconds": seconds, "adapt_seconds": 1.0, "device": "cpu"},
+        }
+        for name, (gain, difference, p, seconds) in systems.items()
+    }
+    entries["uniform"] = {"kind": "baseline", "not_finite": False, "against_reference": None}
+    return advice({"reference": "pretrained", "primary": "nll", "systems": entries})
+
+
+@pytest.mark.parametrize(
+    ("systems", "said"),
+    [
+        ({"a": (0.3, -0.2, 0.01, 90.0), "b": (0.4, -0.3, 0.04, 99.0), "c": (0.5, -0.4, 0.2, 9.0)}, "Choose b: of the"),
+        ({"a": (0.3, -0.2, 0.0, 90.0)}, "Choose a: of the"),
+        ({"a": (0.3, -0.2, 0.2, 90.0), "b": (0.3, -0.2, None, 3.0)}, "do not decide.*; the cheapest is b \\(4 s\\)"),
+        ({"a": (0.0, 0.2, 0.01, 0.1)}, "do not decide.*; the cheapest is pretrained \\(6 s\\)"),
+        ({"a": (None, 0.0, None, 0.1)}, "the cheapest is pretrained"),
+    ],
+)
+def test_one_line_says_what_to_choose(systems, said):
+    told = advised(pretrained=(0.1, None, None, 5.0), **systems)
+    assert re.search(said, told), told
+    assert told.count(".") == 1
+
+
+def test_nothing_is_chosen_where_nothing_is_better_than_a_guess():
+    assert "Choose none of them" in advised(pretrained=(-0.1, None, None, 5.0), a=(0.0, -0.1, 0.01, 3.0))
+    assert "what each costs was not recorded" in advised(pretrained=(0.1, None, None, None), a=(0.2, 0.0, 1.0, None))
+
+
+def test_the_advice_is_the_last_line_of_the_verdict(tmp_path):
+    summary = summarise(collect(make_folder(tmp_path, seeds=1)))
+    assert lede(summary)[-1] == advice(summary)
+    assert lede(summary)[-1].startswith("These rows do not decide which system to choose")
 
 
 def test_two_systems_that_were_not_meta_trained_are_tested_at_one_seed(tmp_path):

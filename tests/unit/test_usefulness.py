@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from abmll.everyday.session import open_run
 from abmll.metrics.usefulness import FREQUENCY, FRESH, PRETRAINED, RUN, SCALED, UNIFORM, Usefulness, sign_flip_p, weigh
 from abmll.question import Question, Task
 from abmll.systems.folds import Fold, deal
-from abmll.systems.plans import AdaptationPlan
 from abmll.systems.system import System
 from abmll.tables.identity import clusters, distinct_keys, identity, row_keys
 from abmll.tables.layouts import Layout
@@ -86,9 +86,9 @@ def test_trust_17_systems_adapt_to_the_other_folds_alone(home: Path, monkeypatch
 
     adapt = System.adapt
 
-    def adapted(system: System, task: Task, plan: AdaptationPlan) -> tuple[Question, ...]:
+    def adapted(system: System, task: Task, *arguments: Any) -> tuple[Question, ...]:
         seen.append(task.train)
-        return adapt(system, task, plan)
+        return adapt(system, task, *arguments)
 
     monkeypatch.setattr(System, "adapt", adapted)
     session = open_run(home / "runs" / "mine", {"adaptation": {"samples": 1}})
@@ -181,10 +181,11 @@ def test_the_check_on_questions_with_choices_of_their_own(home: Path, tmp_path: 
     labelled = read_labelled(write_asked(tmp_path / "a.jsonl", asked(9)), Layout())
     labelled = Labelled(labelled.layout, labelled.rows[:8])
     session = open_run(home / "runs" / "mine", {"adaptation": {"samples": 2, "steps": 1}})
-    told: list[tuple[int, int]] = []
+    told: list[tuple[float, int]] = []
     found = check_usefulness(session, labelled, lambda done, of: told.append((done, of)))
     assert [row.name for row in found.rows] == [UNIFORM, PRETRAINED, SCALED, FRESH, RUN]
     assert told[-1] == (10, 10)
+    assert [done for done, _ in told] == [part / 2 for part in range(1, 21)], "a step, and the answers, of every fold"
     uniform = next(row for row in found.rows if row.name == UNIFORM)
     assert uniform.nll == pytest.approx(np.log(4))
 

@@ -38,7 +38,12 @@ def _existing_run(run: str) -> str:
     return run
 
 
-RecipeArgument = Annotated[Path, typer.Argument(help="A run configuration (YAML).", show_default=False)]
+RecipeArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="A run configuration (YAML), or the name of one that comes with abmll: quickstart, ...", show_default=False
+    ),
+]
 OverridesArgument = Annotated[
     list[str] | None, typer.Argument(help="Values to set, as section.key=value.", metavar="[SECTION.KEY=VALUE]...")
 ]

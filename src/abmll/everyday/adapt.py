@@ -1,7 +1,7 @@
 """Adapt a run to a user's labelled rows and keep the result under a name, with what must be known to trust it."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from abmll.errors import AbmllError
 from abmll.everyday.labelled import Labelled
 from abmll.everyday.saved import SavedPosterior, save_posterior
 from abmll.everyday.session import Session
+from abmll.process.timer import Pace
 from abmll.question import Question, Task
 from abmll.systems.folds import Fold
 from abmll.tables.identity import context_key, distinct_keys
@@ -42,7 +43,7 @@ class Adapted:
         details: as they were saved.
         used: the rows that were adapted to.
         held_back: those that were not.
-        step_seconds: measured, of one gradient step.
+        step_seconds: measured, of one gradient step: the median, as the first one is slow.
         answer_seconds: measured, of one row's answer by one draw.
     """
 
@@ -61,6 +62,7 @@ def adapt_and_save(
     *,
     source: str = "",
     replace: bool = False,
+    tell: Callable[[int], None] = lambda done: None,
 ) -> Adapted:
     """Adapt to a user's rows, answer those held back, and save.
 
@@ -71,17 +73,21 @@ def adapt_and_save(
         dealt: which of them are adapted to, and which are held back, see `hold_back`.
         source: where they came from, to be saved with it (a file's name, without its folder).
         replace: put it in the place of a saved posterior of the same name.
+        tell: hears of the number of steps done.
 
     Raises:
         AbmllError: a row does not fit the model, the name is taken, ...
     """
     used, aside = parted(labelled, dealt)
     plan = session.plan(len(used.rows))
-    began = time.perf_counter()
-    session.system.adapt(Task(name, used.rows), plan, 0)
-    adapted = time.perf_counter()
-    answers_to(session, used.rows[:TIMED])
-    answer_seconds = (time.perf_counter() - adapted) / (len(used.rows[:TIMED]) * session.drawing.samples)
+    began, pace = time.perf_counter(), Pace()
+
+    def step_done(done: int) -> None:
+        pace.add()
+        tell(done)
+
+    session.system.adapt(Task(name, used.rows), plan, 0, step_done)
+    step_seconds = pace.unit_seconds or (time.perf_counter() - began) / max(1, plan.steps)
     details = {
         "source": source,
         "layout": labelled.layout.to_dict(),
@@ -94,7 +100,15 @@ def adapt_and_save(
         "held_back": _held_back_as_json(session, answers_to(session, aside)) if aside else None,
     }
     save_posterior(session.folder, name, session.config, session.system, details, replace=replace)
-    return Adapted(details, used, aside, (adapted - began) / max(1, plan.steps), answer_seconds)
+    return Adapted(details, used, aside, step_seconds, _answer_seconds(session, used.rows[:TIMED]))
+
+
+def _answer_seconds(session: Session, rows: Sequence[Question]) -> float:
+    """Seconds of one row's answer by one draw: the second time, as the first one is slow."""
+    for _ in range(2):
+        began = time.perf_counter()
+        answers_to(session, rows)
+    return (time.perf_counter() - began) / (len(rows) * session.drawing.samples)
 
 
 def hold_back(clusters: Sequence[int], count: int, seed: int) -> Fold:

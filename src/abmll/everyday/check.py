@@ -37,7 +37,7 @@ def estimate_seconds(session: Session, rows: int, step: float, row: float) -> fl
 
 
 def check_usefulness(
-    session: Session, labelled: Labelled, tell: Callable[[int, int], None] = lambda done, of: None
+    session: Session, labelled: Labelled, tell: Callable[[float, int], None] = lambda done, of: None
 ) -> Usefulness:
     """Answer every labelled row out of its fold, by this run and by its rivals, and weigh them.
 
@@ -49,7 +49,7 @@ def check_usefulness(
     Args:
         session: a run.
         labelled: rows that nothing else was done with, of `FEWEST` clusters or more.
-        tell: hears of every fold done, out of how many.
+        tell: hears how many folds are done, out of how many; a step of adapting is a part of one.
     """
     rows = labelled.rows
     answers = np.array([row.answer for row in rows], dtype=np.int64)
@@ -95,7 +95,7 @@ def _by_folds(
     rows: Sequence[Question],
     folds: Sequence[Fold],
     plan: PredictionPlan,
-    tell: Callable[[int], None],
+    tell: Callable[[float], None],
 ) -> Probabilities:
     """The probabilities of every row by a system adapted to the other folds; zero beyond the choices of a row."""
     answered = system.answer_by_folds(rows, folds, plan, session.plan, tell)

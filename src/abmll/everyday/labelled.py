@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from abmll.errors import AbmllError
+from abmll.everyday.survey import columns_of
 from abmll.metrics.abstention import error_interval
 from abmll.question import Question
 from abmll.tables.collect import Rows, collect, good_rows, settle
@@ -118,7 +119,7 @@ def read_labelled(path: Path, columns: Layout, fixed: bool | None = None) -> Lab
     """Read a table of labelled rows.
 
     Args:
-        path: .csv, .tsv, .jsonl or .parquet.
+        path: .csv, .tsv, .xlsx, .jsonl or .parquet.
         columns: names of columns, and labels if the user gave them.
         fixed: plain classification, or not; None: unless the first row has a column `question`.
 
@@ -137,6 +138,17 @@ def read_unlabelled(path: Path, layout: Layout) -> tuple[Question, ...]:
         AbmllError: as `read_labelled`.
     """
     return _read(RowFile(path), layout, labelled=False)
+
+
+def check_questions(path: Path, run: str, task: str | None) -> None:
+    """Refuse a table of rows for a run, or for a saved task of it, before a model is loaded; no answer is looked at.
+
+    Raises:
+        AbmllError: as `read_labelled`.
+    """
+    layout = Layout() if task is None else columns_of(run, task)
+    if layout is not None:  # else whoever reads the task says what is wrong with it
+        read_unlabelled(path, layout)
 
 
 def _read(table: RowFile, layout: Layout, labelled: bool) -> tuple[Question, ...]:

@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import binomtest
+from scipy.special import bdtr, betaincinv
 
 from abmll.errors import AbmllError
 from abmll.metrics.calibration import check_finite
@@ -93,8 +93,10 @@ def error_interval(errors: int, count: int, level: float = LEVEL) -> tuple[float
     >>> low, round(high, 4)
     (0.0, 0.0994)
     """
-    found = binomtest(errors, count).proportion_ci(level, method="exact")
-    return float(found.low), float(found.high)
+    tail, right = (1 - level) / 2, count - errors
+    low = betaincinv(errors, right + 1, tail) if errors else 0.0
+    high = betaincinv(errors + 1, right, 1 - tail) if right else 1.0
+    return float(low), float(high)
 
 
 def thresholds(
@@ -165,7 +167,7 @@ def certify(
     for threshold, weight in zip(tested, weights, strict=True):
         above = confidence >= threshold
         answered, errors = int(above.sum()), int((above & ~correct).sum())
-        p_value = float(binomtest(errors, answered, risk, alternative="less").pvalue) if answered else 1.0
+        p_value = float(bdtr(errors, answered, risk)) if answered else 1.0  # of so few errors or fewer
         budget = handed + (1 - level) * weight
         promised = p_value <= budget * (1 + 1e-12)
         handed = budget if promised else 0.0

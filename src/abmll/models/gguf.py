@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from abmll.errors import AbmllError
 from abmll.files import check_regular, read_sealed_json, write_sealed_json
-from abmll.models.pretrained import read_gguf, read_pretrained
+from abmll.models.pretrained import read_gguf, read_pretrained, without_bars
 
 FORMAT = 1
 MARKER = "COMPLETE.json"
@@ -113,8 +113,9 @@ def _build(path: Path, workplace: Path, folder: Path) -> Path | None:
 
 def _write(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, name: str) -> None:
     """Everything, and last the marker, sealed for the name that the folder will have: of one file and version."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with without_bars():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     files = sorted(folder.iterdir())
     for file in files:
         with file.open("rb") as handle:

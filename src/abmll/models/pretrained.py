@@ -1,6 +1,8 @@
 """Weights and tokenizer through transformers, with every way in which that fails said in words."""
 
 import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import find_adapter_config_file
+from transformers.utils import logging as transformers_logging
 
 from abmll.errors import AbmllError
 from abmll.hub import UNREACHABLE, caused_by, first_line, hub_failure
@@ -89,18 +92,33 @@ def explain(source: str, error: Exception) -> AbmllError:
     return AbmllError(f"model {source!r} cannot be loaded: {advice}")
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bars of transformers for loading and writing weights; those of the hub's downloads stay."""
+    before = transformers_logging.set_tqdm_hook(_silent)
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(before)
+
+
+def _silent(bar: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+    return bar(*arguments, **{**options, "disable": True})
+
+
 def _read(
     source: str, dtype: torch.dtype, device: torch.device, attention: str, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model, report = AutoModelForCausalLM.from_pretrained(
-        source,
-        dtype=dtype,
-        device_map={"": device},  # a single device: no hooks are put into the model
-        attn_implementation=attention,
-        use_safetensors=True,
-        output_loading_info=True,
-        **options,
-    )
+    with without_bars():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            device_map={"": device},  # a single device: no hooks are put into the model
+            attn_implementation=attention,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
     if report["missing_keys"]:  # transformers would only warn, and go on with random ones
         names = sorted(report["missing_keys"])
         raise AbmllError(f"model {source!r}: {len(names)} weights are not in its files, the first is {names[0]}")

@@ -133,7 +133,9 @@ def learning_curve(summary: Summary) -> Picture | None:
         "Learning curve",
         "After adaptation to the unseen tasks, mean over them; higher accuracy and lower ECE are better. Bars are "
         "standard errors over seeds, the dotted line is a system without meta-training, the grey dashes a uniform "
-        "guess." + (" A cross at the foot is a point that is not finite." if _has_broken_points(summary) else ""),
+        "guess. At 0 examples nothing is meta-trained yet: systems differ there by how they adapt (rates, steps, "
+        "noise), and not by what they learned."
+        + (" A cross at the foot is a point that is not finite." if _has_broken_points(summary) else ""),
         panels,
         _legend(names, [name for name in names if not summary["systems"][name]["not_finite"]]),
         columns=2,

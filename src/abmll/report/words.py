@@ -34,13 +34,40 @@ def lede(summary: Summary) -> list[str]:
     ]
     if losers:
         out.append(f"Negative log-likelihood not below that of a uniform guess: {', '.join(losers)}.")
-    return out + broken_note + [_verdict(summary, metric) for metric in ("accuracy", primary)]
+    return out + broken_note + [_verdict(summary, metric) for metric in ("accuracy", primary)] + [advice(summary)]
 
 
 def has_posterior(summary: Summary) -> bool:
     """Whether any system has answers at the posterior temperature."""
     systems = [entry for entry in summary["systems"].values() if entry["kind"] == "system"]
     return any(entry[POSTERIOR] is not None for entry in systems)
+
+
+def advice(summary: Summary) -> str:
+    """Which system to choose, in one line: one that a test shows to be better in NLL, or else the cheapest."""
+    systems = {name: e for name, e in summary["systems"].items() if e["kind"] == "system" and not e["not_finite"]}
+    reference, primary = summary["reference"], summary["primary"]
+    tests = {name: test for name, test in _tests(summary, primary).items() if test["p_holm"] is not None}
+    shown = {name: test["difference"] for name, test in tests.items() if test["p_holm"] < CLEAR}
+    better = [name for name in systems if shown.get(name, 0.0) < 0]
+    left = {name: systems[name] for name in better or systems if shown.get(name, 0.0) <= 0}
+    if all(entry[f"{primary}_over_uniform"] <= 0 for entry in left.values()):
+        return "Choose none of them: in NLL none is better than a uniform guess."
+    if better:
+        best = min(better, key=lambda name: systems[name][primary])
+        return f"Choose {best}: of the systems that are better than {reference} in NLL it has the lowest."
+    seconds = {name: spent for name, entry in left.items() if (spent := _seconds(entry["cost"])) is not None}
+    if not seconds:
+        return "These rows do not decide which system to choose, and what each costs was not recorded."
+    cheapest = min(seconds, key=seconds.__getitem__)
+    return f"These rows do not decide which system to choose; the cheapest is {cheapest} ({seconds[cheapest]:,.0f} s)."
+
+
+def _seconds(cost: Summary | None) -> float | None:
+    """Of training, adapting and predicting, as far as they were recorded."""
+    parts = [(cost or {}).get(f"{part}_seconds") for part in ("train", "adapt", "predict")]
+    numbers = [float(part) for part in parts if isinstance(part, int | float)]
+    return sum(numbers) if numbers else None
 
 
 def scope(summary: Summary) -> str:

@@ -19,7 +19,7 @@ def adapt(
     tasks: Annotated[
         str | None,
         typer.Argument(
-            help="Labelled rows (.csv, .tsv, .jsonl, .parquet), a folder of tasks or builtin:NAME. "
+            help="Labelled rows (.csv, .tsv, .xlsx, .jsonl, .parquet), a folder of tasks or builtin:NAME. "
             "Default: the run's unseen tasks."
         ),
     ] = None,

@@ -9,8 +9,10 @@ from abmll.cli.arguments import AskOption, LabelsOption, OverridesArgument, RunA
 from abmll.cli.lazy import command_app
 from abmll.config import parse_overrides
 from abmll.errors import AbmllError
+from abmll.everyday.survey import columns_of, survey
 from abmll.metrics.abstention import check_share
 from abmll.tables.layouts import Layout, parse_labels
+from abmll.tables.read import RowFile
 
 app = command_app()
 
@@ -21,7 +23,7 @@ def predict(
     rows: Annotated[
         Path,
         typer.Argument(
-            help="Rows without labels: .csv, .tsv, .jsonl or .parquet.", show_default=False, callback=existing
+            help="Rows without labels: .csv, .tsv, .xlsx, .jsonl or .parquet.", show_default=False, callback=existing
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .csv, .tsv, .jsonl or .parquet.")],
@@ -51,11 +53,29 @@ def predict(
     existing(held_back)
     layout = Layout(None if labels is None else parse_labels(labels), text, ask=ask)
     values = parse_overrides(overrides or [])
+    if task is not None:
+        layout = columns_of(run, task) or _columns_or_why_not(run, task)
+    surveyed = survey(RowFile(rows), layout, out, prefix=prefix, abstains=abstain_below_risk is not None)
+    if out.exists() and out.resolve() == rows.resolve():
+        raise AbmllError(f"{out}: is the file of rows itself; give another name")
+    if held_back is not None:
+        _check_held_back(held_back, layout)
 
     from abmll.cli.work.predict import PredictRequest, predict_rows  # after the arguments
 
-    request = PredictRequest(rows, out, task, layout, prefix, abstain_below_risk, held_back)
-    predict_rows(run, values, request)
+    predict_rows(run, values, PredictRequest(surveyed, task, abstain_below_risk, held_back))
+
+
+def _columns_or_why_not(run: str, task: str) -> Layout:
+    from abmll.cli.work.predict import saved_columns  # after the arguments
+
+    return saved_columns(run, task)
+
+
+def _check_held_back(file: Path, layout: Layout) -> None:
+    from abmll.everyday.labelled import read_labelled  # after the arguments
+
+    read_labelled(file, layout, fixed=layout.labels is not None)
 
 
 def _check_options(task: str | None, labels: str | None, risk: float | None, held_back: Path | None) -> None:

@@ -17,6 +17,7 @@ from abmll.everyday.session import Session, open_run, settings_of
 from abmll.everyday.shipped import find_run
 from abmll.metrics.usefulness import Usefulness, UsefulnessRow
 from abmll.process.stopping import Stopped
+from abmll.systems.folds import Fold
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def adapt_to_rows(run: str, labelled: Labelled, overrides: Mapping[str, Any], re
     session = open_run(folder, overrides)
     count = len(dealt.fitted)
     note(f"adapting to {count} rows: {session.plan(count).steps} steps")
-    adapted = adapt_and_save(session, request.name, labelled, dealt, source=request.source, replace=request.replace)
+    adapted = _adapt_with_progress(session, labelled, dealt, request)
     cut = len(session.system.batcher.encoder.truncated)
     if cut:
         note(
@@ -62,6 +63,17 @@ def adapt_to_rows(run: str, labelled: Labelled, overrides: Mapping[str, Any], re
     if request.check:
         _check(session, request.name, adapted)
     say(f"\nNext: abmll predict {folder} --task {request.name} ROWS.csv -o OUT.csv")
+
+
+def _adapt_with_progress(session: Session, labelled: Labelled, dealt: Fold, request: SaveRequest) -> Adapted:
+    keep: dict[str, Any] = {"source": request.source, "replace": request.replace}
+    with ProgressDisplay(err_console) as display:
+        display({"event": "plan", "units": session.plan(len(dealt.fitted)).steps, "done": 0})
+
+        def show_progress(done: int) -> None:
+            display({"event": "counted", "what": "steps of adapting", "units": 1})
+
+        return adapt_and_save(session, request.name, labelled, dealt, **keep, tell=show_progress)
 
 
 def _check(session: Session, name: str, adapted: Adapted) -> None:
@@ -90,13 +102,13 @@ def _check(session: Session, name: str, adapted: Adapted) -> None:
 
 def _check_with_progress(session: Session, adapted: Adapted) -> Usefulness:
     with ProgressDisplay(err_console) as display:
-        reported = 0
+        reported = 0.0
 
-        def show_progress(folds: int, total: int) -> None:
+        def show_progress(folds: float, total: int) -> None:
             nonlocal reported
             if not reported:
                 display({"event": "plan", "units": total, "done": 0})
-            display({"event": "counted", "what": "check", "units": folds - reported})
+            display({"event": "counted", "what": "parts of the check", "units": folds - reported})
             reported = folds
 
         return check_usefulness(session, adapted.used, show_progress)
