@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from abmll.errors import AbmllError
 from abmll.files import without_home
 
 SharedPath = Annotated[str, AfterValidator(without_home)]
@@ -33,15 +34,32 @@ class AdapterConfig(Section):
 
 
 class LikelihoodConfig(Section):
-    """How choices are read from the model (docs/method.md, section 5)."""
+    """How choices are read from the model (docs/method.md, section 5).
 
-    kind: Literal["cloze", "letter"] = "cloze"
+    `kind: auto` is for a base model that nothing was trained on: the labelled rows that it is adapted to decide.
+    """
+
+    kind: Literal["cloze", "letter", "auto"] = "cloze"
     normalisation: Literal["sum", "token", "byte"] = "token"
     template: str = "plain"
     temperature: float = Field(1.0, gt=0)
     learn_temperature: bool = False
     max_tokens: int = Field(512, ge=8)
     share_prefix: bool = True
+
+    @property
+    def decided(self) -> Literal["cloze", "letter"]:
+        """The kind.
+
+        Raises:
+            AbmllError: it is `auto`, and nothing has decided.
+        """
+        if self.kind == "auto":
+            raise AbmllError(
+                "likelihood.kind=auto: labelled rows decide, in `abmll adapt BASE ROWS --save NAME` and in Classifier; "
+                "give `letter` or `cloze` here"
+            )
+        return self.kind
 
 
 class MethodConfig(BaseModel):

@@ -264,7 +264,7 @@ def find_gguf(source: str, revision: str | None) -> GGUFParts | None:
     except FAILURES as error:
         if isinstance(error, AbmllError):
             raise
-        raise explain(f"{owner}/{repository}", error) from error
+        raise explain(source, error, download=f"{owner}/{repository} {name}") from error
 
 
 def _packaged_file(name: str, packaged: Packaged) -> Path:
