@@ -100,12 +100,18 @@ def test_the_command_lists_them_as_json_and_for_people() -> None:
         ("runs/mine", None),
         ("here/mine", None),
         ("nowhere", None),
+        ("my.csv", None),
+        ("tiny.gguf", "tiny.gguf"),
+        ("part-00002-of-00003", "part-00002-of-00003"),
+        ("part-*", "part-*"),
         ("a/b/c", None),
         ("../up", None),
     ],
 )
 def test_what_a_name_means(run: str, source: str | None, place: Path) -> None:
     (place / "here").mkdir()
+    (place / "tiny.gguf").write_bytes(b"GGUF")
+    (place / "part-00002-of-00003").write_bytes(b"")
     assert find_base(run) == source
 
 
@@ -127,6 +133,15 @@ def test_a_base_that_cannot_be_had_leaves_nothing(place: Path) -> None:
     with pytest.raises(AbmllError, match="HF_HUB_OFFLINE"):
         open_run(find_run("owner/name"))
     assert not list((place / "runs").iterdir())
+
+
+def test_a_configuration_of_somebody_is_never_removed(place: Path) -> None:
+    config = base_config("owner/name").model_copy(update={"note": "mine"})
+    (place / "mine").mkdir()
+    (place / "mine" / "config.yaml").write_text(config.to_yaml())
+    with pytest.raises(AbmllError, match="HF_HUB_OFFLINE"):
+        open_run(Path("mine"))
+    assert (place / "mine" / "config.yaml").exists()
 
 
 # ------------------------------------------------------------------------------------------------ adapting one

@@ -13,13 +13,14 @@ import yaml
 
 from abmll.config import RunConfig, check, load_config
 from abmll.errors import AbmllError
-from abmll.files import write_text
+from abmll.files import open_regular, write_text
 
 FILE = Path(__file__).with_name("bases.yaml")
 CONFIG_FILE = "config.yaml"
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w./-]+\.gguf)?")
 NO_OWNERS = ("runs",)
 """First parts of paths that are folders of this library, whether they are there or not, and no owners on the hub."""
+OF_PARTS = re.compile(r"\d+-of-\d+")
 PART = re.compile(r"-\d+-of-\d+$|[^A-Za-z0-9._-]+")
 NEW_LORA = {"name": "pretrained", "inner_lr": 3e-4}
 """How a base model is adapted: a LoRA that begins at zero, at the rate of the pilot (1.5 billion weights, letters).
@@ -88,11 +89,30 @@ def find_base(run: Path | str) -> str | None:
         return named[text.lower()]
     if path.is_dir():
         return text if (path / "config.json").is_file() and not (path / CONFIG_FILE).is_file() else None
-    if path.is_file() or (glob.has_magic(text) and glob.glob(str(path))):  # noqa: PTH207
+    if path.is_file():
+        return text if _is_gguf(path) else None
+    if glob.has_magic(text) and glob.glob(str(path)):  # noqa: PTH207
         return text
     owner = text.partition("/")[0]
     is_path = owner in NO_OWNERS or Path(owner).exists()
     return text if HUB.fullmatch(text) and not is_path else None
+
+
+def _is_gguf(path: Path) -> bool:
+    """Whether a file is a GGUF file by its beginning, or a part of one by its name."""
+    if OF_PARTS.search(path.name):
+        return True
+    with open_regular(path) as file:
+        return file.read(4) == b"GGUF"
+
+
+def is_untouched(folder: Path) -> bool:
+    """Whether a run directory holds nothing but the configuration that `base_run` wrote."""
+    if [path.name for path in folder.iterdir()] != [CONFIG_FILE]:
+        return False
+    text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
+    source = load_config(RunConfig, folder / CONFIG_FILE).model.source
+    return source is not None and text == base_config(source).to_sealed_yaml()
 
 
 def base_config(source: str) -> RunConfig:

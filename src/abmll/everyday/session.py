@@ -11,7 +11,7 @@ from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import read_adapter
 from abmll.config import RunConfig, check, load_config, merge
 from abmll.errors import AbmllError
-from abmll.everyday.bases import CONFIG_FILE
+from abmll.everyday.bases import is_untouched
 from abmll.everyday.probe import read_probe, warn_of_other_weights, with_same_tokenizer
 from abmll.everyday.saved import SavedPosterior, put_posterior
 from abmll.files import remove_folder
@@ -202,13 +202,11 @@ def _read_by(config: RunConfig, kind: LikelihoodKind) -> RunConfig:
 
 @contextmanager
 def _leaving_no_trace(folder: Path) -> Iterator[None]:
-    """A base model that cannot be had leaves no run directory: one that holds its configuration alone goes again."""
+    """A base model that cannot be had leaves no run directory: one that `find_run` has just made goes again."""
     try:
         yield
     except AbmllError:
-        if [path.name for path in folder.iterdir()] == [CONFIG_FILE] and not is_trained(
-            load_config(RunConfig, folder / CONFIG_FILE), folder
-        ):
+        if is_untouched(folder):
             remove_folder(folder)
         raise
 

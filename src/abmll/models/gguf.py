@@ -116,7 +116,7 @@ def _is_whole(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _temporary(parts: GGUFParts, header: GGUFHeader, dtype: torch.dtype) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="abmll-") as place:
+    with tempfile.TemporaryDirectory(prefix="abmll-", ignore_cleanup_errors=True) as place:
         folder = Path(place) / parts.name
         try:
             _make(parts, header, dtype, folder)

@@ -60,6 +60,8 @@ def predict_rows(run: str, overrides: Mapping[str, Any], request: PredictRequest
         raise AbmllError(f"{request.out}: is the file of rows itself; give another name")
     err_console.print(f"{surveyed.rows:,} rows; loading the model of {folder}", highlight=False)
     session = open_run(folder, overrides, saved)
+    if session.undecided:
+        note("likelihood: `cloze`, as no labelled rows decide; likelihood.kind=letter asks for letters")
     choose = None
     if request.risk is not None and saved is not None:
         choose = _chooser(_held_back(session, saved, layout, request.held_back), request.risk)
