@@ -255,7 +255,7 @@ def dequantised(tensor: StoredTensor, part: range) -> np.ndarray:
 
 def _write_at(file: Any, offset: int, weights: np.ndarray, dtype: torch.dtype) -> None:
     converted = torch.from_numpy(np.ascontiguousarray(weights)).to(dtype).reshape(-1)
-    left = memoryview(converted.view(torch.uint8).numpy())  # numpy has no bfloat16
+    left = converted.view(torch.uint8).numpy().data  # numpy has no bfloat16
     file.seek(offset)
     while left:
         left = left[file.write(left) :]

@@ -30,7 +30,7 @@ class LikelihoodChoice:
     """
 
     kind: LikelihoodKind
-    nll: Mapping[str, float]
+    nll: Mapping[LikelihoodKind, float]
     why: str
 
 
