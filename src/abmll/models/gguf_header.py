@@ -111,7 +111,9 @@ def _read_one(file: JoinedBytes) -> GGUFHeader:
             header = _parse(stream, file)
     except AbmllError:
         raise
-    except (struct.error, ValueError, EOFError, OSError, KeyError, OverflowError, MemoryError) as error:
+    except OSError as error:
+        raise AbmllError(f"{path}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # damaged bytes are wrong anywhere, in any way
         raise AbmllError(
             f"{path}: cannot be read as a GGUF model: its header is damaged or cut off ({error})"
         ) from error
@@ -133,7 +135,7 @@ def _parse(stream: BufferedReader, file: JoinedBytes) -> GGUFHeader:
         values[name] = reader.value(GGUFValueType(reader.take("I")[0]))
         raw[name] = reader.taken()
     stored = [_take_tensor(reader) for _ in range(_counted(tensors))]
-    alignment = int(values.get("general.alignment", 32))
+    alignment = _alignment(values)
     start = -(-reader.position // alignment) * alignment
     placed = tuple(StoredTensor(name, shape, kind, file, start + offset) for name, shape, kind, offset in stored)
     return GGUFHeader(values, raw, placed)
@@ -185,9 +187,19 @@ class _Reader:
             return self.text()
         of, count = self.take("IQ")
         of, count = GGUFValueType(of), _counted(count)
+        if of == GGUFValueType.ARRAY:
+            raise ValueError("an array of arrays")
         if of in _SCALARS:
             return list(self.take(f"{count}{_SCALARS[of]}"))
         return [self.value(of) for _ in range(count)]
+
+
+def _alignment(values: dict[str, Any]) -> int:
+    """Tensors begin at multiples of this."""
+    found = values.get("general.alignment", 32)
+    if not isinstance(found, int) or not 0 < found <= 1 << 20:
+        raise ValueError(f"an alignment of {found!r}")
+    return found
 
 
 def _counted(count: int) -> int:
@@ -207,7 +219,7 @@ def _check_size(file: JoinedBytes, header: GGUFHeader) -> None:
                 f"{file.paths[0]}: cut off: {short}; get it again, or give all of its parts (a pattern, as 'part*.bin')"
             )
         raise AbmllError(f"{_names(file)}: {short}: {_odd_one(file)}a part is missing or cut off; get it again")
-    if several and file.size - end > int(header.values.get("general.alignment", 32)):
+    if several and file.size - end > _alignment(header.values):
         raise AbmllError(
             f"{_names(file)}: {file.size - end:,} bytes more than the {end:,} of the model: one of these files is no "
             "part of it"
@@ -229,7 +241,7 @@ def _check_split(parts: GGUFParts, headers: list[GGUFHeader]) -> None:
     """Check what each part says of its number, and of the number of parts and tensors."""
     for number, (path, header) in enumerate(zip(parts.paths, headers, strict=True)):
         own, count = (header.values.get(f"split.{key}") for key in ("no", "count"))
-        if own is None or count is None:
+        if not isinstance(own, int) or not isinstance(count, int):
             raise AbmllError(f"{path}: not a part of a split GGUF file (it has no split.no and split.count)")
         if count != len(parts.paths):
             raise AbmllError(f"{path}: is one of {count} parts by its header, but here are {len(parts.paths)}")
@@ -263,7 +275,7 @@ def write_keys(header: GGUFHeader, *, arrays: bool, tensors: bool) -> bytes:
     head = MAGIC + struct.pack("<IQQ", VERSIONS[-1], len(named), len(keys)) + b"".join(keys.values())
     one = struct.pack("<IQIQ", 1, 1, GGMLQuantizationType.F32, 0)
     head += b"".join(_text(tensor.name) + one for tensor in named)
-    alignment = int(header.values.get("general.alignment", 32))
+    alignment = _alignment(header.values)
     return head + bytes(-len(head) % alignment) + bytes(4)
 
 
