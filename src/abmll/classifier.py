@@ -1,4 +1,4 @@
-"""Classifier: a scikit-learn estimator that adapts a meta-trained run to a few labelled examples."""
+"""Classifier: a scikit-learn estimator that adapts a base model or a meta-trained run to a few labelled examples."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,7 +32,7 @@ FORMAT = 2  # of the labels, which had no types in the first
 
 
 class Classifier(ClassifierMixin, BaseEstimator):
-    """Adapts a trained run to labelled examples, and gives calibrated probabilities.
+    """Adapts a base model, or a trained run, to labelled examples, and gives calibrated probabilities.
 
     Examples are one of two kinds. *Plain classification*: texts (a list, an array, a Series, or the column `text` of
     rows or of a frame), with labels in `y` or a column `label`. *Multiple choice*: rows or a frame with the columns
@@ -43,7 +43,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
     "good" and " good"; True and "True") is one class, in `fit` as in `score`.
 
     Args:
-        run: a run directory of `abmll train`, or "smollm2", the adapter that comes with abmll.
+        run: a base model (an id of the hub, a folder, a GGUF file, a name of `abmll bases`); a run directory of
+            `abmll train`; or "smollm2", the adapter that comes with abmll.
         text: column of the texts.
         label: column of the labels, where `y` is not given.
         ask: what the model is asked about each text; None: a question made of the labels.
@@ -97,7 +98,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         rows = self._rows(X)
         layout, classes, answers = self._kind(rows, y)
         questions = _questions(rows, layout, answers)
-        shared, tuning = shared_session_of(self.run, parse_overrides(self.settings)), self._tuning()
+        shared = shared_session_of(self.run, parse_overrides(self.settings))
+        tuning = shared.decided(questions, self._tuning())
         self._posterior: Posterior = shared.fit("classifier", questions, tuning)
         self._tuned = tuning
         self._saved: tuple[str, str] | None = None
@@ -179,7 +181,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
             "classes": classes_to_json(self.classes_),
         }
         self._shared.write(
-            self._posterior, Path(folder), lambda beside: write_sealed_json(beside / FILE, values, _of(beside))
+            self._posterior,
+            Path(folder),
+            lambda beside: write_sealed_json(beside / FILE, values, _of(beside)),
+            self._tuned,
         )
         self._saved = _saved_in(Path(folder))
 

@@ -32,6 +32,9 @@ from abmll.everyday.saved import DETAILS_FILE, read_posterior
 from abmll.files import SEAL, write_json, write_text
 from abmll.metrics.not_finite import END, NotFinite
 from abmll.metrics.predictions import read_predictions
+from abmll.models.gguf_header import read_header as read_gguf_header
+from abmll.models.gguf_header import write_keys
+from abmll.models.gguf_parts import find_parts
 from abmll.models.load import load_model
 from abmll.report import collect, render_terminal, summarise, write_report
 from abmll.report.page import page
@@ -48,6 +51,7 @@ from abmll.tasks.sources import load_tasks
 from abmll.tensors import read_header
 from abmll.training.checkpoints import MARKER, Checkpoint, RunDirectory
 from tests.adapters import move
+from tests.gguf_files import write_gguf
 from tests.hostile.mutations import Mutation, json_file, json_line, safetensors_header, yaml_file
 from tests.report_folder import make_folder
 from tests.tables import read_questions
@@ -327,6 +331,19 @@ def _read_model(folder: Path) -> None:
     load_model(str(folder / "model"), device="cpu", dtype="float32")
 
 
+def _build_gguf(folder: Path) -> None:
+    """A header and hardly more, as what stands in the tensors is read as numbers, whatever it is."""
+    parts = find_parts(str(write_gguf(folder / "tiny.gguf")))
+    assert parts is not None
+    (folder / "tiny.gguf").write_bytes(write_keys(read_gguf_header(parts), arrays=False, tensors=True))
+
+
+def _read_gguf(folder: Path) -> None:
+    parts = find_parts(str(folder / "tiny.gguf"))
+    assert parts is not None
+    read_gguf_header(parts)
+
+
 TARGETS: Mapping[str, Target] = {
     "rows": Target(_build_rows, _read_rows, ("*.jsonl", "*.csv", "*.tsv", "*.parquet", "*.xlsx")),
     "configurations": Target(_build_recipe, _read_recipe, ("recipe.yaml",)),
@@ -337,5 +354,6 @@ TARGETS: Mapping[str, Target] = {
     "comparisons": Target(_build_comparison, _read_comparison, ("out/*.json", "out/**/*.json", "out/**/*.jsonl")),
     "reports": Target(_build_comparison, _read_and_draw, ("out/*.json", "out/**/*.json", "out/**/*.jsonl")),
     "pins": Target(_build_pins, _read_pins, ("pins.json",)),
+    "GGUF headers": Target(_build_gguf, _read_gguf, ("*.gguf",)),
     "models": Target(_build_model, _read_model, ("model/*.json", "model/*.safetensors")),
 }

@@ -30,7 +30,7 @@ from abmll.everyday.session import open_run, read_shared
 from abmll.exporting import export_calibrated, export_mean, export_merged
 from abmll.files import read_sealed_json, write_sealed_json
 from abmll.models import LanguageModel, load_model
-from abmll.models.gguf import _write, find_damage
+from abmll.models.gguf import find_damage, seal_folder
 from abmll.report import collect
 from abmll.runs.compare import run_comparison
 from abmll.runs.provenance import _read_provenance, provenance_of
@@ -154,7 +154,9 @@ def _cache(place: Path) -> None:
         folder.mkdir(parents=True)
         base = load_model(str(place / "model"), device="cpu", dtype="float32")
         base.model.lm_head.weight[0, 0] += seed
-        _write(folder, base.model, base.tokenizer, f"{name}.gguf", name)
+        base.model.save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
+        seal_folder(folder, f"{name}.gguf", name)
 
 
 # -------------------- kinds

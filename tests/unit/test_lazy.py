@@ -44,6 +44,7 @@ MISSPELT = {
     "adapt smollm2 nowhere": "nowhere: no such",
     "adapt smollm2 nowhere.csv --save t": "nowhere.csv: no such",
     "adapt smollm2 builtin:plurals --save t hello": "'hello' is not of the form section.key=value",
+    "bases nowhere": "unknown base 'nowhere'",
     "predict nowhere rows.csv -o out.csv": "nowhere: no run directory",
     "predict smollm2 nowhere.csv -o out.csv": "nowhere.csv: cannot be read",
     "predict smollm2 . -o o --task t --abstain-below-risk 0.1 --held-back nowhere": "nowhere: cannot be read",

@@ -12,6 +12,8 @@ from abmll.process.stopping import listening
 COMMANDS = {
     "train": "Meta-train one system, going on from its last checkpoint if it was stopped.",
     "adapt": "Adapt a trained system: to your own labelled rows with --save, or to unseen tasks to score it.",
+    "bases": "List base models known to work well for your own rows: size, licence, languages, what was measured, the "
+    "command.",
     "predict": "Predict rows: your own columns, in their order, then prediction, confidence, probabilities and spread.",
     "score": "Score predictions files; no model is needed.",
     "compare": "Train, adapt and score several systems, and report. Only what is missing is run.",

@@ -50,7 +50,8 @@ OverridesArgument = Annotated[
 RunArgument = Annotated[
     str,
     typer.Argument(
-        help="A run directory of `abmll train`, or smollm2, which comes along.",
+        help="A base model (a name of `abmll bases`, an id of the hub, a folder, a GGUF file), a run directory of "
+        "`abmll train`, or smollm2, which comes along.",
         show_default=False,
         callback=_existing_run,
     ),

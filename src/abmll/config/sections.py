@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from abmll.errors import AbmllError
 from abmll.files import without_home
 
 SharedPath = Annotated[str, AfterValidator(without_home)]
@@ -37,9 +38,10 @@ class LikelihoodConfig(Section):
 
     `premise`: a text that stands where a question's own would, such as "" or "N/A"; what each choice scores after the
     prompt with it is subtracted (domain-conditional PMI); null subtracts nothing.
+    `kind: auto` is for a base model that nothing was trained on: the labelled rows that it is adapted to decide.
     """
 
-    kind: Literal["cloze", "letter"] = "cloze"
+    kind: Literal["cloze", "letter", "auto"] = "cloze"
     normalisation: Literal["sum", "token", "byte"] = "token"
     premise: str | None = None
     template: str = "plain"
@@ -47,6 +49,20 @@ class LikelihoodConfig(Section):
     learn_temperature: bool = False
     max_tokens: int = Field(512, ge=8)
     share_prefix: bool = True
+
+    @property
+    def decided(self) -> Literal["cloze", "letter"]:
+        """The kind.
+
+        Raises:
+            AbmllError: it is `auto`, and nothing has decided.
+        """
+        if self.kind == "auto":
+            raise AbmllError(
+                "likelihood.kind=auto: labelled rows decide, in `abmll adapt BASE ROWS --save NAME` and in Classifier; "
+                "give `letter` or `cloze` here"
+            )
+        return self.kind
 
 
 class MethodConfig(BaseModel):

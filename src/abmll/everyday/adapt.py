@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from abmll.errors import AbmllError
 from abmll.everyday.labelled import Labelled
 from abmll.everyday.saved import SavedPosterior, save_posterior
-from abmll.everyday.session import Session
+from abmll.everyday.session import Session, is_trained
 from abmll.process.timer import Pace
 from abmll.question import Question, Task
 from abmll.systems.folds import Fold
@@ -97,6 +97,7 @@ def adapt_and_save(
         "steps": plan.steps,
         "batch_size": plan.batch_size,
         "adapted_to": distinct_keys(used.keys),
+        **_of_base(session),
         "held_back": _held_back_as_json(session, answers_to(session, aside)) if aside else None,
     }
     save_posterior(session.folder, name, session.config, session.system, details, replace=replace)
@@ -109,6 +110,14 @@ def _answer_seconds(session: Session, rows: Sequence[Question]) -> float:
         began = time.perf_counter()
         answers_to(session, rows)
     return (time.perf_counter() - began) / (len(rows) * session.drawing.samples)
+
+
+def _of_base(session: Session) -> dict[str, Any]:
+    """What is saved of a base model that nothing was trained on: its LoRA's settings, and what the likelihood is by."""
+    if is_trained(session.config, session.folder):
+        return {}
+    measured = None if session.choice is None else dict(session.choice.nll)
+    return {"adapter": session.config.adapter.model_dump(mode="json"), "likelihood_choice": measured}
 
 
 def hold_back(clusters: Sequence[int], count: int, seed: int) -> Fold:

@@ -32,7 +32,7 @@ Probabilities = Float[np.ndarray, "N K"]
 def estimate_seconds(session: Session, rows: int, step: float, row: float) -> float:
     """Seconds that the check of so many rows will take, from those of one gradient step and one answer by one draw."""
     fitted = rows * (FOLDS - 1) // FOLDS
-    steps = 2 * FOLDS * session.plan(fitted).steps
+    steps = len(_adapted(session.config)) * FOLDS * session.plan(fitted).steps
     return steps * step + rows * row * (session.drawing.samples + 2)
 
 
@@ -43,8 +43,9 @@ def check_usefulness(
 
     phi is used up by it. Rivals: `uniform`; `label frequency` (plain classification; add-one shares of the fold's other
     rows); the pretrained model; the same with a temperature fitted to the fold's other rows; and a LoRA of the run's
-    rank and layers that starts at zero and takes as many steps on the same rows, at the rate of `pretrained`. One of
-    them that is not finite in some fold has a row that says so, and the others go on.
+    rank and layers that starts at zero and takes as many steps on the same rows, at the rate of `pretrained` (not
+    where the run is such a LoRA itself, on a base model). One of them that is not finite in some fold has a row that
+    says so, and the others go on.
 
     Args:
         session: a run.
@@ -55,7 +56,8 @@ def check_usefulness(
     answers = np.array([row.answer for row in rows], dtype=np.int64)
     folds = deal(answers.tolist(), labelled.clusters, seed=session.config.adaptation.seed)
     whole = (Fold((), tuple(range(len(rows)))),)  # fitted to nothing
-    total = 2 * len(folds)
+    compared = _adapted(session.config)
+    total = len(compared) * len(folds)
     tables, broken = dict[str, Probabilities](), dict[str, str]()
     with _noting(RUN, broken):
         tables[RUN] = _by_folds(session, session.system, rows, folds, session.drawing, lambda n: tell(n, total))
@@ -65,8 +67,9 @@ def check_usefulness(
         mean = PredictionPlan("mean", 1, session.drawing.batch_tokens)
         with _noting(PRETRAINED, broken):
             tables[PRETRAINED] = _by_folds(session, fresh, rows, whole, mean, lambda n: None)
-        with _noting(FRESH, broken):
-            tables[FRESH] = _by_folds(session, fresh, rows, folds, mean, lambda n: tell(len(folds) + n, total))
+        if FRESH in compared:
+            with _noting(FRESH, broken):
+                tables[FRESH] = _by_folds(session, fresh, rows, folds, mean, lambda n: tell(len(folds) + n, total))
     finally:
         fresh.close()
     tables |= _without_model(rows, folds, tables.get(PRETRAINED), answers, labelled.layout.labels)
@@ -82,6 +85,11 @@ def _noting(name: str, broken: dict[str, str]) -> Iterator[None]:
         yield
     except NonFiniteError as error:
         broken[name] = str(error)
+
+
+def _adapted(config: RunConfig) -> tuple[str, ...]:
+    """The rows of the table that are adapted to each fold."""
+    return (RUN,) if config.method.name == "pretrained" else (RUN, FRESH)
 
 
 def _plain(config: RunConfig) -> RunConfig:

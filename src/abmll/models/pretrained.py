@@ -72,16 +72,22 @@ def read_gguf(
         raise AbmllError(f"{path}: cannot be read as a GGUF model ({first_line(error)})") from error
 
 
-def explain(source: str, error: Exception) -> AbmllError:
-    """What a failed load means for the user: the cause, and what to do about it."""
+def explain(source: str, error: Exception, download: str | None = None) -> AbmllError:
+    """What a failed load means for the user: the cause, and what to do about it.
+
+    Args:
+        source: the model.
+        error: as it was raised.
+        download: what `hf download` is to be given, where that is not the model itself.
+    """
     advice = hub_failure(error, "model")
     if advice is not None:
         advice += "; for a folder, check the path" if advice.startswith("no such") else ""
     elif caused_by(error, *UNREACHABLE):
         advice = (
             "it is not in the local cache and the hub cannot be reached, or HF_HUB_OFFLINE is set. Download it once "
-            f"with network (`hf download {source}`), give a local folder, or use 'smollm2-135m-instruct', which "
-            "needs no network"
+            f"with network (`hf download {download or source}`), give a local folder, or use 'smollm2-135m-instruct', "
+            "which needs no network"
         )
     elif caused_by(error, torch.OutOfMemoryError):
         advice = "it does not fit into the device's memory: choose a smaller model, a smaller dtype or the CPU"

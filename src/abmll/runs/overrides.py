@@ -152,8 +152,22 @@ def check_trained(before: RunConfig, now: RunConfig, where: object, also: Mappin
     Raises:
         AbmllError: names the field, its value and that of the run; says why.
     """
+    check_fixed(before, now, where, {**TRAINED, **(also or {})})
+
+
+def check_fixed(before: RunConfig, now: RunConfig, where: object, rules: Mapping[str, str]) -> None:
+    """Refuse another value of a field that cannot be set.
+
+    Args:
+        before: the run's own configuration.
+        now: with what the user set.
+        where: what the message calls the run.
+        rules: fields, sections and beginnings of names that cannot be set, and why.
+
+    Raises:
+        AbmllError: names the field, its value and that of the run; says why.
+    """
     one, other = (dict(fields_of(config.model_dump(mode="json"))) for config in (before, now))
-    rules = {**TRAINED, **(also or {})}
     for field in dict.fromkeys((*one, *other)):
         why = "" if field in STILL else _why(field, rules)
         if why and one.get(field) != other.get(field):

@@ -75,7 +75,7 @@ def build_system(
         seed=config.training.seed,
     )
     text = config.likelihood
-    likelihood = ChoiceLikelihood(base.model, text.kind, text.temperature, text.learn_temperature)
+    likelihood = ChoiceLikelihood(base.model, text.decided, text.temperature, text.learn_temperature)
     method = method_class(config.method.name)(adapters, likelihood.nll, settings, likelihood.log_temperature)
     kernels.use(config.engine.kernels)
     pack(base.model, config.engine.packed)
@@ -155,7 +155,7 @@ def build_batcher(config: RunConfig, base: LanguageModel) -> Batcher:
     text = config.likelihood
     encoder = Encoder(
         base.tokenizer,
-        text.kind,
+        text.decided,
         text.normalisation,
         text.template,
         text.max_tokens,

@@ -181,7 +181,7 @@ class System:
                 f"abmll {importlib.metadata.version('abmll')}",
             ),
             likelihood=LikelihoodFacts(
-                kind=text.kind,
+                kind=text.decided,
                 normalisation=text.normalisation,
                 template=text.template,
                 temperature=float(self.likelihood.log_temperature.detach().exp()),

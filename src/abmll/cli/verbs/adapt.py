@@ -45,7 +45,10 @@ def adapt(
     Without, each task is adapted to on `adaptation.examples` of its train rows, and its test rows are predicted and
     scored.
 
-    Examples: `abmll adapt smollm2 my.csv --save mytask`, `abmll adapt runs/mine builtin:occupations`
+    A base model, on which nothing was trained, gets a LoRA from zero; whether letters or texts are read as its answers
+    is decided by your rows, by what the base itself makes of them.
+
+    Examples: `abmll adapt qwen2.5-coder-1.5b my.csv --save mytask`, `abmll adapt runs/mine builtin:occupations`
     """
     if tasks is not None and "=" in tasks and not Path(tasks).exists():  # TASKS was left out
         overrides = [tasks, *(overrides or [])]

@@ -48,6 +48,9 @@ def adapt_to_rows(run: str, labelled: Labelled, overrides: Mapping[str, Any], re
     dealt = hold_back(labelled.clusters, request.hold_back, settings_of(folder, overrides).adaptation.seed)
     err_console.print(f"loading the model of {folder}", highlight=False)
     session = open_run(folder, overrides)
+    if session.undecided:
+        session = session.decided([labelled.rows[i] for i in dealt.fitted])
+        note(f"likelihood: {session.choice.why}" if session.choice else "")
     count = len(dealt.fitted)
     note(f"adapting to {count} rows: {session.plan(count).steps} steps")
     adapted = _adapt_with_progress(session, labelled, dealt, request)

@@ -52,6 +52,8 @@ def predict_rows(run: str, overrides: Mapping[str, Any], request: PredictRequest
         raise AbmllError(f"{folder}: another process has replaced its task {request.task!r} meanwhile; predict again")
     err_console.print(f"{surveyed.rows:,} rows; loading the model of {folder}", highlight=False)
     session = open_run(folder, overrides, saved)
+    if session.undecided:
+        note("likelihood: `cloze`, as no labelled rows decide; likelihood.kind=letter asks for letters")
     choose = None
     if request.risk is not None and saved is not None:
         choose = _chooser(_held_back(session, saved, layout, request.held_back), request.risk)
