@@ -56,9 +56,9 @@ class TfidfClassifier:
         Raises:
             ValueError: there are no rows.
         """
-        vectorizer: TfidfVectorizer | None = TfidfVectorizer(token_pattern=TOKEN, ngram_range=(1, 2), sublinear_tf=True)
+        vectorizer: TfidfVectorizer | None
         try:
-            vectorizer.fit(texts)
+            vectorizer = TfidfVectorizer(token_pattern=TOKEN, ngram_range=(1, 2), sublinear_tf=True).fit(texts)
         except ValueError:  # no word in any of the texts
             vectorizer = None
         return FittedTfidf(vectorizer, fit_regression(_features(vectorizer, texts), answers, labels, groups))
