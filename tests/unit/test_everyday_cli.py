@@ -24,8 +24,10 @@ from abmll.everyday.saved import read_posterior, write_details
 from abmll.everyday.session import open_run
 from abmll.exporting.calibrated import calibrate
 from abmll.methods.noise import drawn
+from abmll.metrics.usefulness import ORDER, VECTORS
 from abmll.systems.plans import PredictionPlan
 from abmll.systems.system import System
+from abmll.text_classifiers import Encode
 from tests.commands import Command, command, place_saved_task
 from tests.everyday import asked, texts, write_asked, write_csv, write_texts
 
@@ -268,13 +270,38 @@ def test_adapt_ends_with_the_check_and_says_first_how_long_it_takes(abmll: Comma
     assert code == 0
     assert re.search(r"A check will take about \d+ s\..*--no-check", err)
     assert "10 labelled rows are few" in err
-    rows = ("uniform", "label frequency", "pretrained", "pretrained + temperature", "a fresh LoRA", "this run")
+    rows = set(ORDER) - {VECTORS}
     assert all(f"│ {name} " in out for name in rows)
     assert re.search(r"No evidence that adapting helps|Adapting (helps|hurts)", out)
+    assert re.search(r"Advice: use .* nats\), .* s per 1,000 rows", " ".join(out.split()))
+    assert "Left out: sentence vectors + regression (no encoder was named (--vectors))" in " ".join(out.split())
+    assert "measured on this machine" in out
     kept = read_posterior(tmp_path / "runs" / "mine", "checked").details
     assert kept["check"]["n"] == 10
-    assert set(kept["check"]["table"]) == set(rows)
+    assert set(kept["check"]["table"]) == rows
+    assert kept["check"]["advice"]["choice"] in rows
     assert kept["steps"] == 5
+
+
+def test_sentence_vectors_are_a_row_where_an_encoder_is_named(
+    abmll: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[str] = []
+
+    def load(source: str) -> Encode:
+        named.append(source)
+        return lambda some: np.array([[text.count("sun"), 1.0] for text in some])
+
+    monkeypatch.setattr(cli_adapt, "load_encoder", load)
+    write_texts(tmp_path / "few.csv", 10)
+    assert (
+        abmll("adapt runs/mine few.csv --save v --vectors my/encoder adaptation.samples=1 adaptation.steps=1")[0] == 0
+    )
+    assert named == ["my/encoder"]
+    assert VECTORS in read_posterior(tmp_path / "runs" / "mine", "v").details["check"]["table"]
+    write_asked(tmp_path / "asked.jsonl", asked(6))
+    code, _, err = abmll("adapt runs/mine asked.jsonl --save q --vectors my/encoder")
+    assert (code, "--vectors my/encoder: is for texts and labels" in err, "loading" in err) == (2, True, False)
 
 
 def test_rows_of_too_few_groups_are_saved_and_not_checked(abmll: Command, tmp_path: Path) -> None:

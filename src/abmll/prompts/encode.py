@@ -10,7 +10,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from abmll.errors import AbmllError
 from abmll.prompts.content_free import without_content
 from abmll.prompts.control import ControlTokens, NoOtherWay
 from abmll.prompts.rendering import TemplateError, check_template, render, render_chat
-from abmll.question import Question
+from abmll.question import Question, QuestionWithExamples
 
 LikelihoodKind = Literal["letter", "cloze"]
 Normalisation = Literal["sum", "token", "byte"]
@@ -76,6 +76,8 @@ class EncodedQuestion:
         return len(self.prefix), sum(len(c) for c in self.continuations)
 
 
+SEPARATOR = "\n\n"
+"""After each example in a prompt."""
 MOST_REMEMBERED = 1 << 17
 """Tokens of encoded questions that are kept, about 5 MB: memory must not grow with the number of tasks or rows."""
 
@@ -144,7 +146,7 @@ class Encoder:
                 raise AbmllError(f"likelihood.template is not a valid template: {error}") from error
 
     def __call__(self, question: Question) -> EncodedQuestion:
-        """Token ids of a question.
+        """Token ids of a question; of one with examples, with those that fit before it.
 
         Raises:
             AbmllError: more options than letters, a letter that is no single token, an answer without a token, or a
@@ -160,7 +162,7 @@ class Encoder:
         found = self._cache.get(question)
         if found is None:
             try:
-                found = self._cache[question] = self._encode(question)
+                found = self._cache[question] = self._encode(self._prompted(question))
             except NoOtherWay as error:
                 raise AbmllError(f"question {question.id!r}: {error}") from error
             self._remembered += found.tokens
@@ -190,6 +192,32 @@ class Encoder:
         prompt, separator = self._before(question, None)
         return MarkedText(prompt + separator + self._answers(question)[question.answer])
 
+    def with_examples(self, question: Question, examples: Sequence[Question]) -> Question:
+        """The question with as many of the examples as fit in front of its context, each as prompt and right answer.
+
+        Examples are taken in their order; one that does not fit any more is left out, a shorter one after it may fit.
+        The question's own tokens come first: what is left of `max_tokens` is for examples.
+
+        Args:
+            question: to be asked.
+            examples: labelled ones.
+
+        Raises:
+            AbmllError: an example has no answer, or the template is a chat.
+        """
+        if self.chat:
+            raise AbmllError(
+                "adaptation.in_context needs likelihood.template=plain or a template of your own, not chat"
+            )
+        left, shown = self.max_tokens - self(question).tokens, list[str]()
+        for example in examples:
+            text = MarkedText(self.example(example) + SEPARATOR)
+            size = self.count(text)
+            if size <= left:
+                shown.append(text)
+                left -= size
+        return replace(question, context=MarkedText("".join(shown) + self.marked(question.context)))
+
     def marked(self, text: str) -> MarkedText:
         """A text of a user's, see `ControlTokens.mark`; one that is marked already as it is."""
         return text if isinstance(text, MarkedText) else MarkedText(self._control.mark(text))
@@ -197,6 +225,13 @@ class Encoder:
     def count(self, text: MarkedText) -> int:
         """Tokens of a text that stands inside another."""
         return len(self._control.ids(text, add_special_tokens=False))
+
+    def _prompted(self, question: Question) -> Question:
+        """A question with examples as a plain one, the examples in its context."""
+        if not isinstance(question, QuestionWithExamples):
+            return question
+        values = {field.name: getattr(question, field.name) for field in fields(Question)}
+        return self.with_examples(Question(**values), question.examples)
 
     def _marked_prompt(self, question: Question, context: str | None) -> str:
         values = {

@@ -16,6 +16,7 @@ from abmll.methods.base import Method
 from abmll.methods.noise import POSTERIOR, Coordinates, adaptation_coordinates
 from abmll.metrics.predictions import Prediction
 from abmll.models import LanguageModel
+from abmll.process.timer import Timer
 from abmll.question import Question, Task
 from abmll.systems.folds import Fold
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan, resolve
@@ -143,6 +144,7 @@ class System:
         plan: PredictionPlan | None = None,
         adaptation: Callable[[int], AdaptationPlan | None] = lambda rows: None,
         listener: Callable[[float], None] = lambda done: None,
+        timer: Timer | None = None,
     ) -> tuple[Answer, ...]:
         """Answer labelled questions by cross-validation: each by phi as it is after adapting to the other folds alone.
 
@@ -152,18 +154,21 @@ class System:
             plan: as for `answer`.
             adaptation: number of questions fitted to -> how; None: as `adapt` does.
             listener: hears of the number of folds done, a step of adapting being a part of one.
+            timer: counts the seconds of answering as `predict_seconds`, those of adapting as `adapt_seconds`.
 
         Raises:
             AbmllError, NonFiniteError, Stopped: as `adapt` and `answer`.
         """
-        out: dict[int, Answer] = {}
+        timer, out = Timer() if timer is None else timer, dict[int, Answer]()
         for number, fold in enumerate(folds):
             fitted = tuple(questions[i] for i in fold.fitted)
             plan_of_fold = adaptation(len(fitted)) or plan_for(len(fitted), self._usual)
-            self.adapt(
-                Task(f"fold {number}", fitted), plan_of_fold, 0, _share_of(listener, number, plan_of_fold.steps + 1)
-            )
-            out |= zip(fold.answered, self.answer([questions[i] for i in fold.answered], plan), strict=True)
+            told = _share_of(listener, number, plan_of_fold.steps + 1)
+            with timer("adapt_seconds"):
+                self.adapt(Task(f"fold {number}", fitted), plan_of_fold, 0, told)
+            with timer("predict_seconds"):
+                answers = self.answer([questions[i] for i in fold.answered], plan)
+            out |= zip(fold.answered, answers, strict=True)
             listener(number + 1.0)
         return tuple(out[i] for i in range(len(questions)))
 

@@ -33,6 +33,10 @@ def adapt(
         int, typer.Option(help="Rows kept out of adapting, for `abmll predict --abstain-below-risk`.", min=0)
     ] = 0,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not check whether adapting is worth it.")] = False,
+    vectors: Annotated[
+        str | None,
+        typer.Option(help="Sentence encoder (folder or hub id) that the check compares with; needs abmll[vectors]."),
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="In the place of a saved task of this name.")] = False,
     step: Annotated[int | None, typer.Option(help="Without --save: checkpoint to adapt from.")] = None,
 ) -> None:
@@ -69,8 +73,10 @@ def adapt(
             "--save needs a file of labelled rows" if tasks is None else "--step is for runs without --save"
         )
     labelled = read_own_rows(tasks, labels, text, label, ask)
+    if vectors is not None and labelled.layout.labels is None:
+        raise AbmllError(f"--vectors {vectors}: is for texts and labels; these are questions with choices of their own")
 
     from abmll.cli.work.adapt import SaveRequest, adapt_to_rows  # after the arguments
 
-    request = SaveRequest(save, Path(tasks).name, hold_back, check=not no_check, replace=replace)
+    request = SaveRequest(save, Path(tasks).name, hold_back, check=not no_check, replace=replace, vectors=vectors)
     adapt_to_rows(run, labelled, values, request)
