@@ -44,6 +44,7 @@ OWN: dict[str, Any] = {  # fields that a system may have of its own, and a value
     "likelihood.learn_temperature": True,
     "likelihood.max_tokens": 300,
     "likelihood.share_prefix": False,
+    "likelihood.share_labels": True,
     "method.name": "reptile",
     "method.preset": "paper",
     "tasks.sampling": "proportional",
@@ -216,7 +217,12 @@ BUNDLES: dict[str, tuple[str, ...]] = {  # what can be had together
     "adaptation": tuple(f for f in OWN if f.startswith("adaptation") and f not in ALONE),
     "in context": ("adaptation.in_context", "adaptation.folds", "likelihood.max_tokens", "likelihood.template"),
     "draws of activations": ("adaptation.sampler", "adaptation.samples", "likelihood.normalisation"),
-    "letters": ("likelihood.kind", "likelihood.learn_temperature", "likelihood.share_prefix"),
+    "letters": (
+        "likelihood.kind",
+        "likelihood.learn_temperature",
+        "likelihood.share_prefix",
+        "likelihood.share_labels",
+    ),
     "method": ("method.name",),
     "preset": ("method.preset",),
 }

@@ -33,7 +33,11 @@ class AdapterConfig(Section):
 
 
 class LikelihoodConfig(Section):
-    """How choices are read from the model (docs/method.md, section 5)."""
+    """How choices are read from the model (docs/method.md, section 5).
+
+    `share_prefix`: the prompt is computed once for all choices of a question. `share_labels`: so are the tokens that
+    several choices begin with; `auto` where there are more than 26. Neither changes a score beyond rounding.
+    """
 
     kind: Literal["cloze", "letter"] = "cloze"
     normalisation: Literal["sum", "token", "byte"] = "token"
@@ -42,6 +46,7 @@ class LikelihoodConfig(Section):
     learn_temperature: bool = False
     max_tokens: int = Field(512, ge=8)
     share_prefix: bool = True
+    share_labels: Literal["auto"] | bool = "auto"
 
 
 class MethodConfig(BaseModel):

@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from abmll.errors import AbmllError
+from abmll.prompts.branches import fed_tokens
 from abmll.prompts.control import ControlTokens, NoOtherWay
 from abmll.prompts.rendering import TemplateError, check_template, render, render_chat
 from abmll.question import Question
@@ -53,6 +54,8 @@ class EncodedQuestion:
         answer: index of the right choice, -1 if unknown.
         key: 32 bits that name the question in noise counters.
         truncated: whether the context was cut.
+        tree: whether choices share the tokens that they begin with (`abmll.prompts.branches.tree`), which changes no
+            score, only how much is computed.
     """
 
     prefix: tuple[int, ...]
@@ -61,11 +64,12 @@ class EncodedQuestion:
     answer: int
     key: int
     truncated: bool
+    tree: bool = False
 
     @property
     def tokens(self) -> int:
-        """Length of the packed row."""
-        return len(self.prefix) + sum(len(c) for c in self.continuations)
+        """Length of the packed row, and of the last tokens, which are read alone."""
+        return len(self.prefix) + len(self.continuations) + fed_tokens(self.continuations, self.tree)
 
 
 MOST_REMEMBERED = 1 << 17

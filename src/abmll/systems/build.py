@@ -163,7 +163,8 @@ def build_batcher(config: RunConfig, base: LanguageModel) -> Batcher:
     )
     buckets = base.device.type == "cuda" and config.engine.capture
     least = config.engine.least_width
-    return Batcher(encoder, base.device, config.training.micro_batch, text.share_prefix, buckets, least)
+    sharing = {"share_prefix": text.share_prefix, "share_labels": text.share_labels}
+    return Batcher(encoder, base.device, config.training.micro_batch, buckets=buckets, least=least, **sharing)
 
 
 def _std_options(settings: Settings) -> StdOptions:
