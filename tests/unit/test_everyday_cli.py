@@ -423,7 +423,7 @@ def test_a_row_that_does_not_fit_the_model_is_named(abmll: Command, tmp_path: Pa
     assert (code, "long.jsonl:3: question '3' needs" in " ".join(err.split())) == (2, True)
     write_csv(tmp_path / "rows.csv", ["text"], [["river " * 2000], ["sun"]])
     code, _, err = abmll("predict runs/mine rows.csv --task t -o out.csv")
-    assert (code, "1 rows are longer than likelihood.max_tokens=512" in " ".join(err.split())) == (0, True)
+    assert (code, "1 row is longer than likelihood.max_tokens=512" in " ".join(err.split())) == (0, True)
 
 
 def test_a_task_of_texts_is_calibrated_on_texts_with_its_own_settings(abmll: Command, tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ class AdapterConfig(Section):
 class LikelihoodConfig(Section):
     """How choices are read from the model (docs/method.md, section 5).
 
-    `share_prefix`: the prompt is computed once for all choices of a question. `share_labels`: so are the tokens that
+    `cut`: which part of a context is left out where a question is longer than `max_tokens`; on rows of a user's own it
+    is the middle by default. `share_prefix`: the prompt is computed once for all choices of a question. `share_labels`: so are the tokens that
     several choices begin with; `auto` where there are more than 26. Neither changes a score beyond rounding.
     """
 
@@ -45,6 +46,7 @@ class LikelihoodConfig(Section):
     temperature: float = Field(1.0, gt=0)
     learn_temperature: bool = False
     max_tokens: int = Field(512, ge=8)
+    cut: Literal["start", "middle", "end"] = "start"
     share_prefix: bool = True
     share_labels: Literal["auto"] | bool = "auto"
 
@@ -124,6 +126,8 @@ class AdaptationConfig(Section):
     `folds`: each example is predicted also after adapting to those of the other folds, so that a temperature can be
     fitted to examples that were not learned; 0 leaves that out. `in_context`: as many examples as fit in
     `likelihood.max_tokens` are put in front of each question; with `steps` 0 nothing is learned then.
+    `sampler`: predictions average over `samples` draws of the weights, or of what they do to activations; `mean` answers
+    once, by the mean weights, as rows of a user's own are by default.
     """
 
     examples: int = Field(20, ge=0)
@@ -132,7 +136,7 @@ class AdaptationConfig(Section):
     draws: int = Field(1, ge=1)
     seed: int = Field(0, ge=0)
     test_questions: int | None = Field(None, ge=1)
-    sampler: Literal["weight", "activation"] = "weight"
+    sampler: Literal["weight", "activation", "mean"] = "weight"
     samples: int = Field(10, ge=1)
     batch_tokens: int = Field(4096, ge=1)
     folds: int = Field(0, ge=0)

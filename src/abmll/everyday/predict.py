@@ -43,6 +43,7 @@ class Survey:
         out: where the answers go: .csv, .tsv, .jsonl or .parquet.
         prefix: goes before the names of our columns.
         abstains: whether rows may be left without a prediction.
+        other: what is written as the prediction of these; None: nothing.
         rows: how many there are.
         columns: their names, in order of first appearance.
         schema: their types, where the output needs them.
@@ -53,6 +54,7 @@ class Survey:
     out: Path
     prefix: str = ""
     abstains: bool = False
+    other: str | None = None
     rows: int = 0
     columns: dict[str, None] = field(default_factory=dict)
     schema: pyarrow.Schema | None = None
@@ -103,7 +105,8 @@ def survey(table: RowFile, layout: Layout, out: Path, *, prefix: str = "", absta
             it already, or `out` cannot be written or cannot hold its columns.
     """
     check_writable(out)
-    found, label = Survey(table, layout, out, prefix, abstains, schema=table.schema()), printable(table.path)
+    label = printable(table.path)
+    found = Survey(table, layout, out, prefix, abstains, schema=table.schema())
     problems, as_question = Rows(label), partial(layout.question, labelled=False, untyped=table.untyped)
     typed = extension_of(out) == "parquet" and table.extension == "jsonl"
     rows, answerable = table.rows(), 0
@@ -173,7 +176,7 @@ def predict_table(
         for part in _chain(first, chunks):
             ours = [_ours(q, a, surveyed, threshold) for q, a in zip(part.questions, part.answers, strict=True)]
             writer.write(part.rows, ours)
-            answered = sum(extra[f"{surveyed.prefix}prediction"] is not None for extra in ours)
+            answered = sum(extra.get(f"{surveyed.prefix}answered", True) for extra in ours)
             written = Written(written.rows, written.answered + answered, written.cut + part.cut, threshold)
     return written
 
@@ -217,7 +220,7 @@ def _ours(question: Question, answer: Answer, surveyed: Survey, threshold: Cover
     """Our columns of one row."""
     labels = surveyed.layout.labels
     silent = threshold is not None and not answer.confidence >= threshold.threshold
-    values: dict[str, Any] = {"prediction": None if silent else question.choices[answer.choice]}
+    values: dict[str, Any] = {"prediction": surveyed.other if silent else question.choices[answer.choice]}
     values["confidence"] = answer.confidence
     if threshold is not None:
         values["answered"] = not silent

@@ -1,6 +1,7 @@
 """One loaded run for many estimators: the model stays; an estimator's posterior is put in when it is used."""
 
 import functools
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from abmll.systems.build import build_system, load_base
 from abmll.systems.predict import Answer
 
 CONFIG_FILE = "config.yaml"
+logger = logging.getLogger(__name__)
 Overrides = Mapping[str, Any]
 NOTHING: Overrides = MappingProxyType({})
 Posterior = dict[str, Tensor]
@@ -43,18 +45,18 @@ class SharedSession:
         session = self.session.tuned(tuning)
         with self._turn:
             session.system.adapt(Task(name, tuple(rows)), session.plan(len(rows)))
+            self._tell_of_long_rows(session)
             return self._taken()
 
     def answer(self, posterior: Posterior, rows: Sequence[Question], tuning: Overrides = NOTHING) -> tuple[Answer, ...]:
         """Answers under a posterior."""
         session = self.session.tuned(tuning)
-        encoder = self.session.system.batcher.encoder
         with self._turn:
             self._put(posterior)
             try:
                 return session.system.answer(rows, session.drawing)
             finally:
-                encoder.forget()
+                self._tell_of_long_rows(session)
 
     def write(self, posterior: Posterior, folder: Path, also: Callable[[Path], None]) -> None:
         """Write a posterior and the configuration as a folder that `read` takes, whole or not at all.
@@ -74,6 +76,12 @@ class SharedSession:
             self._put(posterior)
             stored = self.session.system.stored("task")
         write_adapter(stored, folder, all_files)
+
+    def _tell_of_long_rows(self, session: Session) -> None:
+        encoder = session.system.batcher.encoder
+        if encoder.truncated:
+            logger.warning("%s", session.about_long_rows(len(encoder.truncated)))
+        encoder.forget()
 
     def _taken(self) -> Posterior:
         return {name: t.detach().clone() for name, t in self.session.system.method.adapters.state_dict("task").items()}

@@ -161,6 +161,7 @@ def build_batcher(config: RunConfig, base: LanguageModel) -> Batcher:
         text.max_tokens,
         limit=getattr(base.model.config, "max_position_embeddings", None),
     )
+    encoder.cut = text.cut
     buckets = base.device.type == "cuda" and config.engine.capture
     least = config.engine.least_width
     sharing = {"share_prefix": text.share_prefix, "share_labels": text.share_labels}

@@ -17,7 +17,7 @@ from abmll.everyday.predict import Survey, Written, predict_table, survey
 from abmll.everyday.saved import SavedPosterior, read_posterior
 from abmll.everyday.session import Session, open_run
 from abmll.everyday.shipped import find_run
-from abmll.metrics.abstention import LEVEL, Covered, best, certify, rows_needed, thresholds
+from abmll.metrics.abstention import LEVEL, Covered, certify, choose_threshold, rows_needed
 from abmll.tables.layouts import Layout
 from abmll.tables.read import RowFile
 
@@ -38,6 +38,7 @@ class PredictRequest:
         prefix: goes before the names of the columns that are added.
         risk: share of answers that may be wrong; None: every row is answered.
         held_back: labelled rows that nothing was fitted to, for the threshold; None: those saved with the task.
+        other: prediction of the rows that are not answered; None: they have none.
     """
 
     rows: Path
@@ -47,6 +48,7 @@ class PredictRequest:
     prefix: str
     risk: float | None
     held_back: Path | None
+    other: str | None = None
 
 
 def predict_rows(run: str, overrides: Mapping[str, Any], request: PredictRequest) -> None:
@@ -56,6 +58,7 @@ def predict_rows(run: str, overrides: Mapping[str, Any], request: PredictRequest
     layout = request.layout if saved is None else layout_of(saved)
     abstains = request.risk is not None
     surveyed = survey(RowFile(request.rows), layout, request.out, prefix=request.prefix, abstains=abstains)
+    surveyed.other = request.other
     if request.out.exists() and request.out.resolve() == request.rows.resolve():
         raise AbmllError(f"{request.out}: is the file of rows itself; give another name")
     err_console.print(f"{surveyed.rows:,} rows; loading the model of {folder}", highlight=False)
@@ -98,8 +101,7 @@ def _chooser(held_back: HeldBack, risk: float) -> ChooseThreshold:
         )
 
     def choose(unlabelled: np.ndarray) -> Covered:
-        tests = certify(held_back.confidence, held_back.correct, thresholds(unlabelled, have, risk), risk)
-        threshold = best(tests)
+        threshold = choose_threshold((held_back.confidence, held_back.correct), unlabelled, risk)
         if threshold is None:
             _show_risk(held_back, risk)
             raise AbmllError(
@@ -138,10 +140,7 @@ def _show_risk(held_back: HeldBack, risk: float) -> None:
 
 def _summarise(written: Written, out: Path, session: Session) -> None:
     if written.cut:
-        note(
-            f"note: {written.cut:,} rows are longer than likelihood.max_tokens="
-            f"{session.config.likelihood.max_tokens}: the start of their text was cut"
-        )
+        note(f"note: {session.about_long_rows(written.cut)}")
     if (threshold := written.threshold) is not None:
         share = 100 * written.answered / written.rows
         note(
