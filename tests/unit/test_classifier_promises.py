@@ -157,7 +157,7 @@ def test_rows_held_back_that_are_none_are_refused(fitted: Classifier) -> None:
 
 
 def test_sample_weight_is_refused_by_name_with_what_to_do() -> None:
-    with pytest.raises(AbmllError, match="sample_weight is not taken.*several times"):
+    with pytest.raises(AbmllError, match=r"sample_weight is not taken.*several times"):
         Classifier("nowhere").fit(TEXTS, NAMES, sample_weight=np.ones(60))
 
 

@@ -36,8 +36,9 @@ class LikelihoodConfig(Section):
     """How choices are read from the model (docs/method.md, section 5).
 
     `cut`: which part of a context is left out where a question is longer than `max_tokens`; on rows of a user's own it
-    is the middle by default. `share_prefix`: the prompt is computed once for all choices of a question. `share_labels`: so are the tokens that
-    several choices begin with; `auto` where there are more than 26. Neither changes a score beyond rounding.
+    is the middle by default. `share_prefix`: the prompt is computed once for all choices of a question. `share_labels`:
+    so are the tokens that several choices begin with; `auto` where there are more than 26. Neither changes a score
+    beyond rounding.
     """
 
     kind: Literal["cloze", "letter"] = "cloze"
@@ -126,8 +127,8 @@ class AdaptationConfig(Section):
     `folds`: each example is predicted also after adapting to those of the other folds, so that a temperature can be
     fitted to examples that were not learned; 0 leaves that out. `in_context`: as many examples as fit in
     `likelihood.max_tokens` are put in front of each question; with `steps` 0 nothing is learned then.
-    `sampler`: predictions average over `samples` draws of the weights, or of what they do to activations; `mean` answers
-    once, by the mean weights, as rows of a user's own are by default.
+    `sampler`: predictions average over `samples` draws of the weights, or of what they do to activations; `mean`
+    answers once, by the mean weights, as rows of a user's own are answered by default.
     """
 
     examples: int = Field(20, ge=0)

@@ -71,9 +71,9 @@ class HeldBackRows:
         found = choose_threshold((confidence, correct), unlabelled, risk)
         if found is None:
             raise AbmllError(
-                f"abstain_below_risk={risk:g}: no threshold keeps the promise: {len(correct)} rows held back do not show "
-                f"an error rate of at most {100 * risk:g} % anywhere. Hold more back, accept a higher risk, or leave it "
-                "out"
+                f"abstain_below_risk={risk:g}: no threshold keeps the promise: {len(correct)} rows held back do not "
+                f"show an error rate of at most {100 * risk:g} % anywhere. Hold more back, accept a higher risk, or "
+                "leave it out"
             )
         return found.threshold
 

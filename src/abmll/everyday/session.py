@@ -20,7 +20,6 @@ from abmll.systems.build import build_system, load_base
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan, resolve
 from abmll.systems.system import System
 
-
 OWN_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"likelihood": {"cut": "middle"}, "adaptation": {"sampler": "mean"}}
 )

@@ -32,7 +32,7 @@ Cut = Literal["start", "middle", "end"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 OMITTED = "[...] "
 """Stands where the middle of a context was left out."""
-# where a cut context may begin or end: at a word, or anywhere in a run that is too long to be one (a script without spaces)
+# where a cut context may begin (and, of two ends, end): at a word, or in a run too long to be one (no spaces)
 CUTS = re.compile(r"(?<!\S)\S|(?<=\S{30})\S")
 BOTH_ENDS = re.compile(CUTS.pattern + r"|\S(?=\S{30})")
 

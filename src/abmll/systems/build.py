@@ -164,8 +164,8 @@ def build_batcher(config: RunConfig, base: LanguageModel) -> Batcher:
     encoder.cut = text.cut
     buckets = base.device.type == "cuda" and config.engine.capture
     least = config.engine.least_width
-    sharing = {"share_prefix": text.share_prefix, "share_labels": text.share_labels}
-    return Batcher(encoder, base.device, config.training.micro_batch, buckets=buckets, least=least, **sharing)
+    micro_batch = config.training.micro_batch
+    return Batcher(encoder, base.device, micro_batch, text.share_prefix, buckets, least, text.share_labels)
 
 
 def _std_options(settings: Settings) -> StdOptions:

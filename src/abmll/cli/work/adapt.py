@@ -55,9 +55,8 @@ def adapt_to_rows(run: str, labelled: Labelled, overrides: Mapping[str, Any], re
         note(f"note: {session.about_long_rows(cut)}. Set likelihood.max_tokens higher to keep more")
     aside = f", {len(dealt.answered)} held back" if dealt.answered else ""
     labels = labelled.layout.labels or ()
-    kinds = (
-        f"; labels: {', '.join(labels)}" if 0 < len(labels) <= MOST_SHOWN else f"; {len(labels)} labels" * bool(labels)
-    )
+    names = f"; labels: {', '.join(labels)}" if len(labels) <= MOST_SHOWN else f"; {len(labels)} labels"
+    kinds = names if labels else ""
     say(f"Saved: {folder / 'tasks' / request.name} ({count} rows adapted to{aside}{kinds})")
     if request.check:
         _check(session, request.name, adapted)
