@@ -14,8 +14,11 @@ from sklearn.utils.validation import check_is_fitted
 from abmll.adapters.folder import checksum
 from abmll.config import parse_overrides
 from abmll.errors import AbmllError
+from abmll.everyday.adapt import HeldBackRows, hold_back, parted
+from abmll.everyday.labelled import Labelled
 from abmll.everyday.shared_session import Posterior, SharedSession, read_shared_session, shared_session_of
 from abmll.files import MOST_JSON, read_and_tell_seal, write_sealed_json
+from abmll.metrics.abstention import check_share, conformal_threshold, rows_needed
 from abmll.metrics.predictions import pad_probabilities
 from abmll.question import Question
 from abmll.systems.predict import Answer
@@ -28,7 +31,9 @@ from abmll.tables.rows import BadRow, named, report, shown
 from abmll.tables.values import plain
 
 FILE = "classifier.json"
-FORMAT = 2  # of the labels, which had no types in the first
+FORMAT = 3  # in the first labels had no types, in the second there were no rows held back
+PILOT = 1024
+"""First rows of a call whose confidences fix the thresholds that are tested, as of `abmll predict`."""
 
 
 class Classifier(ClassifierMixin, BaseEstimator):
@@ -49,7 +54,12 @@ class Classifier(ClassifierMixin, BaseEstimator):
         label: column of the labels, where `y` is not given.
         ask: what the model is asked about each text; None: a question made of the labels.
         steps: gradient steps of adapting; None: the run's own number, or one pass over the examples if that is more.
-        samples: posterior draws of a prediction; None: the run's own number.
+        samples: posterior draws of a prediction, which take their number times as long; None: the mean weights, which
+            say nothing of a spread.
+        hold_back: examples that are not adapted to, for `abstain_below_risk` and `predict_set`.
+        abstain_below_risk: `predict` answers only where at most this share of the answers is wrong, at 90 % confidence
+            (see `abmll.metrics.abstention`); None: every row. Each call has a threshold of its own, fixed by its rows.
+        other: what `predict` gives for a row that is not answered.
         seed: order of the examples.
         settings: further values of the run's configuration, as ("model.device=cpu",).
 
@@ -72,6 +82,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
         ask: str | None = None,
         steps: int | None = None,
         samples: int | None = None,
+        hold_back: int = 0,
+        abstain_below_risk: float | None = None,
+        other: Any = None,
         seed: int = 0,
         settings: Sequence[str] = (),
     ) -> None:
@@ -81,31 +94,41 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.ask = ask
         self.steps = steps
         self.samples = samples
+        self.hold_back = hold_back
+        self.abstain_below_risk = abstain_below_risk
+        self.other = other
         self.seed = seed
         self.settings = settings
 
-    def fit(self, X: Any, y: Any = None) -> "Classifier":
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "Classifier":
         """Adapt to examples.
 
         Args:
             X: the examples, see above.
             y: their labels, or for multiple choice the indices or texts of the answers; None: they are in `X`.
+            sample_weight: refused; examples count alike.
 
         Raises:
-            AbmllError: an example is none (all of them, by number), `y` is missing or of another length, or the run
-                cannot be had.
+            AbmllError: an example is none (all of them, by number), `y` is missing or of another length, weights are
+                given, too few examples are left or held back, or the run cannot be had.
         """
+        self._check_params(sample_weight)
         rows = self._rows(X)
         layout, classes, answers = self._kind(rows, y)
-        questions = _questions(rows, layout, answers)
+        labelled = Labelled(layout, tuple(_questions(rows, layout, answers)))
+        used, aside = parted(labelled, hold_back(labelled.clusters, self.hold_back, self.seed, "hold_back="))
         shared = shared_session_of(self.run, parse_overrides(self.settings))
-        tuning = shared.decided(questions, self._tuning())
-        self._posterior: Posterior = shared.fit("classifier", questions, tuning)
+        tuning = shared.decided(used.rows, self._tuning())
+        self._posterior: Posterior = shared.fit("classifier", used.rows, tuning)
         self._tuned = tuning
         self._saved: tuple[str, str] | None = None
         self._shared: SharedSession = shared
         self._layout = layout
-        most = max(len(question.choices) for question in questions)
+        self._held_back = HeldBackRows((), ())
+        if aside:
+            of_rows = shared.answer(self._posterior, aside, tuning)
+            self._held_back = HeldBackRows.of(of_rows, aside)
+        most = max(len(question.choices) for question in labelled.rows)
         self.classes_ = np.arange(most) if classes is None else classes
         return self
 
@@ -126,11 +149,44 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class of each row: a label, or (multiple choice) the index of a choice.
 
+        With `abstain_below_risk` a row below the threshold gets `other`, and the array is one of objects.
+
         Raises:
-            NotFittedError, AbmllError: as `predict_proba`.
+            NotFittedError, AbmllError: as `predict_proba`; or no threshold keeps the promise.
         """
-        choices = np.array([answer.choice for answer in self.answers(X)], dtype=np.int64)
-        return choices if self._layout.labels is None else self.classes_[choices]
+        answers = self.answers(X)
+        choices = np.array([answer.choice for answer in answers], dtype=np.int64)
+        classes = choices if self._layout.labels is None else self.classes_[choices]
+        if self.abstain_below_risk is None or not answers:
+            return classes
+        confidence = np.array([answer.confidence for answer in answers])
+        threshold = self._held_back.threshold(confidence[:PILOT], self.abstain_below_risk)
+        found = classes.astype(object)
+        found[confidence < threshold] = self.other
+        return found
+
+    def predict_set(self, X: Any, risk: float = 0.1) -> list[np.ndarray]:
+        """The classes that each row may have: sets that miss the right one with probability `risk` at most.
+
+        They are split-conformal sets by the rows that `hold_back` held back (`conformal_threshold` of
+        `abmll.metrics.abstention`), and always hold the most probable class. The promise is over rows drawn alike, both
+        those held back and those to come; not for each class or row.
+
+        Returns:
+            One array a row, the most probable class first.
+
+        Raises:
+            NotFittedError, AbmllError: as `predict_proba`; or too few rows were held back for this risk.
+        """
+        answers = self.answers(X)
+        least = conformal_threshold(self._held_back.of_truth, risk)
+        sets = []
+        for answer in answers:
+            p = np.array(answer.probabilities)
+            order = np.argsort(-p, kind="stable")
+            chosen = order[: max(1, int((p >= least).sum()))]
+            sets.append(chosen if self._layout.labels is None else self.classes_[chosen])
+        return sets
 
     def answers(self, X: Any) -> tuple[Answer, ...]:
         """Everything that is said of each row: probabilities, confidence, spread over posterior draws, information.
@@ -142,7 +198,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return self._shared.answer(self._posterior, _questions(self._rows(X), self._layout, None), self._tuned)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Share of right predictions, by `y` or else by the labels in `X`.
+        """Share of the rows whose most probable class is right, by `y` or else by the labels in `X`; none is left out.
 
         Raises:
             NotFittedError, AbmllError: as `predict_proba`; or there are no rows, or no labels.
@@ -176,9 +232,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         params = {name: str(value) if isinstance(value, Path) else value for name, value in self.get_params().items()}
         values = {
             "abmll_classifier": FORMAT,
-            "params": {**params, "settings": list(self.settings)},
+            "params": {**params, "settings": list(self.settings), "other": plain(self.other)},
             "layout": self._layout.to_dict(),
             "classes": classes_to_json(self.classes_),
+            "held_back": self._held_back.to_json(),
         }
         self._shared.write(
             self._posterior,
@@ -196,8 +253,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
             AbmllError: the folder is no such thing, is damaged, or its base model cannot be had.
         """
         folder = Path(folder)
-        params, layout, classes = _read(folder)
+        params, layout, classes, held_back = _read(folder)
         found = cls(**params)
+        found._held_back = held_back
         found._shared, found._posterior = read_shared_session(folder)
         found._layout, found._tuned, found.classes_ = layout, found._tuning(), classes
         found._saved = _saved_in(folder)
@@ -224,6 +282,22 @@ class Classifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.two_d_array, tags.input_tags.string = False, True
         tags.target_tags.required = False  # answers may be in the examples
         return tags
+
+    def _check_params(self, sample_weight: Any) -> None:
+        if sample_weight is not None:
+            raise AbmllError(
+                "fit: sample_weight is not taken, as each example counts alike in a step of adapting. Give a row that "
+                "should count more several times, leave out those that should not count, or draw rows by their weights"
+            )
+        risk = self.abstain_below_risk
+        if risk is None:
+            return
+        check_share("abstain_below_risk", risk)
+        if self.hold_back < (need := rows_needed(risk)):
+            raise AbmllError(
+                f"abstain_below_risk={risk:g} needs hold_back={need} or more, so many without an error: examples that "
+                f"are not adapted to; here it is {self.hold_back}"
+            )
 
     def _tuning(self) -> dict[str, Any]:
         given = {"steps": self.steps, "samples": self.samples, "seed": self.seed}
@@ -346,22 +420,23 @@ def _of(folder: Path) -> str:
     return f"{FILE} of the adapter {checksum(folder)}"
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], Layout, np.ndarray]:
+def _read(folder: Path) -> tuple[dict[str, Any], Layout, np.ndarray, HeldBackRows]:
     file = folder / FILE
     if not file.exists():
         raise AbmllError(f"{file}: not there, so this is no folder of Classifier.save")
     try:
         values, sealed = read_and_tell_seal(file, _of(folder), "fit and save again", MOST_JSON)
-        if values["abmll_classifier"] not in (1, FORMAT):
+        if values["abmll_classifier"] not in range(1, FORMAT + 1):
             raise AbmllError(f"{file}: format {values['abmll_classifier']} is not known here: upgrade abmll")
         params = dict(values["params"])
         Classifier(**params)
         layout, classes = Layout.from_dict(values["layout"]), classes_from_json(values["classes"])
         if layout.labels is not None and len(layout.labels) != len(classes):
             raise ValueError(f"{len(classes)} labels, and {len(layout.labels)} texts of them")
-        if not sealed and values["abmll_classifier"] == FORMAT:
+        held_back = HeldBackRows.from_json(values.get("held_back", {"probabilities": [], "answers": []}))
+        if not sealed and values["abmll_classifier"] > 1:
             raise AbmllError(f"{file}: has no SHA-256 of its own; fit and save again")
-        return params, layout, classes
+        return params, layout, classes, held_back
     except AbmllError as error:
         raise error if str(folder) in str(error) else AbmllError(f"{file}: {error}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -72,7 +72,8 @@ def test_every_token_stands_in_its_column_with_its_position_and_counter(kind: st
     for i, (_, cells) in enumerate(rows):
         for column in range(batch.input_ids.shape[1]):
             token, position, choice, place = cells.get(column, (0, 0, -2, 0))
-            assert batch.segment[i, column] == choice + 1
+            seen_to = max((c for c, cell in cells.items() if choice in (-1, cell[2])), default=-1)
+            assert batch.reach[i, column] == (0 if choice == -2 else seen_to + 1)
             assert batch.input_ids[i, column] == token
             assert batch.position_ids[i, column] == position
             assert batch.token_index[i, column] == place
@@ -149,8 +150,8 @@ def test_a_batch_is_causal_if_no_row_holds_tokens_of_two_choices(
     assert batch.causal == causal
     if causal:  # what a model assumes that is told nothing
         columns = torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids)
-        assert torch.equal(batch.position_ids[batch.segment >= 0], columns[batch.segment >= 0])
-        assert all(len(row[row > 0].unique()) <= 1 for row in batch.segment)
+        assert torch.equal(batch.position_ids[batch.reach > 0], columns[batch.reach > 0])
+        assert all(len(row[row > 0].unique()) <= 1 for row in batch.reach)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -169,7 +170,7 @@ def counters(batch: ChoiceBatch) -> dict[int, set[tuple[int, int, int]]]:
     """Question key -> {(counter, token, position)} of its tokens, over all its rows."""
     out: dict[int, set[tuple[int, int, int]]] = {}
     for row, key in enumerate(batch.row_keys.tolist()):
-        real = batch.segment[row] >= 0
+        real = batch.reach[row] > 0
         columns = (batch.token_index[row][real], batch.input_ids[row][real], batch.position_ids[row][real])
         out.setdefault(key, set()).update(zip(*(c.tolist() for c in columns), strict=True))
     return out
@@ -253,7 +254,7 @@ def test_repeating_gives_groups_that_read_and_score_for_themselves(kind: str, bu
     n, _, p, m, b, k, causal, _ = batch.signature
     repeated = batch.repeat(3)
     assert repeated.signature == BatchSignature(3 * n, batch.input_ids.shape[1], 3 * p, 3 * m, 3 * b, k, causal)
-    for name in ("input_ids", "position_ids", "segment", "token_index", "row_keys", "read_column", "target_token"):
+    for name in ("input_ids", "position_ids", "reach", "token_index", "row_keys", "read_column", "target_token"):
         assert torch.equal(tensors(repeated)[name], torch.cat([tensors(batch)[name]] * 3)), name
     for name in ("answers", "lengths", "choice_mask"):
         assert torch.equal(tensors(repeated)[name], torch.cat([tensors(batch)[name]] * 3)), name
@@ -287,7 +288,7 @@ def test_a_bucket_holds_the_batch_in_its_corner_and_padding_that_does_nothing(ki
     assert places in (16, 64, 256)
     assert max(p, m) <= places < 4 * max(p, m, 5)
     assert wide.signature == BatchSignature(n, bucket(columns), places, places, b, bucket(k), causal)
-    assert bool((wide.segment[:, columns:] == -1).all())
+    assert not wide.reach[:, columns:].any()
     assert not wide.choice_mask[:, k:].any()
     assert not wide.read_row[p:].any()
     assert not wide.read_column[p:].any()

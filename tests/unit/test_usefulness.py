@@ -244,7 +244,7 @@ def test_remarks_name_what_spoils_the_rows(tmp_path: Path) -> None:
         ("text,label\na,x\nb,x\n", "every row is labelled 'x'"),
         ("text,label\na,x\n,y\nb,\n", r"a\.csv:4: label is missing"),
         ("text,label\n", "the file has no rows"),
-        ("text,label\n" + "".join(f"a,{n}\n" for n in range(101)), r"a\.csv:102: more than 100 different values"),
+        ("text,label\n" + "".join(f"a,{n}\n" for n in range(101)), r"a\.csv: 101 different values of 'label'"),
         ("words,label\na,x\nb,y\n", r"a\.csv:2: text is missing"),
     ],
 )

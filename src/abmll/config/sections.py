@@ -36,6 +36,11 @@ class AdapterConfig(Section):
 class LikelihoodConfig(Section):
     """How choices are read from the model (docs/method.md, section 5).
 
+    `cut`: which part of a context is left out where a question is longer than `max_tokens`; on rows of a user's own it
+    is the middle by default. `share_prefix`: the prompt is computed once for all choices of a question. `share_labels`:
+    so are the tokens that several choices begin with; `auto` where there are more than 26. Neither changes a score
+    beyond rounding.
+
     `premise`: a text that stands where a question's own would, such as "" or "N/A"; what each choice scores after the
     prompt with it is subtracted (domain-conditional PMI); null subtracts nothing.
     `kind: auto` is for a base model that nothing was trained on: the labelled rows that it is adapted to decide.
@@ -48,7 +53,9 @@ class LikelihoodConfig(Section):
     temperature: float = Field(1.0, gt=0)
     learn_temperature: bool = False
     max_tokens: int = Field(512, ge=8)
+    cut: Literal["start", "middle", "end"] = "start"
     share_prefix: bool = True
+    share_labels: Literal["auto"] | bool = "auto"
 
     @property
     def decided(self) -> Literal["cloze", "letter"]:
@@ -147,6 +154,8 @@ class AdaptationConfig(Section):
     of an adaptation, or fall to 0 after the last one.
     `content_free`: tasks with fixed labels are also asked questions without content, for contextual calibration.
     `lengths`: the numbers of tokens of each question and its choices are written beside its answer, for Thermometer.
+    `sampler`: predictions average over `samples` draws of the weights, or of what they do to activations; `mean`
+    answers once, by the mean weights, as rows of a user's own are answered by default.
     """
 
     examples: int = Field(20, ge=0)
@@ -156,7 +165,7 @@ class AdaptationConfig(Section):
     draws: int = Field(1, ge=1)
     seed: int = Field(0, ge=0)
     test_questions: int | None = Field(None, ge=1)
-    sampler: Literal["weight", "activation"] = "weight"
+    sampler: Literal["weight", "activation", "mean"] = "weight"
     samples: int = Field(10, ge=1)
     batch_tokens: int = Field(4096, ge=1)
     folds: int = Field(0, ge=0)

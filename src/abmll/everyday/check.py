@@ -203,7 +203,7 @@ def check_usefulness(
         labelled: rows that nothing else was done with, of `FEWEST` clusters or more.
         tell: hears how many folds are done, out of how many; a step of adapting is a part of one.
         encode: sentence vectors, see `abmll.text_classifiers.load_encoder`; None: without that row.
-        calibrator: of the run's answers; None: a posterior temperature by the prior that the run carries, or the weak one.
+        calibrator: of the run's answers; None: a posterior temperature, by the run's prior or the weak one.
     """
     rows, answers = labelled.rows, [row.answer for row in labelled.rows]
     folds = deal(answers, labelled.clusters, seed=session.config.adaptation.seed)

@@ -70,7 +70,7 @@ def predict_table(
         for part in _chain(first, chunks):
             ours = [_ours(q, a, surveyed, threshold) for q, a in zip(part.questions, part.answers, strict=True)]
             writer.write(part.rows, ours)
-            answered = sum(extra[f"{surveyed.prefix}prediction"] is not None for extra in ours)
+            answered = sum(extra.get(f"{surveyed.prefix}answered", True) for extra in ours)
             written = Written(written.rows, written.answered + answered, written.cut + part.cut, threshold)
     return written
 
@@ -114,7 +114,7 @@ def _ours(question: Question, answer: Answer, surveyed: Survey, threshold: Cover
     """Our columns of one row."""
     labels = surveyed.layout.labels
     silent = threshold is not None and not answer.confidence >= threshold.threshold
-    values: dict[str, Any] = {"prediction": None if silent else question.choices[answer.choice]}
+    values: dict[str, Any] = {"prediction": surveyed.other if silent else question.choices[answer.choice]}
     values["confidence"] = answer.confidence
     if threshold is not None:
         values["answered"] = not silent

@@ -27,6 +27,12 @@ from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan,
 from abmll.systems.scale import calibrator_of
 from abmll.systems.system import System
 
+OWN_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"likelihood": {"cut": "middle"}, "adaptation": {"sampler": "mean"}}
+)
+"""What rows of a user's own are adapted to and answered with where nobody says otherwise, whatever the run was trained
+with: the start and the end of a long text say most of it, and draws of weights take their number times as long."""
+
 
 @dataclass(frozen=True)
 class Session:
@@ -76,13 +82,21 @@ class Session:
         """
         return calibrator_of(self.folder, self.config)
 
+    def about_long_rows(self, count: int) -> str:
+        """That so many rows were too long, and what was left out of them."""
+        text, rows = self.config.likelihood, "1 row is" if count == 1 else f"{count:,} rows are"
+        return (
+            f"{rows} longer than likelihood.max_tokens={text.max_tokens}: the {text.cut} of their text was left out "
+            "(likelihood.cut)"
+        )
+
     def tuned(self, overrides: Mapping[str, Any]) -> "Session":
         """The same run on the same model, adapting and drawing in another way (`{"adaptation": {"steps": 3}}`).
 
         Raises:
             AbmllError: a value is wrong.
         """
-        config = _laid(self.config, overrides, where=self.folder)
+        config = _laid(self.config, _drawing_as_asked(overrides), where=self.folder)
         steps = _steps_in(config, overrides)
         return replace(self, config=config, steps=self.steps if steps is None else steps)
 
@@ -159,8 +173,10 @@ def settings_of(
     Raises:
         AbmllError: there is no such run, a value is wrong, or it cannot be set any more.
     """
-    config = _laid(load_config(RunConfig, folder / "config.yaml"), _brought_by(saved), where=folder)
-    found = _laid(config, overrides, where=folder)
+    trained = load_config(RunConfig, folder / "config.yaml")
+    brought = _brought_by(saved) if saved is not None else OWN_DEFAULTS if fixed is OWN_ROWS else {}
+    config = _laid(trained, brought, where=folder)
+    found = _laid(config, _drawing_as_asked(overrides, trained.adaptation.sampler), where=folder)
     if not is_trained(config, folder):
         check_fixed(config, found, folder, fixed)
     else:
@@ -185,9 +201,21 @@ def _steps_in(config: RunConfig, overrides: Mapping[str, Any]) -> int | None:
     return config.adaptation.steps if "steps" in overrides.get("adaptation", {}) else None
 
 
-def _brought_by(saved: SavedPosterior | None) -> dict[str, Any]:
+def _drawing_as_asked(overrides: Mapping[str, Any], sampler: str = "weight") -> Mapping[str, Any]:
+    """Who asks for a number of draws asks for draws: by the sampler of the run, where it has one.
+
+    >>> _drawing_as_asked({"adaptation": {"samples": 4}})
+    {'adaptation': {'samples': 4, 'sampler': 'weight'}}
+    """
+    adaptation = overrides.get("adaptation", {})
+    if "samples" not in adaptation or "sampler" in adaptation:
+        return overrides
+    return {**overrides, "adaptation": {**adaptation, "sampler": "weight" if sampler == "mean" else sampler}}
+
+
+def _brought_by(saved: SavedPosterior) -> dict[str, Any]:
     """The settings that a saved task was adapted with, and that answers must be made with."""
-    details = {} if saved is None else saved.details
+    details = saved.details
     sections = {
         "likelihood": details.get("likelihood"),
         "adaptation": details.get("answering"),

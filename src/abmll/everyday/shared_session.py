@@ -1,6 +1,7 @@
 """One loaded run for many estimators: the model stays; an estimator's posterior is put in when it is used."""
 
 import functools
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from abmll.systems.build import build_system, load_base
 from abmll.systems.predict import Answer
 
 CONFIG_FILE = "config.yaml"
+logger = logging.getLogger(__name__)
 Overrides = Mapping[str, Any]
 NOTHING: Overrides = MappingProxyType({})
 Posterior = dict[str, Tensor]
@@ -59,18 +61,18 @@ class SharedSession:
         with self._turn:
             session = self._tuned(tuning)
             session.system.adapt(Task(name, tuple(rows)), session.plan(len(rows)))
+            self._tell_of_long_rows(session)
             return self._taken()
 
     def answer(self, posterior: Posterior, rows: Sequence[Question], tuning: Overrides = NOTHING) -> tuple[Answer, ...]:
         """Answers under a posterior."""
         with self._turn:
             session = self._tuned(tuning)
-            encoder = session.system.batcher.encoder
             self._put(posterior)
             try:
                 return session.system.answer(rows, session.drawing)
             finally:
-                encoder.forget()
+                self._tell_of_long_rows(session)
 
     def write(
         self, posterior: Posterior, folder: Path, also: Callable[[Path], None], tuning: Overrides = NOTHING
@@ -110,6 +112,12 @@ class SharedSession:
             session = session.read_by(session.config.likelihood.decided)
             self.session = replace(self.session, system=session.system)
         return session
+
+    def _tell_of_long_rows(self, session: Session) -> None:
+        encoder = session.system.batcher.encoder
+        if encoder.truncated:
+            logger.warning("%s", session.about_long_rows(len(encoder.truncated)))
+        encoder.forget()
 
     def _taken(self) -> Posterior:
         return {name: t.detach().clone() for name, t in self.session.system.method.adapters.state_dict("task").items()}

@@ -35,6 +35,7 @@ class Survey:
         out: where the answers go: .csv, .tsv, .jsonl or .parquet.
         prefix: goes before the names of our columns.
         abstains: whether rows may be left without a prediction.
+        other: what is written as the prediction of these; None: nothing.
         rows: how many there are.
         columns: their names, in order of first appearance.
         schema: their types, where the output needs them.
@@ -45,6 +46,7 @@ class Survey:
     out: Path
     prefix: str = ""
     abstains: bool = False
+    other: str | None = None
     rows: int = 0
     columns: dict[str, None] = field(default_factory=dict)
     schema: pyarrow.Schema | None = None

@@ -177,6 +177,57 @@ def certify(
     return tuple(out)
 
 
+def choose_threshold(
+    held_back: tuple[Float[np.ndarray, "N"], Bool[np.ndarray, "N"]],
+    unlabelled: Float[np.ndarray, "M"],
+    risk: float,
+    level: float = LEVEL,
+) -> Covered | None:
+    """The threshold to answer rows by; None if no threshold keeps the promise.
+
+    Args:
+        held_back: confidence, and whether it is right, of each answer to rows that nothing was fitted to.
+        unlabelled: confidences of the rows to answer, which fix the thresholds that are tested.
+        risk, level: of the promise.
+
+    Raises:
+        AbmllError, NonFiniteError: as `certify`.
+    """
+    tested = thresholds(unlabelled, len(held_back[0]), risk, level)
+    return best(certify(*held_back, tested, risk, level))
+
+
+def conformal_threshold(of_truth: Float[np.ndarray, "N"], risk: float) -> float:
+    """The probability from which a label belongs to the set of labels of a row: split-conformal sets.
+
+    The set holds every label whose probability is at least that of the ceil((1 - risk) (N + 1))-th most probable right
+    label among N held-back rows. Where those and a new row are exchangeable, the set misses the new row's label with
+    probability `risk` at most, over all of these rows (Vovk, Gammerman and Shafer 2005; by probabilities: Sadinle, Lei
+    and Wasserman 2019), whatever the model.
+
+    Args:
+        of_truth: probability of the right label of each held-back row.
+        risk: share of the sets that may miss the right label.
+
+    Raises:
+        AbmllError: the risk is not between 0 and 1, or there are too few rows for it.
+        NonFiniteError: a probability is NaN or infinite.
+
+    >>> conformal_threshold(np.array([0.9, 0.2, 0.8, 0.7]), risk=0.4)
+    0.7
+    """
+    check_share("risk", risk)
+    check_finite("probability", of_truth)
+    count = len(of_truth)
+    rank = math.ceil((1 - risk) * (count + 1) - 1e-9)
+    if rank > count:
+        raise AbmllError(
+            f"sets that miss the label of at most {100 * risk:g} % of the rows need {math.ceil(1 / risk - 1 - 1e-9)} "
+            f"labelled rows or more that were held back from adapting; here are {count}"
+        )
+    return float(np.sort(of_truth)[::-1][rank - 1])
+
+
 def best(tests: Sequence[Covered]) -> Covered | None:
     """The promised threshold that answers most; None if none is promised."""
     return next((found for found in reversed(tests) if found.promised), None)

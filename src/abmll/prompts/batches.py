@@ -37,9 +37,10 @@ class BatchSignature(NamedTuple):
 class ChoiceBatch:
     """B questions of up to K choices as N rows of T tokens, padded on the right.
 
-    A row is a prompt, then its choices side by side. What is asked of the model is the hidden state at P places, and
-    of the logits there the M answer tokens: the first token of every choice is read from the prompt's last place, all
-    others from the token before. All tensors are parts of one buffer, so a batch moves as one copy.
+    A row is a prompt, then its choices, side by side or as a tree (`abmll.prompts.branches`). What is asked of the
+    model is the hidden state at P places, and of the logits there the M answer tokens: the first token of every choice
+    is read from the prompt's last place, all others from the token before. All tensors are parts of one buffer, so a
+    batch moves as one copy.
 
     Where the questions have premises, the Q different ones are rows like any others, after those of the questions; so
     questions with the same choices share one.
@@ -47,7 +48,8 @@ class ChoiceBatch:
     Attributes:
         input_ids: token ids; 0 where padded.
         position_ids: position of each token; choices all go on from the prompt. 0, 1, ... where `causal`.
-        segment: 0 for the prompt, 1 + k for choice k, -1 for padding.
+        reach: the first column after a token from which it is not seen any more: a token of a prompt is seen to the
+            end of its row, one of a choice by what goes on from it; 0 for padding, which nothing sees.
         token_index: place of a token in its unpadded question, for noise counters.
         row_keys: question key of each row, for noise counters.
         read_row, read_column: places from which answer tokens are read, each once; (0, 0) where padded.
@@ -66,7 +68,7 @@ class ChoiceBatch:
 
     input_ids: Int[Tensor, "N T"]
     position_ids: Int[Tensor, "N T"]
-    segment: Int[Tensor, "N T"]
+    reach: Int[Tensor, "N T"]
     token_index: Int[Tensor, "N T"]
     row_keys: Int[Tensor, " N"]
     read_row: Int[Tensor, " P"]
@@ -110,14 +112,13 @@ class ChoiceBatch:
         return _cut(torch.zeros(_size(sizes), dtype=torch.uint8, device=device), sizes)
 
     def attention_mask(self, window: int | None = None) -> Bool[Tensor, "N 1 T T"]:
-        """Who may look at whom: earlier tokens of the prompt or of the same choice; padding at itself only.
+        """Who may look at whom: earlier tokens of the prompt or of its own choices; padding at itself only.
 
         Args:
             window: tokens look back at less than this many positions, for models with a sliding window.
         """
-        columns = torch.arange(self.segment.shape[1], device=self.segment.device)
-        asks, attended = self.segment[:, :, None], self.segment[:, None, :]
-        allowed = (columns[:, None] >= columns) & ((attended == 0) | (attended == asks)) & (attended >= 0) & (asks >= 0)
+        columns = torch.arange(self.reach.shape[1], device=self.reach.device)
+        allowed = (columns[:, None] >= columns) & (columns[:, None] < self.reach[:, None, :])
         if window is not None:
             allowed = allowed & (self.position_ids[:, :, None] - self.position_ids[:, None, :] < window)
         return (allowed | (columns[:, None] == columns))[:, None]
@@ -185,7 +186,7 @@ _QUESTION, _CHOICE = ("questions",), ("questions", "choices")
 _LAYOUT: dict[str, tuple[torch.dtype, tuple[str, ...]]] = {  # the widest type first, so that all views are aligned
     "input_ids": (torch.int64, _TOKEN),
     "position_ids": (torch.int64, _TOKEN),
-    "segment": (torch.int64, _TOKEN),
+    "reach": (torch.int64, _TOKEN),
     "token_index": (torch.int64, _TOKEN),
     "row_keys": (torch.int64, _ROW),
     "read_row": (torch.int64, _READ),

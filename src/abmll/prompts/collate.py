@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
-from jaxtyping import Int
 
 from abmll.prompts.batches import BatchSignature, ChoiceBatch
+from abmll.prompts.branches import Branches, fed_tokens, side_by_side, tree
 from abmll.prompts.encode import EncodedQuestion
 
 
@@ -48,13 +48,13 @@ def collate(
     ([0, 1, 0], [8, 9, 4], [0, 0, 1])
     """
     premises = _premises(questions)
-    plan = _Plan.of((*questions, *premises), share_prefix)
-    sizes = plan.signature()._replace(questions=len(questions), premises=len(premises))
+    rows = _rows((*questions, *premises), share_prefix)
+    sizes = _signature(rows)._replace(questions=len(questions), premises=len(premises))
     sizes = _widened(sizes, limit, least) if buckets else sizes
     batch = ChoiceBatch.zeros(sizes)
-    _fill_rows(batch, plan)
-    _fill_targets(batch, plan)
-    _fill_questions(batch, plan, questions, premises)
+    _fill_rows(batch, rows)
+    _fill_targets(batch, rows)
+    _fill_questions(batch, questions, premises)
     return batch
 
 
@@ -84,130 +84,111 @@ def _few(size: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """Where things go, before padding: of each of the N rows, and of each of the C choices.
+class _Row:
+    """A prompt, and choices after it.
 
     Attributes:
-        prompts, keys: of each row.
-        start: columns of each row's prompt.
-        width: columns of each row.
-        choices: tokens of each choice; all but the last are fed in, for the last predicts nothing.
-        tokens: how many they are.
-        row, question, number: of each choice.
-        column: where a choice's first token is fed in.
-        counter: that token's place in the unpadded question.
+        question: its place in the batch, of B questions and, after them, Q premises.
+        asked: the question.
+        first: number of the first choice of this row.
+        choices: those of this row.
+        branches: how they go on from the prompt.
+        counter: place of the first token after the prompt in the unpadded question.
     """
 
-    prompts: list[tuple[int, ...]]
-    keys: list[int]
-    start: Int[np.ndarray, " N"]
-    width: Int[np.ndarray, " N"]
-    choices: list[tuple[int, ...]]
-    tokens: Int[np.ndarray, " C"]
-    row: Int[np.ndarray, " C"]
-    question: Int[np.ndarray, " C"]
-    number: Int[np.ndarray, " C"]
-    column: Int[np.ndarray, " C"]
-    counter: Int[np.ndarray, " C"]
+    question: int
+    asked: EncodedQuestion
+    first: int
+    choices: tuple[tuple[int, ...], ...]
+    branches: Branches
+    counter: int
 
-    @classmethod
-    def of(cls, questions: Sequence[EncodedQuestion], share_prefix: bool) -> "_Plan":
-        """Walk through the choices, opening a row where one begins."""
-        rows: list[EncodedQuestion] = []
-        widths: list[int] = []
-        cells: list[tuple[int, ...]] = []
-        for b, question in enumerate(questions):
-            together, counter = _in_one_row(question, share_prefix), len(question.prefix)
-            for k, choice in enumerate(question.continuations):
-                if k == 0 or not together:
-                    rows.append(question)
-                    widths.append(len(question.prefix))
-                cells.append((len(choice), len(rows) - 1, b, k, widths[-1], counter))
-                widths[-1] += len(choice) - 1
-                counter += len(choice) - 1
-        tokens, row, of_question, number, column, counters = np.array(cells).T
-        prompts = [question.prefix for question in rows]
-        return cls(
-            prompts=prompts,
-            keys=[question.key for question in rows],
-            start=np.array([len(prompt) for prompt in prompts]),
-            width=np.array(widths),
-            choices=[choice for question in questions for choice in question.continuations],
-            tokens=tokens,
-            row=row,
-            question=of_question,
-            number=number,
-            column=column,
-            counter=counters,
-        )
+    @property
+    def start(self) -> int:
+        """Columns of the prompt."""
+        return len(self.asked.prefix)
 
-    def signature(self) -> BatchSignature:
-        """Sizes without any bucket."""
-        fed_by_row = np.bincount(self.row[self.tokens > 1], minlength=1)
-        return BatchSignature(
-            rows=len(self.prompts),
-            columns=int(self.width.max()),
-            reads=int((self.width - self.start + 1).sum()),
-            targets=int(self.tokens.sum()),
-            questions=int(self.question[-1]) + 1,
-            choices=int(self.number.max()) + 1,
-            causal=bool(fed_by_row.max() <= 1),
-        )
+    @property
+    def width(self) -> int:
+        """Columns of the row, without padding."""
+        return self.start + len(self.branches.tokens)
+
+
+def _rows(questions: Sequence[EncodedQuestion], share_prefix: bool) -> list[_Row]:
+    """All rows of a batch, without padding."""
+    rows = []
+    for b, asked in enumerate(questions):
+        choices, counter = asked.continuations, len(asked.prefix)
+        if _in_one_row(asked, share_prefix):
+            rows.append(_Row(b, asked, 0, choices, tree(choices) if asked.tree else side_by_side(choices), counter))
+            continue
+        for k, choice in enumerate(choices):
+            rows.append(_Row(b, asked, k, (choice,), side_by_side((choice,)), counter))
+            counter += len(choice) - 1
+    return rows
+
+
+def _signature(rows: Sequence[_Row]) -> BatchSignature:
+    """Sizes without any bucket."""
+    return BatchSignature(
+        rows=len(rows),
+        columns=max(row.width for row in rows),
+        reads=sum(len(row.branches.tokens) + 1 for row in rows),
+        targets=sum(len(row.branches.reads) for row in rows),
+        questions=rows[-1].question + 1,
+        choices=max(row.first + len(row.choices) for row in rows),
+        causal=all(row.branches.is_chain for row in rows),
+    )
 
 
 def _in_one_row(question: EncodedQuestion, share_prefix: bool) -> bool:
     return share_prefix or all(len(tokens) == 1 for tokens in question.continuations)
 
 
-def _runs(sizes: Int[np.ndarray, " R"]) -> Int[np.ndarray, " total"]:
-    """0, 1, ... size - 1 for each size, one after the other."""
-    return np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
+def _fill_rows(batch: ChoiceBatch, rows: Sequence[_Row]) -> None:
+    """What is fed in: a prompt's tokens, then those of its choices."""
+    ids, positions, places = batch.input_ids.numpy(), batch.position_ids.numpy(), batch.token_index.numpy()
+    reach = batch.reach.numpy()
+    for i, row in enumerate(rows):
+        start, width, branches = row.start, row.width, row.branches
+        ids[i, :start], ids[i, start:width] = row.asked.prefix, branches.tokens
+        positions[i, :start], positions[i, start:width] = np.arange(start), start + branches.depth
+        places[i, :start], places[i, start:width] = np.arange(start), row.counter + np.arange(width - start)
+        reach[i, :start], reach[i, start:width] = width, start + branches.reach
+    batch.row_keys.numpy()[:] = [row.asked.key for row in rows]
 
 
-def _fill_rows(batch: ChoiceBatch, plan: _Plan) -> None:
-    """What is fed in: prompts and choices as runs of tokens, each with a row, a first column and so on."""
-    fed = [choice[:-1] for choice in plan.choices]
-    sizes, nothing = np.concatenate([plan.start, plan.tokens - 1]), np.zeros_like(plan.start)
-
-    def spread(of_prompts: Int[np.ndarray, " N"], of_choices: Int[np.ndarray, " C"]) -> Int[np.ndarray, " total"]:
-        return np.repeat(np.concatenate([of_prompts, of_choices]), sizes)
-
-    within = _runs(sizes)
-    place = spread(np.arange(len(nothing)), plan.row), spread(nothing, plan.column) + within
-    batch.input_ids.numpy()[place] = np.fromiter(chain(*plan.prompts, *fed), np.int64, len(within))
-    batch.position_ids.numpy()[place] = spread(nothing, plan.start[plan.row]) + within
-    batch.token_index.numpy()[place] = spread(nothing, plan.counter) + within
-    batch.segment.fill_(-1).numpy()[place] = spread(nothing, 1 + plan.number)
-    batch.row_keys.numpy()[:] = plan.keys
-
-
-def _fill_targets(batch: ChoiceBatch, plan: _Plan) -> None:
+def _fill_targets(batch: ChoiceBatch, rows: Sequence[_Row]) -> None:
     """From a row's last prompt token on, every token fed in predicts another one."""
-    reads = plan.width - plan.start + 1
-    first = reads.cumsum() - reads  # the read that is the last token of each row's prompt
-    count, total = int(reads.sum()), int(plan.tokens.sum())
-    batch.read_row.numpy()[:count] = np.repeat(np.arange(len(reads)), reads)
-    batch.read_column.numpy()[:count] = np.repeat(plan.start - 1, reads) + _runs(reads)
-    within, row = _runs(plan.tokens), np.repeat(plan.row, plan.tokens)
-    fed_before = np.repeat(plan.column - plan.start[plan.row], plan.tokens)
-    batch.target_read.numpy()[:total] = first[row] + np.where(within == 0, 0, fed_before + within)
-    batch.target_token.numpy()[:total] = np.fromiter(chain(*plan.choices), np.int64, total)
-    batch.target_choice.fill_(batch.slots).numpy()[:total] = np.repeat(
-        plan.question * batch.lengths.shape[1] + plan.number, plan.tokens
-    )
+    choices = batch.lengths.shape[1]
+    batch.target_choice.fill_(batch.slots)
+    reads = (batch.read_row.numpy(), batch.read_column.numpy())
+    targets = (batch.target_read.numpy(), batch.target_token.numpy(), batch.target_choice.numpy())
+    read = target = 0
+    for i, row in enumerate(rows):
+        count, total = len(row.branches.tokens) + 1, len(row.branches.reads)
+        here = slice(target, target + total)
+        reads[0][read : read + count] = i
+        reads[1][read : read + count] = np.arange(row.start - 1, row.width)
+        numbers = np.repeat(np.arange(len(row.choices)), [len(choice) for choice in row.choices])
+        targets[0][here] = read + row.branches.reads
+        targets[1][here] = np.fromiter(chain(*row.choices), np.int64, total)
+        targets[2][here] = row.question * choices + row.first + numbers
+        read, target = read + count, target + total
 
 
 def _fill_questions(
-    batch: ChoiceBatch, plan: _Plan, questions: Sequence[EncodedQuestion], premises: Sequence[EncodedQuestion]
+    batch: ChoiceBatch, questions: Sequence[EncodedQuestion], premises: Sequence[EncodedQuestion]
 ) -> None:
-    asked = plan.question < len(questions)
-    here, after = (plan.question[asked], plan.number[asked]), plan.number[~asked]
-    batch.lengths.fill_(1.0).numpy()[here] = np.fromiter(chain(*(q.lengths for q in questions)), np.float32)
-    batch.choice_mask.numpy()[here] = True
-    batch.answers.numpy()[:] = [q.answer for q in questions]
+    lengths, real = batch.lengths.fill_(1.0).numpy(), batch.choice_mask.numpy()
+    for b, question in enumerate(questions):
+        lengths[b, : len(question.lengths)] = question.lengths
+        real[b, : len(question.lengths)] = True
+    of_premises = batch.premise_lengths.fill_(1.0).numpy()
+    for q, premise in enumerate(premises):
+        of_premises[q, : len(premise.lengths)] = premise.lengths
     number = {premise: i for i, premise in enumerate(premises)}
-    lengths = np.fromiter(chain(*(p.lengths for p in premises)), np.float32)
-    batch.premise_lengths.fill_(1.0).numpy()[plan.question[~asked] - len(questions), after] = lengths
+    batch.answers.numpy()[:] = [q.answer for q in questions]
     batch.premise_of.numpy()[:] = [0 if q.premise is None else number[q.premise] for q in questions]
 
 
@@ -235,7 +216,7 @@ def sorted_batches(
 
 def _rows_and_width(question: EncodedQuestion, share_prefix: bool) -> tuple[int, int]:
     """Rows of a question, and how many columns the widest of them takes."""
-    fed = [len(c) - 1 for c in question.continuations]
+    choices = question.continuations
     if _in_one_row(question, share_prefix):
-        return 1, len(question.prefix) + sum(fed)
-    return len(fed), len(question.prefix) + max(fed)
+        return 1, len(question.prefix) + fed_tokens(choices, question.tree)
+    return len(choices), len(question.prefix) + max(len(choice) - 1 for choice in choices)

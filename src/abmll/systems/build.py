@@ -162,9 +162,11 @@ def build_batcher(config: RunConfig, base: LanguageModel) -> Batcher:
         limit=getattr(base.model.config, "max_position_embeddings", None),
         premise=text.premise,
     )
+    encoder.cut = text.cut
     buckets = base.device.type == "cuda" and config.engine.capture
     least = config.engine.least_width
-    return Batcher(encoder, base.device, config.training.micro_batch, text.share_prefix, buckets, least)
+    micro_batch = config.training.micro_batch
+    return Batcher(encoder, base.device, micro_batch, text.share_prefix, buckets, least, text.share_labels)
 
 
 def _std_options(settings: Settings) -> StdOptions:

@@ -116,6 +116,7 @@ def resolve(config: RunConfig) -> ResolvedRun:
     settings = method_settings(config)
     _check_answering(config, settings)
     draws = method_class(config.method.name).has_std or getattr(settings, "dropout", 0.0) > 0
+    draws = draws and config.adaptation.sampler != "mean"
     return ResolvedRun(
         name=config.name,
         seed=config.training.seed,
@@ -209,7 +210,7 @@ def adaptation_plan(config: RunConfig) -> AdaptationPlan:
 def prediction_plan(config: RunConfig) -> PredictionPlan:
     """How probabilities are made, from a configuration."""
     a = config.adaptation
-    return PredictionPlan(a.sampler, a.samples, a.batch_tokens)
+    return PredictionPlan(a.sampler, 1 if a.sampler == "mean" else a.samples, a.batch_tokens)
 
 
 def plan_for(rows: int, usual: AdaptationPlan, steps: int | None = None) -> AdaptationPlan:

@@ -11,8 +11,10 @@ from abmll.config import parse_overrides
 from abmll.errors import AbmllError
 from abmll.everyday.survey import columns_of, survey
 from abmll.metrics.abstention import check_share
+from abmll.tables.labels import label_text
 from abmll.tables.layouts import Layout, parse_labels
 from abmll.tables.read import RowFile
+from abmll.tables.rows import BadRow
 
 app = command_app()
 
@@ -40,6 +42,10 @@ def predict(
     held_back: Annotated[
         Path | None, typer.Option(help="With --abstain-below-risk: labelled rows that nothing was fitted to.")
     ] = None,
+    other: Annotated[
+        str | None,
+        typer.Option(help="With --abstain-below-risk: prediction of the rows that are not answered, such as 'other'."),
+    ] = None,
 ) -> None:
     """Predict rows: your own columns, in their order, then prediction, confidence, probabilities and spread.
 
@@ -50,12 +56,14 @@ def predict(
     Example: `abmll predict runs/mine --task mytask rows.csv -o out.csv`
     """
     _check_options(task, labels, abstain_below_risk, held_back)
+    _check_other(other, abstain_below_risk)
     existing(held_back)
     layout = Layout(None if labels is None else parse_labels(labels), text, ask=ask)
     values = parse_overrides(overrides or [])
     if task is not None:
         layout = columns_of(run, task) or _columns_or_why_not(run, task)
     surveyed = survey(RowFile(rows), layout, out, prefix=prefix, abstains=abstain_below_risk is not None)
+    surveyed.other = other
     if out.exists() and out.resolve() == rows.resolve():
         raise AbmllError(f"{out}: is the file of rows itself; give another name")
     if held_back is not None:
@@ -87,3 +95,14 @@ def _check_options(task: str | None, labels: str | None, risk: float | None, hel
         raise AbmllError("--held-back is for --abstain-below-risk")
     if task is not None and labels is not None:
         raise AbmllError("--labels: the labels are those that the task was adapted with; leave it out")
+
+
+def _check_other(other: str | None, risk: float | None) -> None:
+    if other is None:
+        return
+    if risk is None:
+        raise AbmllError("--other is for --abstain-below-risk: it names the rows that are not answered")
+    try:
+        label_text(other, "--other")
+    except BadRow as error:
+        raise AbmllError(str(error)) from None

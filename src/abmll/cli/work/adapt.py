@@ -11,7 +11,7 @@ from abmll.cli.console import err_console, note, out_console, say
 from abmll.cli.progress import ProgressDisplay, duration
 from abmll.everyday.adapt import Adapted, adapt_and_save, hold_back
 from abmll.everyday.check import FEWEST, check_usefulness, estimate_seconds
-from abmll.everyday.labelled import Labelled
+from abmll.everyday.labelled import MOST_SHOWN, Labelled
 from abmll.everyday.saved import check_free, write_details
 from abmll.everyday.session import Session, open_run, settings_of
 from abmll.everyday.shipped import find_run
@@ -60,12 +60,11 @@ def adapt_to_rows(run: str, labelled: Labelled, overrides: Mapping[str, Any], re
     adapted = _adapt_with_progress(session, labelled, dealt, request)
     cut = len(session.system.batcher.encoder.truncated)
     if cut:
-        note(
-            f"note: {cut} rows are longer than likelihood.max_tokens={session.config.likelihood.max_tokens}: the start "
-            "of their text was cut. Set it higher to keep more"
-        )
+        note(f"note: {session.about_long_rows(cut)}. Set likelihood.max_tokens higher to keep more")
     aside = f", {len(dealt.answered)} held back" if dealt.answered else ""
-    kinds = f"; labels: {', '.join(labelled.layout.labels)}" if labelled.layout.labels else ""
+    labels = labelled.layout.labels or ()
+    names = f"; labels: {', '.join(labels)}" if len(labels) <= MOST_SHOWN else f"; {len(labels)} labels"
+    kinds = names if labels else ""
     say(f"Saved: {folder / 'tasks' / request.name} ({count} rows adapted to{aside}{kinds})")
     if request.check:
         _check(session, request.name, adapted, encode)

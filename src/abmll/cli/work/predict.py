@@ -18,7 +18,7 @@ from abmll.everyday.saved import SavedPosterior, read_posterior
 from abmll.everyday.session import Session, open_run
 from abmll.everyday.shipped import find_run
 from abmll.everyday.survey import Survey
-from abmll.metrics.abstention import LEVEL, Covered, best, certify, rows_needed, thresholds
+from abmll.metrics.abstention import LEVEL, Covered, certify, choose_threshold, rows_needed
 from abmll.tables.layouts import Layout
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -101,8 +101,7 @@ def _chooser(held_back: HeldBack, risk: float) -> ChooseThreshold:
         )
 
     def choose(unlabelled: np.ndarray) -> Covered:
-        tests = certify(held_back.confidence, held_back.correct, thresholds(unlabelled, have, risk), risk)
-        threshold = best(tests)
+        threshold = choose_threshold((held_back.confidence, held_back.correct), unlabelled, risk)
         if threshold is None:
             _show_risk(held_back, risk)
             raise AbmllError(
@@ -141,10 +140,7 @@ def _show_risk(held_back: HeldBack, risk: float) -> None:
 
 def _summarise(written: Written, out: Path, session: Session) -> None:
     if written.cut:
-        note(
-            f"note: {written.cut:,} rows are longer than likelihood.max_tokens="
-            f"{session.config.likelihood.max_tokens}: the start of their text was cut"
-        )
+        note(f"note: {session.about_long_rows(written.cut)}")
     if (threshold := written.threshold) is not None:
         share = 100 * written.answered / written.rows
         note(
