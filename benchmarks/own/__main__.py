@@ -13,7 +13,7 @@ from abmll.systems.system import System
 from abmll.tasks.sources import load_tasks
 from benchmarks.own.draws import ASK, DRAWS, Cell, cells_of, read_set
 from benchmarks.own.models import answers_of, ask, system_on, with_rate, write_cell
-from benchmarks.own.rates import tell, trials, try_rate
+from benchmarks.own.rates import SETTINGS, tell, trials, try_setting
 
 Kind = TypeVar("Kind")
 
@@ -23,11 +23,15 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     models = verbs.add_parser("models", help="answers of a base model")
     models.add_argument("--rate", type=float, default=3e-4)
-    models.add_argument("--steps", type=int, default=10, help="at least; as many as one pass takes if that is more")
+    models.add_argument("--steps", type=int, default=20, help="at least; as many as one pass takes if that is more")
+    models.add_argument("--schedule", default="linear", choices=("constant", "linear", "cosine"))
+    models.add_argument("--systems", default="as it is,prompt,adapted", help="which of them answer")
     models.add_argument("--sets", default=",".join(ASK))
     models.add_argument("--draws", type=int, default=DRAWS)
     rates = verbs.add_parser("rates", help="rate and steps of a fresh LoRA, by validation tasks")
     rates.add_argument("--choose", action="store_true", help="read what is there, and print the settings in order")
+    rates.add_argument("--settings", type=int, nargs="*", default=range(len(SETTINGS)), help="their numbers")
+    rates.add_argument("--draws", type=int, default=2)
     for verb in (models, rates):
         verb.add_argument("--model", help="a folder, a file or a hub id; left out: a tiny random one")
         verb.add_argument("--kind", default="letter", choices=("letter", "cloze"))
@@ -40,7 +44,7 @@ def main() -> None:
     if args.verb == "rates" and args.choose:
         tell(args.out)
     elif args.verb == "rates":
-        try_rates(args)
+        try_settings(args)
     else:
         answer_cells(args)
 
@@ -66,24 +70,27 @@ def mine(args: argparse.Namespace, cells: Iterable[Kind], cell_of: Callable[[Kin
             print(f"{cell_of(item).file} {time.monotonic() - start:.1f} s", flush=True)
 
 
-def try_rates(args: argparse.Namespace) -> None:
+def try_settings(args: argparse.Namespace) -> None:
     tasks = {task.name: task for task in load_tasks(str(args.data))}
     system, plan = opened(args, {})
     rate = None
-    for cell, wanted, steps in mine(args, trials(list(tasks)), lambda trial: trial[0]):
-        if wanted != rate:
-            renew(system, with_rate(system.config, wanted))
-            rate = wanted
-        write_cell(args.out, cell, try_rate(system, tasks[cell.name], cell, steps, plan))
+    for cell, setting in mine(args, trials(list(tasks), args.settings, args.draws), lambda trial: trial[0]):
+        if setting.rate != rate:
+            renew(system, with_rate(system.config, setting.rate))
+            rate = setting.rate
+        write_cell(args.out, cell, try_setting(system, tasks[cell.name], cell, setting, plan))
 
 
 def answer_cells(args: argparse.Namespace) -> None:
     sets = {name: read_set(args.data, name) for name in args.sets.split(",")}
     few = [data for data in sets.values() if len(data.labels) <= 26]
-    settings = {"method": {"name": "pretrained", "inner_lr": args.rate}, "adaptation": {"steps": args.steps}}
+    settings = {
+        "method": {"name": "pretrained", "inner_lr": args.rate},
+        "adaptation": {"steps": args.steps, "schedule": args.schedule},
+    }
     system, plan = opened(args, settings)
     for cell in mine(args, cells_of(few, args.draws), lambda cell: cell):
-        write_cell(args.out, cell, answers_of(system, ask(sets[cell.name], cell), plan))
+        write_cell(args.out, cell, answers_of(system, ask(sets[cell.name], cell), plan, args.systems.split(",")))
 
 
 if __name__ == "__main__":
