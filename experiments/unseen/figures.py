@@ -14,15 +14,15 @@ from experiments.unseen.evidence import Values, reliability_scaled
 
 
 def controls(summary: Mapping[str, Any], reference: str = "abmll") -> bytes:
-    """Each system's difference to the reference in scaled NLL and accuracy, with its interval."""
+    """Each system's difference to the reference in the primary NLL and accuracy, with its interval."""
     tests = summary["against_abmll"]
     names = sorted((n for n in tests if "nll_scaled" in tests[n]), key=lambda n: tests[n]["nll_scaled"]["difference"])
     with settings():
         figure = Figure(figsize=(9, 0.34 * len(names) + 1.3), layout="constrained")
         for axes, metric, label in zip(
             figure.subplots(1, 2, sharey=True),
-            ("nll_scaled", "accuracy"),
-            ("NLL (scaled), nats", "accuracy"),
+            ("nll_posterior", "accuracy"),
+            ("NLL posterior, nats", "accuracy"),
             strict=True,
         ):
             found = [tests[n][metric] for n in names]
@@ -51,7 +51,7 @@ def seed_by_seed(summary: Mapping[str, Any]) -> bytes:
         figure = Figure(figsize=(9, 0.3 * len(names) + 1.2), layout="constrained")
         axes_of = figure.subplots(1, 2, sharey=True)
         for axes, metric, label in zip(
-            axes_of, ("nll_scaled", "accuracy"), ("NLL (scaled), nats", "accuracy"), strict=True
+            axes_of, ("nll_posterior", "accuracy"), ("NLL posterior, nats", "accuracy"), strict=True
         ):
             for place, name in enumerate(names):
                 found = [one[metric] for one in systems[name]["by_seed"].values()]
@@ -89,7 +89,7 @@ def sensitivity(found: Mapping[str, Any], columns: int = 3) -> bytes:
     baselines = (LABEL_FREQUENCY, UNIFORM)
     names = sorted({n for told in found.values() for n in told if n not in baselines and not n.endswith("_mean")})
     colours = {name: colour(f"series{number}") for number, name in enumerate(names)}
-    scales = {metric: _scale(found, metric) for metric in ("nll_scaled", "accuracy")}
+    scales = {metric: _scale(found, metric) for metric in ("nll_posterior", "accuracy")}
     low, high = scales["nll_scaled"]
     guesses = [one["nll_scaled"] for told in found.values() for one in told.get(UNIFORM, ())]
     scales["nll_scaled"] = low, min(high, max(guesses, default=high) + 0.1)
@@ -120,7 +120,7 @@ def sensitivity(found: Mapping[str, Any], columns: int = 3) -> bytes:
             axes.set_xlabel(question)
         for axes in [axes for row in grid for axes in row if not axes.has_data()]:
             axes.set_visible(False)
-        for row, metric in enumerate(("nll_scaled", "accuracy")):  # one scale for each metric
+        for row, metric in enumerate(("nll_posterior", "accuracy")):  # one scale for each metric
             for axes in grid[row::2].flat:
                 axes.set_ylim(*scales[metric])
         handles = [Line2D([], [], marker="o", markersize=3, color=colours[name], label=name) for name in names]

@@ -14,14 +14,14 @@ from abmll.adapters.attach import attach
 from abmll.errors import AbmllError
 from abmll.kernels.noise import kept, key_tensor, noise_key
 from abmll.metrics.predictions import Prediction, Predictions, read_predictions
-from abmll.metrics.scores import score
 from abmll.process.world import World
 from abmll.prompts.encode import Encoder
 from abmll.prompts.in_context import with_examples
-from abmll.question import Task
+from abmll.question import QuestionWithExamples, Task
 from abmll.runs.compare import complete_run
 from abmll.runs.evaluate_run import is_complete
 from abmll.runs.prepare import Run
+from abmll.scoring.scores import score
 from abmll.systems.build import build_system, renew
 from abmll.systems.folds import held_out
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, resolve
@@ -284,3 +284,14 @@ def test_each_draw_of_a_comparison_adapts_on_examples_of_its_own(tmp_path: Path)
         assert {p.id for p in found.adaptation_rows} == {p.id for p in found.held_out_rows} == {q.id for q in taken}
     assert len({frozenset(p.id for p in found.adaptation_rows) for found in files}) == 3
     assert len({found.rows[0].probabilities for found in files}) == 3, "other examples, other answers"
+
+
+def test_a_question_with_examples_is_encoded_as_one_that_has_them_in_its_context() -> None:
+    asked, *examples = questions(5, task=2)
+    fields = (asked.id, asked.question, asked.choices, asked.answer, asked.context, asked.location, asked.group)
+    for tokens in (200, 10_000):
+        encoder = Encoder(tiny_tokenizer(), max_tokens=tokens)
+        shown = encoder(QuestionWithExamples(*fields, tuple(examples)))
+        assert shown == encoder(with_examples(asked, examples, encoder))
+        assert encoder(asked).tokens < shown.tokens <= tokens
+        assert encoder(QuestionWithExamples(*fields)).prefix == encoder(asked).prefix, "none to show"

@@ -12,6 +12,7 @@ from abmll.adapters.folder import EXTRAS_FILE, checksum, read_adapter, read_fact
 from abmll.config import RunConfig
 from abmll.errors import AbmllError, unknown_name
 from abmll.everyday.probe import read_probe, with_same_tokenizer
+from abmll.everyday.survey import DETAILS_FILE
 from abmll.files import (
     MOST_JSON,
     OLD,
@@ -24,8 +25,6 @@ from abmll.files import (
 from abmll.runs.card import about_run, write_card
 from abmll.systems.adapters import use_adapter
 from abmll.systems.system import System
-
-DETAILS_FILE = "task.json"
 
 logger = logging.getLogger(__name__)
 

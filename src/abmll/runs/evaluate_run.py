@@ -19,6 +19,7 @@ from abmll.runs.cells import BEFORE, Cell, Cells
 from abmll.runs.prepare import Run
 from abmll.runs.record import COST, ENVIRONMENT, folder_name, mean_scores, owner
 from abmll.runs.tracking import Tracking
+from abmll.systems.scale import has_scale
 from abmll.systems.system import System
 from abmll.training.resume import restore_theta
 
@@ -115,15 +116,20 @@ def _evaluated(run: Run, cell: Cell) -> dict[str, Any]:
 def is_complete(run: Run) -> bool:
     """Whether every file is there: `cost.json`, written last, says where training ended.
 
-    A cell that is not finite has a file too, and is not tried again.
+    A cell that is not finite has a file too, and is not tried again. Where `adaptation.meta_rows` asks for the prior of
+    the temperature, it is there and in the predictions, unless training did not come to its end.
     """
     try:
         final = read_sealed_json(run.folder / COST, _owner(run, COST))["final_step"]
         read_sealed_json(run.folder / ENVIRONMENT, _owner(run, ENVIRONMENT))
     except (AbmllError, KeyError):
         return False
-    cells = Cells(run)
-    return all(cells.exist(cell.where, cell.draw, (cell.task,)) for cell in _every_cell(run, final))
+    cells, every = Cells(run), list(_every_cell(run, final))
+    if not all(cells.exist(cell.where, cell.draw, (cell.task,)) for cell in every):
+        return False
+    if not run.config.adaptation.meta_rows or any(marker.stage == TRAINING for _, marker in cells.markers()):
+        return True
+    return has_scale(run, run.folder) and all(map(cells.have_priors, every))
 
 
 def mark_training(run: Run, error: NonFiniteError) -> None:

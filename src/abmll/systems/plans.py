@@ -13,6 +13,7 @@ from abmll.kernels import check_usable
 from abmll.methods import method_class, resolve_settings
 from abmll.methods.base import Schedule, Settings
 from abmll.models.load import choose_device
+from abmll.prompts.encode import LETTER_PREMISE
 from abmll.question import Question, Task
 from abmll.tasks.episodes import Episodes
 from abmll.training.train import TrainingPlan
@@ -115,6 +116,7 @@ def resolve(config: RunConfig) -> ResolvedRun:
     settings = method_settings(config)
     _check_answering(config, settings)
     draws = method_class(config.method.name).has_std or getattr(settings, "dropout", 0.0) > 0
+    draws = draws and config.adaptation.sampler != "mean"
     return ResolvedRun(
         name=config.name,
         seed=config.training.seed,
@@ -168,6 +170,13 @@ def _check_answering(config: RunConfig, settings: Settings) -> None:
             "adaptation.in_context puts examples before the prompt, which likelihood.template=chat has no place for; "
             "use likelihood.template=plain, or a template of your own"
         )
+    if text.premise is not None and text.kind == "letter":
+        raise AbmllError(LETTER_PREMISE)
+    if text.premise is not None and a.in_context:
+        raise AbmllError(
+            "adaptation.in_context with likelihood.premise: the examples stand in the question's context, which the "
+            "premise takes away, and would have to stand before the premise too; use likelihood.premise=null"
+        )
 
 
 def _pinned(config: RunConfig, settings: Settings) -> RunConfig:
@@ -201,7 +210,7 @@ def adaptation_plan(config: RunConfig) -> AdaptationPlan:
 def prediction_plan(config: RunConfig) -> PredictionPlan:
     """How probabilities are made, from a configuration."""
     a = config.adaptation
-    return PredictionPlan(a.sampler, a.samples, a.batch_tokens)
+    return PredictionPlan(a.sampler, 1 if a.sampler == "mean" else a.samples, a.batch_tokens)
 
 
 def plan_for(rows: int, usual: AdaptationPlan, steps: int | None = None) -> AdaptationPlan:

@@ -21,7 +21,8 @@ from abmll.methods.noise import POSTERIOR, Coordinates, StepCoordinates, adaptat
 from abmll.metrics.calibration import check_finite
 from abmll.metrics.predictions import Prediction
 from abmll.process.stopping import stop_if_asked
-from abmll.prompts.batches import ChoiceBatch, sorted_batches
+from abmll.prompts.batches import ChoiceBatch
+from abmll.prompts.collate import sorted_batches
 from abmll.prompts.encode import EncodedQuestion
 from abmll.question import Question, Task
 from abmll.systems.plans import AdaptationPlan, PredictionPlan

@@ -1,12 +1,15 @@
 """Questions -> batches on the model's device, in micro-batches where memory asks for it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from abmll.errors import AbmllError
-from abmll.prompts.batches import ChoiceBatch, collate
+from abmll.prompts.batches import ChoiceBatch
+from abmll.prompts.branches import MANY_CHOICES
+from abmll.prompts.collate import collate
 from abmll.prompts.encode import EncodedQuestion, Encoder
 from abmll.question import Question
 
@@ -22,6 +25,8 @@ class Batcher:
         share_prefix: see `collate`.
         buckets: pad to few shapes, for passes that are captured once per shape and replayed; see `collate`.
         least: the smallest of these for gradient steps.
+        share_labels: choices share the tokens that they begin with; `auto`: those of questions with more choices than
+            there are letters.
     """
 
     encoder: Encoder
@@ -30,6 +35,7 @@ class Batcher:
     share_prefix: bool = True
     buckets: bool = False
     least: int = 1
+    share_labels: Literal["auto"] | bool = "auto"
 
     def __call__(self, questions: Sequence[Question]) -> list[ChoiceBatch]:
         """The batches of one gradient step: one, or as many as `micro_batch` makes."""
@@ -46,9 +52,14 @@ class Batcher:
 
     def _encode(self, question: Question) -> EncodedQuestion:
         try:
-            return self.encoder(question)
+            encoded = self.encoder(question)
         except AbmllError as error:
             raise AbmllError(f"{question.location}: {error}" if question.location else str(error)) from error
+        many = len(question.choices) > MANY_CHOICES if self.share_labels == "auto" else self.share_labels
+        if not many or not self.share_prefix:
+            return encoded
+        premise = None if encoded.premise is None else replace(encoded.premise, tree=True)
+        return replace(encoded, tree=True, premise=premise)
 
     def batch(self, questions: Sequence[Question], samples: int = 1, least: int = 1) -> ChoiceBatch:
         """All the questions as one batch, `samples` times over (see `ChoiceBatch.repeat`).

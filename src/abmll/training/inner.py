@@ -1,7 +1,8 @@
 """The inner loop: the one function by which every system takes its steps, in training and on an unseen task."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,33 @@ from abmll.training.failed_batch import FailedBatch
 from abmll.training.finite import dtype_advice
 from abmll.training.graphs import Graphs
 from abmll.training.optimizers import GroupOptimizer
+
+
+class Announced(Sequence[Sequence[Question]]):
+    """The batches of some steps, which tell how many steps are done while those are taken.
+
+    Args:
+        batches: the questions of each step.
+        listener: hears of the number of steps done, after each of them.
+
+    >>> done = []
+    >>> len([batch for batch in Announced([[], []], done.append)]), done
+    (2, [1, 2])
+    """
+
+    def __init__(self, batches: Sequence[Sequence[Question]], listener: Callable[[int], None]) -> None:
+        self._batches, self._listener = batches, listener
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, step: Any) -> Any:
+        return self._batches[step]
+
+    def __iter__(self) -> Iterator[Sequence[Question]]:
+        for done, batch in enumerate(self._batches, start=1):
+            yield batch
+            self._listener(done)
 
 
 def inner_steps(

@@ -6,8 +6,8 @@ from dataclasses import fields, replace
 
 from abmll.errors import AbmllError
 from abmll.metrics.predictions import Predictions
-from abmll.metrics.scores import Scores, score
 from abmll.registry import Registry
+from abmll.scoring.scores import Scores, score
 
 SCORES = tuple(entry.name for entry in fields(Scores) if entry.name not in ("n", "more"))
 """The library's own metrics."""
