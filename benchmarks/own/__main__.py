@@ -2,16 +2,16 @@
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from abmll.config import ModelConfig
+from abmll.models import LanguageModel
 from abmll.systems.build import load_base, renew
 from abmll.systems.plans import PredictionPlan
-from abmll.systems.system import System
 from abmll.tasks.sources import load_tasks
-from benchmarks.own.draws import ASK, DRAWS, Cell, cells_of, read_set
+from benchmarks.own.draws import ASK, DRAWS, LETTERS, Cell, LabelledSet, cells_of, read_set
 from benchmarks.own.models import answers_of, ask, system_on, with_rate, write_cell
 from benchmarks.own.rates import SETTINGS, tell, trials, try_setting
 
@@ -34,7 +34,6 @@ def main() -> None:
     rates.add_argument("--draws", type=int, default=2)
     for verb in (models, rates):
         verb.add_argument("--model", help="a folder, a file or a hub id; left out: a tiny random one")
-        verb.add_argument("--kind", default="letter", choices=("letter", "cloze"))
         verb.add_argument("--device", default="auto")
         verb.add_argument("--data", type=Path, help="the folder of the sets")
         verb.add_argument("--out", type=Path, required=True, help="where the files of the cells go")
@@ -49,12 +48,13 @@ def main() -> None:
         answer_cells(args)
 
 
-def opened(args: argparse.Namespace, settings: dict[str, Any]) -> tuple[System, PredictionPlan]:
-    """A fresh LoRA on the base model, and how answers are made: by mean weights."""
+def loaded(args: argparse.Namespace) -> tuple[LanguageModel, dict[str, Any], PredictionPlan]:
+    """The base model, its section of a configuration, and how answers are made: by mean weights."""
     model = {"source": args.model, "device": args.device} if args.model else {"shape": "tiny-llama", "device": "cpu"}
+    if args.device != "cpu" and args.model:
+        model["dtype"] = "bfloat16"
     base = load_base(ModelConfig.model_validate(model))
-    plan = PredictionPlan("mean", 1, 32768 if base.device.type == "cuda" else 4096)
-    return system_on(base, model, args.kind, settings), plan
+    return base, model, PredictionPlan("mean", 1, 32768 if base.device.type == "cuda" else 4096)
 
 
 def mine(args: argparse.Namespace, cells: Iterable[Kind], cell_of: Callable[[Kind], Cell]) -> Iterator[Kind]:
@@ -72,7 +72,8 @@ def mine(args: argparse.Namespace, cells: Iterable[Kind], cell_of: Callable[[Kin
 
 def try_settings(args: argparse.Namespace) -> None:
     tasks = {task.name: task for task in load_tasks(str(args.data))}
-    system, plan = opened(args, {})
+    base, model, plan = loaded(args)
+    system = system_on(base, model, "letter", {})
     rate = None
     for cell, setting in mine(args, trials(list(tasks), args.settings, args.draws), lambda trial: trial[0]):
         if setting.rate != rate:
@@ -83,14 +84,22 @@ def try_settings(args: argparse.Namespace) -> None:
 
 def answer_cells(args: argparse.Namespace) -> None:
     sets = {name: read_set(args.data, name) for name in args.sets.split(",")}
-    few = [data for data in sets.values() if len(data.labels) <= 26]
-    settings = {
-        "method": {"name": "pretrained", "inner_lr": args.rate},
-        "adaptation": {"steps": args.steps, "schedule": args.schedule},
-    }
-    system, plan = opened(args, settings)
-    for cell in mine(args, cells_of(few, args.draws), lambda cell: cell):
+    adaptation = {"steps": args.steps, "schedule": args.schedule}
+    settings = {"method": {"name": "pretrained", "inner_lr": args.rate}, "adaptation": adaptation}
+    base, model, plan = loaded(args)
+    system, kind = None, ""
+    for cell in mine(args, sorted(cells_of(list(sets.values()), args.draws), key=many(sets)), lambda cell: cell):
+        wanted = "letter" if len(sets[cell.name].labels) <= LETTERS else "cloze"
+        if system is None or kind != wanted:
+            if system is not None:
+                system.close()
+            system, kind = system_on(base, model, wanted, settings), wanted
         write_cell(args.out, cell, answers_of(system, ask(sets[cell.name], cell), plan, args.systems.split(",")))
+
+
+def many(sets: Mapping[str, LabelledSet]) -> Callable[[Cell], bool]:
+    """Sets with more labels than letters come last: each of their cells takes long."""
+    return lambda cell: len(sets[cell.name].labels) > LETTERS
 
 
 if __name__ == "__main__":
