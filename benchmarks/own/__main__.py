@@ -2,18 +2,18 @@
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from abmll.config import ModelConfig
+from abmll.models import LanguageModel
 from abmll.systems.build import load_base, renew
 from abmll.systems.plans import PredictionPlan
-from abmll.systems.system import System
 from abmll.tasks.sources import load_tasks
-from benchmarks.own.draws import ASK, DRAWS, Cell, cells_of, read_set
+from benchmarks.own.draws import ASK, DRAWS, LETTERS, Cell, LabelledSet, cells_of, read_set
 from benchmarks.own.models import answers_of, ask, system_on, with_rate, write_cell
-from benchmarks.own.rates import tell, trials, try_rate
+from benchmarks.own.rates import SETTINGS, tell, trials, try_setting
 
 Kind = TypeVar("Kind")
 
@@ -23,14 +23,17 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     models = verbs.add_parser("models", help="answers of a base model")
     models.add_argument("--rate", type=float, default=3e-4)
-    models.add_argument("--steps", type=int, default=10, help="at least; as many as one pass takes if that is more")
+    models.add_argument("--steps", type=int, default=20, help="at least; as many as one pass takes if that is more")
+    models.add_argument("--schedule", default="linear", choices=("constant", "linear", "cosine"))
+    models.add_argument("--systems", default="as it is,prompt,adapted", help="which of them answer")
     models.add_argument("--sets", default=",".join(ASK))
     models.add_argument("--draws", type=int, default=DRAWS)
     rates = verbs.add_parser("rates", help="rate and steps of a fresh LoRA, by validation tasks")
     rates.add_argument("--choose", action="store_true", help="read what is there, and print the settings in order")
+    rates.add_argument("--settings", type=int, nargs="*", default=range(len(SETTINGS)), help="their numbers")
+    rates.add_argument("--draws", type=int, default=2)
     for verb in (models, rates):
         verb.add_argument("--model", help="a folder, a file or a hub id; left out: a tiny random one")
-        verb.add_argument("--kind", default="letter", choices=("letter", "cloze"))
         verb.add_argument("--device", default="auto")
         verb.add_argument("--data", type=Path, help="the folder of the sets")
         verb.add_argument("--out", type=Path, required=True, help="where the files of the cells go")
@@ -40,17 +43,18 @@ def main() -> None:
     if args.verb == "rates" and args.choose:
         tell(args.out)
     elif args.verb == "rates":
-        try_rates(args)
+        try_settings(args)
     else:
         answer_cells(args)
 
 
-def opened(args: argparse.Namespace, settings: dict[str, Any]) -> tuple[System, PredictionPlan]:
-    """A fresh LoRA on the base model, and how answers are made: by mean weights."""
+def loaded(args: argparse.Namespace) -> tuple[LanguageModel, dict[str, Any], PredictionPlan]:
+    """The base model, its section of a configuration, and how answers are made: by mean weights."""
     model = {"source": args.model, "device": args.device} if args.model else {"shape": "tiny-llama", "device": "cpu"}
+    if args.device != "cpu" and args.model:
+        model["dtype"] = "bfloat16"
     base = load_base(ModelConfig.model_validate(model))
-    plan = PredictionPlan("mean", 1, 32768 if base.device.type == "cuda" else 4096)
-    return system_on(base, model, args.kind, settings), plan
+    return base, model, PredictionPlan("mean", 1, 32768 if base.device.type == "cuda" else 4096)
 
 
 def mine(args: argparse.Namespace, cells: Iterable[Kind], cell_of: Callable[[Kind], Cell]) -> Iterator[Kind]:
@@ -66,24 +70,36 @@ def mine(args: argparse.Namespace, cells: Iterable[Kind], cell_of: Callable[[Kin
             print(f"{cell_of(item).file} {time.monotonic() - start:.1f} s", flush=True)
 
 
-def try_rates(args: argparse.Namespace) -> None:
+def try_settings(args: argparse.Namespace) -> None:
     tasks = {task.name: task for task in load_tasks(str(args.data))}
-    system, plan = opened(args, {})
+    base, model, plan = loaded(args)
+    system = system_on(base, model, "letter", {})
     rate = None
-    for cell, wanted, steps in mine(args, trials(list(tasks)), lambda trial: trial[0]):
-        if wanted != rate:
-            renew(system, with_rate(system.config, wanted))
-            rate = wanted
-        write_cell(args.out, cell, try_rate(system, tasks[cell.name], cell, steps, plan))
+    for cell, setting in mine(args, trials(list(tasks), args.settings, args.draws), lambda trial: trial[0]):
+        if setting.rate != rate:
+            renew(system, with_rate(system.config, setting.rate))
+            rate = setting.rate
+        write_cell(args.out, cell, try_setting(system, tasks[cell.name], cell, setting, plan))
 
 
 def answer_cells(args: argparse.Namespace) -> None:
     sets = {name: read_set(args.data, name) for name in args.sets.split(",")}
-    few = [data for data in sets.values() if len(data.labels) <= 26]
-    settings = {"method": {"name": "pretrained", "inner_lr": args.rate}, "adaptation": {"steps": args.steps}}
-    system, plan = opened(args, settings)
-    for cell in mine(args, cells_of(few, args.draws), lambda cell: cell):
-        write_cell(args.out, cell, answers_of(system, ask(sets[cell.name], cell), plan))
+    adaptation = {"steps": args.steps, "schedule": args.schedule}
+    settings = {"method": {"name": "pretrained", "inner_lr": args.rate}, "adaptation": adaptation}
+    base, model, plan = loaded(args)
+    system, kind = None, ""
+    for cell in mine(args, sorted(cells_of(list(sets.values()), args.draws), key=many(sets)), lambda cell: cell):
+        wanted = "letter" if len(sets[cell.name].labels) <= LETTERS else "cloze"
+        if system is None or kind != wanted:
+            if system is not None:
+                system.close()
+            system, kind = system_on(base, model, wanted, settings), wanted
+        write_cell(args.out, cell, answers_of(system, ask(sets[cell.name], cell), plan, args.systems.split(",")))
+
+
+def many(sets: Mapping[str, LabelledSet]) -> Callable[[Cell], bool]:
+    """Sets with more labels than letters come last: each of their cells takes long."""
+    return lambda cell: len(sets[cell.name].labels) > LETTERS
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from abmll.tables.layouts import Layout
 
 MANY = 12
 """Labels up to which rows are counted in all; beyond, by label."""
+LETTERS = 26
+"""Labels up to which they are asked as letters; beyond, as the words that they are."""
 SIZES, PER_LABEL = (20, 60), (2, 5)
 DRAWS = 5
 MOST_TEST = 300

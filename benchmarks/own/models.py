@@ -21,7 +21,7 @@ from abmll.prompts.in_context import with_examples
 from abmll.question import Question, Task
 from abmll.systems.build import build_system
 from abmll.systems.folds import Fold, deal
-from abmll.systems.plans import PredictionPlan
+from abmll.systems.plans import AdaptationPlan, PredictionPlan
 from abmll.systems.system import System
 from benchmarks.own.draws import Cell, LabelledSet
 
@@ -57,22 +57,22 @@ def with_rate(config: RunConfig, rate: float) -> RunConfig:
     return check(RunConfig, values | {"method": {"name": "pretrained", "inner_lr": rate}}, "benchmark")
 
 
-def answers_of(system: System, asked: Asked, plan: PredictionPlan) -> dict[str, np.ndarray]:
+def answers_of(system: System, asked: Asked, plan: PredictionPlan, systems: Sequence[str]) -> dict[str, np.ndarray]:
     """All answers to a cell, as `benchmarks.own.summary` reads them."""
     out = {
         "test_answers": np.array([row.answer for row in asked.test], dtype=np.int16),
         "own_answers": np.array([row.answer for row in asked.labelled], dtype=np.int16),
     }
-    system.adapt(Task("cell", asked.labelled[:2]), _no_steps(system))
-    out |= _timed("as it is", lambda: _plain(system, asked.labelled, plan), lambda: _plain(system, asked.test, plan))
-    out |= _timed("prompt", lambda: _prompted_by_folds(system, asked, plan), lambda: _prompted(system, asked, plan))
-    out |= _adapted(system, asked, plan)
+    system.adapt(Task("cell", asked.labelled[:2]), AdaptationPlan(2, steps=0))
+    ways = {
+        "as it is": (lambda: _plain(system, asked.labelled, plan), lambda: _plain(system, asked.test, plan)),
+        "prompt": (lambda: _prompted_by_folds(system, asked, plan), lambda: _prompted(system, asked, plan)),
+    }
+    for name in ways.keys() & set(systems):
+        out |= _timed(name, *ways[name])
+    if "adapted" in systems:
+        out |= _adapted(system, asked, plan)
     return out
-
-
-def _no_steps(system: System) -> Any:
-    usual = system._usual
-    return type(usual)(2, 0, usual.batch_size, usual.seed)
 
 
 def _timed(name: str, own: Callable[[], np.ndarray], test: Callable[[], np.ndarray]) -> dict[str, np.ndarray]:
