@@ -127,12 +127,12 @@ def test_a_threshold_is_refused_where_nothing_is_promised() -> None:
 
 
 @pytest.mark.parametrize("risk", [0.1, 0.2])
-def test_too_few_rows_held_back_are_refused_before_the_model_is_loaded(risk: float) -> None:
+def test_too_few_rows_held_back_are_refused_before_the_model_is_loaded(risk: float, run: Path) -> None:
     need = rows_needed(risk)
     with pytest.raises(AbmllError, match=f"needs hold_back={need} or more.* here it is {need - 1}"):
         Classifier("nowhere", hold_back=need - 1, abstain_below_risk=risk).fit(TEXTS, NAMES)
     with pytest.raises(AbmllError, match="hold_back=59 of 60 different rows"):
-        Classifier("nowhere", hold_back=59).fit(TEXTS, NAMES)
+        Classifier(run, hold_back=59).fit(TEXTS, NAMES)
 
 
 def test_rows_held_back_are_kept_with_a_saved_classifier(fitted: Classifier, tmp_path: Path) -> None:
