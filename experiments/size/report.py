@@ -55,7 +55,8 @@ temperature is learned in the check. The best rival has .7 nats, a gain is .2. "
 systems share: at .85 the NLLs of two systems correlate by .8, at .7 by .64; those of TF-IDF and of sentence vectors
 did by .74 on real texts (the median of 25 draws of 20 to 60 rows from seven sets; half of them between .68 and .86).
 "Helps" is about the run with its temperature, against seven rivals, and may be wrong in 5 %: at most 27 of 400
-by chance. "Advised" is the choice with the lowest expected NLL; how often it is within .03 nats of the best, which here is known.
+by chance. "Advised" is the choice with the lowest expected NLL; how often it is within .03
+nats of the best, which here is known.
 """
 AFTER_CHECKS = """
 - A gain of .2 nats over the best rival is told in four of five cases by 60 rows where systems find the same
