@@ -159,7 +159,7 @@ def test_what_is_missing_is_said_with_what_to_install(monkeypatch: pytest.Monkey
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(AbmllError, match=r"my/encoder.*pip install 'abmll\[vectors\]'"):
+    with pytest.raises(AbmllError, match=r"my/encoder.*pip install sentence-transformers"):
         load_encoder("my/encoder")
 
 

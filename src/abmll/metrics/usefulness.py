@@ -225,7 +225,7 @@ def sign_flip_p(differences: Float[np.ndarray, "N"], alternative: Literal["two-s
 def _signs(count: int) -> Float[np.ndarray, "F N"]:
     """Signs of so many differences: all that there are, or `_FLIPS` drawn ones."""
     if 2**count > _FLIPS:
-        return np.random.default_rng(0).choice([-1.0, 1.0], size=(_FLIPS, count))
+        return 2.0 * np.random.default_rng(0).integers(0, 2, size=(_FLIPS, count), dtype=np.int8) - 1.0
     return np.array(list(product((-1.0, 1.0), repeat=count)))
 
 

@@ -67,7 +67,7 @@ def load_encoder(source: str, device: str | None = None) -> Encode:
         from sentence_transformers import SentenceTransformer  # optional extra
     except ImportError:
         raise AbmllError(
-            f"sentence vectors ({source}) need sentence-transformers: pip install 'abmll[vectors]', or leave them out"
+            f"sentence vectors ({source}) need a package: pip install sentence-transformers; or leave out --vectors"
         ) from None
     try:
         model = SentenceTransformer(

@@ -35,7 +35,7 @@ def adapt(
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not check whether adapting is worth it.")] = False,
     vectors: Annotated[
         str | None,
-        typer.Option(help="Sentence encoder (folder or hub id) that the check compares with; needs abmll[vectors]."),
+        typer.Option(help="Sentence encoder, folder or hub id, to compare with; needs sentence-transformers."),
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="In the place of a saved task of this name.")] = False,
     step: Annotated[int | None, typer.Option(help="Without --save: checkpoint to adapt from.")] = None,
