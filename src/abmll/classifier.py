@@ -116,10 +116,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         rows = self._rows(X)
         layout, classes, answers = self._kind(rows, y)
         labelled = Labelled(layout, tuple(_questions(rows, layout, answers)))
-        shared, tuning = shared_session_of(self.run, parse_overrides(self.settings)), self._tuning()
-        seed = shared.session.tuned(tuning).config.adaptation.seed
+        shared = shared_session_of(self.run, parse_overrides(self.settings))
+        seed = shared.session.tuned(self._tuning()).config.adaptation.seed
         used, aside = parted(labelled, hold_back(labelled.clusters, self.hold_back, seed, "hold_back="))
-        tuning = shared.decided(used.rows, tuning)
+        tuning = shared.decided(used.rows, self._tuning())
         self._posterior: Posterior = shared.fit("classifier", used.rows, tuning)
         self._tuned = tuning
         self._saved: tuple[str, str] | None = None

@@ -29,7 +29,9 @@ Drawn = tuple[tuple[int, ...], tuple[tuple[int, ...], ...], float, int]
 def encoded(drawn: list[Drawn], tree: bool = False) -> list[EncodedQuestion]:
     """Questions whose right choice and lengths differ with their key; their choices in trees, or side by side."""
     return [
-        EncodedQuestion(prefix, choices, tuple(length * len(c) for c in choices), key % len(choices), key, False, tree)
+        EncodedQuestion(
+            prefix, choices, tuple(length * len(c) for c in choices), key % len(choices), key, False, tree=tree
+        )
         for prefix, choices, length, key in drawn
     ]
 

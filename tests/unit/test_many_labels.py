@@ -11,8 +11,8 @@ import torch
 import abmll
 from abmll.classifier import Classifier
 from abmll.likelihood import ChoiceLikelihood
-from abmll.prompts.batches import collate
 from abmll.prompts.branches import MANY_CHOICES, fed_tokens
+from abmll.prompts.collate import collate
 from abmll.prompts.encode import LETTERS, EncodedQuestion, Encoder
 from abmll.question import Question
 from abmll.training.batcher import Batcher

@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from abmll.calibrators import TaskRows, calibrated, calibrator
 from abmll.errors import AbmllError, NonFiniteError
-from abmll.everyday.check import _scaled
+from abmll.everyday.check import calibrated_by_folds
 from abmll.metrics.baselines import label_frequency, uniform
 from abmll.metrics.ensemble import ensemble
 from abmll.metrics.predictions import Prediction, Predictions
@@ -162,7 +162,7 @@ def test_the_everyday_check_takes_the_temperature_of_the_other_folds() -> None:
     padded = np.array([(*row.probabilities, *(0.0,) * (4 - len(row.probabilities))) for row in rows])
     answers = np.array([row.answer for row in rows])
     folds = deal(answers.tolist(), list(range(12)))
-    found = _scaled(padded, folds, answers)
+    found = calibrated_by_folds(padded, folds, answers, PosteriorTemperature())
     for fold in folds:
         given = tuple(rows[i] for i in fold.fitted)
         for i in fold.answered:

@@ -212,7 +212,7 @@ def check_usefulness(
     check.ask(RUN, session.system, rows, folds, session.drawing.samples)
     session.system.close()
     check.ask_base()
-    tell(total, total)
+    tell(float(total), total)
     check.ask_classifiers(encode)
     tables = _without_model(rows, folds, check.tables.get(PRETRAINED), check.answers, labelled.layout.labels)
     check.tables |= tables

@@ -304,10 +304,10 @@ AS_IT_IS = {RUN: RUN_SCALED, PRETRAINED: SCALED}
 def expected_nll(losses: Mapping[str, Float[np.ndarray, "N"]], groups: Int[np.ndarray, "N"]) -> dict[str, float]:
     """The NLL that is expected of each system on new rows, in which few rows weigh little.
 
-    For system c, with f the first of `FAVOURITES` that is there, and delta_c = theta_c - theta_f on new rows:
+    For system c, with r the first of `FAVOURITES` that is there, and delta_c = theta_c - theta_r on new rows:
 
-    delta_c ~ N(HANDICAP_c, SPREAD^2),   mean(L_c - L_f) | delta_c ~ N(delta_c, se_c^2)
-    theta_c = mean(L_f) + E[delta_c | rows],   E[delta_c | rows] = w mean(L_c - L_f) + (1 - w) HANDICAP_c,
+    delta_c ~ N(HANDICAP_c, SPREAD^2),   mean(L_c - L_r) | delta_c ~ N(delta_c, se_c^2)
+    theta_c = mean(L_r) + E[delta_c | rows],   E[delta_c | rows] = w mean(L_c - L_r) + (1 - w) HANDICAP_c,
     w = SPREAD^2 / (SPREAD^2 + se_c^2)
 
     The differences are paired, and se_c counts clusters: a difference that all rows agree on stays, one that a single
