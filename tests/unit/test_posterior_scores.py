@@ -9,6 +9,7 @@ from scipy.special import log_softmax, logsumexp
 from scipy.stats import norm
 
 from abmll.calibrators import TaskRows, calibrated, calibrator
+from abmll.calibrators.temperature import PosteriorTemperature
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.everyday.check import calibrated_by_folds
 from abmll.metrics.baselines import label_frequency, uniform
