@@ -317,8 +317,13 @@ def test_it_goes_with_a_shipped_adapter_and_a_session_reads_it(place: Path, run:
     stored = read_scale(shipped)
     assert stored is not None
     session = open_run(shipped)
-    assert session.calibrator == stored.scale.calibrator()
-    assert session.tuned({"adaptation": {"steps": 1}}).calibrator == stored.scale.calibrator()
+    by_mean, drawn = stored.scale.calibrator("mean"), stored.scale.calibrator("own")
+    assert by_mean != drawn
+    assert session.calibrator == by_mean, (
+        "a user's rows are answered by the mean weights, long ones without their middle"
+    )
+    assert session.tuned({"adaptation": {"steps": 1}}).calibrator == by_mean
+    assert session.tuned({"adaptation": {"samples": 4, "sampler": "weight"}}).calibrator == drawn
     assert session.tuned({"likelihood": {"normalisation": "sum"}}).calibrator == PosteriorTemperature()
     session.system.close()
     (shipped / SCALE_FILE).unlink()

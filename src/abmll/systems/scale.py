@@ -31,6 +31,8 @@ OWN, MEAN = "own", "mean"
 """The rows of a system: its answers as they are drawn, and those by its mean weights."""
 FEWEST_TASKS = 2
 """Of fewer tasks a spread over tasks says nothing: the prior stays near the weak one it begins at."""
+_NO_OTHER_SCALE = ("cut", "max_tokens", "share_prefix", "share_labels")
+"""Settings of a likelihood that say how long texts are cut, and how scores are computed, not what a score is."""
 TOO_SMALL = "too few rows to adapt to some and answer others"
 log = logging.getLogger(__name__)
 
@@ -183,7 +185,7 @@ def _choice_rows(answered: Answered) -> ChoiceRows:
 def answering_settings(run: ResolvedRun) -> dict[Section, dict[str, Any]]:
     """The settings that a system's answers to a task depend on, besides its weights; as JSON has them."""
     values = run.pinned.model_dump(mode="json")
-    names = ("examples", "steps", "batch_size", "sampler", "samples", "in_context")
+    names = ("examples", "steps", "batch_size", "schedule", "sampler", "samples", "in_context")
     adaptation = {name: values["adaptation"][name] for name in names}
     return {"method": values["method"], "likelihood": values["likelihood"], "adaptation": adaptation}
 
@@ -218,7 +220,8 @@ def read_scale(folder: Path) -> StoredScale | None:
 def calibrator_of(folder: Path, config: RunConfig) -> PosteriorTemperature:
     """The calibrator of a run's answers to a user's rows: with the prior that was learned, or with the weak one.
 
-    How many rows are adapted to, and in how many steps, is up to the user; another likelihood is another scale.
+    How many rows are adapted to, in how many steps, and what a long text loses is up to the user; another likelihood is
+    another scale, and answers by the mean weights have a prior of their own.
 
     Args:
         folder: the run directory.
@@ -228,9 +231,13 @@ def calibrator_of(folder: Path, config: RunConfig) -> PosteriorTemperature:
         AbmllError: as `read_scale`.
     """
     stored = read_scale(folder)
-    if stored is None or stored.answering["likelihood"] != config.likelihood.model_dump(mode="json"):
+    if stored is None:
         return PosteriorTemperature()
-    return stored.scale.calibrator()
+    now = config.likelihood.model_dump(mode="json")
+    if any(now[name] != value for name, value in stored.answering["likelihood"].items() if name not in _NO_OTHER_SCALE):
+        return PosteriorTemperature()
+    by_mean = config.adaptation.sampler == "mean" and MEAN in stored.scale.calibrators
+    return stored.scale.calibrator(MEAN if by_mean else OWN)
 
 
 def drop_stale_scale(folder: Path) -> None:
