@@ -10,7 +10,7 @@ HEAD = """# How often a test is wrong
 Written by `python -m experiments.size report`. In every simulated world two systems do not differ on average; a test at
 .05 should find a difference in 5 % of them, and no test of ours may do so in more than 6 % ({most} of {worlds:,}).
 
-    python -m experiments.size components experiments/unseen/results/packed   # components.json: what scatters, how far
+    python -m experiments.size components PACKED                     # components.json: what scatters, how far
     python -m experiments.size run                                           # results.json and this page, half an hour
 
 **Components** are the standard deviations of a paired difference that training seeds, adaptation draws, questions and

@@ -16,7 +16,8 @@ from experiments.unseen.evidence import Values, reliability_scaled
 def controls(summary: Mapping[str, Any], reference: str = "abmll") -> bytes:
     """Each system's difference to the reference in the primary NLL and accuracy, with its interval."""
     tests = summary["against_abmll"]
-    names = sorted((n for n in tests if "nll_scaled" in tests[n]), key=lambda n: tests[n]["nll_scaled"]["difference"])
+    names = [n for n in tests if "nll_posterior" in tests[n]]
+    names.sort(key=lambda n: tests[n]["nll_posterior"]["difference"])
     with settings():
         figure = Figure(figsize=(9, 0.34 * len(names) + 1.3), layout="constrained")
         for axes, metric, label in zip(
@@ -44,9 +45,9 @@ def controls(summary: Mapping[str, Any], reference: str = "abmll") -> bytes:
 
 
 def seed_by_seed(summary: Mapping[str, Any]) -> bytes:
-    """Scaled NLL and accuracy of every training seed, a line at a uniform guess."""
+    """NLL at the posterior temperature and accuracy of every training seed, a line at a uniform guess."""
     systems = {n: s for n, s in summary["systems"].items() if n != LABEL_FREQUENCY}
-    names = sorted(systems, key=lambda n: -systems[n]["nll_scaled"])
+    names = sorted((n for n in systems if "nll_posterior" in systems[n]), key=lambda n: -systems[n]["nll_posterior"])
     with settings():
         figure = Figure(figsize=(9, 0.3 * len(names) + 1.2), layout="constrained")
         axes_of = figure.subplots(1, 2, sharey=True)
@@ -89,7 +90,7 @@ def sensitivity(found: Mapping[str, Any], columns: int = 3) -> bytes:
     baselines = (LABEL_FREQUENCY, UNIFORM)
     names = sorted({n for told in found.values() for n in told if n not in baselines and not n.endswith("_mean")})
     colours = {name: colour(f"series{number}") for number, name in enumerate(names)}
-    scales = {metric: _scale(found, metric) for metric in ("nll_posterior", "accuracy")}
+    scales = {metric: _scale(found, metric) for metric in ("nll_scaled", "accuracy")}
     low, high = scales["nll_scaled"]
     guesses = [one["nll_scaled"] for told in found.values() for one in told.get(UNIFORM, ())]
     scales["nll_scaled"] = low, min(high, max(guesses, default=high) + 0.1)
@@ -120,7 +121,7 @@ def sensitivity(found: Mapping[str, Any], columns: int = 3) -> bytes:
             axes.set_xlabel(question)
         for axes in [axes for row in grid for axes in row if not axes.has_data()]:
             axes.set_visible(False)
-        for row, metric in enumerate(("nll_posterior", "accuracy")):  # one scale for each metric
+        for row, metric in enumerate(("nll_scaled", "accuracy")):  # one scale for each metric
             for axes in grid[row::2].flat:
                 axes.set_ylim(*scales[metric])
         handles = [Line2D([], [], marker="o", markersize=3, color=colours[name], label=name) for name in names]

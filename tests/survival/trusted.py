@@ -260,8 +260,15 @@ def _task(place: Path, path: Path) -> Any:
 
 def _estimator(place: Path, path: Path) -> Any:
     folder = (place / path).parent
-    params, layout, classes = estimators._read(folder)
-    return params, layout, classes, load_config(RunConfig, folder / "config.yaml").to_yaml(), _adapter(place, path)
+    params, layout, classes, held_back = estimators._read(folder)
+    return (
+        params,
+        layout,
+        classes,
+        held_back,
+        load_config(RunConfig, folder / "config.yaml").to_yaml(),
+        _adapter(place, path),
+    )
 
 
 def _batch(place: Path, path: Path) -> Any:

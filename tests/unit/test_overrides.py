@@ -230,6 +230,7 @@ BUNDLES: dict[str, tuple[str, ...]] = {  # what can be had together
         "likelihood.share_labels",
         "likelihood.cut",
     ),
+    "premise": ("likelihood.premise",),
     "method": ("method.name",),
     "preset": ("method.preset",),
 }

@@ -89,5 +89,5 @@ def test_adapting_and_its_check_say_how_far_they_are_on_a_pipe(
     assert [line.split(" (")[0] for line in steps] == [f"steps of adapting: {n} of 4" for n in (1, 2, 3, 4)]
     assert ["left)" in line for line in steps] == [False, False, True, False]
     check = [line for line in lines if line.startswith("parts of the check: ")]
-    assert check[-1] == "parts of the check: 10 of 12 (100 %)"
-    assert len(check) == 10 * 5, "four steps, and the answers, of each of ten parts"
+    assert check[-1] == "parts of the check: 12 of 12 (100 %)"
+    assert len(check) == 10 * 5 + 3, "four steps, and answers, of ten parts; the base, examples in its prompt, the end"
