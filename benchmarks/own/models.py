@@ -17,7 +17,6 @@ import numpy as np
 from abmll.config import RunConfig, check
 from abmll.metrics.predictions import pad_probabilities
 from abmll.models import LanguageModel
-from abmll.prompts.in_context import with_examples
 from abmll.question import Question, Task
 from abmll.systems.build import build_system
 from abmll.systems.folds import Fold, deal
@@ -98,7 +97,7 @@ def _plain(system: System, rows: Sequence[Question], plan: PredictionPlan) -> np
 
 def _prompted(system: System, asked: Asked, plan: PredictionPlan) -> np.ndarray:
     encoder = system.batcher.encoder
-    return _plain(system, [with_examples(row, asked.labelled, encoder) for row in asked.test], plan)
+    return _plain(system, [encoder.with_examples(row, asked.labelled) for row in asked.test], plan)
 
 
 def _prompted_by_folds(system: System, asked: Asked, plan: PredictionPlan) -> np.ndarray:
@@ -106,7 +105,7 @@ def _prompted_by_folds(system: System, asked: Asked, plan: PredictionPlan) -> np
     for fold in asked.folds:
         examples = [asked.labelled[i] for i in fold.fitted]
         for i in fold.answered:
-            rows[i] = with_examples(asked.labelled[i], examples, encoder)
+            rows[i] = encoder.with_examples(asked.labelled[i], examples)
     return _plain(system, rows, plan)
 
 

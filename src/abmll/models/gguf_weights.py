@@ -25,6 +25,7 @@ from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorPr
 
 from abmll.errors import AbmllError
 from abmll.models.gguf_header import GGUFHeader, StoredTensor, write_keys
+from abmll.process.threads import default_threads
 
 PIECE = 1 << 18
 """Weights that are dequantised at a time; a whole number of blocks of every kind."""
@@ -139,7 +140,7 @@ def write_weights(model: GGUFModel, path: Path, dtype: torch.dtype, tell: Tell =
     units = [unit for to in model.destinations for unit in _units(to)]
     units.sort(key=lambda unit: unit[1] is None, reverse=True)  # whole tensors first, as they take longest
     done, total = 0, model.weights
-    with ThreadPoolExecutor(threads()) as pool:
+    with ThreadPoolExecutor(default_threads()) as pool:
         work = [
             pool.submit(_write_unit, model.processor, path, dtype, offsets[to.name], to, part) for to, part in units
         ]
@@ -150,12 +151,6 @@ def write_weights(model: GGUFModel, path: Path, dtype: torch.dtype, tell: Tell =
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def threads() -> int:
-    """As many as there are processors for this process."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ from abmll.metrics.not_finite import ADAPTING, END, PREDICTING, NotFinite, read_
 from abmll.metrics.predictions import Prediction, Predictions, read_predictions
 from abmll.process.timer import Timer
 from abmll.prompts.content_free import CONTENT_FREE, without_content
-from abmll.prompts.in_context import with_examples
 from abmll.question import Question, Task
 from abmll.runs.prepare import Run
 from abmll.systems.folds import Answered, held_out
@@ -232,7 +231,7 @@ class Cells:
     ) -> list[Answered]:
         """Predictions by each row of the system: drawn and, where it has stds, by the mean weights."""
         if self.run.config.adaptation.in_context:
-            questions = tuple(with_examples(q, examples, system.batcher.encoder) for q in questions)
+            questions = tuple(system.batcher.encoder.with_examples(q, examples) for q in questions)
         drawn = self.run.prediction
         kinds = [drawn, PredictionPlan("mean", 1, drawn.batch_tokens)][: len(self.run.rows)]
         return [self._answered(system, questions, kind, coordinates) for kind in kinds]

@@ -11,7 +11,6 @@ from typing import Any
 from abmll.config import RunConfig, TrainingConfig
 from abmll.errors import AbmllError
 from abmll.prompts.encode import Encoder
-from abmll.prompts.in_context import with_examples
 from abmll.question import Task
 
 SHARED: Mapping[str, str] = {
@@ -137,7 +136,7 @@ def check_encoded(tasks: tuple[Task, ...], encoder: Encoder, *, in_context: bool
     for question in (question for task in tasks for question in (*task.train, *task.test)[:1]):
         encoder(question)
         if in_context:
-            with_examples(question, (), encoder)
+            encoder.with_examples(question, ())
 
 
 def check_trained(before: RunConfig, now: RunConfig, where: object, also: Mapping[str, str] | None = None) -> None:
