@@ -147,11 +147,11 @@ class AdaptationConfig(Section):
     """Adapting to an unseen task, and predicting.
 
     `folds`: each example is predicted also after adapting to those of the other folds, so that a temperature can be
-    fitted to examples that were not learned; 0 leaves that out. `meta_rows`: after training each training task is
-    adapted to as an unseen one is, and so many of its other rows are answered, from which a prior of that temperature
-    is learned; 0 leaves that out. `in_context`: as many examples as fit in `likelihood.max_tokens` are put in front of
-    each question; with `steps` 0 nothing is learned then. `schedule`: the rates of a method are constant over the steps
-    of an adaptation, or fall to 0 after the last one.
+    fitted to examples that were not learned, by the weights at the end of training; 0 leaves that out. `meta_rows`:
+    after training each training task is adapted to as an unseen one is, and so many of its other rows are answered,
+    from which a prior of that temperature is learned; 0 leaves that out. `in_context`: as many examples as fit in
+    `likelihood.max_tokens` are put in front of each question; with `steps` 0 nothing is learned then. `schedule`: the
+    rates of a method are constant over the steps of an adaptation, or fall to 0 after the last one.
     `content_free`: tasks with fixed labels are also asked questions without content, for contextual calibration.
     `lengths`: the numbers of tokens of each question and its choices are written beside its answer, for Thermometer.
     `sampler`: predictions average over `samples` draws of the weights, or of what they do to activations; `mean`

@@ -262,7 +262,7 @@ class TerminalReport:
 
 def _rich(table: TextTable) -> RichTable:
     out = RichTable(title=Text(table.title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    out.pad_edge = False
+    out.pad_edge, out.collapse_padding = False, True
     for i, title in enumerate(table.header):
         out.add_column(Text(title), justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold")
     for i, row in enumerate(table.rows):

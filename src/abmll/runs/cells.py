@@ -38,6 +38,7 @@ class Cell:
         examples: that meta-training had used until then.
         where: folder of its file: `BEFORE`, or that of a point of the curve.
         plan: of the adaptation.
+        folds: into which the examples are dealt, to be answered held out; 0: they are not.
     """
 
     task: Task
@@ -46,6 +47,7 @@ class Cell:
     examples: int
     where: str
     plan: AdaptationPlan
+    folds: int = 0
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,7 @@ class Cells:
         if not self.run.record_non_finite:
             raise error
         learned = _guesses(self._examples(cell))
-        a = self.run.config.adaptation
-        held_out_rows = learned if a.folds and (cell.plan.steps or a.in_context) else ()
+        held_out_rows = learned if cell.folds else ()
         asked = self._of(name, cell, _guesses(self.run.scored(cell.task)), learned, held_out_rows)
         why = without_folders(str(error), (*cell.task.train, *cell.task.test), self.run.folder)
         NotFinite(asked, stage, why).write(self.marker(name, cell.where, cell.draw, cell.task))
@@ -252,16 +253,15 @@ class Cells:
 
     def _held_out(self, system: System, cell: Cell, predict: "partial[list[Answered]]") -> list[Answered]:
         """Predictions of the examples by folds; nothing where nothing is learned that they could be held out of."""
-        a, plan = self.run.config.adaptation, cell.plan
-        if not a.folds or not (plan.steps or a.in_context):
+        if not cell.folds:
             return []
         return held_out(
             lambda part, of: self.adapt(system, part, of, cell.draw),
             predict,
             cell.task,
             self._examples(cell),
-            plan,
-            a.folds,
+            cell.plan,
+            cell.folds,
         )
 
 

@@ -76,7 +76,7 @@ def evaluate_once(run: Run, system: System, step: int, listener: Listener, timer
     files, cells, draws = [], Cells(run), range(run.config.adaptation.draws)
     with run.directory.locked(), gently():
         for draw, task in itertools.product(draws, run.tasks.unseen):
-            cell = _adapted_cell(run, task, draw, step)
+            cell = _adapted_cell(run, task, draw, step, run.folds(run.adaptation.steps))
             cells.make(system, cell, timer, anew=True)
             listener(_evaluated(run, cell))
             files += [cells.file(name, cell.where, draw, task) for name in run.rows]
@@ -86,18 +86,23 @@ def evaluate_once(run: Run, system: System, step: int, listener: Listener, timer
 
 
 def _every_cell(run: Run, final: int) -> Iterator[Cell]:
-    """Each point of the curve up to `final`, draw and task; at the end those without adaptation."""
+    """Each point of the curve up to `final`, draw and task; at the end those without adaptation.
+
+    Examples are answered held out at the end alone: a point before it would take as much longer as there are folds, and
+    has no learned prior of the temperature.
+    """
     for step in run.evaluated_steps(final):
+        folds = run.folds(run.adaptation.steps) if step == final else 0
         for draw, task in itertools.product(range(run.config.adaptation.draws), run.tasks.unseen):
-            yield _adapted_cell(run, task, draw, step)
+            yield _adapted_cell(run, task, draw, step, folds)
     unadapted = replace(run.adaptation, steps=0)
     for task in run.tasks.unseen:
-        yield Cell(task, 0, final, run.examples(final), BEFORE, unadapted)
+        yield Cell(task, 0, final, run.examples(final), BEFORE, unadapted, run.folds(0))
 
 
-def _adapted_cell(run: Run, task: Task, draw: int, step: int) -> Cell:
+def _adapted_cell(run: Run, task: Task, draw: int, step: int, folds: int) -> Cell:
     examples = run.examples(step)
-    return Cell(task, draw, step, examples, folder_name(examples), run.adaptation)
+    return Cell(task, draw, step, examples, folder_name(examples), run.adaptation, folds)
 
 
 def _evaluated(run: Run, cell: Cell) -> dict[str, Any]:
@@ -110,7 +115,7 @@ def _evaluated(run: Run, cell: Cell) -> dict[str, Any]:
         "step": cell.step,
         "adapted": steps > 0,
     }
-    return {"event": "evaluated", "units": run.evaluation_units(cell.task, steps), **names}
+    return {"event": "evaluated", "units": run.evaluation_units(cell.task, steps, cell.folds), **names}
 
 
 def is_complete(run: Run) -> bool:

@@ -71,19 +71,24 @@ class Run(ResolvedRun):
         """Question forward passes of training and evaluating: the measure of progress."""
         steps, draws, unseen = self.adaptation.steps, self.config.adaptation.draws, self.tasks.unseen
         training = 3 * self.examples(self.training.iterations)
-        adapted = sum(self.evaluation_units(task, steps) for task in unseen) * draws * len(self.curve)
+        points = [0] * (len(self.curve) - 1) + [self.folds(steps)]
+        adapted = sum(self.evaluation_units(task, steps, folds) for task in unseen for folds in points) * draws
         meta = self.meta_units() * len(spread_tasks(self.tasks.train))
-        return training + meta + adapted + sum(self.evaluation_units(task, 0) for task in unseen)
+        return training + meta + adapted + sum(self.evaluation_units(task, 0, self.folds(0)) for task in unseen)
+
+    def folds(self, steps: int) -> int:
+        """Into which examples are dealt that so many steps learn from; 0 where nothing is learned to be held out of."""
+        a = self.config.adaptation
+        return a.folds if steps or a.in_context else 0
 
     def meta_units(self) -> int:
         """Question forward passes of adapting to a training task and answering `adaptation.meta_rows` of its rows."""
         rows = self.config.adaptation.meta_rows
         return 3 * self.adaptation.steps * self.adaptation.batch_size + rows * self._passes if rows else 0
 
-    def evaluation_units(self, task: Task, steps: int) -> int:
+    def evaluation_units(self, task: Task, steps: int, folds: int) -> int:
         """Question forward passes of adapting to a task and predicting; a backward pass counts as two."""
         a = self.config.adaptation
-        folds = a.folds if steps or a.in_context else 0
         questions = len(self.scored(task)) + a.examples * (2 if folds else 1)
         questions += len(CONTENT_FREE) if a.content_free and task.fixed_labels is not None else 0
         return 3 * steps * a.batch_size * (folds + 1) + questions * self._passes
