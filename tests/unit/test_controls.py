@@ -181,11 +181,12 @@ def test_a_comparison_with_folds_writes_held_out_rows_and_they_set_the_temperatu
     config = run_config("abmll", adaptation={"examples": 6, "steps": 2, "folds": 3, "test_questions": 4, "samples": 2})
     task = Task("unseen", TASKS[1].train, TASKS[1].test)
     folders = [tmp_path / name / "seed-0" / "predictions" for name in ("abmll", "abmll_mean")]
-    run = run_in(tmp_path / "abmll" / "seed-0", config, TASKS[:1], (task,), predictions=folders)
+    run = run_in(tmp_path / "abmll" / "seed-0", config, TASKS[:1], (task,), predictions=folders, curve=2)
     complete(run)
     assert is_complete(run)
     for name in ("abmll", "abmll_mean"):
-        (file,) = (tmp_path / name / "seed-0" / "predictions").glob("examples-*/draw-0/*.jsonl")
+        start, file = sorted((tmp_path / name / "seed-0" / "predictions").glob("examples-*/draw-0/*.jsonl"))
+        assert not read_predictions(start).held_out_rows, "at the end of training alone"
         found = read_predictions(file)
         assert [p.id for p in found.held_out_rows] == [p.id for p in found.adaptation_rows]
         assert found.held_out_rows != found.adaptation_rows
