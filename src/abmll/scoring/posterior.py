@@ -78,8 +78,8 @@ def mean_nll_posterior(rows: Sequence[Prediction]) -> float:
     """Mean NLL of answers none of which was learned, each at the posterior temperature given the other half of them.
 
     For validation tasks, whose labels are all known: no row has a part in its own temperature, and nothing has to be
-    adapted or answered again. Rows of one group are in one half; which groups are is drawn, always alike, since rows may
-    come in an order that repeats, as labels that alternate do. The prior is the weak one.
+    adapted or answered again. Rows of one group are in one half; which groups are is drawn, always alike, since rows
+    may come in an order that repeats, as labels that alternate do. The prior is the weak one.
 
     Raises:
         AbmllError: there are none, an answer is not one of the choices, or a probability is not in [0, 1].
