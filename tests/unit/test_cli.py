@@ -8,18 +8,22 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from abmll import cli
 from abmll.cli import main
+from abmll.everyday import bases
 from abmll.process.stopping import Stopped
-from tests.everyday import place_run, texts, write_csv, write_texts
+from tests.everyday import texts, write_csv, write_texts
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = re.findall(r"^    (abmll [^#\n]+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+BASE = "qwen2.5-coder-1.5b"
+"""The base that the README speaks of; a tiny one here."""
 SMALL = [
     "training.iterations=2",
     "adaptation.steps=2",
@@ -38,9 +42,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tasks = tiny_tasks(5)
     write_tasks(folder / "train", tasks[:3])
     write_tasks(folder / "unseen", tasks[3:])
-    place_run(folder / "everyday")  # a tiny run in the place of the adapter that comes along
-    (folder / "runs").mkdir()
-    (folder / "everyday" / "runs" / "mine").rename(folder / "runs" / "smollm2")
     write_texts(folder / "my.csv", 8)
     write_csv(folder / "rows.csv", ["text"], [[text] for text, _ in texts(4, seed=1)])
     return folder
@@ -56,7 +57,9 @@ def test_the_commands_of_the_readme_run_in_order(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    verbs = {"compare", "train", "adapt", "predict", "score", "report", "doctor", "export"}
+    small = [replace(base, source="model") if base.name == BASE else base for base in bases.known_bases()]
+    monkeypatch.setattr(bases, "known_bases", lambda: tuple(small))
+    verbs = {"compare", "train", "adapt", "predict", "score", "report", "doctor", "export", "bases"}
     assert {command.split()[1] for command in COMMANDS} == verbs
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]
