@@ -240,7 +240,8 @@ def dequantised(tensor: StoredTensor, part: range) -> np.ndarray:
     raw = tensor.file.read(tensor.offset + tensor.bytes_of(part.start), tensor.bytes_of(len(part)))
     flat = np.frombuffer(raw, dtype=np.uint8)[None]  # one row, so that `gguf` takes it as a whole
     try:
-        return np.asarray(dequantize(flat, tensor.kind)).reshape(-1)
+        with np.errstate(all="ignore"):  # weights that are not finite are refused when the model is loaded
+            return np.asarray(dequantize(flat, tensor.kind)).reshape(-1)
     except NotImplementedError as error:
         raise AbmllError(
             f"{tensor.file.paths[0]}: {tensor.name} is packed as {tensor.kind.name}, which cannot be read; take "
