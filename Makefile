@@ -8,7 +8,7 @@ PYTHON ?= python3
 .PHONY: quickstart test setup lint types unit soak mutants oracles docs lm-eval fuzz audit shipped synthetic clean help
 
 quickstart: setup  ## set up and run the main job: meta-train and compare on a small real model
-	$(BIN)/abmll compare recipes/quickstart.yaml
+	$(BIN)/abmll compare quickstart
 
 test: setup  ## set up and run lint, types and tests, at most 8 minutes on two cores
 	@$(MAKE) --no-print-directory lint types unit
@@ -31,9 +31,9 @@ unit: setup  ## pytest on JOBS processes
 soak: setup  ## the long campaigns (kills, signals, damage, memory), about half an hour; writes tests/survival/results
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=.:src $(BIN)/python -m tests.survival.soak
 
-shipped: setup  ## make again the adapter that comes with abmll (recipes/shipped.yaml), from nothing
+shipped: setup  ## make again the adapter that comes with abmll (src/abmll/recipes/shipped.yaml), from nothing
 	rm -rf runs/shipped
-	$(BIN)/abmll train recipes/shipped.yaml -o runs/shipped
+	$(BIN)/abmll train shipped -o runs/shipped
 	$(BIN)/python -m abmll.everyday.ship runs/shipped smollm2
 
 synthetic: setup  ## ABMLL where the truth is known, what is missing of it; writes experiments/synthetic/results

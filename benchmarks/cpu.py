@@ -26,11 +26,17 @@ ONLY_NOW = {"abmll_eighth": ("method.kl_entries=0.125",)}  # an eighth of the ro
 QUICKSTART = ("model.source=smollm2-135m-instruct", "tasks.train.source=builtin", "likelihood.max_tokens=64")
 
 
+def _recipe(checkout: Path) -> Path:
+    """The recipe that trains on the built-in tasks, which earlier checkouts have outside of the package."""
+    here = checkout / "src" / "abmll" / "recipes" / "builtin.yaml"
+    return here if here.is_file() else checkout / "recipes" / "train.yaml"
+
+
 def journal(checkout: Path, values: tuple[str, ...], iterations: int) -> list[dict[str, Any]]:
     """The steps of a run of `abmll train` by the code of a checkout."""
     with tempfile.TemporaryDirectory() as folder:
         given = (*QUICKSTART, *values, f"training.iterations={iterations}")
-        command = [sys.executable, "-m", "abmll", "train", str(checkout / "recipes" / "train.yaml"), *given]
+        command = [sys.executable, "-m", "abmll", "train", str(_recipe(checkout)), *given]
         environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "HF_HUB_OFFLINE": "1"}
         subprocess.run([*command, "-o", f"{folder}/run"], check=True, env=environment, capture_output=True)
         lines = (Path(folder) / "run" / "journal.jsonl").read_text(encoding="utf-8").splitlines()

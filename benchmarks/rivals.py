@@ -4,7 +4,7 @@
     python -m benchmarks.rivals --shape llama-3-8b
     python -m benchmarks.rivals --dry-run           # a tiny model on the CPU, one round: does everything run?
 
-The systems are those of recipes/rivals.yaml (but `in_context`, which a comparison alone does), on built-in questions:
+The systems are those of the recipe `rivals` (but `in_context`, which a comparison alone does), on built-in questions:
 one after the other, and all of them again in every round, so that what drifts, drifts for all. Of each the median over
 rounds, divided by that of `structured` (LoRA by task). A training step is a meta-iteration's time over the gradient
 steps in it, whatever they descend; an adaptation is made of ten of them and of the posterior; an answer is one
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from abmll.config import CompareConfig, RunConfig, check, load_config
+from abmll.config.recipes import find_recipe
 from abmll.models import LanguageModel, load_model, random_model
 from abmll.question import Task
 from abmll.runs.train_run import train
@@ -31,7 +32,7 @@ from abmll.systems.system import System
 from abmll.tasks.sources import load_tasks
 from benchmarks.common import describe, write_result
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "rivals.yaml"
+RECIPE = find_recipe(Path("rivals"))
 REFERENCE = "structured"
 PHASES = ("train_step", "adapt", "answer")
 

@@ -25,7 +25,8 @@ from abmll.config import RunConfig, check
 from abmll.kernels import fallbacks
 from abmll.models import LanguageModel, random_model
 from abmll.models.shapes import SHAPES
-from abmll.prompts.batches import ChoiceBatch, collate
+from abmll.prompts.batches import ChoiceBatch
+from abmll.prompts.collate import collate
 from abmll.prompts.encode import EncodedQuestion
 from abmll.systems.build import build_system
 from abmll.systems.system import System

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from abmll.methods import METHODS
-from abmll.metrics.registered import METRICS
+from abmll.scoring.registered import METRICS
 from abmll.tasks.registered import SOURCES
 
 REGISTRIES = (METHODS, SOURCES, METRICS)

@@ -33,10 +33,12 @@ def make_folder(
     note: str = "Shows the path, not the method.",
     reference: str = "lora",
     group: int = 0,
+    held_out: bool = True,
 ) -> Path:
     """Write the folder. `abmll_mean` has predictions only, those of `PLAIN` consume no examples.
 
     So many questions that follow each other are of one `group`, answered alike; 0: each stands alone.
+    The examples are predicted `held_out`, too.
     """
     settings = {"name": "toy", "note": note, "systems": list(systems), "seeds": list(range(seeds))}
     write_json(folder / "comparison.json", settings | {"draws": draws, "reference": reference, "tasks": list(tasks)})
@@ -47,8 +49,8 @@ def make_folder(
             for examples in points:
                 share = examples / max(checkpoints)
                 place = f"examples-{examples:08d}"
-                _write_cells(run, place, system, seed, draws, tasks, questions, examples, share, group)
-            _write_cells(run, "before-adaptation", system, seed, draws, tasks, questions, points[-1], 0.2, group)
+                _write_cells(run, place, system, seed, draws, tasks, questions, examples, share, group, held_out)
+            _write_cells(run, "before-adaptation", system, seed, draws, tasks, questions, points[-1], 0.2, group, False)
             if system != "abmll_mean":
                 _write_records(run, seed, points[-1])
     return folder
@@ -65,6 +67,7 @@ def _write_cells(
     examples: int,
     share: float,
     group: int,
+    held_out: bool,
 ) -> None:
     for number, task in enumerate(tasks):
         for draw in range(draws):
@@ -76,6 +79,7 @@ def _write_cells(
                 alike = [rows[i - i % group] for i in range(questions)]
                 rows = tuple(replace(row, id=rows[i].id, group=f"g{i // group}") for i, row in enumerate(alike))
             adaptation = _rows(rng, number + 100, task, 12, skill, SHARPNESS.get(system, 1.3))
+            unlearned = _rows(rng, number + 100, task, 12, 0.8 * skill, SHARPNESS.get(system, 1.3))
             counts = np.bincount([row.answer for row in adaptation], minlength=FIXED.get(task, 1))
             predictions = Predictions(
                 system=system,
@@ -85,6 +89,8 @@ def _write_cells(
                 examples_consumed=examples,
                 rows=rows,
                 adaptation_rows=adaptation,
+                held_out_rows=unlearned if held_out else (),
+                adapted=checkpoint != "before-adaptation",
                 label_counts=tuple(counts.tolist()) if task in FIXED else None,
             )
             predictions.write(run / "predictions" / checkpoint / f"draw-{draw}" / f"task{number}.jsonl")

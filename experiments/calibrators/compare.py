@@ -38,6 +38,8 @@ ENTRIES = (
     Entry("its mode", calibrator("posterior_temperature", {"answer": "mode"})),
     Entry("vector scaling, weak prior", calibrator("vector_scaling"), False),
     Entry("vector scaling", calibrator("vector_scaling")),
+    Entry("contextual", calibrator("contextual"), False),
+    Entry("contextual, then posterior temperature", calibrator("contextual", POSTERIOR)),
     Entry("batch", calibrator("batch"), False),
     Entry("batch, then posterior temperature", calibrator("batch", POSTERIOR)),
     Entry("thermometer", calibrator("thermometer")),

@@ -62,7 +62,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its first column of words."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -75,7 +76,7 @@ def _overview(entries: Mapping[str, Any]) -> str:
             cells = [str(own["tasks"]), f"{own['nll']:.4f}", f"{own['ece']:.3f}"]
             gaps = ["-" if other == name else _gap(own[f"minus_{other}"]) for other in COMPARED]
             rows.append([name, *cells, *gaps, f"{own['worst_over_uniform']:+.3f}"])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _gap(values: Sequence[float]) -> str:
@@ -87,7 +88,7 @@ def _by_system(systems: Mapping[str, Any]) -> str:
     names = [*(entry.name for entry in ENTRIES), *REFERENCES]
     shown = [name for name in names if systems[ALL][name]["tasks"] == systems[ALL]["none"]["tasks"]]
     rows = [[system, *(f"{entries[name]['nll']:.3f}" for name in shown)] for system, entries in systems.items()]
-    return _table(("system", *shown), rows)
+    return table(("system", *shown), rows)
 
 
 def _grid(weak: Mapping[str, Any]) -> str:
@@ -100,21 +101,31 @@ def _grid(weak: Mapping[str, Any]) -> str:
         f"NLL, mean over systems and tasks. Best on the other tasks, with one left out: {chosen}; so chosen, the NLL "
         f"is {weak['left_out']['nll']}. The default is mu {default['mu']:g}, sd {default['sd']:g}."
     )
-    return f"{text}\n\n" + _table(("mu \\ sd", *(f"{sd:g}" for sd in sds)), rows)
+    return f"{text}\n\n" + table(("mu \\ sd", *(f"{sd:g}" for sd in sds)), rows)
 
 
 def _losses(worlds: Mapping[str, Mapping[str, float]]) -> str:
     names = list(next(iter(worlds.values())))
     rows = [[estimator, *(f"{losses[name]:.3f}" for name in names)] for estimator, losses in worlds.items()]
-    return "NLL over that at the best temperature:\n\n" + _table(("estimator", *names), rows)
+    return "NLL over that at the best temperature:\n\n" + table(("estimator", *names), rows)
 
 
 def _costs(cost: Mapping[str, Mapping[str, float]]) -> str:
     base = cost["none"]
-    head = ("calibrator", "meta_fit, ms", "fit, ms", "apply, ms", "apply over none", "memory, KiB", "memory over none")
+    head = (
+        "calibrator",
+        "meta_fit, ms",
+        "fit, ms",
+        "apply, ms",
+        "apply over none",
+        "meta_fit, KiB",
+        "memory, KiB",
+        "memory over none",
+    )
     rows = []
     for name, own in cost.items():
         times = [f"{own[key]:.2f}" for key in ("meta_fit_ms", "fit_ms", "apply_ms")]
         ratio = f"{own['apply_ms'] / base['apply_ms']:.0f}" if base["apply_ms"] else "-"
-        rows.append([name, *times, ratio, f"{own['memory_kib']:.0f}", f"{own['memory_kib'] / base['memory_kib']:.1f}"])
-    return _table(head, rows)
+        memory = [f"{own[key]:.0f}" for key in ("meta_fit_kib", "memory_kib")]
+        rows.append([name, *times, ratio, *memory, f"{own['memory_kib'] / base['memory_kib']:.1f}"])
+    return table(head, rows)

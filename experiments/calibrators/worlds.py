@@ -11,6 +11,7 @@ from abmll.calibrators import Calibrator, ChoiceRows, TaskRows, calibrator
 from abmll.metrics.scores import negative_log_likelihood
 
 HELD_OUT, TEST, CHOICES = 20, 200, 4
+CONTENT_FREE = 3
 TASKS, TRAINING = 150, 34
 FEW = 3
 PRIORS = ((0.0, 1.0), (0.7, 1.0), (1.0, 1.0), (1.0, 1.5), (1.0, 2.0), (1.5, 1.0), (2.0, 1.0))
@@ -47,7 +48,9 @@ def simulated_task(world: World, seed: int, test: int = TEST) -> TaskRows:
         scores = world.spread * rng.normal(size=(count, CHOICES))
         answers = (scores / world.temperature + rng.gumbel(size=scores.shape)).argmax(axis=1)
         parts.append(ChoiceRows.from_scores(scores, answers, fixed_choices=True))
-    return TaskRows(f"task-{seed}", *parts)
+    content_free = ChoiceRows.from_scores(world.spread * rng.normal(size=(CONTENT_FREE, CHOICES)), fixed_choices=True)
+    held_out, scored = parts
+    return TaskRows(f"task-{seed}", held_out, scored, content_free)
 
 
 def losses() -> dict[str, dict[str, float]]:

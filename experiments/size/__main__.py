@@ -1,12 +1,13 @@
-"""python -m experiments.size components PACKED | run [--worlds N] | report"""
+"""python -m experiments.size components PACKED | run [--worlds N] [--parts PART ...] | report"""
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from abmll.files import write_json, write_text
+from experiments.size.check_worlds import check_rows
 from experiments.size.components import measure
 from experiments.size.everyday import everyday_rows
 from experiments.size.promise import promise_rows
@@ -15,6 +16,9 @@ from experiments.size.run import comparison_rows
 
 HERE = Path(__file__).parent
 COMPONENTS, RESULTS, README = HERE / "components.json", HERE / "results.json", HERE / "README.md"
+
+
+PARTS = ("comparisons", "everyday", "checks", "promises")
 
 
 def printed(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -26,26 +30,32 @@ def printed(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
+def rows_of(part: str, worlds: int) -> Iterator[dict[str, Any]]:
+    """The simulated rows of one part of the page."""
+    if part == "comparisons":
+        return comparison_rows(json.loads(COMPONENTS.read_text(encoding="utf-8"))["components"], worlds)
+    return everyday_rows(worlds) if part == "everyday" else check_rows() if part == "checks" else promise_rows()
+
+
 def main() -> None:
     """Measure the components, simulate, or write the tables."""
     parser = argparse.ArgumentParser(prog="python -m experiments.size", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("components").add_argument("packed", type=Path, help="a folder of packed predictions")
-    verbs.add_parser("run").add_argument("--worlds", type=int, default=2000)
+    run = verbs.add_parser("run")
+    run.add_argument("--worlds", type=int, default=2000)
+    run.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="the others stay as they were")
     verbs.add_parser("report")
     given = parser.parse_args()
     if given.verb == "components":
         write_json(COMPONENTS, measure(given.packed))
         return
     if given.verb == "run":
-        components = json.loads(COMPONENTS.read_text(encoding="utf-8"))["components"]
-        results = {
-            "worlds": given.worlds,
-            "comparisons": printed(comparison_rows(components, given.worlds)),
-            "everyday": printed(everyday_rows(given.worlds)),
-            "promises": printed(promise_rows()),
-        }
-        write_json(RESULTS, results)
+        before = json.loads(RESULTS.read_text(encoding="utf-8")) if set(given.parts) != set(PARTS) else {}
+        if before and before["worlds"] != given.worlds:
+            parser.error(f"--worlds {given.worlds}: the other parts are of {before['worlds']}")
+        rows = {part: printed(rows_of(part, given.worlds)) for part in given.parts}
+        write_json(RESULTS, {"worlds": given.worlds} | {part: rows.get(part) or before[part] for part in PARTS})
     write_text(README, readme(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
 

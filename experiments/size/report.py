@@ -10,7 +10,7 @@ HEAD = """# How often a test is wrong
 Written by `python -m experiments.size report`. In every simulated world two systems do not differ on average; a test at
 .05 should find a difference in 5 % of them, and no test of ours may do so in more than 6 % ({most} of {worlds:,}).
 
-    python -m experiments.size components experiments/unseen/results/packed   # components.json: what scatters, how far
+    python -m experiments.size components PACKED                     # components.json: what scatters, how far
     python -m experiments.size run                                           # results.json and this page, half an hour
 
 **Components** are the standard deviations of a paired difference that training seeds, adaptation draws, questions and
@@ -47,6 +47,22 @@ Rows on which adapting changes nothing on average: of {worlds:,} sets, how often
 "As good as pretrained": the run and the pretrained model know the same and differ by noise, all else is worse. "Label
 shares": the run learns how often each label came in the other folds, by chance. It may be wrong in 5 % either way. In
 clusters of five the noise correlates by .6; they are counted as clusters, and as rows.
+"""
+CHECKS = """
+The same with all rows of the table (TF-IDF, sentence vectors, the prompt, the temperature), {sets} sets each: three
+labels; every system states the exact posterior of what it knows, only the run and a fresh LoRA are too sure; the run's
+temperature is learned in the check. The best rival has .7 nats, a gain is .2. "Alike" is how much of a row's difficulty
+systems share: at .85 the NLLs of two systems correlate by .8, at .7 by .64; those of TF-IDF and of sentence vectors
+did by .74 on real texts (the median of 25 draws of 20 to 60 rows from seven sets; half of them between .68 and .86).
+"Helps" is about the run with its temperature, against seven rivals, and may be wrong in 5 %: at most 27 of 400
+by chance. "Advised" is the choice with the lowest expected NLL; how often it is within .03
+nats of the best, which here is known.
+"""
+AFTER_CHECKS = """
+- A gain of .2 nats over the best rival is told in four of five cases by 60 rows where systems find the same
+  rows hard, in fewer where they do not, and seldom by 24 rows: there it takes a larger one.
+- The advice is a choice that need not be sure. It is near the best here as its favourite, the run with its temperature,
+  is among the best in all of these worlds: they say nothing of how fast it leaves a run that is bad.
 """
 PROMISE = """
 ## The promise of `--abstain-below-risk`
@@ -88,6 +104,9 @@ def readme(results: Mapping[str, Any]) -> str:
         AFTER.format(worlds=worlds, **numbers),
         EVERYDAY.format(worlds=worlds),
         markdown(_everyday(results["everyday"])),
+        CHECKS.format(sets=results["checks"][0]["sets"]),
+        markdown(_checks(results["checks"])),
+        AFTER_CHECKS,
         PROMISE.format(repeats=results["promises"][0]["repeats"]),
         markdown(_promises(results["promises"])),
     ]
@@ -117,6 +136,12 @@ def _everyday(rows: Sequence[Mapping[str, Any]]) -> TextTable:
         for row in rows
     ]
     return TextTable("", ("Rows", "Number", "helps", "hurts"), tuple(table))
+
+
+def _checks(rows: Sequence[Mapping[str, Any]]) -> TextTable:
+    counts = ("rows", "helps", "hurts", "advised_within_03")
+    table = [(row["world"], f"{row['shared']:g}", *(str(row[name]) for name in counts)) for row in rows]
+    return TextTable("", ("World", "Alike", "Number", "helps", "hurts", "Advised within .03"), tuple(table))
 
 
 def _promises(rows: Sequence[Mapping[str, Any]]) -> TextTable:

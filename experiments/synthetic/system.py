@@ -19,7 +19,8 @@ from abmll.adapters.layer import AdaptedLinear
 from abmll.kernels.noise import key_tensor, noise_key
 from abmll.methods import method_class, resolve_settings
 from abmll.methods.base import Method
-from abmll.prompts.batches import ChoiceBatch, collate
+from abmll.prompts.batches import ChoiceBatch
+from abmll.prompts.collate import collate
 from abmll.prompts.encode import EncodedQuestion
 from abmll.question import Question, Task
 from abmll.systems.plans import AdaptationPlan

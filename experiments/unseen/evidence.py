@@ -13,10 +13,12 @@ from abmll.metrics.calibration import calibration_noise_range
 from abmll.metrics.paired import PairedTest, paired_ece_test, paired_test
 from abmll.metrics.predictions import Predictions
 from abmll.metrics.resampling import Groups, group_numbers
-from abmll.metrics.scores import auroc_of_confidence, confidence_and_correct, scaled_probabilities, score
+from abmll.metrics.scores import auroc_of_confidence, confidence_and_correct
 from abmll.metrics.statistics import holm, stratified_bootstrap_interval, stratified_ece_bootstrap_interval
 from abmll.report.evidence import question_values
 from abmll.report.folder import Cell
+from abmll.scoring.posterior import posterior_probabilities
+from abmll.scoring.scores import nll_of_guessing, posterior_scores, score
 from experiments.unseen.results import ENSEMBLE, UNSEEDED, Table, is_one_ensemble
 
 REPEATS = 2000
@@ -24,9 +26,21 @@ REPEATS = 2000
 LEVEL = 0.05
 NOT_META_TRAINED = ("pretrained", *UNSEEDED, UNIFORM, LABEL_FREQUENCY)
 """A training seed decides nothing about them but where ten steps start, which was measured to be next to nothing."""
-TESTED = ("nll_scaled", "accuracy", "nll", "brier")
+TESTED = ("nll_posterior", "nll_scaled", "accuracy", "nll", "brier")
+PRIMARY = "nll_posterior"
+AT_TEMPERATURE = (PRIMARY, "nll_scaled")
+"""Metrics that depend on the draw of examples even before adapting."""
 SOURCE = {"nll_scaled": "nll_scaled_cv"}
 """Our names, in which "scaled" means on held-out folds of the 20 examples -> the library's."""
+
+POSTERIOR = {
+    "nll_posterior": "nll_posterior",
+    "nll_posterior_over_uniform": "nll_posterior_over_uniform",
+    "brier_posterior": "brier_posterior",
+    "ece_choices_posterior": "ece_posterior",
+    "temperature_posterior": "temperature_posterior",
+}
+"""Our names of the scores at the posterior temperature -> the library's."""
 
 Stacks = dict[str, Float[np.ndarray, "S D N"]]
 
@@ -55,6 +69,17 @@ class Values:
             self._scores[key] = score(_temperature_for_all(self.final[system][seed][cell])).to_dict()
         return self._scores[key]
 
+    def mean_of(self, system: str, seed: int, metric: str) -> float:
+        """Mean of a metric over the tasks and draws of a training seed."""
+        cells = [(draw, task) for task in self.tasks for draw in range(self.draws_of((system,), (seed,)))]
+        return float(np.mean([self.of(system, seed, cell)[metric].mean() for cell in cells]))
+
+    def gain_of(self, system: str, task: str) -> float:
+        """Nats over a uniform guess at the posterior temperature, mean over seeds and draws."""
+        found = [(s, (draw, task)) for s in self.final[system] for draw in range(self.draws_of((system,), (s,)))]
+        gains = [nll_of_guessing(self.final[system][s][c]) - self.of(system, s, c)[PRIMARY].mean() for s, c in found]
+        return float(np.mean(gains))
+
     def draws_of(self, systems: Sequence[str], seeds: Sequence[int]) -> int:
         """Draws that all of them have of every task."""
         counts = [
@@ -79,7 +104,7 @@ class Values:
         """Task -> (confidence, correct), for the ECE."""
         sure = self.stacks(system, "confidence", seeds, draws, tasks)
         right = self.stacks(system, "accuracy", seeds, draws, tasks)
-        return {task: (sure[task], right[task] > 0) for task in tasks}
+        return {task: (sure[task], right[task]) for task in tasks}
 
 
 def _temperature_for_all(found: Predictions) -> Predictions:
@@ -111,7 +136,7 @@ def paired(
     options: dict[str, Any] = {"resample_tasks": resample_tasks, "groups": values.groups(a, tasks)}
     options["constant"] = {
         *({"seeds"} if {a, b} <= set(NOT_META_TRAINED) else ()),
-        *(() if adapted or metric == "nll_scaled" else {"draws"}),
+        *(() if adapted or metric in AT_TEMPERATURE else {"draws"}),
     }
     if metric == "ece_choices":
         test = paired_ece_test(*(values.confidences(name, seeds, draws, tasks) for name in (a, b)), **options)
@@ -123,7 +148,13 @@ def paired(
 
 
 def against(
-    values: Values, reference: str, tasks: Sequence[str], signal: Sequence[str], *, adapted: bool = True
+    values: Values,
+    reference: str,
+    tasks: Sequence[str],
+    signal: Sequence[str],
+    *,
+    adapted: bool = True,
+    metrics: Sequence[str] = (*TESTED, "ece_choices"),
 ) -> dict[str, dict[str, Any]]:
     """Every system minus the reference: difference, p after Holm over the systems, and with tasks resampled.
 
@@ -135,7 +166,7 @@ def against(
     found: dict[str, dict[str, Any]] = {
         name: {} for name in values.final if name not in (reference, f"{reference}_mean")
     }
-    for metric in (*TESTED, "ece_choices"):
+    for metric in metrics:
         for name in found:
             test = paired(values, name, reference, metric, tasks, adapted=adapted)
             if test is not None:
@@ -167,8 +198,8 @@ def _told(
         "questions": test.questions,
         "groups": test.groups,
         "measured_once": list(test.measured_once),
-        "tasks_resampled": _short(wide),
-        "with_signal": _short(some),
+        "tasks_resampled": short(wide),
+        "with_signal": short(some),
     }
 
 
@@ -183,7 +214,7 @@ def _over_seeds(values: Values, a: str, b: str, metric: str, tasks: Sequence[str
     return float(ttest_1samp(gap, 0).pvalue) if gap.std() > 0 else None
 
 
-def _short(test: PairedTest | None) -> dict[str, Any] | None:
+def short(test: PairedTest | None) -> dict[str, Any] | None:
     return (
         None if test is None else {"difference": test.difference, "interval": [test.low, test.high], "p": test.p_value}
     )
@@ -211,6 +242,7 @@ def entry(values: Values, name: str, before: Mapping[int, Mapping[Cell, Predicti
         "n_seeds": 1 if is_one_ensemble(name, values.final) else len(seeds),
         "n_draws": draws,
         "accuracy": means["accuracy"],
+        **posterior_numbers(values, name),
         "nll": means["nll"],
         "brier": means["brier"],
         "ece_choices": means["ece"],
@@ -228,7 +260,7 @@ def entry(values: Values, name: str, before: Mapping[int, Mapping[Cell, Predicti
         "auroc_of_spread": _mean([auroc_of_spread(values.final[name][s][c]) for s in seeds for c in cells]),
         "aurc": means["aurc"],
         "by_seed": {
-            str(s): {k: _mean([o[SOURCE.get(k, k)] for o in scores[s]]) for k in ("accuracy", "nll_scaled")}
+            str(s): {k: _mean([o[SOURCE.get(k, k)] for o in scores[s]]) for k in ("accuracy", *AT_TEMPERATURE)}
             for s in seeds
         },
         "standard_errors": {
@@ -249,11 +281,28 @@ def entry(values: Values, name: str, before: Mapping[int, Mapping[Cell, Predicti
     )
     told["beats_uniform"] = _beats_uniform(values, name)
     # flattening is not calibration: an ECE below another's is no win where the NLL does not beat a guess
-    told["ece_counts"] = {k: _is_below(t) for k, t in told["beats_uniform"].items()}
+    told["ece_counts"] = {k: is_below(t) for k, t in told["beats_uniform"].items()}
     return told
 
 
-def _is_below(test: Mapping[str, Any] | None) -> bool | None:
+def posterior_numbers(values: Values, name: str) -> dict[str, Any]:
+    """The primary score of a system and what belongs to it, each a mean over tasks, seeds and draws.
+
+    `scale_prior` is that of log T, learned on the training tasks; None: the weak one.
+    """
+    seeds, tasks = sorted(values.final[name]), values.tasks
+    draws = values.draws_of((name,), seeds)
+    cells = [(s, (draw, task)) for s in seeds for task in tasks for draw in range(draws)]
+    scores = [posterior_scores(_temperature_for_all(values.final[name][s][cell])) for s, cell in cells]
+    priors = {values.final[name][s][cell].scale_prior for s, cell in cells}
+    stacks = values.stacks(name, "nll_posterior", seeds, draws, tasks)
+    ends = stratified_bootstrap_interval(stacks, groups=values.groups(name, tasks), repeats=REPEATS)
+    told = {key: _mean([one[source] for one in scores]) for key, source in POSTERIOR.items()}
+    prior = priors.pop() if len(priors) == 1 else None
+    return {**told, "nll_posterior_interval": list(ends), "scale_prior": None if prior is None else list(prior)}
+
+
+def is_below(test: Mapping[str, Any] | None) -> bool | None:
     """Whether a difference is below 0 by its test; None without a p."""
     return None if test is None or test["p"] is None else bool(test["difference"] < 0 and test["p"] < LEVEL)
 
@@ -261,7 +310,7 @@ def _is_below(test: Mapping[str, Any] | None) -> bool | None:
 def _beats_uniform(values: Values, name: str) -> dict[str, Any]:
     if name == UNIFORM:
         return {}
-    return {metric: _short(paired(values, name, UNIFORM, metric, values.tasks)) for metric in ("nll", "nll_scaled")}
+    return {metric: short(paired(values, name, UNIFORM, metric, values.tasks)) for metric in ("nll", *AT_TEMPERATURE)}
 
 
 def auroc_of_spread(found: Predictions) -> float | None:
@@ -295,6 +344,7 @@ def per_task(values: Values, name: str) -> dict[str, dict[str, float | None]]:
         out[task] = {
             "n": int(rows[0]["n"]),
             "accuracy": mean["accuracy"],
+            "nll_posterior_over_uniform": mean["nll_posterior_over_uniform"],
             "nll_over_uniform": mean["nll_over_uniform"],
             "nll_scaled_over_uniform": _minus(chance, mean["nll_scaled_cv"]),
             "ece_choices": mean["ece"],
@@ -307,11 +357,12 @@ def per_task(values: Values, name: str) -> dict[str, dict[str, float | None]]:
 
 
 def reliability_scaled(values: Values, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence after temperature scaling and correctness, all files together."""
+    """Confidence at the posterior temperature and correctness, all files together."""
     pairs = []
     for cells in values.final[name].values():
         for found in map(_temperature_for_all, cells.values()):
-            scaled = scaled_probabilities(found, found.held_out_rows) if found.held_out_rows else found.probabilities()
+            at_posterior = posterior_probabilities(found)
+            scaled = found.probabilities() if at_posterior is None else at_posterior
             pairs.append((scaled.max(axis=1), confidence_and_correct(found.probabilities(), found.answers())[1]))
     return np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])
 

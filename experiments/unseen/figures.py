@@ -14,15 +14,16 @@ from experiments.unseen.evidence import Values, reliability_scaled
 
 
 def controls(summary: Mapping[str, Any], reference: str = "abmll") -> bytes:
-    """Each system's difference to the reference in scaled NLL and accuracy, with its interval."""
+    """Each system's difference to the reference in the primary NLL and accuracy, with its interval."""
     tests = summary["against_abmll"]
-    names = sorted((n for n in tests if "nll_scaled" in tests[n]), key=lambda n: tests[n]["nll_scaled"]["difference"])
+    names = [n for n in tests if "nll_posterior" in tests[n]]
+    names.sort(key=lambda n: tests[n]["nll_posterior"]["difference"])
     with settings():
         figure = Figure(figsize=(9, 0.34 * len(names) + 1.3), layout="constrained")
         for axes, metric, label in zip(
             figure.subplots(1, 2, sharey=True),
-            ("nll_scaled", "accuracy"),
-            ("NLL (scaled), nats", "accuracy"),
+            ("nll_posterior", "accuracy"),
+            ("NLL posterior, nats", "accuracy"),
             strict=True,
         ):
             found = [tests[n][metric] for n in names]
@@ -44,14 +45,14 @@ def controls(summary: Mapping[str, Any], reference: str = "abmll") -> bytes:
 
 
 def seed_by_seed(summary: Mapping[str, Any]) -> bytes:
-    """Scaled NLL and accuracy of every training seed, a line at a uniform guess."""
+    """NLL at the posterior temperature and accuracy of every training seed, a line at a uniform guess."""
     systems = {n: s for n, s in summary["systems"].items() if n != LABEL_FREQUENCY}
-    names = sorted(systems, key=lambda n: -systems[n]["nll_scaled"])
+    names = sorted((n for n in systems if "nll_posterior" in systems[n]), key=lambda n: -systems[n]["nll_posterior"])
     with settings():
         figure = Figure(figsize=(9, 0.3 * len(names) + 1.2), layout="constrained")
         axes_of = figure.subplots(1, 2, sharey=True)
         for axes, metric, label in zip(
-            axes_of, ("nll_scaled", "accuracy"), ("NLL (scaled), nats", "accuracy"), strict=True
+            axes_of, ("nll_posterior", "accuracy"), ("NLL posterior, nats", "accuracy"), strict=True
         ):
             for place, name in enumerate(names):
                 found = [one[metric] for one in systems[name]["by_seed"].values()]

@@ -31,6 +31,7 @@ SCHEMA = pyarrow.schema(
         ("vocabulary_confidence", pyarrow.float32()),
         ("spread", LOGS),
         ("group", WORDS),
+        ("lengths", pyarrow.list_(pyarrow.int32())),
     ]
 )
 
@@ -85,7 +86,7 @@ def pack(packed: Packed) -> bytes:
     for row, files in packed.found.items():
         for (place, draw, task), found in files.items():
             heads.append([row, place, draw, task, found.examples_consumed, found.label_counts])
-            for split, rows in zip(SPLITS, (found.rows, found.adaptation_rows, found.held_out_rows), strict=True):
+            for split, rows in found.splits.items():
                 for prediction in rows:
                     for name, value in _cells(prediction).items():
                         columns[name].append(value)
@@ -113,6 +114,7 @@ def _cells(prediction: Prediction) -> dict[str, Any]:
         "vocabulary_confidence": prediction.vocabulary_confidence,
         "spread": None if prediction.spread is None else list(prediction.spread),
         "group": prediction.group,
+        "lengths": None if prediction.lengths is None else list(prediction.lengths),
     }
 
 
@@ -154,17 +156,18 @@ def read_packed(path: Path) -> Packed:
             parts["adaptation"],
             None if labels is None else tuple(labels),
             parts["held_out"],
+            content_free_rows=parts["content_free"],
         )
     return Packed(about, found)
 
 
 def _predictions(table: pyarrow.Table) -> Iterator[tuple[Any, str, Prediction]]:
-    names = [name for name in SCHEMA.names if name in table.column_names]  # files of before have no groups
+    names = [name for name in SCHEMA.names if name in table.column_names]
     columns = {name: table.column(name).to_pylist() for name in names}
     for cells in zip(*columns.values(), strict=True):
         row = dict(zip(columns, cells, strict=True))
         probabilities = np.exp(np.array(row["log_probabilities"], dtype=np.float64))
-        spread = row["spread"]
+        spread, lengths = row["spread"], row.get("lengths")  # which, as groups, files of before do not have
         yield (
             (row["system"], row["place"], row["draw"], row["task"]),
             row["split"],
@@ -175,5 +178,6 @@ def _predictions(table: pyarrow.Table) -> Iterator[tuple[Any, str, Prediction]]:
                 row["vocabulary_confidence"],
                 None if spread is None else tuple(spread),
                 row.get("group"),
+                None if lengths is None else (lengths[0], lengths[1]),
             ),
         )

@@ -21,6 +21,7 @@ from experiments.unseen.figures import controls, reliability_after_scaling, seed
 from experiments.unseen.results import BEFORE, UNSEEDED, Results, comparison, read_results
 
 REFERENCE = "abmll"
+PRIMARY = "nll_posterior"
 PLAIN = "pretrained"
 """Adapted as all others are, and never meta-trained."""
 OURS = "abmll"
@@ -36,7 +37,7 @@ def summary_of(results: Results, signal: Sequence[str]) -> dict[str, Any]:
     systems = {name: entry(values, name, results.before.get(name, {})) for name in results.final}
     told = results.tasks, [t for t in results.tasks if t in signal]
     tests = against(values, REFERENCE, *told)
-    others = {n: s["nll_scaled"] for n, s in systems.items() if not n.startswith(OURS) and s["nll_scaled"] is not None}
+    others = {n: s[PRIMARY] for n, s in systems.items() if not n.startswith(OURS) and s[PRIMARY] is not None}
     tested = {n for n in others if systems[n]["n_seeds"] >= min(FEWEST_SEEDS, len(results.seeds))}
     best = min(tested, key=lambda name: others[name])
     return {
@@ -46,10 +47,10 @@ def summary_of(results: Results, signal: Sequence[str]) -> dict[str, Any]:
         "against_pretrained": against(values, PLAIN, *told) if PLAIN in results.final else {},
         BEFORE_TESTS: _against_before(results, *told),
         "primary": {
-            "outcome": "nll_scaled: mean over tasks, at a temperature fitted on held-out folds of the 20 examples",
+            "outcome": f"{PRIMARY}: mean over tasks, at the posterior temperature given 20 held-out examples",
             "best_other": best,
             "lowest_with_fewer_seeds": sorted((n for n in others if others[n] < others[best]), key=lambda n: others[n]),
-            "tests": {metric: tests[best].get(metric) for metric in ("nll_scaled", "accuracy")},
+            "tests": {metric: tests[best].get(metric) for metric in (PRIMARY, "nll_scaled", "accuracy")},
         },
         "difference": "system minus abmll, or pretrained; p by Holm over the systems, p_unadjusted without",
         "tasks": {task: {name: per_task(values, name)[task] for name in results.final} for task in results.tasks},
@@ -121,11 +122,14 @@ def tables(summary: dict[str, Any]) -> str:
     """The tables as Markdown."""
     parts = [
         "# Unseen tasks: tables",
-        "Written by `python -m experiments.unseen report`; see README.md for the protocol. Scaled: at a temperature "
-        "fitted on held-out folds of the 20 examples. Gain: nats over a uniform guess. Floor: the ECE that calibrated "
-        "answers of the same confidences show. ECE counts: whether the NLL is below a guess's at p < .05, unscaled / "
-        "scaled. p, tasks drawn: tasks are a sample as well. There is no p where a training seed or a draw of examples "
-        "was measured once, nor of ensembles that share members: nobody knows what another would show.",
+        "Written by `python -m experiments.unseen report`; see README.md for the protocol. NLL posterior, and with it "
+        "gain and ECE posterior: averaged over the posterior of the temperature, given held-out folds of the 20 "
+        "examples; - where no answers are kept to score again. NLL scaled: at the most likely temperature of these "
+        "folds. NLL, Brier, ECE: as stated. Gain: nats over a uniform guess. Floor: the ECE that calibrated answers of "
+        "the same confidences show. ECE counts: whether the NLL is below a guess's at p < .05, as stated / at the "
+        "posterior temperature. p, tasks drawn: tasks are a sample as well. There is no p where a training seed or a "
+        "draw of examples was measured once, nor of ensembles that share members: nobody knows what another "
+        "would show.",
     ]
     if fresh := summary["fresh_moments"]:
         parts.append(
@@ -143,55 +147,63 @@ def score_table(summary: dict[str, Any]) -> TextTable:
     header = (
         "System",
         "Seeds",
-        "NLL scaled",
-        "Gain scaled",
         "Accuracy %",
+        "NLL posterior",
+        "Gain",
         "NLL",
+        "NLL scaled",
         "Brier",
         "ECE",
         "Floor",
-        "ECE scaled",
+        "ECE posterior",
         "ECE counts",
     )
-    order = sorted(summary["systems"].items(), key=lambda item: item[1]["nll_scaled"] or float("inf"))
+    order = sorted(summary["systems"].items(), key=lambda item: item[1].get(PRIMARY) or float("inf"))
     rows = [
         (
             name,
             "none" if name in UNSEEDED else str(e["n_seeds"]),
-            number(e["nll_scaled"]),
-            signed(e["nll_scaled_over_uniform"]),
             percent(e["accuracy"]),
+            number(e.get(PRIMARY)),
+            signed(e.get(f"{PRIMARY}_over_uniform")),
             number(e["nll"]),
+            number(e["nll_scaled"]),
             number(e["brier"]),
             number(e["ece_choices"]),
             number(e["ece_noise_floor"]),
-            number(e["ece_choices_scaled"]),
-            " / ".join({None: "no p", True: "yes", False: "no"}[v] for v in e["ece_counts"].values()) or "-",
+            number(e.get("ece_choices_posterior")),
+            _counts(e["ece_counts"]),
         )
         for name, e in order
     ]
     return TextTable("Scores, mean over tasks, seeds and draws", header, tuple(rows))
 
 
+def _counts(told: dict[str, bool | None]) -> str:
+    """Whether the ECE as stated, and at the posterior temperature, counts."""
+    words = {None: "no p", True: "yes", False: "no"}
+    return " / ".join(words[told[key]] for key in ("nll", PRIMARY) if key in told) or "-"
+
+
 def seed_table(summary: dict[str, Any]) -> TextTable:
-    """Scaled NLL and accuracy of each training seed: a mean hides a run that fell apart."""
+    """NLL at the posterior temperature and accuracy of each training seed: a mean hides a run that fell apart."""
     seeds = sorted({seed for e in summary["systems"].values() for seed in e["by_seed"]}, key=int)
     rows = []
     for name, e in sorted(summary["systems"].items()):
         found = e["by_seed"]
         cells = [
-            f"{number(found[seed]['nll_scaled'])} / {percent(found[seed]['accuracy'])}" if seed in found else "-"
+            f"{number(found[seed].get(PRIMARY))} / {percent(found[seed]['accuracy'])}" if seed in found else "-"
             for seed in seeds
         ]
         rows.append((name, *cells, number(e["auroc"]), number(e["auroc_of_spread"])))
     header = ("System", *(f"Seed {seed}" for seed in seeds), "AUROC, confidence", "AUROC, spread")
-    return TextTable("NLL scaled / accuracy % of each training seed, and what ranks errors", header, tuple(rows))
+    return TextTable("NLL posterior / accuracy % of each training seed, and what ranks errors", header, tuple(rows))
 
 
 def difference_tables(summary: dict[str, Any]) -> list[TextTable]:
     """Each system against the reference, the plain model, and the plain model before any of them adapts."""
     shared = "on the seeds that both have (p after Holm's correction)"
-    usual, before = ("nll_scaled", "accuracy"), ("nll_scaled", "nll", "accuracy")
+    usual, before = ("accuracy", PRIMARY, "nll_scaled"), ("accuracy", "nll", "nll_scaled")
     asked = {
         f"against_{REFERENCE}": (f"Paired differences to {REFERENCE}, {shared}", REFERENCE, usual),
         f"against_{PLAIN}": (f"Paired differences to {PLAIN}, {shared}", PLAIN, usual),
@@ -206,7 +218,7 @@ def difference_tables(summary: dict[str, Any]) -> list[TextTable]:
 
 def _difference_table(title: str, reference: str, metrics: Sequence[str], found: dict[str, Any]) -> TextTable:
     """Where one seed or draw is shared a difference has no p: what another one would show, nobody knows."""
-    names = {"nll_scaled": "NLL scaled", "nll": "NLL", "accuracy": "Accuracy"}
+    names = {PRIMARY: "NLL posterior", "nll_scaled": "NLL scaled", "nll": "NLL", "accuracy": "Accuracy"}
     parts = (part for metric in metrics for part in (names[metric], "p", "p, tasks drawn"))
     rows = []
     for name, tests in sorted(found.items()):
@@ -222,13 +234,13 @@ def _difference_table(title: str, reference: str, metrics: Sequence[str], found:
 
 
 def task_table(summary: dict[str, Any]) -> TextTable:
-    """Gain over uniform after scaling, nats, task by task."""
+    """Gain over uniform at the posterior temperature, nats, task by task."""
     names = [n for n in summary["systems"] if n != UNIFORM]
     rows = [
         (
             f"{task}{' (signal)' if task in summary['tasks_with_signal'] else ''}",
-            *(signed(found[n]["nll_scaled_over_uniform"]) for n in names),
+            *(signed(found[n].get(f"{PRIMARY}_over_uniform")) for n in names),
         )
         for task, found in summary["tasks"].items()
     ]
-    return TextTable("Nats over uniform after scaling, by task", ("Task", *names), tuple(rows))
+    return TextTable("Nats over uniform at the posterior temperature, by task", ("Task", *names), tuple(rows))

@@ -8,8 +8,8 @@ from abmll.errors import AbmllError
 from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM, label_frequency, uniform
 from abmll.metrics.ensemble import ensemble
 from abmll.metrics.predictions import Predictions
-from abmll.metrics.scores import score
 from abmll.report.folder import Cell, Comparison, ScoredRun
+from abmll.scoring.scores import score
 from experiments.unseen.groups import read_groups, with_groups
 from experiments.unseen.packing import Packed
 

@@ -16,13 +16,13 @@ from abmll.config import RunConfig, check, merge
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import remove_folder, write_json, write_text
 from abmll.metrics.predictions import read_predictions
-from abmll.metrics.scores import score
 from abmll.models import LanguageModel
 from abmll.process.stopping import Stopped
 from abmll.process.world import World
 from abmll.runs.compare import complete_run
 from abmll.runs.prepare import prepare_run
 from abmll.runs.roles import RunTasks
+from abmll.scoring.scores import score
 from abmll.systems.plans import resolve
 from experiments.unseen.clock import deadline, since_start
 from experiments.unseen.protocol import Protocol

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from abmll.likelihood import ChoiceLikelihood
     from abmll.methods import METHODS, Method, register_method, resolve_settings
     from abmll.metrics.predictions import Prediction, Predictions, read_predictions
-    from abmll.metrics.registered import register_metric
-    from abmll.metrics.scores import Scores, score
     from abmll.models import LanguageModel, load_model, random_model
     from abmll.question import Question, Task
     from abmll.report import write_report
     from abmll.runs.compare import run_comparison
     from abmll.runs.train_run import train
+    from abmll.scoring.registered import register_metric
+    from abmll.scoring.scores import Scores, score
     from abmll.systems.adapters import load_adapter, load_system
     from abmll.systems.build import build_system
     from abmll.systems.plans import AdaptationPlan, PredictionPlan
@@ -62,7 +62,7 @@ _MODULES = {
     "RawTask": "abmll.tasks.registered",
     "RunConfig": "abmll.config",
     "SavedPosterior": "abmll.everyday.saved",
-    "Scores": "abmll.metrics.scores",
+    "Scores": "abmll.scoring.scores",
     "StdOptions": "abmll.adapters.attach",
     "StoredAdapter": "abmll.adapters.facts",
     "System": "abmll.systems.system",
@@ -84,12 +84,12 @@ _MODULES = {
     "read_adapter": "abmll.adapters.folder",
     "read_predictions": "abmll.metrics.predictions",
     "register_method": "abmll.methods",
-    "register_metric": "abmll.metrics.registered",
+    "register_metric": "abmll.scoring.registered",
     "register_source": "abmll.tasks.registered",
     "resolve_settings": "abmll.methods",
     "run_comparison": "abmll.runs.compare",
     "save_posterior": "abmll.everyday.saved",
-    "score": "abmll.metrics.scores",
+    "score": "abmll.scoring.scores",
     "train": "abmll.runs.train_run",
     "write_adapter": "abmll.adapters.folder",
     "write_peft": "abmll.adapters.peft",

@@ -1,4 +1,4 @@
-"""Classifier: a scikit-learn estimator that adapts a meta-trained run to a few labelled examples."""
+"""Classifier: a scikit-learn estimator that adapts a base model or a meta-trained run to a few labelled examples."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,8 +14,11 @@ from sklearn.utils.validation import check_is_fitted
 from abmll.adapters.folder import checksum
 from abmll.config import parse_overrides
 from abmll.errors import AbmllError
+from abmll.everyday.adapt import HeldBackRows, hold_back, parted
+from abmll.everyday.labelled import Labelled
 from abmll.everyday.shared_session import Posterior, SharedSession, read_shared_session, shared_session_of
 from abmll.files import MOST_JSON, read_and_tell_seal, write_sealed_json
+from abmll.metrics.abstention import check_share, conformal_threshold, rows_needed
 from abmll.metrics.predictions import pad_probabilities
 from abmll.question import Question
 from abmll.systems.predict import Answer
@@ -28,11 +31,13 @@ from abmll.tables.rows import BadRow, named, report, shown
 from abmll.tables.values import plain
 
 FILE = "classifier.json"
-FORMAT = 2  # of the labels, which had no types in the first
+FORMAT = 3  # in the first labels had no types, in the second there were no rows held back
+PILOT = 1024
+"""First rows of a call whose confidences fix the thresholds that are tested, as of `abmll predict`."""
 
 
 class Classifier(ClassifierMixin, BaseEstimator):
-    """Adapts a trained run to labelled examples, and gives calibrated probabilities.
+    """Adapts a base model, or a trained run, to labelled examples, and gives calibrated probabilities.
 
     Examples are one of two kinds. *Plain classification*: texts (a list, an array, a Series, or the column `text` of
     rows or of a frame), with labels in `y` or a column `label`. *Multiple choice*: rows or a frame with the columns
@@ -43,12 +48,18 @@ class Classifier(ClassifierMixin, BaseEstimator):
     "good" and " good"; True and "True") is one class, in `fit` as in `score`.
 
     Args:
-        run: a run directory of `abmll train`, or "smollm2", the adapter that comes with abmll.
+        run: a base model (an id of the hub, a folder, a GGUF file, a name of `abmll bases`); a run directory of
+            `abmll train`; or "smollm2", the adapter that comes with abmll.
         text: column of the texts.
         label: column of the labels, where `y` is not given.
         ask: what the model is asked about each text; None: a question made of the labels.
         steps: gradient steps of adapting; None: the run's own number, or one pass over the examples if that is more.
-        samples: posterior draws of a prediction; None: the run's own number.
+        samples: posterior draws of a prediction, which take their number times as long; None: the mean weights, which
+            say nothing of a spread.
+        hold_back: examples that are not adapted to, for `abstain_below_risk` and `predict_set`.
+        abstain_below_risk: `predict` answers only where at most this share of the answers is wrong, at 90 % confidence
+            (see `abmll.metrics.abstention`); None: every row. Each call has a threshold of its own, fixed by its rows.
+        other: what `predict` gives for a row that is not answered.
         seed: order of the examples.
         settings: further values of the run's configuration, as ("model.device=cpu",).
 
@@ -71,6 +82,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
         ask: str | None = None,
         steps: int | None = None,
         samples: int | None = None,
+        hold_back: int = 0,
+        abstain_below_risk: float | None = None,
+        other: Any = None,
         seed: int = 0,
         settings: Sequence[str] = (),
     ) -> None:
@@ -80,29 +94,42 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.ask = ask
         self.steps = steps
         self.samples = samples
+        self.hold_back = hold_back
+        self.abstain_below_risk = abstain_below_risk
+        self.other = other
         self.seed = seed
         self.settings = settings
 
-    def fit(self, X: Any, y: Any = None) -> "Classifier":
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "Classifier":
         """Adapt to examples.
 
         Args:
             X: the examples, see above.
             y: their labels, or for multiple choice the indices or texts of the answers; None: they are in `X`.
+            sample_weight: refused; examples count alike.
 
         Raises:
-            AbmllError: an example is none (all of them, by number), `y` is missing or of another length, or the run
-                cannot be had.
+            AbmllError: an example is none (all of them, by number), `y` is missing or of another length, weights are
+                given, too few examples are left or held back, or the run cannot be had.
         """
+        self._check_params(sample_weight)
         rows = self._rows(X)
         layout, classes, answers = self._kind(rows, y)
-        questions = _questions(rows, layout, answers)
-        shared, tuning = shared_session_of(self.run, parse_overrides(self.settings)), self._tuning()
-        self._posterior: Posterior = shared.fit("classifier", questions, tuning)
+        labelled = Labelled(layout, tuple(_questions(rows, layout, answers)))
+        shared = shared_session_of(self.run, parse_overrides(self.settings))
+        seed = shared.session.tuned(self._tuning()).config.adaptation.seed
+        used, aside = parted(labelled, hold_back(labelled.clusters, self.hold_back, seed, "hold_back="))
+        tuning = shared.decided(used.rows, self._tuning())
+        self._posterior: Posterior = shared.fit("classifier", used.rows, tuning)
         self._tuned = tuning
+        self._saved: tuple[str, str] | None = None
         self._shared: SharedSession = shared
         self._layout = layout
-        most = max(len(question.choices) for question in questions)
+        self._held_back = HeldBackRows((), ())
+        if aside:
+            of_rows = shared.answer(self._posterior, aside, tuning)
+            self._held_back = HeldBackRows.of(of_rows, aside)
+        most = max(len(question.choices) for question in labelled.rows)
         self.classes_ = np.arange(most) if classes is None else classes
         return self
 
@@ -123,11 +150,44 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class of each row: a label, or (multiple choice) the index of a choice.
 
+        With `abstain_below_risk` a row below the threshold gets `other`, and the array is one of objects.
+
         Raises:
-            NotFittedError, AbmllError: as `predict_proba`.
+            NotFittedError, AbmllError: as `predict_proba`; or no threshold keeps the promise.
         """
-        choices = np.array([answer.choice for answer in self.answers(X)], dtype=np.int64)
-        return choices if self._layout.labels is None else self.classes_[choices]
+        answers = self.answers(X)
+        choices = np.array([answer.choice for answer in answers], dtype=np.int64)
+        classes = choices if self._layout.labels is None else self.classes_[choices]
+        if self.abstain_below_risk is None or not answers:
+            return classes
+        confidence = np.array([answer.confidence for answer in answers])
+        threshold = self._held_back.threshold(confidence[:PILOT], self.abstain_below_risk)
+        found = classes.astype(object)
+        found[confidence < threshold] = self.other
+        return found
+
+    def predict_set(self, X: Any, risk: float = 0.1) -> list[np.ndarray]:
+        """The classes that each row may have: sets that miss the right one with probability `risk` at most.
+
+        They are split-conformal sets by the rows that `hold_back` held back (`conformal_threshold` of
+        `abmll.metrics.abstention`), and always hold the most probable class. The promise is over rows drawn alike, both
+        those held back and those to come; not for each class or row.
+
+        Returns:
+            One array a row, the most probable class first.
+
+        Raises:
+            NotFittedError, AbmllError: as `predict_proba`; or too few rows were held back for this risk.
+        """
+        answers = self.answers(X)
+        least = conformal_threshold(self._held_back.of_truth, risk)
+        sets = []
+        for answer in answers:
+            p = np.array(answer.probabilities)
+            order = np.argsort(-p, kind="stable")
+            chosen = order[: max(1, int((p >= least).sum()))]
+            sets.append(chosen if self._layout.labels is None else self.classes_[chosen])
+        return sets
 
     def answers(self, X: Any) -> tuple[Answer, ...]:
         """Everything that is said of each row: probabilities, confidence, spread over posterior draws, information.
@@ -139,7 +199,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return self._shared.answer(self._posterior, _questions(self._rows(X), self._layout, None), self._tuned)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Share of right predictions, by `y` or else by the labels in `X`.
+        """Share of the rows whose most probable class is right, by `y` or else by the labels in `X`; none is left out.
 
         Raises:
             NotFittedError, AbmllError: as `predict_proba`; or there are no rows, or no labels.
@@ -156,24 +216,35 @@ class Classifier(ClassifierMixin, BaseEstimator):
         right = [answer.choice == true for answer, true in zip(self.answers(rows), truth, strict=True)]
         return float(np.average(right, weights=sample_weight))
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, replace: bool = False) -> None:
         """Keep the fitted estimator as a folder, which stock PEFT loads too; `Classifier.load` reads it.
+
+        Args:
+            folder: where; what is there already is refused.
+            replace: put it in the place of an estimator that was saved there, as `abmll adapt --replace` does.
 
         Raises:
             NotFittedError: `fit` was not called.
+            AbmllError: something is there already, and `replace` is not set, or it is no folder of `save`.
             OSError: the folder cannot be written; an earlier folder is then as it was.
         """
         check_is_fitted(self, "classes_")
+        _check_free(Path(folder), replace)
         params = {name: str(value) if isinstance(value, Path) else value for name, value in self.get_params().items()}
         values = {
             "abmll_classifier": FORMAT,
-            "params": {**params, "settings": list(self.settings)},
+            "params": {**params, "settings": list(self.settings), "other": plain(self.other)},
             "layout": self._layout.to_dict(),
             "classes": classes_to_json(self.classes_),
+            "held_back": self._held_back.to_json(),
         }
         self._shared.write(
-            self._posterior, Path(folder), lambda beside: write_sealed_json(beside / FILE, values, _of(beside))
+            self._posterior,
+            Path(folder),
+            lambda beside: write_sealed_json(beside / FILE, values, _of(beside)),
+            self._tuned,
         )
+        self._saved = _saved_in(Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Classifier":
@@ -183,23 +254,51 @@ class Classifier(ClassifierMixin, BaseEstimator):
             AbmllError: the folder is no such thing, is damaged, or its base model cannot be had.
         """
         folder = Path(folder)
-        params, layout, classes = _read(folder)
+        params, layout, classes, held_back = _read(folder)
         found = cls(**params)
+        found._held_back = held_back
         found._shared, found._posterior = read_shared_session(folder)
         found._layout, found._tuned, found.classes_ = layout, found._tuning(), classes
+        found._saved = _saved_in(folder)
+        return found
+
+    @classmethod
+    def _load_same(cls, folder: str, adapter: str) -> "Classifier":
+        """What a pickle of a saved estimator calls: `load`, if it is still the one that was saved there."""
+        found = cls.load(folder)
+        if found._saved != (folder, adapter):
+            raise AbmllError(f"{folder}: another Classifier was saved there since this one was pickled")
         return found
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Unfitted it is copied as ever; fitted it holds a model, which no pickle should carry."""
-        if hasattr(self, "classes_"):
+        """Unfitted it is copied as ever; fitted it holds a model, and a pickle has the path of its folder instead."""
+        if not hasattr(self, "classes_"):
+            return super().__reduce_ex__(protocol)
+        if self._saved is None:
             _no_pickle()
-        return super().__reduce_ex__(protocol)
+        return type(self)._load_same, self._saved
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array, tags.input_tags.string = False, True
         tags.target_tags.required = False  # answers may be in the examples
         return tags
+
+    def _check_params(self, sample_weight: Any) -> None:
+        if sample_weight is not None:
+            raise AbmllError(
+                "fit: sample_weight is not taken, as each example counts alike in a step of adapting. Give a row that "
+                "should count more several times, leave out those that should not count, or draw rows by their weights"
+            )
+        risk = self.abstain_below_risk
+        if risk is None:
+            return
+        check_share("abstain_below_risk", risk)
+        if self.hold_back < (need := rows_needed(risk)):
+            raise AbmllError(
+                f"abstain_below_risk={risk:g} needs hold_back={need} or more, so many without an error: examples that "
+                f"are not adapted to; here it is {self.hold_back}"
+            )
 
     def _tuning(self) -> dict[str, Any]:
         given = {"steps": self.steps, "samples": self.samples, "seed": self.seed}
@@ -298,8 +397,23 @@ def _question(row: Any, number: int, layout: Layout, answer: Any) -> Question:
 
 def _no_pickle() -> NoReturn:
     raise AbmllError(
-        "a fitted Classifier holds a model and is not pickled or copied: save(folder), Classifier.load(folder)"
+        "a fitted Classifier holds a model and is not pickled or copied: save(folder) first, which the pickle then "
+        "names, or Classifier.load(folder)"
     )
+
+
+def _saved_in(folder: Path) -> tuple[str, str]:
+    """Where an estimator is, and which one it is."""
+    return str(folder.resolve()), checksum(folder)
+
+
+def _check_free(folder: Path, replace: bool) -> None:
+    if not folder.exists():
+        return
+    if not (folder / FILE).is_file():
+        raise AbmllError(f"{folder}: is there already, and no folder of Classifier.save; choose another name")
+    if not replace:
+        raise AbmllError(f"{folder}: is there already; choose another name, or replace it (replace=True)")
 
 
 def _of(folder: Path) -> str:
@@ -307,22 +421,23 @@ def _of(folder: Path) -> str:
     return f"{FILE} of the adapter {checksum(folder)}"
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], Layout, np.ndarray]:
+def _read(folder: Path) -> tuple[dict[str, Any], Layout, np.ndarray, HeldBackRows]:
     file = folder / FILE
     if not file.exists():
         raise AbmllError(f"{file}: not there, so this is no folder of Classifier.save")
     try:
         values, sealed = read_and_tell_seal(file, _of(folder), "fit and save again", MOST_JSON)
-        if values["abmll_classifier"] not in (1, FORMAT):
+        if values["abmll_classifier"] not in range(1, FORMAT + 1):
             raise AbmllError(f"{file}: format {values['abmll_classifier']} is not known here: upgrade abmll")
         params = dict(values["params"])
         Classifier(**params)
         layout, classes = Layout.from_dict(values["layout"]), classes_from_json(values["classes"])
         if layout.labels is not None and len(layout.labels) != len(classes):
             raise ValueError(f"{len(classes)} labels, and {len(layout.labels)} texts of them")
-        if not sealed and values["abmll_classifier"] == FORMAT:
+        held_back = HeldBackRows.from_json(values.get("held_back", {"probabilities": [], "answers": []}))
+        if not sealed and values["abmll_classifier"] > 1:
             raise AbmllError(f"{file}: has no SHA-256 of its own; fit and save again")
-        return params, layout, classes
+        return params, layout, classes, held_back
     except AbmllError as error:
         raise error if str(folder) in str(error) else AbmllError(f"{file}: {error}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -32,6 +32,7 @@ class ChoiceLikelihood(nn.Module):
     """A causal LM as p(choice | question).
 
     `cloze`:  score_k = (sum of the choice's token log-probabilities) / length_k, softmax of scores / T over choices.
+             With a premise (docs/method.md, section 5), what the choice scores after the premise is subtracted first.
     `letter`: softmax of logits / T over the vocabulary at "Answer:", renormalised over the options' letters.
 
     The temperature T is `exp(log_temperature)`, fixed unless `learn_temperature` (docs/method.md, section 5).
@@ -72,9 +73,12 @@ class ChoiceLikelihood(nn.Module):
             logits = logits / temperature
         of_tokens = logits.log_softmax(-1)[batch.target_read, batch.target_token]
         # index_put, not index_add: on CUDA it sorts, so that sums are the same each time
-        slots = of_tokens.new_zeros(batch.lengths.numel() + 1)  # the last one takes the padding's
+        slots = of_tokens.new_zeros(batch.slots + 1)  # the last one takes the padding's
         flat = slots.index_put((batch.target_choice,), of_tokens, accumulate=True)[:-1]
-        scores = flat.view_as(batch.lengths) / batch.lengths
+        asked, premises = flat.split([batch.lengths.numel(), batch.premise_lengths.numel()])
+        scores = asked.view_as(batch.lengths) / batch.lengths
+        if batch.premises:
+            scores = scores - (premises.view_as(batch.premise_lengths) / batch.premise_lengths)[batch.premise_of]
         if self.kind == "cloze":
             scores = scores / temperature
         masked = scores.masked_fill(~batch.choice_mask, float("-inf"))

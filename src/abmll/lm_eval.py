@@ -69,7 +69,7 @@ class AbmllLM(HFLM):
     """A run on its base model: lm-eval's model `hf`, whose forward passes use the mean weights or posterior draws.
 
     So prompts, the seam of context and continuation, truncation and batches are lm-eval's own; the run's template,
-    normalisation and temperature play no part.
+    normalisation, premise and temperature play no part.
 
     Args:
         run: a run directory of `abmll train`, or "smollm2", the adapter that comes with abmll.

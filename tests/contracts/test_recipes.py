@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import abmll
 from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.methods import resolve_settings
 from abmll.runs.compare import run_comparison
@@ -12,10 +13,11 @@ from abmll.runs.prepare import tasks_of
 from abmll.runs.train_run import train_run
 from abmll.systems.build import build_system, load_base
 from abmll.systems.plans import method_settings
+from abmll.tasks.catalogue.entries import catalogue_entry
 from tests.runs import run_in
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(abmll.__file__).parent / "recipes").glob("*.yaml"))
 SMALL = ("training.iterations=2", "adaptation.steps=2", "adaptation.test_questions=3", "adaptation.samples=2")
 
 
@@ -39,6 +41,7 @@ def _small(path: Path, folder: Path) -> list[str]:
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     roles = [role for role in ("train", "unseen", "validation") if role in ("train", "unseen", *given["tasks"])]
     found = [*SMALL, f"model.source={folder / 'model'}", *(f"tasks.{role}.source={folder / role}" for role in roles)]
+    found += [f"tasks.{role}.names=null" for role in roles]
     found += ["tasks.leak_check=off"]  # tiny tasks are of one pattern, and some rows repeat
     found += ["seeds=[0]"] if "systems" in given else []
     found += ["adaptation.draws=1"]  # more of them are more of the same
@@ -52,7 +55,7 @@ def _renamed(tasks, name: str):
 
 
 def test_there_are_recipes() -> None:
-    assert {path.stem for path in RECIPES} >= {"quickstart", "paper", "paper-variance", "six-systems", "train"}
+    assert {path.stem for path in RECIPES} >= {"quickstart", "paper", "paper-variance", "six-systems", "builtin"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -75,3 +78,20 @@ def test_it_runs_two_steps(path: Path, folder: Path, tmp_path: Path) -> None:
         assert len(list(tmp_path.glob("*/seed-0/cost.json"))) == len(config.systems)
         return
     assert train_run(run_in(tmp_path, config), lambda: build_system(config, load_base(config.model))) == 2
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_sets_of_the_hub_that_are_named_are_there_to_be_had(path: Path) -> None:
+    """In the catalogue, on the hub, with the rows of their role; and so many as the comment says."""
+    tasks = load_config(_kind(path), path).tasks
+    for role in ("train", "validation", "unseen"):
+        source = getattr(tasks, role)
+        if source is None or not source.source.startswith("hub"):
+            continue
+        names = source.names or (source.source.removeprefix("hub:"),)
+        assert {"train"} | ({"test"} if role != "train" else set()) <= set.intersection(
+            *(set(catalogue_entry(name).splits) for name in names)
+        )
+        assert all(catalogue_entry(name).hub for name in names)
+        assert (len(set(names)) == len(names) == 34) == (role == "train")
+    assert path.stem not in ("llama3-8b", "paper", "paper-variance") or tasks.unseen.source == "hub:winogrande"

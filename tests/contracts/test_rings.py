@@ -12,7 +12,7 @@ RINGS = (
         *("errors", "deprecation", "files", "registry", "question", "tensors", "hub", "config", "kernels", "process"),
         *("metrics", "calibrators"),
     },
-    {"adapters", "tables", "prompts"},
+    {"adapters", "tables", "prompts", "scoring", "text_classifiers"},
     {"tasks", "likelihood", "methods", "models"},
     {"training"},
     {"systems"},

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import openpyxl
 import pyarrow
 import pyarrow.parquet
 import torch
@@ -23,21 +24,26 @@ from abmll.adapters.facts import BaseFacts, digest
 from abmll.adapters.folder import EXTRAS_FILE, read_adapter, write_adapter
 from abmll.adapters.peft import CONFIG_FILE, MODEL_FILE, read_peft
 from abmll.adapters.stored import Maker, take_adapter
-from abmll.config import CompareConfig, load_config
+from abmll.calibrators.temperature import PosteriorTemperature
+from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.everyday.labelled import read_labelled
 from abmll.everyday.saved import DETAILS_FILE, read_posterior
 from abmll.files import SEAL, write_json, write_text
 from abmll.metrics.not_finite import END, NotFinite
 from abmll.metrics.predictions import read_predictions
-from abmll.metrics.scores import score
+from abmll.models.gguf_header import read_header as read_gguf_header
+from abmll.models.gguf_header import write_keys
+from abmll.models.gguf_parts import find_parts
 from abmll.models.load import load_model
 from abmll.report import collect, render_terminal, summarise, write_report
 from abmll.report.page import page
 from abmll.report.tables import markdown_report
 from abmll.runs.prepare import tasks_of
 from abmll.runs.record import RECORD, TrainingRecord, read_training_record, task_facts, write_training_record
+from abmll.scoring.scores import score
 from abmll.systems.plans import resolve
+from abmll.systems.scale import SCALE_FILE, Scale, TaskScale, read_scale, write_scale
 from abmll.tables.layouts import Layout
 from abmll.tasks.catalogue.entries import catalogue_entry
 from abmll.tasks.catalogue.pins import Pin, read_pins
@@ -45,6 +51,7 @@ from abmll.tasks.sources import load_tasks
 from abmll.tensors import read_header
 from abmll.training.checkpoints import MARKER, Checkpoint, RunDirectory
 from tests.adapters import move
+from tests.gguf_files import write_gguf
 from tests.hostile.mutations import Mutation, json_file, json_line, safetensors_header, yaml_file
 from tests.report_folder import make_folder
 from tests.tables import read_questions
@@ -90,6 +97,10 @@ def _build_rows(folder: Path) -> None:
     lines = ["id,question,context,choice_0,choice_1,answer", *(f'{n},"Is it, {n}?",,yes,no,{n % 2}' for n in range(6))]
     (folder / "text.train.csv").write_text("\n".join(lines) + "\n")
     (folder / "tabs.train.tsv").write_text("\n".join(lines).replace(",", "\t") + "\n", encoding="utf-16")
+    book = openpyxl.Workbook()
+    for line in lines:
+        book.worksheets[0].append(line.split(","))
+    book.save(folder / "book.train.xlsx")
 
 
 def _read_rows(folder: Path) -> None:
@@ -232,14 +243,28 @@ def _reseal_checkpoint(folder: Path) -> None:
 def _build_record(folder: Path) -> None:
     tasks = tuple(task_facts(task) for task in tiny_tasks(2))
     write_training_record(folder, TrainingRecord(step=3, examples=18, train=tasks, validation=tasks[:1]))
+    _stored(folder / "adapter")
+    calibrators = {row: PosteriorTemperature(mu=0.5, sd=0.25).to_dict() for row in ("own", "mean")}
+    told = {"tiny0": TaskScale(rows=5, temperatures={"own": 1.5, "mean": 2.0})}
+    scale = Scale(fitted_tasks=1, calibrators=calibrators, tasks=told, left_out={"tiny1": "why"})
+    write_scale(folder, resolve(RunConfig.model_validate({"model": {"shape": "tiny-llama"}})), 3, scale)
+
+
+def _read_record(folder: Path) -> None:
+    read_training_record(folder)
+    stored = read_scale(folder)
+    if stored is not None:
+        prior = stored.scale.calibrator()
+        assert prior.sd > 0
 
 
 def _reseal_record(folder: Path) -> None:
     """Without its SHA-256, which is no fault: earlier versions had none."""
-    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
-        values = json.loads((folder / RECORD).read_bytes())
-        values.pop(SEAL, None)
-        (folder / RECORD).write_text(json.dumps(values))
+    for name in (RECORD, SCALE_FILE):
+        with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+            values = json.loads((folder / name).read_bytes())
+            values.pop(SEAL, None)
+            (folder / name).write_text(json.dumps(values))
 
 
 def _build_comparison(folder: Path) -> None:
@@ -306,15 +331,29 @@ def _read_model(folder: Path) -> None:
     load_model(str(folder / "model"), device="cpu", dtype="float32")
 
 
+def _build_gguf(folder: Path) -> None:
+    """A header and hardly more, as what stands in the tensors is read as numbers, whatever it is."""
+    parts = find_parts(str(write_gguf(folder / "tiny.gguf")))
+    assert parts is not None
+    (folder / "tiny.gguf").write_bytes(write_keys(read_gguf_header(parts), arrays=False, tensors=True))
+
+
+def _read_gguf(folder: Path) -> None:
+    parts = find_parts(str(folder / "tiny.gguf"))
+    assert parts is not None
+    read_gguf_header(parts)
+
+
 TARGETS: Mapping[str, Target] = {
-    "rows": Target(_build_rows, _read_rows, ("*.jsonl", "*.csv", "*.tsv", "*.parquet")),
+    "rows": Target(_build_rows, _read_rows, ("*.jsonl", "*.csv", "*.tsv", "*.parquet", "*.xlsx")),
     "configurations": Target(_build_recipe, _read_recipe, ("recipe.yaml",)),
     "saved tasks": Target(_build_task, _read_saved, ("tasks/mine/*",), _reseal_adapter),
     "PEFT adapters": Target(_build_lora, read_peft, (CONFIG_FILE, MODEL_FILE)),
     "checkpoints": Target(_build_checkpoint, _read_checkpoint, ("run/checkpoints/*/*",), _reseal_checkpoint),
-    "records": Target(_build_record, read_training_record, (RECORD,), _reseal_record),
+    "records": Target(_build_record, _read_record, (RECORD, SCALE_FILE), _reseal_record),
     "comparisons": Target(_build_comparison, _read_comparison, ("out/*.json", "out/**/*.json", "out/**/*.jsonl")),
     "reports": Target(_build_comparison, _read_and_draw, ("out/*.json", "out/**/*.json", "out/**/*.jsonl")),
     "pins": Target(_build_pins, _read_pins, ("pins.json",)),
+    "GGUF headers": Target(_build_gguf, _read_gguf, ("*.gguf",)),
     "models": Target(_build_model, _read_model, ("model/*.json", "model/*.safetensors")),
 }

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 SMALL = [
     "model.shape=tiny-llama",
     "model.source=null",
@@ -31,7 +30,7 @@ runpy.run_module("abmll", run_name="__main__")
 def test_trust_51_the_quickstart_s_recipe_runs_offline_with_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     outside = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
     environment = {**outside, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HOME": "/dev/null/ann"}
-    recipe = str(ROOT / "recipes" / "quickstart.yaml")
+    recipe = "quickstart"
     command = [sys.executable, "-c", WITHOUT_NETWORK, "compare", recipe, *SMALL, "-o", "out"]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=240, env=environment, check=False

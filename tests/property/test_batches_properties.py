@@ -6,13 +6,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from abmll.likelihood import ChoiceLikelihood
-from abmll.prompts.batches import ChoiceBatch, collate, sorted_batches
+from abmll.prompts.batches import ChoiceBatch
+from abmll.prompts.collate import collate, sorted_batches
 from abmll.prompts.encode import EncodedQuestion
 from tests.tiny import tiny_model
 
 MODEL = tiny_model(layers=1).double()
 tokens = st.integers(3, 511)
-choice = st.lists(tokens, min_size=1, max_size=5).map(tuple)
+choice = st.lists(st.one_of(st.integers(3, 5), tokens), min_size=1, max_size=5).map(tuple)  # some begin alike
 
 
 question = st.tuples(
@@ -25,10 +26,12 @@ questions = st.lists(question, min_size=1, max_size=5)
 Drawn = tuple[tuple[int, ...], tuple[tuple[int, ...], ...], float, int]
 
 
-def encoded(drawn: list[Drawn]) -> list[EncodedQuestion]:
-    """Questions whose right choice and lengths differ with their key."""
+def encoded(drawn: list[Drawn], tree: bool = False) -> list[EncodedQuestion]:
+    """Questions whose right choice and lengths differ with their key; their choices in trees, or side by side."""
     return [
-        EncodedQuestion(prefix, choices, tuple(length * len(c) for c in choices), key % len(choices), key, False)
+        EncodedQuestion(
+            prefix, choices, tuple(length * len(c) for c in choices), key % len(choices), key, False, tree=tree
+        )
         for prefix, choices, length, key in drawn
     ]
 
@@ -42,11 +45,11 @@ def seen(batch: ChoiceBatch, mask: Tensor, read: int) -> tuple[int, ...]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(questions, st.booleans(), st.booleans(), st.integers(1, 2))
+@given(questions, st.sampled_from(["tree", "packed", "apart"]), st.booleans(), st.integers(1, 2))
 def test_each_answer_token_is_read_where_all_that_precedes_it_is_seen_and_nothing_else(
-    drawn: list[Drawn], share_prefix: bool, buckets: bool, samples: int
+    drawn: list[Drawn], layout: str, buckets: bool, samples: int
 ) -> None:
-    asked = encoded(drawn)
+    asked, share_prefix = encoded(drawn, tree=layout == "tree"), layout != "apart"
     batch = collate(asked, share_prefix=share_prefix, buckets=buckets).repeat(samples)
     size, most = batch.input_ids.shape[1], batch.lengths.shape[1]
     mask = batch.attention_mask()
@@ -79,11 +82,26 @@ def test_buckets_neither_change_scores_nor_gradients(drawn: list[Drawn], share_p
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(question, max_size=8), st.integers(1, 300), st.booleans(), st.booleans())
-def test_sorted_batches_part_the_questions(
-    drawn: list[Drawn], max_tokens: int, share_prefix: bool, buckets: bool
-) -> None:
-    asked = encoded(drawn)
+@given(questions)
+def test_a_tree_feeds_each_beginning_once_and_changes_neither_scores_nor_gradients(drawn: list[Drawn]) -> None:
+    found = []
+    for tree in (False, True):
+        asked = encoded(drawn, tree)
+        batch, likelihood = collate(asked), ChoiceLikelihood(MODEL, temperature=0.8, learn_temperature=True)
+        fed = [{c[:i] for c in one.continuations for i in range(1, len(c))} for one in asked]
+        if tree:
+            assert (batch.reach > 0).sum() == sum(len(q.prefix) + len(own) for q, own in zip(asked, fed, strict=True))
+        likelihood.nll(batch).backward()
+        found.append((likelihood.scores(batch).log_probabilities.detach(), likelihood.log_temperature.grad))
+    (apart, apart_gradient), (shared, shared_gradient) = found
+    torch.testing.assert_close(shared, apart, atol=3e-4, rtol=0)
+    torch.testing.assert_close(shared_gradient, apart_gradient, atol=3e-4, rtol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(question, max_size=8), st.integers(1, 300), st.sampled_from(["tree", "packed", "apart"]), st.booleans())
+def test_sorted_batches_part_the_questions(drawn: list[Drawn], max_tokens: int, layout: str, buckets: bool) -> None:
+    asked, share_prefix = encoded(drawn, tree=layout == "tree"), layout != "apart"
     batches = list(sorted_batches(asked, max_tokens, share_prefix=share_prefix, buckets=buckets))
     assert sorted(i for batch in batches for i in batch) == list(range(len(asked)))
     for batch in batches:

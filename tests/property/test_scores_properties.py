@@ -22,9 +22,9 @@ from abmll.metrics.scores import (
     confidence_and_correct,
     negative_log_likelihood,
     risk_coverage,
-    score,
 )
 from abmll.metrics.statistics import holm
+from abmll.scoring.scores import score
 
 # edges of bins, certainty and impossibility, and anything between
 levels = st.one_of(st.sampled_from([k / 15 for k in range(16)]), st.floats(0, 1))

@@ -30,7 +30,7 @@ from abmll.everyday.session import open_run, read_shared
 from abmll.exporting import export_calibrated, export_mean, export_merged
 from abmll.files import read_sealed_json, write_sealed_json
 from abmll.models import LanguageModel, load_model
-from abmll.models.gguf import _write, find_damage
+from abmll.models.gguf import find_damage, seal_folder
 from abmll.report import collect
 from abmll.runs.compare import run_comparison
 from abmll.runs.provenance import _read_provenance, provenance_of
@@ -54,7 +54,7 @@ RECIPE: dict[str, Any] = {
     "adapter": {"rank": 3, "alpha": 6.0},
     "tasks": {name: {"source": name} for name in ("train", "unseen")} | {"leak_check": "off"},
     "training": {"iterations": 2, "checkpoint_every": 1},
-    "adaptation": {"steps": 1, "examples": 4, "samples": 2, "test_questions": 3},
+    "adaptation": {"steps": 1, "examples": 4, "samples": 2, "test_questions": 3, "meta_rows": 3},
     "systems": {name: {"method": {"name": name, "inner_steps": 1}} for name in ("lora", "abmll")},
     "seeds": [0, 1],
     "reference": "lora",
@@ -154,7 +154,9 @@ def _cache(place: Path) -> None:
         folder.mkdir(parents=True)
         base = load_model(str(place / "model"), device="cpu", dtype="float32")
         base.model.lm_head.weight[0, 0] += seed
-        _write(folder, base.model, base.tokenizer, f"{name}.gguf", name)
+        base.model.save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
+        seal_folder(folder, f"{name}.gguf", name)
 
 
 # -------------------- kinds
@@ -258,8 +260,15 @@ def _task(place: Path, path: Path) -> Any:
 
 def _estimator(place: Path, path: Path) -> Any:
     folder = (place / path).parent
-    params, layout, classes = estimators._read(folder)
-    return params, layout, classes, load_config(RunConfig, folder / "config.yaml").to_yaml(), _adapter(place, path)
+    params, layout, classes, held_back = estimators._read(folder)
+    return (
+        params,
+        layout,
+        classes,
+        held_back,
+        load_config(RunConfig, folder / "config.yaml").to_yaml(),
+        _adapter(place, path),
+    )
 
 
 def _batch(place: Path, path: Path) -> Any:
@@ -291,6 +300,7 @@ KINDS = (
     Kind("`checkpoints/`", (f"{RUN}/checkpoints/*/*",), _checkpoints),
     Kind("`adapter/`", (f"{RUN}/adapter/*adapter*", f"{RUN}/adapter/abmll*"), _adapter),
     Kind("`trained.json`", (f"{RUN}/trained.json",), _record, "the card says less"),
+    Kind("`calibrator.json`", (f"{RUN}/calibrator.json",), _compare),
     Kind("`predictions/`, `*.not-finite.json`", (f"{RUN}/predictions/*/*/*",), _compare),
     Kind("`cost.json`, `environment.json`", (f"{RUN}/cost.json", f"{RUN}/environment.json"), _compare),
     Kind("`tasks/NAME/`", (f"{RUN}/tasks/*/*.json", f"{RUN}/tasks/*/*.safetensors"), _task),

@@ -11,6 +11,7 @@ import torch
 from abmll.adapters.attach import detach
 from abmll.errors import AbmllError
 from abmll.kernels.noise import key_tensor, noise_key
+from abmll.methods.base import Schedule
 from abmll.methods.noise import ADAPTATION
 from abmll.metrics.predictions import Prediction
 from abmll.metrics.scores import mean_nll
@@ -101,7 +102,7 @@ def test_adaptation_is_the_training_loops_own_inner_steps(monkeypatch: pytest.Mo
     assert adapting.inner_steps is train.inner_steps is inner.inner_steps
     seen: list[int] = []
 
-    def count(method: Any, optimizer: Any, batcher: Any, batches: Any, place: Any, graphs: Any) -> list[Any]:
+    def count(method: Any, optimizer: Any, batcher: Any, batches: Any, *others: Any) -> list[Any]:
         seen.append(len(batches))
         return []
 
@@ -109,6 +110,36 @@ def test_adaptation_is_the_training_loops_own_inner_steps(monkeypatch: pytest.Mo
     system = system_of("structured")
     adapt(system.method, system.batcher, UNSEEN, AdaptationPlan(), 0)
     assert seen == [10]
+
+
+@pytest.mark.parametrize(("schedule", "factors"), [("linear", (1.0, 0.75, 0.5, 0.25)), ("constant", (1.0,) * 4)])
+def test_rates_fall_over_the_steps_as_torch_has_them(schedule: Schedule, factors: tuple[float, ...]) -> None:
+    """`torch.optim.AdamW` with `LambdaLR` on a copy of phi, given the gradients that phi has at each step."""
+    plan = AdaptationPlan(examples=8, steps=4, schedule=schedule)
+    system = system_of("lora")
+    rate = system.adapting.groups[0].lr
+    gradients: list[list[torch.Tensor]] = []
+    step = type(system.adapting).step
+
+    def seen(optimizer: GroupOptimizer, skip: Any = None) -> None:
+        gradients.append([p.grad.clone() for p in optimizer.parameters if p.grad is not None])
+        step(optimizer, skip)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(system.adapting), "step", seen)
+        system.adapt(UNSEEN, AdaptationPlan(examples=8, steps=0))
+        copies = [torch.nn.Parameter(p.detach().clone()) for p in system.adapting.parameters]
+        system.adapt(UNSEEN, plan)
+    theirs = torch.optim.AdamW(copies, lr=rate, weight_decay=0.0)
+    falling = torch.optim.lr_scheduler.LambdaLR(theirs, lambda done: factors[min(done, 3)])
+    for grads in gradients:
+        for copy, grad in zip(copies, grads, strict=True):
+            copy.grad = grad
+        theirs.step()
+        falling.step()
+    assert len(gradients) == 4
+    for ours, copy in zip(system.adapting.parameters, copies, strict=True):
+        torch.testing.assert_close(ours, copy, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -73,11 +73,11 @@ def test_a_run_trained_on_python_objects_is_scored_by_doing_what_its_messages_sa
     overrides: list[str] = []
     for role in ("train", "validation"):
         with pytest.raises(AbmllError, match=rf"^tasks\.{role}: .* were Python objects \(tiny") as caught:
-            score_unseen(tmp_path / "run", str(home / "unseen"), parse_overrides(overrides), None)
+            score_unseen(str(tmp_path / "run"), str(home / "unseen"), parse_overrides(overrides), None)
         advised = re.search(r"holds: (.*?) (takes|leaves)", str(caught.value))
         assert advised is not None
         overrides += shlex.split(advised[1])
-    score_unseen(tmp_path / "run", str(home / "unseen"), parse_overrides(overrides), None)
+    score_unseen(str(tmp_path / "run"), str(home / "unseen"), parse_overrides(overrides), None)
     assert len(re.findall("tiny[45]", capsys.readouterr().out)) == 4
 
 

@@ -7,7 +7,7 @@ import pytest
 from abmll.calibrators import calibrated, calibrator
 from abmll.errors import AbmllError
 from abmll.metrics.predictions import Prediction, Predictions, read_predictions
-from abmll.metrics.scores import score
+from abmll.scoring.scores import score
 from tests.calibrators import ragged_rows
 
 

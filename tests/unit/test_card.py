@@ -26,7 +26,17 @@ from abmll.everyday.shipped import HERE
 from abmll.exporting import export_mean
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.question import Question, Task
-from abmll.runs.card import CARD_FILE, About, about_run, card_text, is_ours, plain, rewrite_run_card, write_card
+from abmll.runs.card import (
+    CARD_FILE,
+    About,
+    _score_table,
+    about_run,
+    card_text,
+    is_ours,
+    plain,
+    rewrite_run_card,
+    write_card,
+)
 from abmll.runs.prepare import tasks_of
 from abmll.runs.record import (
     RECORD,
@@ -37,6 +47,7 @@ from abmll.runs.record import (
     task_facts,
     write_training_record,
 )
+from abmll.scoring.scores import score
 from abmll.tasks.catalogue.entries import catalogue_entry
 from tests.runs import UNSEEN, config_in, place_tiny, train_run
 from tests.tiny import write_tasks
@@ -154,6 +165,20 @@ def test_scores_of_other_steps_or_other_questions_are_not_mixed_in(tmp_path: Pat
     assert rows[0].nll == pytest.approx(-np.log(0.75))
     assert (rows[0].accuracy, rows[0].accuracy_interval) == (1.0, (1.0, 1.0))
     assert score_run(tmp_path, 11) == ()
+
+
+def test_a_card_has_the_primary_score_where_examples_were_held_out(tmp_path: Path) -> None:
+    rows = tuple(Prediction(str(i), int(i % 4 == 0), (0.99, 0.01)) for i in range(40))
+    found = Predictions("s", "t", 0, 0, 10, rows, held_out_rows=rows[:20])
+    found.write(tmp_path / "predictions" / folder_name(10) / "draw-0" / "t.jsonl")
+    (row,) = score_run(tmp_path, 10)
+    assert row.nll_posterior == pytest.approx(score(found).nll_posterior)
+    low, high = row.nll_posterior_interval
+    assert low < row.nll_posterior < high
+    table, note = _score_table([row])
+    assert "| accuracy % | NLL posterior, nats | NLL, nats | ECE |" in table
+    assert f"| {row.nll_posterior:.3f} [{low:.3f}, {high:.3f}] | {row.nll:.3f} [" in table.replace("\\", "")
+    assert note.startswith("NLL posterior: at the posterior of the task's temperature")
 
 
 def test_intervals_on_a_card_take_a_group_as_one(tmp_path: Path) -> None:

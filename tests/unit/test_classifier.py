@@ -5,6 +5,7 @@ import datetime
 import enum
 import json
 import pickle
+import shutil
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -398,6 +399,47 @@ def test_pickling_raises_and_names_save(new: Any) -> None:
             copied(found)
 
 
+def test_a_saved_one_is_pickled_as_the_path_of_its_folder(new: Any, tmp_path: Path) -> None:
+    found = new(steps=1).fit(list(TEXTS), list(NAMES))
+    found.save(tmp_path / "kept")
+    content = pickle.dumps(found)
+    assert len(content) < 500
+    assert str(tmp_path / "kept").encode() in content
+    asked_of = list(TEXTS[:4])
+    for again in (pickle.loads(content), copy.deepcopy(found), pickle.loads(pickle.dumps(pickle.loads(content)))):
+        assert np.array_equal(again.predict_proba(asked_of), found.predict_proba(asked_of))
+        assert again.get_params() == {**found.get_params(), "run": str(found.run), "settings": []}
+    other = new(steps=1, seed=3).fit(list(TEXTS), list(reversed(NAMES)))
+    other.save(tmp_path / "kept", replace=True)
+    with pytest.raises(AbmllError, match="another Classifier was saved there"):
+        pickle.loads(content)
+    shutil.rmtree(tmp_path / "kept")
+    with pytest.raises(AbmllError, match="not there, so this is no folder"):
+        pickle.loads(content)
+    with pytest.raises(AbmllError, match=r"save\(folder\)"):
+        pickle.dumps(found.fit(list(TEXTS), list(NAMES)))  # what was saved is another
+
+
+def test_what_is_there_is_replaced_only_where_that_is_asked_for(new: Any, tmp_path: Path) -> None:
+    found = new(steps=1).fit(list(TEXTS), list(NAMES))
+    found.save(tmp_path / "kept")
+    before = (tmp_path / "kept" / "classifier.json").read_bytes()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name, options, said in (
+        ("kept", {}, r"is there already; choose another name, or replace it \(replace=True\)"),
+        ("notes", {"replace": True}, "no folder of Classifier.save"),
+        ("file", {"replace": True}, "no folder of Classifier.save"),
+    ):
+        with pytest.raises(AbmllError, match=said):
+            found.save(tmp_path / name, **options)
+    assert (tmp_path / "notes" / "mine.txt").read_text() == (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "kept" / "classifier.json").read_bytes() == before
+    found.save(tmp_path / "kept", replace=True)
+    Classifier.load(tmp_path / "kept")
+
+
 @pytest.mark.parametrize("kind", ["texts", "questions"])
 def test_save_and_load(kind: str, new: Any, tmp_path: Path) -> None:
     found = new().fit(list(TEXTS), list(NAMES)) if kind == "texts" else new().fit(ROWS)
@@ -493,7 +535,7 @@ def test_a_folder_of_a_newer_version_is_said_to_be_one(new: Any, tmp_path: Path)
     of = f"classifier.json of the adapter {checksum(file.parent)}"
     values = read_sealed_json(file, of)
     for change, words in (
-        ({"abmll_classifier": 3}, "format 3 is not known here: upgrade abmll"),
+        ({"abmll_classifier": 4}, "format 4 is not known here: upgrade abmll"),
         ({"layout": {}}, "the columns that a task was adapted with are not what was saved"),
     ):
         write_sealed_json(file, {**values, **change}, of)

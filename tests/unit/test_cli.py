@@ -4,22 +4,25 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from abmll import cli
 from abmll.cli import main
+from abmll.everyday import bases
 from abmll.process.stopping import Stopped
-from tests.everyday import place_run, texts, write_csv, write_texts
+from tests.everyday import texts, write_csv, write_texts
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = re.findall(r"^    (abmll [^#\n]+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+BASE = "qwen2.5-coder-1.5b"
+"""The base that the README speaks of; a tiny one here."""
 SMALL = [
     "training.iterations=2",
     "adaptation.steps=2",
@@ -33,14 +36,10 @@ SMALL = [
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the README's commands name, and a tiny model."""
     folder = tmp_path_factory.mktemp("readme")
-    shutil.copytree(ROOT / "recipes", folder / "recipes")
     save_tiny(folder / "model")
     tasks = tiny_tasks(5)
     write_tasks(folder / "train", tasks[:3])
     write_tasks(folder / "unseen", tasks[3:])
-    place_run(folder / "everyday")  # a tiny run in the place of the adapter that comes along
-    (folder / "runs").mkdir()
-    (folder / "everyday" / "runs" / "mine").rename(folder / "runs" / "smollm2")
     write_texts(folder / "my.csv", 8)
     write_csv(folder / "rows.csv", ["text"], [[text] for text, _ in texts(4, seed=1)])
     return folder
@@ -56,7 +55,9 @@ def test_the_commands_of_the_readme_run_in_order(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    verbs = {"compare", "train", "adapt", "predict", "score", "report", "doctor", "export"}
+    small = [replace(base, source="model") if base.name == BASE else base for base in bases.known_bases()]
+    monkeypatch.setattr(bases, "known_bases", lambda: tuple(small))
+    verbs = {"bases", "compare", "train", "adapt", "predict", "score", "report", "doctor", "export"}
     assert {command.split()[1] for command in COMMANDS} == verbs
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]
@@ -76,21 +77,21 @@ def test_the_commands_of_the_readme_run_in_order(
 
 MISTAKES = {
     "no such recipe": (["train", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
-    "unknown setting": (["train", "recipes/train.yaml", "training.iteration=3"], "Did you mean iterations"),
-    "unknown method": (["train", "recipes/train.yaml", "method.name=reptil"], "Did you mean 'reptile'"),
+    "unknown setting": (["train", "builtin", "training.iteration=3"], "Did you mean iterations"),
+    "unknown method": (["train", "builtin", "method.name=reptil"], "Did you mean 'reptile'"),
     "setting of another method": (
-        ["train", "recipes/train.yaml", "method.name=lora", "method.task_kl_weight=1"],
+        ["train", "builtin", "method.name=lora", "method.task_kl_weight=1"],
         "task_kl_weight",
     ),
-    "not an override": (["train", "recipes/train.yaml", "hello"], "section.key=value"),
-    "a comparison to train": (["train", "recipes/quickstart.yaml"], "systems"),
-    "no such tasks": (["train", "recipes/train.yaml", "tasks.train.source=nowhere"], "nowhere"),
+    "not an override": (["train", "builtin", "hello"], "section.key=value"),
+    "a comparison to train": (["train", "quickstart"], "systems"),
+    "no such tasks": (["train", "builtin", "tasks.train.source=nowhere"], "nowhere"),
     "no such run": (["adapt", "nowhere"], "nowhere"),
-    "nothing to score": (["score", "recipes"], "no predictions"),
+    "nothing to score": (["score", "model"], "no predictions"),
     "somebody else's file to score": (["score", "rows.csv"], "rows.csv:1: not a predictions file"),
-    "a file to write into": (["train", "recipes/train.yaml", "-o", "rows.csv"], "rows.csv: a file is there"),
-    "nothing to report": (["report", "recipes"], "recipes"),
-    "no such layer": (["train", "recipes/train.yaml", "model.source=model", "adapter.targets=[query]"], "q_proj"),
+    "a file to write into": (["train", "builtin", "-o", "rows.csv"], "rows.csv: a file is there"),
+    "nothing to report": (["report", "model"], "model"),
+    "no such layer": (["train", "builtin", "model.source=model", "adapter.targets=[query]"], "q_proj"),
 }
 
 
@@ -121,9 +122,7 @@ def test_dry_run_shows_configuration_steps_and_memory_and_makes_nothing(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr(
-        sys, "argv", ["abmll", "train", "recipes/train.yaml", "model.source=model", "-o", "dry", "--dry-run"]
-    )
+    monkeypatch.setattr(sys, "argv", ["abmll", "train", "builtin", "model.source=model", "-o", "dry", "--dry-run"])
     with pytest.raises(SystemExit) as stopped:
         main()
     shown = capsys.readouterr().out
@@ -138,10 +137,10 @@ def test_dry_run_shows_configuration_steps_and_memory_and_makes_nothing(
 @pytest.mark.parametrize(
     ("command", "wrong", "said"),
     [
-        ("compare recipes/six-systems.yaml", "tasks.unseen.source=train", "both trained on and held out"),
-        ("compare recipes/six-systems.yaml", "adaptation.examples=1000", "adaptation wants 1000"),
-        ("train recipes/train.yaml", "method.batch_size=500", "rows"),
-        ("train recipes/train.yaml", "tracking.tracker=mlflow", "pip install mlflow"),
+        ("compare six-systems", "tasks.unseen.source=train", "both trained on and held out"),
+        ("compare six-systems", "adaptation.examples=1000", "adaptation wants 1000"),
+        ("train builtin", "method.batch_size=500", "rows"),
+        ("train builtin", "tracking.tracker=mlflow", "pip install mlflow"),
     ],
 )
 def test_dry_run_refuses_what_the_run_would_refuse(

@@ -20,6 +20,7 @@ from abmll.metrics.scores import mean_nll, mean_nll_scaled
 from abmll.models import LanguageModel
 from abmll.report import write_report
 from abmll.runs.compare import run_comparison
+from abmll.scoring.posterior import mean_nll_posterior
 from tests.runs import never
 from tests.systems import tiny_base
 from tests.tiny import tiny_tasks, write_tasks
@@ -327,15 +328,15 @@ def test_validation_stops_training_early(tasks: Path, tmp_path: Path, configure:
     run_comparison(config, tmp_path, never)
 
 
-def test_validation_by_the_scaled_nll_does_not_fall_for_a_guess(
+def test_validation_by_a_scaled_nll_does_not_fall_for_a_guess(
     tasks: Path, tmp_path: Path, configure: Callable[..., CompareConfig]
 ) -> None:
-    """The same weights, judged both ways; scaled is the lowest NLL of log p / T that scipy finds."""
+    """The same weights, judged each way; scaled is the lowest NLL of log p / T that scipy finds."""
     places = {"train": {"source": str(tasks / "train"), "names": ["tiny0", "tiny1"]}}
     places |= {"validation": {"source": str(tasks / "train"), "names": ["tiny2"]}}
     places |= {"unseen": {"source": str(tasks / "unseen"), "names": ["tiny4"]}}
     found = {}
-    for by in ("nll", "nll_scaled"):
+    for by in ("nll", "nll_scaled", "nll_posterior"):
         training = {"iterations": 2, "validate_every": 1, "validate_by": by}
         config = configure(
             systems={"structured": {"method": {"name": "structured"}}},
@@ -347,11 +348,14 @@ def test_validation_by_the_scaled_nll_does_not_fall_for_a_guess(
         lines = (tmp_path / by / "structured" / "seed-0" / "journal.jsonl").read_text().splitlines()
         found[by] = [event["validation_nll"] for event in map(json.loads, lines) if event["event"] == "step"]
     assert all(scaled < plain for scaled, plain in zip(found["nll_scaled"], found["nll"], strict=True))
+    pairs = zip(found["nll_scaled"], found["nll_posterior"], strict=True)
+    assert all(scaled < posterior for scaled, posterior in pairs)  # a temperature of the very rows flatters
     rng = np.random.default_rng(0)
     guess = [Prediction(str(i), int(rng.random() < 0.5), (0.5, 0.5)) for i in range(300)]
     sure = [Prediction(str(i), int(rng.random() < 0.3), (0.9999, 0.0001)) for i in range(300)]  # right in 70 %
     assert mean_nll(guess) < mean_nll(sure)
     assert mean_nll_scaled(sure) < mean_nll_scaled(guess)
+    assert mean_nll_posterior(sure) < mean_nll_posterior(guess) == pytest.approx(np.log(2))
     answers = np.array([row.answer for row in sure])
     logits = np.log(np.array([row.probabilities for row in sure]))
 

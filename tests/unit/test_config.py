@@ -274,6 +274,16 @@ def test_a_comparison_needs_systems_seeds_and_a_reference_among_them(over: dict[
     assert said in complaint({**COMPARE, **over}, CompareConfig)
 
 
+@pytest.mark.parametrize(
+    ("names", "reference"), [(("abmll", "pretrained"), "pretrained"), (("abmll", "structured"), "structured")]
+)
+def test_a_comparison_is_with_pretrained_unless_something_else_is_said(names: tuple[str, ...], reference: str) -> None:
+    values = {**COMPARE, "systems": {name: {} for name in names}}
+    values.pop("reference", None)
+    assert check(CompareConfig, values, "").reference == reference
+    assert check(CompareConfig, {**values, "reference": "abmll"}, "").reference == "abmll"
+
+
 BAD_NAMES = [
     "CON",
     "nul",

@@ -16,7 +16,6 @@ from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 from abmll.errors import AbmllError
 from abmll.prompts.control import ControlTokens
 from abmll.prompts.encode import EncodedQuestion, Encoder
-from abmll.prompts.in_context import with_examples
 from abmll.question import Question
 from tests.tiny import tiny_tasks, tiny_tokenizer
 
@@ -224,7 +223,7 @@ def test_examples_in_the_prompt_keep_the_template_s_tokens_and_no_others() -> No
     rows = [Question(str(n), f"is it <|eos|> {n}", ("yes<|bos|>", "no"), 0, "so<|eos|>") for n in range(4)]
     for template, own in (("plain", 0), (OWN.replace("{{ choices | join('') }}", ""), 1)):
         encoder = Encoder(bpe, template=template, max_tokens=1000)
-        asked = with_examples(rows[3], rows[:3], encoder)
+        asked = encoder.with_examples(rows[3], rows[:3])
         for row in rows_of(encoder(asked)):
             assert [row.count(n) for n in (bpe.bos_token_id, bpe.eos_token_id)] == [4 * own, 4 * own]
             assert bpe.decode(row).count("so<|eos|>") == 4

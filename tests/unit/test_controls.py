@@ -14,14 +14,13 @@ from abmll.adapters.attach import attach
 from abmll.errors import AbmllError
 from abmll.kernels.noise import kept, key_tensor, noise_key
 from abmll.metrics.predictions import Prediction, Predictions, read_predictions
-from abmll.metrics.scores import score
 from abmll.process.world import World
 from abmll.prompts.encode import Encoder
-from abmll.prompts.in_context import with_examples
-from abmll.question import Task
+from abmll.question import QuestionWithExamples, Task
 from abmll.runs.compare import complete_run
 from abmll.runs.evaluate_run import is_complete
 from abmll.runs.prepare import Run
+from abmll.scoring.scores import score
 from abmll.systems.build import build_system, renew
 from abmll.systems.folds import held_out
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, resolve
@@ -182,11 +181,12 @@ def test_a_comparison_with_folds_writes_held_out_rows_and_they_set_the_temperatu
     config = run_config("abmll", adaptation={"examples": 6, "steps": 2, "folds": 3, "test_questions": 4, "samples": 2})
     task = Task("unseen", TASKS[1].train, TASKS[1].test)
     folders = [tmp_path / name / "seed-0" / "predictions" for name in ("abmll", "abmll_mean")]
-    run = run_in(tmp_path / "abmll" / "seed-0", config, TASKS[:1], (task,), predictions=folders)
+    run = run_in(tmp_path / "abmll" / "seed-0", config, TASKS[:1], (task,), predictions=folders, curve=2)
     complete(run)
     assert is_complete(run)
     for name in ("abmll", "abmll_mean"):
-        (file,) = (tmp_path / name / "seed-0" / "predictions").glob("examples-*/draw-0/*.jsonl")
+        start, file = sorted((tmp_path / name / "seed-0" / "predictions").glob("examples-*/draw-0/*.jsonl"))
+        assert not read_predictions(start).held_out_rows, "at the end of training alone"
         found = read_predictions(file)
         assert [p.id for p in found.held_out_rows] == [p.id for p in found.adaptation_rows]
         assert found.held_out_rows != found.adaptation_rows
@@ -218,27 +218,25 @@ def test_files_without_held_out_rows_are_as_they_were(tmp_path: Path) -> None:
 def test_examples_in_the_prompt_are_prompts_with_their_answers() -> None:
     encoder = Encoder(tiny_tokenizer(), max_tokens=400)
     first, second, asked = questions(3, task=2)
-    found = with_examples(asked, (first, second), encoder)
+    found = encoder.with_examples(asked, (first, second))
     text = "\n\n".join(f"{encoder.prompt(q)} {q.choices[q.answer]}" for q in (first, second))
     assert encoder.prompt(found) == f"{text}\n\n{encoder.prompt(asked)}"
     assert (found.id, found.choices, found.answer) == (asked.id, asked.choices, asked.answer)
-    assert with_examples(replace(asked, group="g"), (first, second), encoder).group == "g", (
-        "of the task, not the prompt"
-    )
+    assert encoder.with_examples(replace(asked, group="g"), (first, second)).group == "g", "of the task, not the prompt"
     letters = Encoder(tiny_tokenizer(), "letter", max_tokens=400)
-    assert f"Answer: {'ABCD'[first.answer]}\n\n" in letters.prompt(with_examples(asked, (first,), letters))
+    assert f"Answer: {'ABCD'[first.answer]}\n\n" in letters.prompt(letters.with_examples(asked, (first,)))
 
 
 def test_only_examples_that_fit_are_in_the_prompt() -> None:
     asked, *examples = questions(9, task=2)
     room = Encoder(tiny_tokenizer(), max_tokens=10_000)
-    size = room(with_examples(asked, examples[:3], room)).tokens
+    size = room(room.with_examples(asked, examples[:3])).tokens
     tight = Encoder(tiny_tokenizer(), max_tokens=size + 2)
-    found = with_examples(asked, examples, tight)
+    found = tight.with_examples(asked, examples)
     assert 2 <= found.context.count("Answer:") < len(examples)
     assert not tight(found).truncated
     with pytest.raises(AbmllError, match="in_context"):
-        with_examples(asked, examples, Encoder(tiny_tokenizer(), template="chat"))
+        Encoder(tiny_tokenizer(), template="chat").with_examples(asked, examples)
 
 
 def test_in_context_is_a_system_of_a_comparison(tmp_path: Path) -> None:
@@ -271,7 +269,7 @@ def test_every_example_is_in_the_prompt_where_there_is_room() -> None:
     asked, *examples = questions(13, task=2)
     text = "".join(f"{encoder.prompt(q)} {q.choices[q.answer]}\n\n" for q in examples)
     assert len(examples) == 12
-    assert encoder.prompt(with_examples(asked, examples, encoder)) == text + encoder.prompt(asked)
+    assert encoder.prompt(encoder.with_examples(asked, examples)) == text + encoder.prompt(asked)
 
 
 def test_each_draw_of_a_comparison_adapts_on_examples_of_its_own(tmp_path: Path) -> None:
@@ -284,3 +282,14 @@ def test_each_draw_of_a_comparison_adapts_on_examples_of_its_own(tmp_path: Path)
         assert {p.id for p in found.adaptation_rows} == {p.id for p in found.held_out_rows} == {q.id for q in taken}
     assert len({frozenset(p.id for p in found.adaptation_rows) for found in files}) == 3
     assert len({found.rows[0].probabilities for found in files}) == 3, "other examples, other answers"
+
+
+def test_a_question_with_examples_is_encoded_as_one_that_has_them_in_its_context() -> None:
+    asked, *examples = questions(5, task=2)
+    fields = (asked.id, asked.question, asked.choices, asked.answer, asked.context, asked.location, asked.group)
+    for tokens in (200, 10_000):
+        encoder = Encoder(tiny_tokenizer(), max_tokens=tokens)
+        shown = encoder(QuestionWithExamples(*fields, tuple(examples)))
+        assert shown == encoder(encoder.with_examples(asked, examples))
+        assert encoder(asked).tokens < shown.tokens <= tokens
+        assert encoder(QuestionWithExamples(*fields)).prefix == encoder(asked).prefix, "none to show"

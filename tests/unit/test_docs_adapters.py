@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
@@ -31,7 +30,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_text(folder / "runs" / "mine" / "config.yaml", config.to_yaml())
     train_run(config, folder / "runs" / "mine")
     write_tasks(folder, (type(UNSEEN)("my", UNSEEN.train, UNSEEN.test),))
-    shutil.copytree(ROOT / "recipes", folder / "recipes")
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     get_peft_model(tiny_model(), lora).save_pretrained(folder / "some-lora")
     return folder

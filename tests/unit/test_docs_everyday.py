@@ -5,18 +5,21 @@ import re
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from abmll.cli import main
+from abmll.everyday import bases, shipped
 from abmll.everyday import saved as saved_tasks
-from abmll.everyday import shipped
 from abmll.everyday.ship import ship
 from abmll.metrics.abstention import rows_needed
 from tests.everyday import asked, place_run, texts, write_asked, write_csv, write_texts
 
+BASE = "qwen2.5-coder-1.5b"
+"""The base that the page speaks of; a tiny one here."""
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "everyday.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    (abmll [^#\n]+)", TEXT, re.MULTILINE)
@@ -47,12 +50,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipped, "HERE", place / "here")
+    small = [replace(base, source="model") if base.name == BASE else base for base in bases.known_bases()]
+    monkeypatch.setattr(bases, "known_bases", lambda: tuple(small))
     monkeypatch.chdir(place)
 
 
 def _hold_well(place: Path) -> None:
     """A tiny model keeps no promise: as if the rows held back had been answered rightly."""
-    file = place / "runs" / "smollm2" / "tasks" / "safe" / "task.json"
+    file = place / "runs" / "model" / "tasks" / "safe" / "task.json"
     values = json.loads(file.read_text())
     details = values["details"]
     details["held_back"]["correct"] = [True] * len(details["held_back"]["correct"])

@@ -24,8 +24,10 @@ from abmll.everyday.saved import read_posterior, write_details
 from abmll.everyday.session import open_run
 from abmll.exporting.calibrated import calibrate
 from abmll.methods.noise import drawn
+from abmll.metrics.usefulness import ORDER, VECTORS
 from abmll.systems.plans import PredictionPlan
 from abmll.systems.system import System
+from abmll.text_classifiers import Encode
 from tests.commands import Command, command, place_saved_task
 from tests.everyday import asked, texts, write_asked, write_csv, write_texts
 
@@ -61,7 +63,7 @@ def own_rows(path: Path, count: int = 7) -> Path:
 def test_predict_keeps_the_rows_and_adds_answers_in_every_format(abmll: Command, tmp_path: Path) -> None:
     own_rows(tmp_path / "rows.csv")
     for name in ("out.csv", "out.jsonl", "out.parquet"):
-        code, out, _ = abmll(f"predict runs/mine rows.csv --task t -o {name}")
+        code, out, _ = abmll(f"predict runs/mine rows.csv --task t -o {name} adaptation.samples=2")
         assert (code, out) == (0, f"Written: {name}, 7 rows\n")
     table = read_csv(tmp_path / "out.csv")
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -84,7 +86,7 @@ def test_predict_keeps_the_rows_and_adds_answers_in_every_format(abmll: Command,
 def test_answers_are_those_of_the_exported_draws(abmll: Command, tmp_path: Path) -> None:
     """The mean and the standard deviation over the very draws that `abmll export --draw` merges."""
     saved = read_posterior(tmp_path / "runs" / "mine", "t")
-    session = open_run(tmp_path / "runs" / "mine", saved=saved)
+    session = open_run(tmp_path / "runs" / "mine", {"adaptation": {"samples": 2}}, saved)
     layout = own_tasks.layout_of(saved)
     question = layout.question({"text": texts(1, seed=9)[0][0]}, 1, labelled=False)
     (found,) = session.system.answer([question], session.drawing)
@@ -268,13 +270,38 @@ def test_adapt_ends_with_the_check_and_says_first_how_long_it_takes(abmll: Comma
     assert code == 0
     assert re.search(r"A check will take about \d+ s\..*--no-check", err)
     assert "10 labelled rows are few" in err
-    rows = ("uniform", "label frequency", "pretrained", "pretrained + temperature", "a fresh LoRA", "this run")
+    rows = set(ORDER) - {VECTORS}
     assert all(f"│ {name} " in out for name in rows)
     assert re.search(r"No evidence that adapting helps|Adapting (helps|hurts)", out)
+    assert re.search(r"Advice: use .* nats\), .* s per 1,000 rows", " ".join(out.split()))
+    assert "Left out: sentence vectors + regression (no encoder was named (--vectors))" in " ".join(out.split())
+    assert "measured on this machine" in out
     kept = read_posterior(tmp_path / "runs" / "mine", "checked").details
     assert kept["check"]["n"] == 10
-    assert set(kept["check"]["table"]) == set(rows)
+    assert set(kept["check"]["table"]) == rows
+    assert kept["check"]["advice"]["choice"] in rows
     assert kept["steps"] == 5
+
+
+def test_sentence_vectors_are_a_row_where_an_encoder_is_named(
+    abmll: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[str] = []
+
+    def load(source: str) -> Encode:
+        named.append(source)
+        return lambda some: np.array([[text.count("sun"), 1.0] for text in some])
+
+    monkeypatch.setattr(cli_adapt, "load_encoder", load)
+    write_texts(tmp_path / "few.csv", 10)
+    assert (
+        abmll("adapt runs/mine few.csv --save v --vectors my/encoder adaptation.samples=1 adaptation.steps=1")[0] == 0
+    )
+    assert named == ["my/encoder"]
+    assert VECTORS in read_posterior(tmp_path / "runs" / "mine", "v").details["check"]["table"]
+    write_asked(tmp_path / "asked.jsonl", asked(6))
+    code, _, err = abmll("adapt runs/mine asked.jsonl --save q --vectors my/encoder")
+    assert (code, "--vectors my/encoder: is for texts and labels" in err, "loading" in err) == (2, True, False)
 
 
 def test_rows_of_too_few_groups_are_saved_and_not_checked(abmll: Command, tmp_path: Path) -> None:
@@ -316,6 +343,7 @@ def test_the_check_can_be_stopped_and_the_task_stays(
 
 
 def test_steps_are_one_pass_or_what_is_asked_for(abmll: Command, tmp_path: Path) -> None:
+    """By rows held back of which those that the task is sure of are right."""
     for options, steps in (("", 25), ("adaptation.steps=2", 2), ('adaptation={"steps":3}', 3)):
         assert abmll(f"adapt runs/mine my.csv --save s{steps} --no-check {options}")[0] == 0
         assert read_posterior(tmp_path / "runs" / "mine", f"s{steps}").details["steps"] == steps
@@ -411,8 +439,46 @@ def test_other_settings_than_those_of_the_rows_held_back_are_refused(abmll: Comm
     own_rows(tmp_path / "rows.csv")
     line = "predict runs/mine rows.csv --task t --abstain-below-risk 0.1 -o out.csv adaptation.samples=2"
     code, _, err = abmll(line)
-    assert (code, "with another samples than now" in " ".join(err.split())) == (2, True)
+    assert (code, "with another sampler and samples than now" in " ".join(err.split())) == (2, True)
     assert abmll(line.replace(" --abstain-below-risk 0.1", ""))[0] == 0
+
+
+def test_rows_that_are_not_answered_have_the_name_that_was_asked_for(abmll: Command, tmp_path: Path) -> None:
+    own_rows(tmp_path / "rows.csv", 40)
+    assert abmll("predict runs/mine rows.csv --task t -o all.jsonl")[0] == 0
+    everything = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert {(line["spread"], line["information"]) for line in everything} == {(None, None)}, "the mean weights"
+    saved = read_posterior("runs/mine", "t")
+    held_back = {**saved.details["held_back"], "confidence": [0.99] * 300 + [0.01] * 100}
+    held_back["correct"] = [True] * 300 + [False] * 100
+    write_details(Path("runs/mine"), "t", {**saved.details, "held_back": held_back})
+    line = "predict runs/mine rows.csv --task t --abstain-below-risk 0.1 -o some.jsonl --other elsewhere"
+    code, _, err = abmll(line)
+    assert code == 0, err
+    some = [json.loads(line) for line in (tmp_path / "some.jsonl").read_text().splitlines()]
+    named = [line for line in some if not line["answered"]]
+    assert 0 < len(named) < 40
+    assert {line["prediction"] for line in named} == {"elsewhere"}
+    assert max(line["confidence"] for line in named) <= min(line["confidence"] for line in some if line["answered"])
+    assert [line["prediction"] for line in some if line["answered"]] == [
+        whole["prediction"] for whole, line in zip(everything, some, strict=True) if line["answered"]
+    ]
+    assert f"Answered: {40 - len(named)} of 40 rows" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ("--task t --other x", "--other is for --abstain-below-risk"),
+        ("--task t --abstain-below-risk 0.1 --other=", "--other is missing"),
+    ],
+)
+def test_a_name_for_rows_that_are_not_answered_needs_such_rows(
+    options: str, why: str, abmll: Command, tmp_path: Path
+) -> None:
+    own_rows(tmp_path / "rows.csv")
+    code, _, err = abmll(f"predict runs/mine rows.csv -o out.csv {options}")
+    assert (code, why in " ".join(err.split())) == (2, True)
 
 
 def test_a_row_that_does_not_fit_the_model_is_named(abmll: Command, tmp_path: Path) -> None:
@@ -423,7 +489,7 @@ def test_a_row_that_does_not_fit_the_model_is_named(abmll: Command, tmp_path: Pa
     assert (code, "long.jsonl:3: question '3' needs" in " ".join(err.split())) == (2, True)
     write_csv(tmp_path / "rows.csv", ["text"], [["river " * 2000], ["sun"]])
     code, _, err = abmll("predict runs/mine rows.csv --task t -o out.csv")
-    assert (code, "1 rows are longer than likelihood.max_tokens=512" in " ".join(err.split())) == (0, True)
+    assert (code, "1 row is longer than likelihood.max_tokens=512" in " ".join(err.split())) == (0, True)
 
 
 def test_a_task_of_texts_is_calibrated_on_texts_with_its_own_settings(abmll: Command, tmp_path: Path) -> None:
@@ -435,7 +501,7 @@ def test_a_task_of_texts_is_calibrated_on_texts_with_its_own_settings(abmll: Com
     saved = read_posterior("runs/mine", "sums")
     session = open_run(Path("runs/mine"), saved=saved)
     rows = read_unlabelled(Path("rows.csv"), layout_of(saved))
-    expected = calibrate(session.system, rows, PredictionPlan("weight", session.drawing.samples))
+    expected = calibrate(session.system, rows, PredictionPlan("weight", session.config.adaptation.samples))
     found = json.loads((tmp_path / "served" / "calibration.json").read_text())
     assert found["likelihood"]["normalisation"] == "sum"
     assert found["temperature"] == pytest.approx(expected.temperature, rel=1e-4)

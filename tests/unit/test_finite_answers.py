@@ -203,7 +203,7 @@ def test_trust_19_classifier_is_not_saved_with_a_posterior_that_is_not_finite(
     name = next(iter(classifier._posterior))
     classifier._posterior[name][0, 0] = NAN
     with pytest.raises(NonFiniteError, match=f"saved: {name} holds NaN or infinity"):
-        classifier.save(tmp_path / "saved")
+        classifier.save(tmp_path / "saved", replace=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()} == before
 
 

@@ -80,9 +80,17 @@ def test_rows_of_any_frame(kind: str) -> None:
     assert [{name: plain(value) for name, value in row.items()} for row in found] == ROWS
 
 
-@pytest.mark.parametrize("kind", ["pandas", "arrow table", "record batch", "polars", "polars, lazy"])
+ONE_COLUMN = ["pandas", "arrow table", "record batch", "polars", "polars, lazy", "dictionary of lists"]
+
+
+@pytest.mark.parametrize("kind", ONE_COLUMN)
+def test_a_frame_of_one_column_with_y_is_one_of_texts(kind: str) -> None:
+    for name in ("review", "question"):
+        assert [plain(value) for value in rows_in(FRAMES[kind]({name: TEXTS}))] == TEXTS
+
+
+@pytest.mark.parametrize("kind", ONE_COLUMN[:-1])
 def test_a_frame_of_one_column_is_that_column(kind: str) -> None:
-    assert [plain(value) for value in rows_in(FRAMES[kind]({"review": TEXTS}))] == TEXTS
     assert [plain(value) for value in labels_in(FRAMES[kind]({"sentiment": LABELS}), 3)] == LABELS
     rows = [{name: plain(value) for name, value in row.items()} for row in rows_in(FRAMES[kind]({"text": TEXTS}))]
     assert rows == [{"text": text} for text in TEXTS]

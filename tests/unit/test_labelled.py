@@ -105,16 +105,39 @@ def test_a_file_without_rows_is_said_to_have_none(layout: Layout, tmp_path: Path
             read(written(tmp_path / "a.csv", "text,label\n"), layout)
 
 
-def test_a_hundred_labels_are_taken_and_one_more_is_not_the_column_of_labels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("labels", [77, 151, 1000])
+def test_many_labels_are_taken_where_they_repeat(labels: int, tmp_path: Path) -> None:
+    lines = [f"t{n},l{n % labels:04}\n" for n in range(2 * labels)]
+    found = read_labelled(written(tmp_path / "a.csv", "text,label\n" + "".join(lines)), Layout())
+    assert found.layout.labels == tuple(f"l{n:04}" for n in range(labels))
+
+
+def test_a_column_that_hardly_repeats_is_not_the_one_of_labels(tmp_path: Path) -> None:
     lines = [f"t{n},l{n:03}\n" for n in range(101)]
     found = read_labelled(written(tmp_path / "a.csv", "text,label\n" + "".join(lines[:100])), Layout())
     assert found.layout.labels == tuple(f"l{n:03}" for n in range(100))
+    file, advice = tmp_path / "b.csv", "--label names another, --labels says which labels there are"
     with pytest.raises(AbmllError) as caught:
-        read_labelled(written(tmp_path / "b.csv", "text,label\n" + "".join(lines)), Layout())
+        read_labelled(written(file, "text,label\n" + "".join(lines)), Layout())
     assert str(caught.value) == (
-        f"{tmp_path / 'b.csv'}:102: more than 100 different values of 'label'; is it the column of labels? "
-        "--label names another, --labels says which labels there are"
+        f"{file}: 101 different values of 'label' in 101 rows; is it the column of labels? {advice}"
     )
+    names = tuple(f"l{n:03}" for n in range(101))
+    assert read_labelled(file, Layout(names)).layout.labels == names
+    lines = [f"t{n},l{n % 1001}\n" for n in range(2002)]
+    with pytest.raises(AbmllError) as caught:
+        read_labelled(written(file, "text,label\n" + "".join(lines)), Layout())
+    assert str(caught.value) == (
+        f"{file}:1002: more than 1,000 different values of 'label'; is it the column of labels? {advice}"
+    )
+
+
+def test_remarks_name_ten_labels_at_most(tmp_path: Path) -> None:
+    names = tuple(f"l{n:03}" for n in range(40))
+    rows = "text,label\n" + "".join(f"t{n},{name}\n" for n, name in enumerate(names[:25]))
+    remarks = read_labelled(written(tmp_path / "a.csv", rows), Layout(names)).remarks()
+    assert any("'l033', 'l034' or 5 more: nothing can be learned" in remark for remark in remarks), remarks
+    assert any("'l008', 'l009' or 15 more: too few to learn" in remark for remark in remarks), remarks
 
 
 # -------------------- remarks

@@ -1,6 +1,7 @@
 """What is not imported until it is needed: public names, and the commands of `abmll`."""
 
 import ast
+import importlib.metadata
 import inspect
 import json
 import subprocess
@@ -14,9 +15,10 @@ from typer.testing import CliRunner
 
 import abmll
 from abmll.cli import COMMANDS, app
+from abmll.tables.layouts import Layout
 
-MODELS = {"torch", "transformers", "peft", "sklearn", "matplotlib"}
-"""What takes seconds to import."""
+MODELS = {"torch", "transformers", "peft", "sklearn", "matplotlib", "scipy.stats"}
+"""What takes half a second or more to import."""
 HEAVY = {"torch", "transformers", "peft", "scipy", "sklearn", "matplotlib", "pyarrow", "numpy"}
 
 
@@ -42,6 +44,7 @@ MISSPELT = {
     "adapt smollm2 nowhere": "nowhere: no such",
     "adapt smollm2 nowhere.csv --save t": "nowhere.csv: no such",
     "adapt smollm2 builtin:plurals --save t hello": "'hello' is not of the form section.key=value",
+    "bases nowhere": "unknown base 'nowhere'",
     "predict nowhere rows.csv -o out.csv": "nowhere: no run directory",
     "predict smollm2 nowhere.csv -o out.csv": "nowhere.csv: cannot be read",
     "predict smollm2 . -o o --task t --abstain-below-risk 0.1 --held-back nowhere": "nowhere: cannot be read",
@@ -55,6 +58,19 @@ MISSPELT = {
     "tasks check nowhere": "nowhere: no such",
     "doctor --batch nowhere.json": "nowhere.json: cannot be read",
 }
+MISSPELT_COLUMNS = {
+    "adapt smollm2 rows.csv --save t --text txt": "text",
+    "adapt smollm2 rows.csv --save t --label lable": "label",
+    "predict smollm2 rows.csv -o out.csv --labels a,b --text txt": "text",
+    "predict run rows.csv -o out.csv --task reviews": "review is missing",
+    "predict smollm2 rows.csv -o out.csv": "question is missing (found: 'text', 'label'); rows of texts need",
+    "predict run good.csv -o out.csv --task reviews --abstain-below-risk 0.1 --held-back rows.csv": "review is missing",
+    "export smollm2 -o out --calibrated --questions rows.csv": "question is missing",
+    "export run -o out --calibrated --task reviews --questions rows.csv": "review is missing",
+    "tasks show rows.csv": "question is missing",
+    "tasks check rows.csv": "question is missing",
+}
+"""`rows.csv` has the columns text and label; the task that `run` has saved was adapted to a column `review`."""
 CALL_AFTER_CALL = """
 import contextlib, io, json, sys
 from abmll.cli import main
@@ -94,6 +110,34 @@ def test_a_misspelt_file_or_override_of_every_command_imports_no_model_library(t
         assert (code, MISSPELT[line] in " ".join(err.split())) == (2, True), err
         assert not MODELS & modules, line
     assert not list(tmp_path.iterdir())
+
+
+def test_a_misspelt_column_of_every_command_that_reads_rows_imports_no_model_library(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"row {n},{'ab'[n % 2]}\n" for n in range(9)))
+    (tmp_path / "good.csv").write_text("review\nfine\n")
+    saved = tmp_path / "run" / "tasks" / "reviews"
+    saved.mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").touch()
+    layout = Layout(("a", "b"), text="review").to_dict()
+    (saved / "task.json").write_text(json.dumps({"name": "reviews", "details": {"layout": layout}}))
+    before = sorted(tmp_path.rglob("*"))
+    for line, code, _, err, modules in called(list(MISSPELT_COLUMNS), tmp_path):
+        said = " ".join(err.split())
+        assert (code, MISSPELT_COLUMNS[line] in said, "in 8 more rows too" in said) == (2, True, True), err
+        assert not MODELS & modules, line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize("command", ["", "adapt", "tasks", "tasks list"])
+def test_help_has_a_short_form(command: str, option: str) -> None:
+    shown = CliRunner().invoke(app, [*command.split(), option], prog_name="abmll")
+    assert (shown.exit_code, f"Usage: abmll {command}".strip() in shown.output) == (0, True), shown.output
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    shown = CliRunner().invoke(app, ["--version"])
+    assert (shown.exit_code, shown.output) == (0, f"abmll {importlib.metadata.version('abmll')}\n")
 
 
 def test_every_public_name_is_there_and_type_checkers_see_the_same() -> None:

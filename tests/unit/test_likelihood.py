@@ -30,7 +30,8 @@ from abmll.adapters.layer import AdapterSet
 from abmll.errors import AbmllError
 from abmll.kernels.noise import key_tensor
 from abmll.likelihood import ChoiceLikelihood, ChoiceScores
-from abmll.prompts.batches import ChoiceBatch, collate
+from abmll.prompts.batches import ChoiceBatch
+from abmll.prompts.collate import collate
 from abmll.prompts.encode import LETTERS, Encoder
 from abmll.question import Question
 from tests.tiny import NOUNS, tiny_gpt2, tiny_model, tiny_tasks, tiny_tokenizer
@@ -201,7 +202,7 @@ def test_trust_22_nor_does_it_under_posterior_noise(sampler: Any) -> None:
 def test_what_stands_in_the_padding_changes_nothing(kind: str, share_prefix: bool, buckets: bool) -> None:
     likelihood = ChoiceLikelihood(tiny_model(), kind)
     batch = batch_of(QUESTIONS, kind, share_prefix=share_prefix, buckets=buckets)
-    padding = batch.segment < 0
+    padding = batch.reach == 0
     assert padding.any()
     before = likelihood.scores(batch).log_probabilities
     batch.input_ids[padding] = torch.randint(3, 400, (int(padding.sum()),), generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,6 @@ from abmll.errors import AbmllError
 from abmll.everyday.saved import read_posterior, save_posterior
 from abmll.everyday.session import open_run
 from abmll.methods import resolve_settings
-from abmll.prompts.in_context import with_examples
 from abmll.question import Question, Task
 from abmll.systems.build import build_system, renew
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, resolve
@@ -114,11 +113,11 @@ def test_without_steps_answers_are_those_of_examples_in_context() -> None:
     examples = system.adapt(TASKS[1], AdaptationPlan(6, 0))
     other.adapt(TASKS[1], AdaptationPlan(6, 0))
     encoder, asked = other.batcher.encoder, TASKS[1].test[:4]
-    expected = other.predict([with_examples(q, examples, encoder) for q in asked], MEAN)
+    expected = other.predict([encoder.with_examples(q, examples) for q in asked], MEAN)
     assert system.predict(asked, MEAN) == expected
     assert system.answer(asked, MEAN)[0].probabilities == expected[0].probabilities
     (own,) = system.predict(examples[:1], MEAN)
-    (held,) = other.predict([with_examples(examples[0], examples[1:], encoder)], MEAN)
+    (held,) = other.predict([encoder.with_examples(examples[0], examples[1:])], MEAN)
     assert own == held
 
 

@@ -9,19 +9,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 import torch
+import transformers
 from huggingface_hub import errors as hub_errors
 
 from abmll.errors import AbmllError
+from abmll.files import PART
 from abmll.models import LanguageModel, count_parameters, load_model, random_model, weight_bytes
 from abmll.models import load as load_module
 from abmll.models.gguf import MARKER, cache_root, find_damage
 from abmll.models.language_model import hash_tokenizer, model_fingerprint
-from abmll.models.pretrained import explain, read_gguf
+from abmll.models.pretrained import explain, read_gguf, without_bars
 from abmll.models.shapes import byte_tokenizer
+from tests.gguf_files import write_gguf
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 TEXT = "Answer: A 漢\n"
@@ -42,52 +43,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
-
-
-def write_gguf(path: Path, architecture: str = "llama") -> Path:
-    """The tiny model as llama.cpp's converter would write it, the matrices of the MLP quantised to Q8_0."""
-    model, tokenizer = tiny_model(), tiny_tokenizer()
-    config, rules = model.config, json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    tokens += [f"<|unused-{i}|>" for i in range(config.vocab_size - len(tokens))]
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] * 3 + [1] * (len(tokens) - 3))
-    writer.add_token_merges([" ".join(merge) for merge in rules["merges"]])
-    writer.add_pad_token_id(0)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    for name, weight in model.state_dict().items():
-        _add_tensor(writer, name, weight.numpy(), config.num_attention_heads, config.num_key_value_heads)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def _add_tensor(writer: gguf.GGUFWriter, name: str, weight: np.ndarray, heads: int, kv_heads: int) -> None:
-    mapping = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
-    target = mapping.get_name(name, try_suffixes=(".weight",))
-    for part, count in (("q_proj", heads), ("k_proj", kv_heads)):
-        if part in name:  # llama.cpp keeps the two halves of a rotary pair side by side
-            weight = weight.reshape(count, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
-    if ".mlp." in name:
-        kind = gguf.GGMLQuantizationType.Q8_0
-        writer.add_tensor(target, gguf.quantize(weight, kind), raw_dtype=kind)
-    else:
-        writer.add_tensor(target, weight)
 
 
 def logits(loaded: LanguageModel) -> torch.Tensor:
@@ -222,7 +177,7 @@ def test_gguf_equals_its_source_and_its_cache(tiny_gguf: Path, own_cache: Path) 
 
 def test_second_load_reads_the_cache(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_model(str(tiny_gguf), device="cpu")
-    monkeypatch.setattr("abmll.models.gguf.read_gguf", lambda *a, **k: pytest.fail("dequantised again"))
+    monkeypatch.setattr("abmll.models.gguf.write_weights", lambda *a, **k: pytest.fail("dequantised again"))
     second = load_model(str(tiny_gguf), device="cpu")
     assert torch.equal(logits(first), logits(second))
     assert first.fingerprint == second.fingerprint
@@ -266,10 +221,13 @@ def test_interrupted_build_leaves_nothing(tiny_gguf: Path, own_cache: Path, monk
 
 
 def test_killed_build_is_cleaned_up_later(tiny_gguf: Path, own_cache: Path) -> None:
-    old, new = own_cache / "gguf" / ".old.part", own_cache / "gguf" / ".new.part"
-    old.mkdir(parents=True)
+    load_model(str(tiny_gguf), device="cpu")
+    (cached,) = (own_cache / "gguf").iterdir()
+    old, new = (own_cache / "gguf" / f".{cached.name}.{name}{PART}" for name in ("old", "new"))
+    old.mkdir()
     new.mkdir()
     os.utime(old, (time.time() - 1e6,) * 2)
+    (cached / MARKER).unlink()
     load_model(str(tiny_gguf), device="cpu")
     assert not old.exists()
     assert new.exists()  # maybe another process at work
@@ -304,6 +262,9 @@ def test_bad_gguf_files_are_refused(tiny_gguf: Path, tmp_path: Path) -> None:
         load_model(str(fake), device="cpu")
     fake.write_bytes(tiny_gguf.read_bytes()[:5000])
     with pytest.raises(AbmllError, match="cannot be read as a GGUF model"):
+        load_model(str(fake), device="cpu")
+    fake.write_bytes(tiny_gguf.read_bytes()[:-5000])
+    with pytest.raises(AbmllError, match=r"cut off: 5,000 of its .* bytes are missing"):
         load_model(str(fake), device="cpu")
     with pytest.raises(AbmllError, match="cannot be read as a GGUF model"):
         load_model(str(write_gguf(tmp_path / "odd.gguf", "no-such-architecture")), device="cpu")
@@ -400,6 +361,7 @@ def test_trust_44_code_in_a_folder_is_never_run(folder: Path, tmp_path: Path) ->
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*the old name works for one minor version:DeprecationWarning")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -477,3 +439,14 @@ def test_a_shape_given_to_load_model_still_works_and_says_where_it_went() -> Non
         pytest.raises(AbmllError, match="one of the two"),
     ):
         load_model("somewhere", shape="tiny-llama")
+
+
+def test_loading_and_writing_show_no_bars_of_transformers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = save_tiny(tmp_path / "model")
+    capfd.readouterr()
+    found = load_model(str(folder), device="cpu")
+    with without_bars():
+        found.model.save_pretrained(tmp_path / "again")
+    assert capfd.readouterr() == ("", "")
+    transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert "Loading weights" in capfd.readouterr().err, "elsewhere they are as they were"

@@ -43,7 +43,9 @@ OWN: dict[str, Any] = {  # fields that a system may have of its own, and a value
     "likelihood.temperature": 2.0,
     "likelihood.learn_temperature": True,
     "likelihood.max_tokens": 300,
+    "likelihood.cut": "middle",
     "likelihood.share_prefix": False,
+    "likelihood.share_labels": True,
     "method.name": "reptile",
     "method.preset": "paper",
     "tasks.sampling": "proportional",
@@ -65,6 +67,10 @@ OWN: dict[str, Any] = {  # fields that a system may have of its own, and a value
     "adaptation.batch_tokens": 999,
     "adaptation.folds": 2,
     "adaptation.in_context": True,
+    "adaptation.schedule": "linear",
+    "adaptation.lengths": True,
+    "adaptation.content_free": True,
+    "likelihood.premise": "",
     "engine.kernels": "eager",
     "engine.packed": False,
     "engine.capture": False,
@@ -102,6 +108,7 @@ SHARED: dict[str, Any] = {  # fields that it cannot have of its own
     "adaptation.draws": 1,
     "adaptation.seed": 7,
     "adaptation.test_questions": 2,
+    "adaptation.meta_rows": 3,
 }
 NEEDS = {"likelihood.share_prefix": {"method": {"training_sampler": "weight"}}}
 """What a value can be had with alone."""
@@ -216,7 +223,14 @@ BUNDLES: dict[str, tuple[str, ...]] = {  # what can be had together
     "adaptation": tuple(f for f in OWN if f.startswith("adaptation") and f not in ALONE),
     "in context": ("adaptation.in_context", "adaptation.folds", "likelihood.max_tokens", "likelihood.template"),
     "draws of activations": ("adaptation.sampler", "adaptation.samples", "likelihood.normalisation"),
-    "letters": ("likelihood.kind", "likelihood.learn_temperature", "likelihood.share_prefix"),
+    "letters": (
+        "likelihood.kind",
+        "likelihood.learn_temperature",
+        "likelihood.share_prefix",
+        "likelihood.share_labels",
+        "likelihood.cut",
+    ),
+    "premise": ("likelihood.premise",),
     "method": ("method.name",),
     "preset": ("method.preset",),
 }

@@ -204,7 +204,7 @@ REASONS = {
     "an answer that is no choice": "answer is 2 with 2 probabilities; the file is damaged, delete it$",
     "no choices": r"probabilities are \[\], not numbers in \[0, 1\]; the file is damaged, delete it$",
     "probabilities that sum to 0.9": "probabilities sum to 0.9, not to 1; the file is damaged, delete it$",
-    "an unknown split": "split is 'train', none of 'test', 'adaptation', 'held_out'$",
+    "an unknown split": "split is 'train', none of 'test', 'adaptation', 'held_out', 'content_free'$",
     "a vocabulary confidence above 1": r"vocabulary_confidence is 1.5, not a number in \[0, 1\]; the file",
     "a spread of another length": r"spread is \[0.1\] with 2 probabilities; the file is damaged, delete it$",
     "a question twice": "question 'q1' occurs twice$",

@@ -283,6 +283,42 @@ def test_trust_15_the_longest_end_of_the_context_that_fits_is_kept(
     assert "river59" in tokenizer.decode(got.prefix), "the end of the context stays"
 
 
+@pytest.mark.parametrize("max_tokens", [61, 80, 113, 150])
+@pytest.mark.parametrize("cut", ["middle", "end"])
+def test_the_middle_or_the_end_of_a_long_context_is_left_out_where_that_is_said(
+    tokenizer: PreTrainedTokenizerFast, cut: prompts.Cut, max_tokens: int
+) -> None:
+    words = re.findall(r"\S+\s*", LONG.context)
+    kept = []  # slow: every number of words, most first
+    for count in range(len(words) - 1, 0, -1):
+        head = count if cut == "end" else count // 2
+        tail = words[len(words) - (count - head) :] if count > head else []
+        kept.append("".join(words[:head]).rstrip() if cut == "end" else "".join([*words[:head], "[...] ", *tail]))
+    unlimited, limited = Encoder(tokenizer, max_tokens=10_000), Encoder(tokenizer, max_tokens=max_tokens)
+    limited.cut = cut
+    expected = next(one for text in kept if longest(one := unlimited(replace(LONG, context=text))) <= max_tokens)
+    got = limited(LONG)
+    assert (got.prefix, got.continuations) == (expected.prefix, expected.continuations)
+    assert got.truncated
+    text = tokenizer.decode(got.prefix)
+    assert (words[0].strip() in text, words[-1].strip() in text) == (True, cut == "middle")
+
+
+@pytest.mark.parametrize("cut", ["start", "middle", "end"])
+def test_a_script_without_spaces_is_cut_within_its_runs(tokenizer: PreTrainedTokenizerFast, cut: prompts.Cut) -> None:
+    text = "".join(chr(0x4E00 + n) for n in range(200))
+    encoder = Encoder(tokenizer, max_tokens=120)
+    encoder.cut = cut
+    got = encoder(replace(LONG, context=text))
+    assert 60 < longest(got) <= 120
+    kept = tokenizer.decode(got.prefix)
+    assert (text[:9] in kept, text[-9:] in kept) == {
+        "start": (False, True),
+        "middle": (True, True),
+        "end": (True, False),
+    }[cut]
+
+
 def test_a_long_context_is_cut_in_few_trials() -> None:
     context = " ".join("w" * (i % 7 + 1) for i in range(5000))
     trials: list[str] = []
@@ -293,7 +329,7 @@ def test_a_long_context_is_cut_in_few_trials() -> None:
 
     whole = size(context)
     trials.clear()
-    kept = prompts._longest_fitting_end(context, whole, size, 500)
+    kept = prompts._longest_fitting(context, "start", whole, size, 500)
     assert len(trials) <= 6  # halving takes 13,
     assert sum(map(len, trials)) < len(context) / 4  # and reads as much as the context
     assert size(kept) <= 500

@@ -152,9 +152,9 @@ def test_answers_by_folds_are_those_of_the_system_adapted_to_the_other_folds(bas
     rows = tiny_tasks(1, n_rows=7)[0].train
     system, plan = abmll.build_system("abmll", base), abmll.AdaptationPlan(examples=5, steps=2)
     folds = (Fold((0, 2, 3, 4, 6), (5, 1)), Fold((), (0, 2, 3, 4, 6)))
-    seen: list[int] = []
+    seen: list[float] = []
     found = system.answer_by_folds(rows, folds, None, lambda count: replace(plan, examples=count), seen.append)
-    assert seen == [1, 2]
+    assert seen == [1 / 3, 2 / 3, 1, 2]
     system.adapt(abmll.Task("fold 0", tuple(rows[i] for i in folds[0].fitted)), plan)
     assert [found[5], found[1]] == list(system.answer([rows[5], rows[1]]))
     system.method.begin_task(first=True)  # theta, which the second fold is answered by

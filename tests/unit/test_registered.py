@@ -10,10 +10,10 @@ import pytest
 from abmll.config import CompareConfig
 from abmll.errors import AbmllError
 from abmll.metrics.predictions import Prediction, Predictions
-from abmll.metrics.registered import SCORES, register_metric, score_with
 from abmll.report import write_report
 from abmll.report.tables import score_table
 from abmll.runs.prepare import comparison_runs
+from abmll.scoring.registered import SCORES, register_metric, score_with
 from abmll.tasks.registered import RawTask, register_source
 from abmll.tasks.sources import load_tasks
 from tests.registries import fresh_registries

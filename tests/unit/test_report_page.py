@@ -141,3 +141,16 @@ def test_the_differences_of_one_seed_and_draw_fit_a_terminal(tmp_path):
     for system in ("pretrain", "abmll"):  # a name that is too long goes on in the next line
         (row,) = re.findall(rf"^ *{system}(?:ed)? .*$", differences, flags=re.MULTILINE)
         assert len(re.findall(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\] +one seed", row)) == 2, row
+
+
+def test_the_page_says_on_a_phone_that_there_are_more_columns(report):
+    page = (report[0] / "report.html").read_text()
+    for table in re.findall(r'(?s)(.{0,200})<div class="scroll".*?<thead><tr>(.*?)</tr>', page):
+        columns = table[1].count("<th ")
+        assert (f"{columns - 1} columns: those that do not fit are to the right" in table[0]) == (columns > 3)
+    assert re.search(r"@media\(max-width:\d+rem\)\{\.hint\{display:block\}\}", page)
+    assert ".hint{display:none" in page
+
+
+def test_the_learning_curve_says_why_systems_differ_before_training(report):
+    assert "At 0 examples nothing is meta-trained yet" in (report[0] / "report.html").read_text()

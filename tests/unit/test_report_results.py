@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, log_loss
 
+from abmll.calibrators import calibrated, calibrator
 from abmll.errors import AbmllError
 from abmll.metrics.not_finite import END, NotFinite
 from abmll.metrics.predictions import Prediction, Predictions, read_predictions
 from abmll.report.evidence import question_values
 from abmll.report.results import collect, summarise
-from abmll.report.tables import difference_table
-from abmll.report.words import difference_note, footnotes, lede
+from abmll.report.tables import difference_table, score_table
+from abmll.report.words import advice, difference_note, footnotes, lede
 from tests.report_folder import FIXED, SYSTEMS, TASKS, make_folder
 
 
@@ -109,6 +110,63 @@ def test_interval_has_the_width_of_the_normal_one(original, summary):
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(variance), rel=0.1)
 
 
+def test_the_primary_score_is_at_the_posterior_of_the_held_out_rows(original, summary):
+    entry = summary["systems"]["abmll"]
+    files = [read_predictions(_file(original, "abmll", s, d, t)) for s, d, t in np.ndindex(2, 2, len(TASKS))]
+    made = [calibrated(found, calibrator("posterior_temperature")) for found in files]
+    nll = [np.mean([-np.log(row.probabilities[row.answer]) for row in one.rows]) for one in made]
+    assert entry["nll_posterior"] == pytest.approx(np.mean(nll), abs=1e-9)
+    assert entry["nll_posterior_interval"][0] < entry["nll_posterior"] < entry["nll_posterior_interval"][1]
+    assert entry["before_adaptation"]["nll_posterior"] is not None  # none of the examples was learned by then
+    assert summary["primary"] == "nll_posterior"
+    guess = summary["systems"]["uniform"]
+    assert guess["nll_posterior"] == pytest.approx(guess["nll"], abs=1e-9)
+    assert entry["nll_posterior_over_uniform"] == pytest.approx(guess["nll"] - entry["nll_posterior"], abs=1e-9)
+
+
+def test_without_held_out_rows_tables_fall_back_and_say_how_to_get_it(tmp_path):
+    summary = summarise(collect(make_folder(tmp_path, systems=("lora", "abmll"), questions=9, held_out=False)))
+    assert summary["primary"] == "nll"
+    assert summary["systems"]["abmll"]["nll_posterior"] is None
+    assert summary["systems"]["abmll"]["nll_posterior_interval"] is None
+    assert "nll_posterior" not in summary["systems"]["abmll"]["against_reference"]
+    assert summary["systems"]["abmll"]["nll_scaled"] is not None  # the key stays
+    assert [title for title in score_table(summary).header if "NLL" in title or "ECE" in title] == ["NLL", "ECE"]
+    assert [title for title in difference_table(summary).header if "NLL" in title] == ["NLL, nats"]
+    assert any("adaptation.folds=5" in line for line in footnotes(summary))
+    assert any(line.startswith("Lowest negative log-likelihood: ") for line in lede(summary))
+
+
+def test_the_posterior_is_first_after_accuracy_and_the_plain_nll_beside_it(summary):
+    header = score_table(summary).header
+    assert header[:6] == ("System", "Accuracy %", "95 %", "NLL posterior", "Gain", "NLL")
+    assert difference_table(summary).header[::2] == ("System", "p", "p", "p")
+    assert difference_table(summary).header[1::2] == ("Accuracy, points", "NLL posterior, nats", "NLL, nats")
+    row = next(row for row in score_table(summary).rows if row[0] == "abmll")
+    assert row[3].startswith(f"{summary['systems']['abmll']['nll_posterior']:.3f} ± ")
+    assert row[5] == f"{summary['systems']['abmll']['nll']:.3f}"
+    assert any("at the posterior temperature: abmll" in line for line in lede(summary))
+
+
+def test_a_system_without_held_out_rows_beside_others_is_named(tmp_path):
+    folder = make_folder(tmp_path, systems=("lora", "abmll"), seeds=1, questions=9)
+    for path in (folder / "abmll").rglob("*.jsonl"):
+        if path.parent.parent.name == "examples-00000360":
+            replace(read_predictions(path), held_out_rows=()).write(path)
+    summary = summarise(collect(folder))
+    assert summary["primary"] == "nll"
+    assert "NLL posterior" in score_table(summary).header
+    (line,) = [line for line in footnotes(summary) if line.startswith("NLL posterior")]
+    assert line.endswith("so none of it: abmll.")
+
+
+def test_a_guess_is_scored_by_what_it_is_expected_to_score(original, summary):
+    shares = [np.mean([1 / len(r["probabilities"]) for r in _rows(_file(original, task=t))]) for t in range(3)]
+    assert summary["systems"]["uniform"]["accuracy"] == pytest.approx(np.mean(shares), abs=1e-12)
+    assert summary["systems"]["uniform"]["ece"] == pytest.approx(0, abs=1e-12)
+    assert summary["tasks"]["boolean"]["uniform"]["auroc"] == pytest.approx(0.5)
+
+
 def test_baselines(original, summary):
     uniform, frequency = summary["systems"]["uniform"], summary["systems"]["label_frequency"]
     logs = [np.mean([np.log(len(r["probabilities"])) for r in _rows(_file(original, task=t))]) for t in range(3)]
@@ -132,7 +190,7 @@ def test_baselines(original, summary):
 def test_paired_tests_agree_with_the_table(summary):
     systems = summary["systems"]
     assert systems["lora"]["against_reference"] is None
-    for metric in ("accuracy", "nll", "nll_scaled"):
+    for metric in ("accuracy", "nll_posterior", "nll", "nll_scaled"):
         tests = {name: systems[name]["against_reference"][metric] for name in ("pretrained", "abmll", "abmll_mean")}
         for name, test in tests.items():
             assert test["difference"] == pytest.approx(systems[name][metric] - systems["lora"][metric], abs=1e-9)
@@ -286,7 +344,7 @@ def test_the_held_out_score_goes_by_the_temperature_of_the_held_out_rows():
 def test_one_training_seed_gives_no_p_and_no_verdict(tmp_path):
     summary = summarise(collect(make_folder(tmp_path, seeds=1)))
     for system in ("pretrained", "abmll", "abmll_mean"):
-        for metric in ("accuracy", "nll", "nll_scaled"):
+        for metric in ("accuracy", "nll_posterior", "nll", "nll_scaled"):
             test = summary["systems"][system]["against_reference"][metric]
             assert (test["p"], test["p_holm"], test["measured_once"]) == (None, None, ["seeds"])
             assert test["interval"][0] < test["difference"] < test["interval"][1]
@@ -296,6 +354,50 @@ def test_one_training_seed_gives_no_p_and_no_verdict(tmp_path):
     assert "Accuracy: one seed, so nothing is said of which system is better." in told
     assert not re.search(r"\b(better|worse):|told apart|p <", told)
     assert "No p where there is one seed" in difference_note(summary)
+
+
+def advised(**systems):
+    """The advice on systems that are given as (gain, difference of the NLL to `pretrained`, p, seconds)."""
+    entries = {
+        name: {
+            "kind": "system",
+            "not_finite": gain is None,
+            "nll": None if gain is None else 1 - gain,
+            "nll_over_uniform": gain,
+            "against_reference": None if name == "pretrained" else {"nll": {"difference": difference, "p_holm": p}},
+            "cost": None if seconds is None else {"train_seconds": seconds, "adapt_seconds": 1.0, "device": "cpu"},
+        }
+        for name, (gain, difference, p, seconds) in systems.items()
+    }
+    entries["uniform"] = {"kind": "baseline", "not_finite": False, "against_reference": None}
+    return advice({"reference": "pretrained", "primary": "nll", "systems": entries})
+
+
+@pytest.mark.parametrize(
+    ("systems", "said"),
+    [
+        ({"a": (0.3, -0.2, 0.01, 90.0), "b": (0.4, -0.3, 0.04, 99.0), "c": (0.5, -0.4, 0.2, 9.0)}, "Choose b: of the"),
+        ({"a": (0.3, -0.2, 0.0, 90.0)}, "Choose a: of the"),
+        ({"a": (0.3, -0.2, 0.2, 90.0), "b": (0.3, -0.2, None, 3.0)}, "do not decide.*; the cheapest is b \\(4 s\\)"),
+        ({"a": (0.0, 0.2, 0.01, 0.1)}, "do not decide.*; the cheapest is pretrained \\(6 s\\)"),
+        ({"a": (None, 0.0, None, 0.1)}, "the cheapest is pretrained"),
+    ],
+)
+def test_one_line_says_what_to_choose(systems, said):
+    told = advised(pretrained=(0.1, None, None, 5.0), **systems)
+    assert re.search(said, told), told
+    assert told.count(".") == 1
+
+
+def test_nothing_is_chosen_where_nothing_is_better_than_a_guess():
+    assert "Choose none of them" in advised(pretrained=(-0.1, None, None, 5.0), a=(0.0, -0.1, 0.01, 3.0))
+    assert "what each costs was not recorded" in advised(pretrained=(0.1, None, None, None), a=(0.2, 0.0, 1.0, None))
+
+
+def test_the_advice_is_the_last_line_of_the_verdict(tmp_path):
+    summary = summarise(collect(make_folder(tmp_path, seeds=1)))
+    assert lede(summary)[-1] == advice(summary)
+    assert lede(summary)[-1].startswith("These rows do not decide which system to choose")
 
 
 def test_two_systems_that_were_not_meta_trained_are_tested_at_one_seed(tmp_path):

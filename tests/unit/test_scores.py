@@ -27,8 +27,8 @@ from abmll.metrics.scores import (
     question_brier,
     question_nll,
     risk_coverage,
-    score,
 )
+from abmll.scoring.scores import score
 
 
 def _random(questions: int, choices: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -99,9 +99,30 @@ def test_trust_36_brier_by_hand():
     assert question_brier(np.array([[0.7, 0.2, 0.1]]), np.array([1])) == pytest.approx([0.49 + 0.64 + 0.01])
 
 
-def test_equal_choices_predict_the_first():
-    _, correct = confidence_and_correct(np.full((2, 3), 1 / 3), np.array([0, 2]))
-    assert correct.tolist() == [True, False]
+def test_equal_choices_share_the_answer():
+    _, correct = confidence_and_correct(np.array([[1 / 3] * 3, [0.4, 0.2, 0.4], [0.4, 0.4, 0.2]]), np.array([2, 0, 2]))
+    assert correct.tolist() == [1 / 3, 0.5, 0]
+
+
+def test_a_share_of_a_right_answer_counts_as_drawing_from_the_ties_would():
+    """The mean over many draws of which of the equal choices is answered, by scikit-learn's AUROC."""
+    rng = np.random.default_rng(0)
+    confidence = rng.integers(1, 5, 40) / 5
+    share = rng.choice([0.0, 0.25, 0.5, 1.0], 40)
+    drawn = [rng.random(40) < share for _ in range(4000)]
+    assert auroc_of_confidence(confidence, share) == pytest.approx(
+        np.mean([roc_auc_score(right, confidence) for right in drawn]), abs=0.01
+    )
+    risks = np.mean([risk_coverage(confidence, right).risk for right in drawn], axis=0)
+    assert risk_coverage(confidence, share).risk == pytest.approx(risks, abs=0.02)
+
+
+def test_a_guess_has_a_score_for_everything_that_confidence_is_scored_by():
+    found = score(uniform(_predictions([Prediction(str(i), i % 3, (0.2, 0.3, 0.5)) for i in range(7)])))
+    assert found.accuracy == pytest.approx(1 / 3)
+    assert found.auroc == 0.5
+    assert found.aurc == pytest.approx(2 / 3)
+    assert (found.ece, found.ece_adaptive) == pytest.approx((0, 0), abs=1e-12)
 
 
 def test_risk_coverage_by_hand():

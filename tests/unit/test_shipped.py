@@ -27,7 +27,6 @@ from abmll.systems.system import System
 from tests.everyday import place_run
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
-ROOT = Path(__file__).parents[2]
 NO_EXPORT: dict[str, Any] = {
     "merge": False,
     "draw": None,
@@ -171,7 +170,7 @@ def test_what_comes_with_the_package_is_whole() -> None:
     assert not stored.moves_nothing
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert 3.6e6 < sum(path.stat().st_size for path in files) < 3.8e6
-    kept, recipe = (load_config(RunConfig, f) for f in (folder / "config.yaml", ROOT / "recipes" / "shipped.yaml"))
+    kept, recipe = (load_config(RunConfig, f) for f in (folder / "config.yaml", Path("shipped")))
     assert differences(resolve(kept), resolve(recipe)) == {}
     assert kept.method.settings().keys() == method_settings(kept).model_dump().keys(), "no later default may change it"
     probe = read_probe(folder)

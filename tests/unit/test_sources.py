@@ -372,7 +372,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(AbmllError, match=r"folder\.jsonl: no NAME\.train\.jsonl"):
         read_questions(tmp_path / "folder.jsonl")
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(AbmllError, match=r"tables are \.jsonl, \.csv, \.tsv or \.parquet"):
+    with pytest.raises(AbmllError, match=r"tables are \.jsonl, \.csv, \.tsv, \.parquet or \.xlsx"):
         read_questions(tmp_path / "a.txt")
 
 

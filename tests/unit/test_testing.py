@@ -9,7 +9,7 @@ import torch
 
 from abmll.methods import Group, Method, Settings, Terms, register_method
 from abmll.metrics.predictions import Predictions
-from abmll.metrics.registered import register_metric
+from abmll.scoring.registered import register_metric
 from abmll.tasks.registered import RawTask, register_source
 from abmll.testing import check_method, check_metric, check_source
 from tests.registries import fresh_registries

@@ -22,10 +22,10 @@ from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, write_sealed_json
 from abmll.metrics.predictions import read_predictions
-from abmll.metrics.scores import score
 from abmll.runs import train_run as training
 from abmll.runs.compare import run_comparison
 from abmll.runs.tracking import TRACKING, Tracking, check_trackers
+from abmll.scoring.scores import score
 from abmll.training.optimizers import GroupOptimizer, rates_at, schedule_factor
 from tests.runs import config_in, never, place_tiny, run_in, silent, system_in, train_run
 from tests.systems import system_of, tiny_base

@@ -1,7 +1,7 @@
 """What an adapter is besides its numbers: layers, constants, method, likelihood, base model."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -44,12 +44,20 @@ class BaseFacts(_Facts):
 
 
 class LikelihoodFacts(_Facts):
-    """How choices were read from the model in training; `temperature` as it was learned, if it was."""
+    """How choices were read from the model in training; `temperature` as it was learned, if it was.
+
+    `premise` is written only where there is one: early versions do not know it.
+    """
 
     kind: Literal["cloze", "letter"] = "cloze"
     normalisation: str = "token"
     template: str = "plain"
     temperature: Positive = 1.0
+    premise: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_early_versions_read_it(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name != "premise" or value is not None}
 
 
 class AdapterFacts(_Facts):

@@ -27,7 +27,7 @@ class ChoiceRows:
         log_probabilities: log p of each choice, float64; -inf after a question's last choice and nowhere else.
         answers: index of the right choice, -1 where it is not known.
         fixed_choices: choice k is the same in every row: the labels of a classification, or letters.
-        features: further numbers about each question (a hidden state, lengths), for calibrators that use features.
+        features: further numbers about each question, such as lengths, for calibrators that use features.
     """
 
     log_probabilities: Float[np.ndarray, "N K"]
@@ -143,23 +143,34 @@ class TaskRows:
             raise AbmllError(f"task {self.name!r}: choices are fixed in its held-out or its test rows, and not in both")
 
     @classmethod
-    def from_predictions(cls, predictions: Predictions, fixed_choices: bool | None = None) -> "TaskRows":
-        """The held-out and test rows of a predictions file.
+    def from_predictions(
+        cls, predictions: Predictions, fixed_choices: bool | None = None, *, lengths: bool = False
+    ) -> "TaskRows":
+        """The held-out and test rows of a predictions file, and its content-free ones if it has any.
 
         Args:
             predictions: of one task.
             fixed_choices: whether choice k is the same in every row; None: where the file counts labels. With the
                 likelihood `letter` the letters are fixed, too.
+            lengths: make features of the numbers of tokens of each question and of its choices, as logarithms.
 
         Raises:
-            AbmllError: as `ChoiceRows.from_predictions`.
+            AbmllError: as `ChoiceRows.from_predictions`, or a row has no lengths.
         """
         fixed = predictions.label_counts is not None if fixed_choices is None else fixed_choices
-        held_out, test = (
-            ChoiceRows.from_predictions(rows, fixed_choices=fixed)
-            for rows in (predictions.held_out_rows, predictions.rows)
+        held_out, test, content_free = (
+            ChoiceRows.from_predictions(rows, fixed_choices=fixed, features=_lengths(rows) if lengths else None)
+            for rows in (predictions.held_out_rows, predictions.rows, predictions.content_free_rows)
         )
-        return cls(predictions.task, held_out, test)
+        return cls(predictions.task, held_out, test, content_free if len(content_free) else None)
+
+
+def _lengths(rows: Sequence[Prediction]) -> Float[np.ndarray, "N 2"]:
+    known = [row.lengths for row in rows if row.lengths is not None]
+    if len(known) < len(rows):
+        bad = next(row.id for row in rows if row.lengths is None)
+        raise AbmllError(f"question {bad!r} has no lengths; predict with adaptation.lengths=true")
+    return np.log(np.array(known, dtype=np.float64).reshape(len(rows), 2))
 
 
 def join(first: ChoiceRows, second: ChoiceRows) -> ChoiceRows:

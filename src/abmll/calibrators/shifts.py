@@ -59,8 +59,8 @@ class Contextual(_Shift):
     q_k proportional to p_k / prior_k,   prior = mean of p over content-free inputs ("N/A", "[MASK]", an empty text)
 
     It is the paper's W = diag(prior)^-1, b = 0, with the result normalised. The content-free answers are rows like any
-    others, of the same task and the same labels, made by putting such a text where the question's own would stand:
-    `fit(held_out, content_free)`, and `TaskRows.content_free` for training tasks.
+    others, of the same task and the same labels, made by putting such a text where the question's own would stand, as
+    `adaptation.content_free` does: `fit(held_out, content_free)`, and `TaskRows.content_free` for training tasks.
     """
 
     name: ClassVar[str] = "contextual"

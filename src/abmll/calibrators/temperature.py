@@ -82,7 +82,9 @@ class Temperature(Calibrator):
 
 
 class PosteriorTemperature(Calibrator):
-    """A posterior over the temperature: amortised Bayesian meta-learning in one dimension (docs/confidence.md).
+    """A posterior over the temperature: amortised Bayesian meta-learning in one dimension.
+
+    The mathematics is in docs/method.md, section 8.
 
     log T_i ~ N(mu, sd^2) for task i;   p(y | row, T) = softmax(log p / T)_y
     p(log T | held-out rows) by quadrature;   answer = E [softmax(log p / T)] over it

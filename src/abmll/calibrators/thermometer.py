@@ -110,7 +110,7 @@ class Thermometer(_FromFeatures):
 
     The penalty .01 and Gamma(1.25, 4), whose mode is T = 1, are the paper's. Its recognition network is three small
     ReLU networks on the last hidden state of a large model, of a width that is not published; with the few dozen
-    training tasks there are here, the network is linear, on `answer_features` and, if given, a hidden state.
+    training tasks there are here, the network is linear, on `answer_features` and whatever else is given, as lengths.
 
     Attributes:
         bias: with the default and no features T = 1, the mode of the Gamma prior.

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from abmll.calibrators.base import Calibrator
 from abmll.calibrators.rows import ChoiceRows, TaskRows
-from abmll.metrics.predictions import Predictions
+from abmll.metrics.predictions import SPLITS, Predictions
 
 
 def calibrated(
@@ -13,6 +13,7 @@ def calibrated(
     *,
     fixed_choices: bool | None = None,
     content_free: ChoiceRows | None = None,
+    lengths: bool = False,
 ) -> Predictions:
     """The test questions at calibrated probabilities, fitted to the file's held-out rows.
 
@@ -23,7 +24,8 @@ def calibrated(
         predictions: of one task.
         calibrator: with its hyper-parameters.
         fixed_choices: as `TaskRows.from_predictions`.
-        content_free: as `Calibrator.fit`.
+        content_free: as `Calibrator.fit`; None: those of the file, if it has any.
+        lengths: as `TaskRows.from_predictions`: whether the calibrator was learned with them.
 
     Raises:
         AbmllError: a need of the calibrator is not met, or a row cannot be calibrated.
@@ -35,10 +37,11 @@ def calibrated(
     >>> [round(p, 3) for p in calibrated(stated, Temperature()).rows[0].probabilities]
     [0.75, 0.25]
     """
-    task = TaskRows.from_predictions(predictions, fixed_choices)
+    task = TaskRows.from_predictions(predictions, fixed_choices, lengths=lengths)
+    content_free = task.content_free if content_free is None else content_free
     answers = calibrator.fit(task.held_out, content_free).apply(task.test)
     rows = tuple(
         replace(row, probabilities=tuple(p[: len(row.probabilities)].tolist()), spread=None)
         for row, p in zip(predictions.rows, answers, strict=True)
     )
-    return replace(predictions, rows=rows, adaptation_rows=(), held_out_rows=())
+    return predictions.with_splits({**dict.fromkeys(SPLITS, ()), "test": rows}, scale_prior=None)

@@ -1,14 +1,19 @@
 """The command line. Each command is a module of `cli/verbs` by its name, imported when it is called."""
 
+import importlib.metadata
+from typing import Annotated
+
 import typer
 
-from abmll.cli.console import exit_codes, set_up_logging
+from abmll.cli.console import exit_codes, say, set_up_logging
 from abmll.cli.lazy import LazyGroup, add_placeholders
 from abmll.process.stopping import listening
 
 COMMANDS = {
     "train": "Meta-train one system, going on from its last checkpoint if it was stopped.",
     "adapt": "Adapt a trained system: to your own labelled rows with --save, or to unseen tasks to score it.",
+    "bases": "List base models known to work well for your own rows: size, licence, languages, what was measured, the "
+    "command.",
     "predict": "Predict rows: your own columns, in their order, then prediction, confidence, probabilities and spread.",
     "score": "Score predictions files; no model is needed.",
     "compare": "Train, adapt and score several systems, and report. Only what is missing is run.",
@@ -24,13 +29,33 @@ app = typer.Typer(
     add_completion=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
     help="""LoRA adapters that generalise: meta-train over many tasks, adapt to an unseen one with 20 examples and 10
     gradient steps, and get answers whose confidence can be believed.
 
-    Start with `abmll compare recipes/quickstart.yaml`. Any value of a recipe can be set on the command line:
+    Start with `abmll compare quickstart`. Any value of a recipe can be set on the command line:
     `abmll train my.yaml method.inner_steps=3 model.device=cuda`.""",
 )
 add_placeholders(app, COMMANDS)
+
+
+def _show_version(asked: bool) -> bool:
+    if asked:
+        try:
+            say(f"abmll {importlib.metadata.version('abmll')}")
+        except importlib.metadata.PackageNotFoundError:
+            say("abmll, from a checkout that is not installed; `abmll doctor` tells its commit")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take the options that belong to no command."""
 
 
 def main() -> None:

@@ -38,14 +38,20 @@ def _existing_run(run: str) -> str:
     return run
 
 
-RecipeArgument = Annotated[Path, typer.Argument(help="A run configuration (YAML).", show_default=False)]
+RecipeArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="A run configuration (YAML), or the name of one that comes with abmll: quickstart, ...", show_default=False
+    ),
+]
 OverridesArgument = Annotated[
     list[str] | None, typer.Argument(help="Values to set, as section.key=value.", metavar="[SECTION.KEY=VALUE]...")
 ]
 RunArgument = Annotated[
     str,
     typer.Argument(
-        help="A run directory of `abmll train`, or smollm2, which comes along.",
+        help="A base model (a name of `abmll bases`, an id of the hub, a folder, a GGUF file), a run directory of "
+        "`abmll train`, or smollm2, which comes along.",
         show_default=False,
         callback=_existing_run,
     ),

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from abmll.cli.console import quieten_libraries
+from abmll.process.threads import set_thread_defaults
 
 
 def command_app() -> typer.Typer:
@@ -23,6 +24,7 @@ class LazyGroup(TyperGroup):
         if name is None or placeholder is None:
             return name, placeholder, rest
         quieten_libraries()
+        set_thread_defaults()
         return name, typer.main.get_command(import_module(f"abmll.cli.verbs.{name}").app), rest
 
 

@@ -1,11 +1,13 @@
-"""What a user sees while a run goes on: a bar with the time left on a terminal, plain lines elsewhere."""
+"""What a user sees while a run goes on: a bar with the time left on a terminal, a line now and then elsewhere."""
 
 import time
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from abmll.process.timer import Pace
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -23,12 +25,11 @@ class ProgressDisplay:
     def __init__(self, console: Console) -> None:
         self.console = console
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        left = (TextColumn("left"), TimeRemainingColumn())
-        self._bar = Progress(
-            *columns, *left, console=console, disable=not console.is_terminal, speed_estimate_period=90
-        )
-        self._task: TaskID = self._bar.add_task("starting", total=None)
-        self._total, self._done, self._began, self._last_line = 0, 0, time.monotonic(), 0.0
+        left = TextColumn("{task.fields[left]}")
+        self._bar = Progress(*columns, left, console=console, disable=not console.is_terminal)
+        self._task: TaskID = self._bar.add_task("starting", total=None, left="")
+        self._total, self._done, self._last_line = 0.0, 0.0, -SECONDS_BETWEEN_LINES
+        self._pace = Pace()
 
     def __enter__(self) -> "ProgressDisplay":
         self._bar.start()
@@ -42,6 +43,8 @@ class ProgressDisplay:
     def __call__(self, event: dict[str, Any]) -> None:
         """Take one event of `run_comparison` or `meta_train`."""
         kind = event["event"]
+        if kind in ("plan", "loading", "target"):
+            self._pace.restart()
         if kind == "plan":
             self._total = event["units"]
             self._bar.update(self._task, total=self._total or None)
@@ -49,7 +52,6 @@ class ProgressDisplay:
                 self.console.print(f"{event['done']} results are there already and are not made again")
         elif kind == "loading":
             self._describe(f"loading {event['model']}", always=True)
-            self._began = time.monotonic()
         elif kind == "target":
             trains = f"{event['iterations']} meta-iterations" if event["iterations"] else "nothing to train"
             self._describe(f"{event['system']}, seed {event['seed']}: {trains}", always=True)
@@ -57,8 +59,9 @@ class ProgressDisplay:
             self._advance(event)
 
     def _advance(self, event: dict[str, Any]) -> None:
-        self._done += event.get("units", 0)
-        self._bar.update(self._task, completed=self._done)
+        self._done += (units := event.get("units", 0))
+        self._pace.add(units)
+        self._bar.update(self._task, completed=self._done, left=self._time_left())
         if event["event"] == "step":
             loss = f", NLL {event['nll']:.3f}" if "nll" in event else ""
             self._describe(f"{event['system']}: meta-iteration {event['step']} of {event['iterations']}{loss}")
@@ -66,7 +69,7 @@ class ProgressDisplay:
             what = "adapted to" if event["adapted"] else "before adapting to"
             self._describe(f"{event['system']}: predicted, {what} {event['task']}")
         elif event["event"] == "counted":
-            self._describe(f"{event['what']}: {self._done:,} of {self._total:,}")
+            self._describe(f"{event['what']}: {int(self._done):,} of {int(self._total):,}")
 
     def _describe(self, text: str, *, always: bool = False) -> None:
         self._bar.update(self._task, description=text)
@@ -74,13 +77,15 @@ class ProgressDisplay:
         if self.console.is_terminal or not (always or now - self._last_line > SECONDS_BETWEEN_LINES):
             return
         self._last_line = now
-        self.console.print(f"{text}{self._time_left(now)}", highlight=False)
+        share = f"{int(100 * self._done / self._total)} %" if self._done and self._total else ""
+        told = ", ".join(filter(None, (share, self._time_left())))
+        self.console.print(f"{text} ({told})" if told else text, highlight=False, soft_wrap=True)
 
-    def _time_left(self, now: float) -> str:
-        if not self._done or not self._total:
+    def _time_left(self) -> str:
+        unit = self._pace.unit_seconds
+        if unit is None or not 0 < self._done < self._total:
             return ""
-        seconds = (now - self._began) * (self._total - self._done) / self._done
-        return f" ({100 * self._done // self._total} %, about {duration(seconds)} left)"
+        return f"about {duration(unit * (self._total - self._done))} left"
 
 
 def duration(seconds: float) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from abmll.config.recipes import find_recipe, nearest_recipes
 from abmll.config.sections import (
     AdaptationConfig,
     AdapterConfig,
@@ -100,16 +101,24 @@ class CompareConfig(RunConfig):
         systems: name -> what differs from the base, as a part of a run configuration. Model, tasks, draws and scored
             questions are those of the comparison (`abmll.runs.overrides.SHARED`): another value is refused.
         seeds: training seeds.
-        reference: the system that the paired tests compare against.
+        reference: the system that the paired tests compare against; not given: `pretrained`, or else `structured`.
         curve: points of the learning curve, evenly spaced over training, start and end included.
         metrics: names of registered metrics (docs/add-a-metric.md) that the tables show beside the library's own.
     """
 
     systems: dict[str, dict[str, Any]] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    reference: str = "structured"
+    reference: str = ""
     curve: int = Field(2, ge=1)
     metrics: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reference_is_pretrained(cls, values: Any) -> Any:
+        given = not isinstance(values, dict) or values.get("reference") is not None
+        if given or not isinstance(values.get("systems"), dict):
+            return values
+        return {**values, "reference": "pretrained" if "pretrained" in values["systems"] else "structured"}
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "CompareConfig":
@@ -151,18 +160,25 @@ Config = TypeVar("Config", bound=RunConfig)
 def load_config(kind: type[Config], path: Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
     """Read a YAML file, lay overrides on it (`a.b=value`, or what `parse_overrides` gives), and check the result.
 
+    Args:
+        kind: `RunConfig`, or `CompareConfig`.
+        path: the file, or the name of a recipe that comes with the package: `Path("quickstart")`.
+        overrides: values to set.
+
     Raises:
         AbmllError: the file is missing, no YAML, or a run wrote it and it is no longer what was written; an override
             has no `=`; or a value is wrong: every fault is named with its setting, and an unknown key with the nearest
             known ones.
     """
+    path = find_recipe(path)
     try:
         check_regular(path)
         if path.stat().st_size > MOST_BYTES:
             raise AbmllError(f"{path}: {path.stat().st_size:,} bytes are too many for a configuration")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise AbmllError(f"{path}: cannot be read ({error.strerror})") from error
+        hint = nearest_recipes(path) if isinstance(error, FileNotFoundError) else ""
+        raise AbmllError(f"{path}: cannot be read ({error.strerror}){hint}") from error
     except UnicodeDecodeError as error:
         raise AbmllError(f"{path}: not UTF-8 text ({error})") from error
     _check_seal(path, text)

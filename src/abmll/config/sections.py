@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from abmll.errors import AbmllError
 from abmll.files import without_home
 
 SharedPath = Annotated[str, AfterValidator(without_home)]
@@ -33,15 +34,42 @@ class AdapterConfig(Section):
 
 
 class LikelihoodConfig(Section):
-    """How choices are read from the model (docs/method.md, section 5)."""
+    """How choices are read from the model (docs/method.md, section 5).
 
-    kind: Literal["cloze", "letter"] = "cloze"
+    `cut`: which part of a context is left out where a question is longer than `max_tokens`; on rows of a user's own it
+    is the middle by default. `share_prefix`: the prompt is computed once for all choices of a question. `share_labels`:
+    so are the tokens that several choices begin with; `auto` where there are more than 26. Neither changes a score
+    beyond rounding.
+
+    `premise`: a text that stands where a question's own would, such as "" or "N/A"; what each choice scores after the
+    prompt with it is subtracted (domain-conditional PMI); null subtracts nothing.
+    `kind: auto` is for a base model that nothing was trained on: the labelled rows that it is adapted to decide.
+    """
+
+    kind: Literal["cloze", "letter", "auto"] = "cloze"
     normalisation: Literal["sum", "token", "byte"] = "token"
+    premise: str | None = None
     template: str = "plain"
     temperature: float = Field(1.0, gt=0)
     learn_temperature: bool = False
     max_tokens: int = Field(512, ge=8)
+    cut: Literal["start", "middle", "end"] = "start"
     share_prefix: bool = True
+    share_labels: Literal["auto"] | bool = "auto"
+
+    @property
+    def decided(self) -> Literal["cloze", "letter"]:
+        """The kind.
+
+        Raises:
+            AbmllError: it is `auto`, and nothing has decided.
+        """
+        if self.kind == "auto":
+            raise AbmllError(
+                "likelihood.kind=auto: labelled rows decide, in `abmll adapt BASE ROWS --save NAME` and in Classifier; "
+                "give `letter` or `cloze` here"
+            )
+        return self.kind
 
 
 class MethodConfig(BaseModel):
@@ -108,8 +136,10 @@ class TrainingConfig(Section):
     """The outer loop.
 
     Every `validate_every` meta-iterations the validation tasks are adapted to, and the weights with the lowest mean
-    NLL are kept; training stops after `patience` times without a lower one. `validate_by: nll_scaled` takes the NLL
-    at the temperature that suits each task best: by the plain one a guess can beat good weights that are too sure.
+    NLL are kept; training stops after `patience` times without a lower one. `validate_by` says which NLL:
+    `nll_posterior`, the primary score of every table, at the posterior temperature of each half of a task's rows given
+    the other half; `nll`, as it is stated, by which a guess can beat good weights that are too sure; `nll_scaled`, at
+    the temperature that suits the very rows best.
 
     `on_non_finite` says whether a meta-iteration with a loss or gradient that is not finite stops the run, or is left
     out and counted; more than `most_skipped` of them stop the run in any case.
@@ -122,7 +152,7 @@ class TrainingConfig(Section):
     checkpoint_every: int = Field(50, ge=1)
     log_stds_every: int = Field(10, ge=1)
     validate_every: int | None = Field(None, ge=1)
-    validate_by: Literal["nll", "nll_scaled"] = "nll"
+    validate_by: Literal["nll_posterior", "nll", "nll_scaled"] = "nll_posterior"
     patience: int = Field(3, ge=1)
     on_non_finite: Literal["stop", "skip"] = "stop"
     most_skipped: int = Field(10, ge=0)
@@ -132,21 +162,32 @@ class AdaptationConfig(Section):
     """Adapting to an unseen task, and predicting.
 
     `folds`: each example is predicted also after adapting to those of the other folds, so that a temperature can be
-    fitted to examples that were not learned; 0 leaves that out. `in_context`: as many examples as fit in
-    `likelihood.max_tokens` are put in front of each question; with `steps` 0 nothing is learned then.
+    fitted to examples that were not learned, by the weights at the end of training; 0 leaves that out. `meta_rows`:
+    after training each training task is adapted to as an unseen one is, and so many of its other rows are answered,
+    from which a prior of that temperature is learned; 0 leaves that out. `in_context`: as many examples as fit in
+    `likelihood.max_tokens` are put in front of each question; with `steps` 0 nothing is learned then. `schedule`: the
+    rates of a method are constant over the steps of an adaptation, or fall to 0 after the last one.
+    `content_free`: tasks with fixed labels are also asked questions without content, for contextual calibration.
+    `lengths`: the numbers of tokens of each question and its choices are written beside its answer, for Thermometer.
+    `sampler`: predictions average over `samples` draws of the weights, or of what they do to activations; `mean`
+    answers once, by the mean weights, as rows of a user's own are answered by default.
     """
 
     examples: int = Field(20, ge=0)
     steps: int = Field(10, ge=0)
     batch_size: int = Field(2, ge=1)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
     draws: int = Field(1, ge=1)
     seed: int = Field(0, ge=0)
     test_questions: int | None = Field(None, ge=1)
-    sampler: Literal["weight", "activation"] = "weight"
+    sampler: Literal["weight", "activation", "mean"] = "weight"
     samples: int = Field(10, ge=1)
     batch_tokens: int = Field(4096, ge=1)
     folds: int = Field(0, ge=0)
+    meta_rows: int = Field(0, ge=0)
     in_context: bool = False
+    content_free: bool = False
+    lengths: bool = False
 
     @field_validator("folds")
     @classmethod

@@ -18,6 +18,7 @@ from abmll import kernels
 from abmll.kernels import onednn
 from abmll.kernels.check import check_kernels, is_bad
 from abmll.process.environment import environment
+from abmll.process.threads import THREADS, WAITING, core_limits, default_threads
 
 PACKAGES = ("numpy", "scikit-learn", "safetensors", "gguf", "huggingface-hub", "pydantic")
 EXTRAS = {
@@ -115,7 +116,9 @@ def _devices() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {
         "cpu": {
             "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+            "may use": ", ".join(f"{cores:g} by {limit}" for limit, cores in core_limits().items()),
             "threads": torch.get_num_threads(),
+            "threads wait": os.environ.get(WAITING, "as OpenMP likes").lower(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
         }
     }
@@ -178,6 +181,11 @@ def _advice(devices: dict[str, dict[str, Any]], free: dict[str, int], hub: dict[
     told = []
     if len(devices) > 1 and any(name.startswith("cuda") for name in devices) and kernels.triton_error() is not None:
         told.append("There is a CUDA device without Triton: a step will be several times slower. pip install triton")
+    if (threads := devices["cpu"].get("threads", 1)) > (best := default_threads()):
+        told.append(
+            f"{threads} threads for {best} {'core' if best == 1 else 'cores'} that this process may use: they wait for "
+            f"each other. Leave {THREADS} out, or set it to {best}"
+        )
     if free["memory_bytes"] < 2 << 30:
         told.append("Less than 2 GiB of memory are free: SmolLM2-135M needs about 1.5 GiB")
     if free["disk_bytes"] < 1 << 30:

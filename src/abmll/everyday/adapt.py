@@ -1,19 +1,23 @@
 """Adapt a run to a user's labelled rows and keep the result under a name, with what must be known to trust it."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from abmll.config import LikelihoodConfig
 from abmll.errors import AbmllError
 from abmll.everyday.labelled import Labelled
 from abmll.everyday.saved import SavedPosterior, save_posterior
-from abmll.everyday.session import Session
+from abmll.everyday.session import Session, is_trained
+from abmll.metrics.abstention import choose_threshold
+from abmll.process.timer import Pace
 from abmll.question import Question, Task
 from abmll.systems.folds import Fold
+from abmll.systems.predict import Answer
 from abmll.tables.identity import context_key, distinct_keys
 from abmll.tables.layouts import Layout
 
@@ -35,6 +39,65 @@ class HeldBack:
 
 
 @dataclass(frozen=True)
+class HeldBackRows:
+    """Probabilities of labelled rows that nothing was fitted to, and their right answers.
+
+    Attributes:
+        probabilities: of the choices of each row.
+        answers: the right choice of each.
+    """
+
+    probabilities: tuple[tuple[float, ...], ...]
+    answers: tuple[int, ...]
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer], rows: Sequence[Question]) -> "HeldBackRows":
+        """What was answered to labelled rows."""
+        return cls(tuple(a.probabilities for a in answers), tuple(-1 if r.answer is None else r.answer for r in rows))
+
+    @property
+    def of_truth(self) -> Float[np.ndarray, "N"]:
+        """Probability of each right answer."""
+        return np.array([p[k] for p, k in zip(self.probabilities, self.answers, strict=True)], dtype=np.float64)
+
+    def threshold(self, unlabelled: Float[np.ndarray, "M"], risk: float) -> float:
+        """The confidence from which rows are answered, see `choose_threshold`.
+
+        Raises:
+            AbmllError: no threshold keeps the promise.
+        """
+        confidence = np.array([max(p) for p in self.probabilities], dtype=np.float64)
+        best = [int(np.argmax(p)) for p in self.probabilities]
+        correct = np.array(best, dtype=np.int64) == np.array(self.answers, dtype=np.int64)
+        found = choose_threshold((confidence, correct), unlabelled, risk)
+        if found is None:
+            raise AbmllError(
+                f"abstain_below_risk={risk:g}: no threshold keeps the promise: {len(correct)} rows held back do not "
+                f"show an error rate of at most {100 * risk:g} % anywhere. Hold more back, accept a higher risk, or "
+                "leave it out"
+            )
+        return found.threshold
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, for `from_json`."""
+        return {"probabilities": [list(p) for p in self.probabilities], "answers": list(self.answers)}
+
+    @classmethod
+    def from_json(cls, values: Any) -> "HeldBackRows":
+        """What `to_json` gave.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is no such thing.
+        """
+        rows = tuple(tuple(map(float, p)) for p in values["probabilities"])
+        answers = tuple(map(int, values["answers"]))
+        fine = len(rows) == len(answers) and all(0 <= k < len(p) for p, k in zip(rows, answers, strict=True))
+        if not fine or not np.isfinite([x for p in rows for x in p]).all():
+            raise ValueError("its rows held back are damaged")
+        return cls(rows, answers)
+
+
+@dataclass(frozen=True)
 class Adapted:
     """What `adapt_and_save` did.
 
@@ -42,7 +105,7 @@ class Adapted:
         details: as they were saved.
         used: the rows that were adapted to.
         held_back: those that were not.
-        step_seconds: measured, of one gradient step.
+        step_seconds: measured, of one gradient step: the median, as the first one is slow.
         answer_seconds: measured, of one row's answer by one draw.
     """
 
@@ -61,6 +124,7 @@ def adapt_and_save(
     *,
     source: str = "",
     replace: bool = False,
+    tell: Callable[[int], None] = lambda done: None,
 ) -> Adapted:
     """Adapt to a user's rows, answer those held back, and save.
 
@@ -71,33 +135,54 @@ def adapt_and_save(
         dealt: which of them are adapted to, and which are held back, see `hold_back`.
         source: where they came from, to be saved with it (a file's name, without its folder).
         replace: put it in the place of a saved posterior of the same name.
+        tell: hears of the number of steps done.
 
     Raises:
         AbmllError: a row does not fit the model, the name is taken, ...
     """
     used, aside = parted(labelled, dealt)
     plan = session.plan(len(used.rows))
-    began = time.perf_counter()
-    session.system.adapt(Task(name, used.rows), plan, 0)
-    adapted = time.perf_counter()
-    answers_to(session, used.rows[:TIMED])
-    answer_seconds = (time.perf_counter() - adapted) / (len(used.rows[:TIMED]) * session.drawing.samples)
+    began, pace = time.perf_counter(), Pace()
+
+    def step_done(done: int) -> None:
+        pace.add()
+        tell(done)
+
+    session.system.adapt(Task(name, used.rows), plan, 0, step_done)
+    step_seconds = pace.unit_seconds or (time.perf_counter() - began) / max(1, plan.steps)
     details = {
         "source": source,
         "layout": labelled.layout.to_dict(),
         "likelihood": session.config.likelihood.model_dump(mode="json"),
-        "answering": {"sampler": session.drawing.sampler, "samples": session.drawing.samples},
+        "answering": session.config.adaptation.model_dump(include={"sampler", "samples"}),
         "examples": len(used.rows),
         "steps": plan.steps,
         "batch_size": plan.batch_size,
         "adapted_to": distinct_keys(used.keys),
+        **_of_base(session),
         "held_back": _held_back_as_json(session, answers_to(session, aside)) if aside else None,
     }
     save_posterior(session.folder, name, session.config, session.system, details, replace=replace)
-    return Adapted(details, used, aside, (adapted - began) / max(1, plan.steps), answer_seconds)
+    return Adapted(details, used, aside, step_seconds, _answer_seconds(session, used.rows[:TIMED]))
 
 
-def hold_back(clusters: Sequence[int], count: int, seed: int) -> Fold:
+def _answer_seconds(session: Session, rows: Sequence[Question]) -> float:
+    """Seconds of one row's answer by one draw: the second time, as the first one is slow."""
+    for _ in range(2):
+        began = time.perf_counter()
+        answers_to(session, rows)
+    return (time.perf_counter() - began) / (len(rows) * session.drawing.samples)
+
+
+def _of_base(session: Session) -> dict[str, Any]:
+    """What is saved of a base model that nothing was trained on: its LoRA's settings, and what the likelihood is by."""
+    if is_trained(session.config, session.folder):
+        return {}
+    measured = None if session.choice is None else dict(session.choice.nll)
+    return {"adapter": session.config.adapter.model_dump(mode="json"), "likelihood_choice": measured}
+
+
+def hold_back(clusters: Sequence[int], count: int, seed: int, option: str = "--hold-back ") -> Fold:
     """Which rows are adapted to, and which `count` others, drawn at random, nothing will be fitted to and are answered.
 
     Rows of a cluster stay on one side. Of one that is held back a row is drawn, and the others are left out: the test
@@ -107,6 +192,7 @@ def hold_back(clusters: Sequence[int], count: int, seed: int) -> Fold:
         clusters: number of each row's cluster.
         count: clusters to hold back.
         seed: of the draws.
+        option: which gave the count, for a message.
 
     Raises:
         AbmllError: fewer than two clusters would be left.
@@ -117,7 +203,7 @@ def hold_back(clusters: Sequence[int], count: int, seed: int) -> Fold:
     names = list(dict.fromkeys(clusters))
     if count and len(names) - count < 2:
         raise AbmllError(
-            f"--hold-back {count} of {len(names)} different rows or groups of rows leaves fewer than two to adapt to"
+            f"{option}{count} of {len(names)} different rows or groups of rows leaves fewer than two to adapt to"
         )
     rng = np.random.default_rng(seed)
     aside = {names[i] for i in rng.permutation(len(names))[:count]}
@@ -223,13 +309,18 @@ def saved_answers(session: Session, saved: SavedPosterior) -> HeldBack | None:
         raise AbmllError(f"{saved.folder}: its held-back answers are damaged ({error}); adapt again") from error
     if len(found.confidence) != len(found.correct):
         raise AbmllError(f"{saved.folder}: its held-back answers are damaged; adapt again")
-    now = _settings(session)
-    if other := sorted(key for key in now if now[key] != settings.get(key)):
+    now, then = _settings(session), {**settings, "likelihood": _with_new_fields(settings.get("likelihood"))}
+    if other := sorted(key for key in now if now[key] != then.get(key)):
         raise AbmllError(
             f"{saved.folder}: the rows held back were answered with another {' and '.join(other)} than now, so the "
             "promise would not hold. Use the settings of `adapt`, or give the labelled rows again with --held-back FILE"
         )
     return found
+
+
+def _with_new_fields(likelihood: Any) -> Any:
+    """Settings of a likelihood, with those that a later version added at what they were before; none as it is."""
+    return {**LikelihoodConfig().model_dump(mode="json"), **likelihood} if isinstance(likelihood, dict) else likelihood
 
 
 def _refuse_unsealed(saved: SavedPosterior) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from abmll.errors import AbmllError
+from abmll.everyday.survey import columns_of
 from abmll.metrics.abstention import error_interval
 from abmll.question import Question
 from abmll.tables.collect import Rows, collect, good_rows, settle
@@ -23,7 +24,11 @@ FEW = 20
 """Labelled rows below which a warning says how little they can show."""
 ONE_SIDED = 0.8
 """Share of one answer above which a warning says so."""
-MOST_LABELS = 100
+MANY_LABELS = 100
+"""Different values of a column above which some must repeat, or else it is hardly the one of the labels."""
+MOST_LABELS = 1000
+MOST_SHOWN = 10
+"""Labels that a remark names."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ def read_labelled(path: Path, columns: Layout, fixed: bool | None = None) -> Lab
     """Read a table of labelled rows.
 
     Args:
-        path: .csv, .tsv, .jsonl or .parquet.
+        path: .csv, .tsv, .xlsx, .jsonl or .parquet.
         columns: names of columns, and labels if the user gave them.
         fixed: plain classification, or not; None: unless the first row has a column `question`.
 
@@ -137,6 +142,17 @@ def read_unlabelled(path: Path, layout: Layout) -> tuple[Question, ...]:
         AbmllError: as `read_labelled`.
     """
     return _read(RowFile(path), layout, labelled=False)
+
+
+def check_questions(path: Path, run: str, task: str | None) -> None:
+    """Refuse a table of rows for a run, or for a saved task of it, before a model is loaded; no answer is looked at.
+
+    Raises:
+        AbmllError: as `read_labelled`.
+    """
+    layout = Layout() if task is None else columns_of(run, task)
+    if layout is not None:  # else whoever reads the task says what is wrong with it
+        read_unlabelled(path, layout)
 
 
 def _read(table: RowFile, layout: Layout, labelled: bool) -> tuple[Question, ...]:
@@ -159,21 +175,24 @@ def settle_layout(table: RowFile, columns: Layout, fixed: bool | None = None) ->
 def _labels_in(table: RowFile, layout: Layout) -> list[str]:
     """The labels that occur, sorted; all that is wrong with any row is told at once."""
     classes, problems = Classes(()), Rows(printable(table.path))
+    advice = "is it the column of labels? --label names another, --labels says which labels there are"
 
     def add_label(row: Any, line: int) -> None:
         layout.text_and_group(row)
         classes.add(label_in(row, layout.label))
         if len(classes.texts) > MOST_LABELS:
             raise AbmllError(
-                f"{problems.location(line)}: more than {MOST_LABELS} different values of {layout.label!r}; is it the "
-                "column of labels? --label names another, --labels says which labels there are"
+                f"{problems.location(line)}: more than {MOST_LABELS:,} different values of {layout.label!r}; {advice}"
             )
 
-    for _ in good_rows(problems, table.rows(), add_label):
-        pass
+    rows = sum(1 for _ in good_rows(problems, table.rows(), add_label))
     if problems.problems:
         raise report(problems.messages(good=len(classes.texts)), len(problems.problems))
     texts = classes.ordered().texts
+    if len(texts) > MANY_LABELS and 4 * len(texts) > 3 * rows:
+        raise AbmllError(
+            f"{problems.label}: {len(texts)} different values of {layout.label!r} in {rows} rows; {advice}"
+        )
     if len(texts) < 2:
         what = f"every row is labelled {shown(texts[0])}" if texts else "the file has no rows"
         raise AbmllError(f"{problems.label}: {what}; --labels says which labels there are")
@@ -197,10 +216,10 @@ def _sides(labelled: Labelled) -> list[str]:
     labels, remarks = labelled.layout.labels, []
     if labels is not None:
         if missing := [label for number, label in enumerate(labels) if not counts[number]]:
-            remarks.append(f"no row is labelled {', '.join(map(repr, missing))}: nothing can be learned about it")
+            remarks.append(f"no row is labelled {_some(missing)}: nothing can be learned about it")
         single = [label for number, label in enumerate(labels) if counts[number] == 1]
         if single:
-            remarks.append(f"one row alone is labelled {', '.join(map(repr, single))}: too few to learn from and check")
+            remarks.append(f"one row alone is labelled {_some(single)}: too few to learn from and check")
         remarks += _alike(labels)
     if total > 1 and most > ONE_SIDED * total:
         what = f"labelled {labels[choice]!r}" if labels else f"answered by choice {choice} (from 0)"
@@ -209,6 +228,12 @@ def _sides(labelled: Labelled) -> list[str]:
             "the time"
         )
     return remarks
+
+
+def _some(labels: Sequence[str]) -> str:
+    """The first labels by name, and how many more there are."""
+    more = f" or {len(labels) - MOST_SHOWN} more" if len(labels) > MOST_SHOWN else ""
+    return ", ".join(map(repr, labels[:MOST_SHOWN])) + more
 
 
 def _alike(labels: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from abmll.adapters.folder import EXTRAS_FILE, checksum, read_adapter, read_fact
 from abmll.config import RunConfig
 from abmll.errors import AbmllError, unknown_name
 from abmll.everyday.probe import read_probe, with_same_tokenizer
+from abmll.everyday.survey import DETAILS_FILE
 from abmll.files import (
     MOST_JSON,
     OLD,
@@ -27,7 +28,6 @@ from abmll.systems.adapters import use_adapter
 from abmll.systems.posteriors.stored import read_posterior_into, write_posterior
 from abmll.systems.system import System
 
-DETAILS_FILE = "task.json"
 SHOWN = "demonstrations"
 """The detail that holds the labelled rows which stand in front of each question."""
 

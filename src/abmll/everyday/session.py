@@ -1,6 +1,6 @@
 """Own-task session: a trained run opened for a user's rows, its shared weights on their base model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,16 +9,29 @@ from typing import Any
 
 from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import read_adapter
+from abmll.calibrators.temperature import PosteriorTemperature
 from abmll.config import RunConfig, check, load_config, merge
 from abmll.errors import AbmllError
+from abmll.everyday.bases import is_untouched
 from abmll.everyday.probe import read_probe, warn_of_other_weights, with_same_tokenizer
 from abmll.everyday.saved import SavedPosterior, put_posterior
+from abmll.files import remove_folder
 from abmll.models import LanguageModel
-from abmll.runs.overrides import OWN_ROWS, check_trained
+from abmll.prompts.encode import LikelihoodKind
+from abmll.question import Question
+from abmll.runs.overrides import OWN_ROWS, check_fixed, check_trained
 from abmll.systems.adapters import use_adapter
 from abmll.systems.build import build_system, load_base
+from abmll.systems.likelihood_choice import LikelihoodChoice, choose_likelihood
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan, resolve
+from abmll.systems.scale import calibrator_of
 from abmll.systems.system import System
+
+OWN_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"likelihood": {"cut": "middle"}, "adaptation": {"sampler": "mean"}}
+)
+"""What rows of a user's own are adapted to and answered with where nobody says otherwise, whatever the run was trained
+with: the start and the end of a long text say most of it, and draws of weights take their number times as long."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +45,19 @@ class Session:
         config: its configuration, with what the user set.
         system: the run's system; theta is in its shared slot.
         steps: gradient steps of an adaptation if the user set them; None: see `steps_for`.
+        choice: what decided the likelihood, where the run had left it to the rows.
     """
 
     folder: Path
     config: RunConfig
     system: System
     steps: int | None = None
+    choice: LikelihoodChoice | None = None
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the likelihood waits for labelled rows; until then answers are read by `cloze`."""
+        return self.config.likelihood.kind == "auto"
 
     @property
     def base(self) -> LanguageModel:
@@ -53,15 +73,48 @@ class Session:
         """How answers are drawn."""
         return prediction_plan(self.config)
 
+    @property
+    def calibrator(self) -> PosteriorTemperature:
+        """The calibrator of its answers, with the prior of the temperature that the run carries, or the weak one.
+
+        Raises:
+            AbmllError: the prior is damaged, or was learned with other weights.
+        """
+        return calibrator_of(self.folder, self.config)
+
+    def about_long_rows(self, count: int) -> str:
+        """That so many rows were too long, and what was left out of them."""
+        text, rows = self.config.likelihood, "1 row is" if count == 1 else f"{count:,} rows are"
+        return (
+            f"{rows} longer than likelihood.max_tokens={text.max_tokens}: the {text.cut} of their text was left out "
+            "(likelihood.cut)"
+        )
+
     def tuned(self, overrides: Mapping[str, Any]) -> "Session":
         """The same run on the same model, adapting and drawing in another way (`{"adaptation": {"steps": 3}}`).
 
         Raises:
             AbmllError: a value is wrong.
         """
-        config = _laid(self.config, overrides, where=self.folder)
+        config = _laid(self.config, _drawing_as_asked(overrides), where=self.folder)
         steps = _steps_in(config, overrides)
         return replace(self, config=config, steps=self.steps if steps is None else steps)
+
+    def decided(self, rows: Sequence[Question]) -> "Session":
+        """The same with the likelihood that the base model reads labelled rows best by; this one's system is closed.
+
+        Raises:
+            AbmllError: see `choose_likelihood`.
+        """
+        self.system.close()
+        choice = choose_likelihood(self.config, self.base, rows)
+        return replace(self.read_by(choice.kind), choice=choice)
+
+    def read_by(self, kind: LikelihoodKind) -> "Session":
+        """The same with another likelihood; its system takes the place of this one's, which is closed."""
+        self.system.close()
+        config = _read_by(self.config, kind)
+        return replace(self, config=config, system=build_system(config, self.base))
 
 
 def open_run(
@@ -80,11 +133,27 @@ def open_run(
         AbmllError: there is no such run, it was not trained to its end, or the base model cannot be had.
     """
     config = settings_of(folder, overrides, saved)
-    system = start(config, folder)
+    with _leaving_no_trace(folder):
+        system = start(config, folder)
     if saved is not None:
         with closing_on_error(system):
             put_posterior(saved, system)
     return Session(folder, config, system, _steps_in(config, overrides))
+
+
+def open_base(config: RunConfig, overrides: Mapping[str, Any] = MappingProxyType({})) -> Session:
+    """Open a base model without a run directory: theta is a LoRA from zero.
+
+    Args:
+        config: of `base_config`.
+        overrides: values laid on it, section by section.
+
+    Raises:
+        AbmllError: a value is wrong, or the base model cannot be had.
+    """
+    laid = _laid(config, overrides, where=Path(config.name))
+    resolve(laid).check_machine()
+    return Session(Path(config.name), laid, _started(laid), _steps_in(laid, overrides))
 
 
 def settings_of(
@@ -104,9 +173,20 @@ def settings_of(
     Raises:
         AbmllError: there is no such run, a value is wrong, or it cannot be set any more.
     """
-    config = _laid(load_config(RunConfig, folder / "config.yaml"), _brought_by(saved), where=folder)
-    found = _laid(config, overrides, where=folder)
-    check_trained(config, found, folder, fixed)
+    trained = load_config(RunConfig, folder / "config.yaml")
+    own = _own_defaults(trained, overrides) if fixed is OWN_ROWS else {}
+    brought = _brought_by(saved) if saved is not None else own
+    config = _laid(trained, brought, where=folder)
+    found = _laid(config, _drawing_as_asked(overrides, trained.adaptation.sampler), where=folder)
+    if not is_trained(config, folder):
+        check_fixed(config, found, folder, fixed)
+    else:
+        check_trained(config, found, folder, fixed)
+        if found.likelihood.kind == "auto":
+            raise AbmllError(
+                f"{folder}: likelihood.kind=auto cannot be set (it is {config.likelihood.kind}): its adapter was "
+                "trained with that, so nothing is left to decide"
+            )
     resolve(found).check_machine()
     return found
 
@@ -122,15 +202,60 @@ def _steps_in(config: RunConfig, overrides: Mapping[str, Any]) -> int | None:
     return config.adaptation.steps if "steps" in overrides.get("adaptation", {}) else None
 
 
-BROUGHT = {"likelihood": "likelihood", "adaptation": "answering", "posterior": "posterior"}
-"""Section of a configuration -> the detail of a saved task that is laid on it."""
+def _own_defaults(trained: RunConfig, overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`OWN_DEFAULTS`, but for the sampler where there is a posterior: that was asked for to be drawn from."""
+    posterior = overrides.get("posterior", {}).get("name", trained.posterior.name)
+    return OWN_DEFAULTS if posterior == "none" else {**OWN_DEFAULTS, "adaptation": {}}
 
 
-def _brought_by(saved: SavedPosterior | None) -> dict[str, Any]:
+def _drawing_as_asked(overrides: Mapping[str, Any], sampler: str = "weight") -> Mapping[str, Any]:
+    """Who asks for a number of draws asks for draws: by the sampler of the run, where it has one.
+
+    >>> _drawing_as_asked({"adaptation": {"samples": 4}})
+    {'adaptation': {'samples': 4, 'sampler': 'weight'}}
+    """
+    adaptation = overrides.get("adaptation", {})
+    if "samples" not in adaptation or "sampler" in adaptation:
+        return overrides
+    return {**overrides, "adaptation": {**adaptation, "sampler": "weight" if sampler == "mean" else sampler}}
+
+
+def _brought_by(saved: SavedPosterior) -> dict[str, Any]:
     """The settings that a saved task was adapted with, and that answers must be made with."""
-    details = {} if saved is None else saved.details
-    sections = {name: details.get(detail) for name, detail in BROUGHT.items()}
+    details = saved.details
+    sections = {
+        "likelihood": details.get("likelihood"),
+        "adaptation": details.get("answering"),
+        "adapter": details.get("adapter"),  # of a base model, whose LoRA may have any rank
+        "posterior": details.get("posterior"),
+    }
     return {name: values for name, values in sections.items() if isinstance(values, dict)}
+
+
+def is_trained(config: RunConfig, folder: Path) -> bool:
+    """Whether a run directory has, or is to have, more than its base model: anything that was meta-trained."""
+    return config.method.name != "pretrained" or (folder / "adapter").is_dir()
+
+
+def _started(config: RunConfig) -> System:
+    """The system of a base model: a LoRA from zero in both slots."""
+    kind = "cloze" if config.likelihood.kind == "auto" else config.likelihood.decided
+    return build_system(_read_by(config, kind), load_base(config.model))
+
+
+def _read_by(config: RunConfig, kind: LikelihoodKind) -> RunConfig:
+    return config.model_copy(update={"likelihood": config.likelihood.model_copy(update={"kind": kind})})
+
+
+@contextmanager
+def _leaving_no_trace(folder: Path) -> Iterator[None]:
+    """A base model that cannot be had leaves no run directory: one that `find_run` has just made goes again."""
+    try:
+        yield
+    except AbmllError:
+        if is_untouched(folder):
+            remove_folder(folder)
+        raise
 
 
 def read_shared(folder: Path) -> StoredAdapter:
@@ -141,17 +266,20 @@ def read_shared(folder: Path) -> StoredAdapter:
     """
     if not (folder / "adapter").is_dir():
         raise AbmllError(
-            f"{folder}: no adapter/ in it, so it was not trained to its end; `abmll train RECIPE -o {folder}` goes on"
+            f"{folder}: no adapter/ in it, so it was not trained to its end; `abmll train RECIPE -o {folder}` goes on. "
+            "The run of a base model has its saved tasks alone (--task NAME)"
         )
     return read_adapter(folder / "adapter")
 
 
 def start(config: RunConfig, folder: Path) -> System:
-    """The system of a run, its shared weights in both slots.
+    """The system of a run, its shared weights in both slots; they are zero where nothing was trained.
 
     Raises:
         AbmllError: the adapter is missing or damaged, or belongs to another base model.
     """
+    if not is_trained(config, folder):
+        return _started(config)
     stored, probe = read_shared(folder), read_probe(folder)
     system = build_system(config, load_base(config.model))
     with closing_on_error(system):

@@ -1,27 +1,31 @@
 """One loaded run for many estimators: the model stays; an estimator's posterior is put in when it is used."""
 
 import functools
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
+from abmll.adapters.facts import AdapterFacts
 from abmll.adapters.folder import read_adapter, write_adapter
 from abmll.config import RunConfig, load_config
-from abmll.everyday.session import Session, open_run
+from abmll.everyday.bases import base_config, find_base
+from abmll.everyday.session import Session, open_base, open_run
 from abmll.everyday.shipped import find_run
 from abmll.files import write_text
 from abmll.question import Question, Task
-from abmll.runs.card import about_run, write_card
+from abmll.runs.card import About, about_run, write_card
 from abmll.systems.adapters import use_adapter
 from abmll.systems.build import build_system, load_base
 from abmll.systems.predict import Answer
 
 CONFIG_FILE = "config.yaml"
+logger = logging.getLogger(__name__)
 Overrides = Mapping[str, Any]
 NOTHING: Overrides = MappingProxyType({})
 Posterior = dict[str, Tensor]
@@ -38,43 +42,83 @@ class SharedSession:
     def __init__(self, session: Session) -> None:
         self.session, self._turn = session, threading.Lock()
 
+    def decided(self, rows: Sequence[Question], tuning: Overrides = NOTHING) -> Overrides:
+        """`tuning`, with the likelihood that labelled rows decide on where the run leaves that to them."""
+        session = self.session.tuned(tuning)
+        if not session.undecided:
+            return tuning
+        with self._turn:
+            try:
+                found = session.decided(rows)
+            except BaseException:
+                self.session = replace(self.session, system=session.read_by("cloze").system)
+                raise
+            self.session = replace(self.session, system=found.system)
+        return {**tuning, "likelihood": {"kind": found.config.likelihood.decided}}
+
     def fit(self, name: str, rows: Sequence[Question], tuning: Overrides = NOTHING) -> Posterior:
         """The posterior of a task, from labelled rows; `tuning` is laid on the run's configuration."""
-        session = self.session.tuned(tuning)
-        session.system.check_phi_is_all("Classifier", "use `abmll adapt --save`, or System.adapt and System.answer")
         with self._turn:
+            session = self._tuned(tuning)
+            session.system.check_phi_is_all("Classifier", "use `abmll adapt --save`, or System.adapt and System.answer")
             session.system.adapt(Task(name, tuple(rows)), session.plan(len(rows)))
+            self._tell_of_long_rows(session)
             return self._taken()
 
     def answer(self, posterior: Posterior, rows: Sequence[Question], tuning: Overrides = NOTHING) -> tuple[Answer, ...]:
         """Answers under a posterior."""
-        session = self.session.tuned(tuning)
-        encoder = self.session.system.batcher.encoder
         with self._turn:
+            session = self._tuned(tuning)
             self._put(posterior)
             try:
                 return session.system.answer(rows, session.drawing)
             finally:
-                encoder.forget()
+                self._tell_of_long_rows(session)
 
-    def write(self, posterior: Posterior, folder: Path, also: Callable[[Path], None]) -> None:
+    def write(
+        self, posterior: Posterior, folder: Path, also: Callable[[Path], None], tuning: Overrides = NOTHING
+    ) -> None:
         """Write a posterior and the configuration as a folder that `read` takes, whole or not at all.
 
         Args:
             posterior: of `fit`.
             folder: replaced if it is there.
             also: writes more files into it.
+            tuning: as it was fitted with; of it the likelihood is written.
         """
+        decided = {name: values for name, values in tuning.items() if name == "likelihood"}
 
         def all_files(beside: Path) -> None:
-            write_text(beside / CONFIG_FILE, self.session.config.to_sealed_yaml())
-            write_card(beside, about_run(self.session.folder, stored.facts, {}, folder.name))
+            write_text(beside / CONFIG_FILE, session.config.to_sealed_yaml())
+            write_card(beside, self._about(stored.facts, folder.name))
             also(beside)
 
         with self._turn:
+            session = self._tuned(decided)
             self._put(posterior)
-            stored = self.session.system.stored("task")
+            stored = session.system.stored("task")
         write_adapter(stored, folder, all_files)
+
+    def _about(self, facts: AdapterFacts, name: str) -> About:
+        """What the card says; a base model that was opened by itself has no run directory to tell more."""
+        folder = self.session.folder
+        return (
+            about_run(folder, facts, {}, name) if (folder / CONFIG_FILE).is_file() else About(name, facts, details={})
+        )
+
+    def _tuned(self, tuning: Overrides) -> Session:
+        """The session as an estimator set it; the system reads by the likelihood that it was fitted with."""
+        session = self.session.tuned(tuning)
+        if not session.undecided and session.config.likelihood.decided != session.system.likelihood.kind:
+            session = session.read_by(session.config.likelihood.decided)
+            self.session = replace(self.session, system=session.system)
+        return session
+
+    def _tell_of_long_rows(self, session: Session) -> None:
+        encoder = session.system.batcher.encoder
+        if encoder.truncated:
+            logger.warning("%s", session.about_long_rows(len(encoder.truncated)))
+        encoder.forget()
 
     def _taken(self) -> Posterior:
         return {name: t.detach().clone() for name, t in self.session.system.method.adapters.state_dict("task").items()}
@@ -89,8 +133,10 @@ def shared_session_of(run: Path | str, overrides: Overrides = NOTHING) -> Shared
     Raises:
         AbmllError: there is no such run, or its base model cannot be had.
     """
-    folder = find_run(run, copy=False).resolve()
-    return _shared(_Opened(folder, _written(folder / "adapter"), overrides))
+    found = find_run(run, copy=False)
+    source = None if (found / CONFIG_FILE).is_file() else find_base(run)
+    folder = found.resolve()
+    return _shared(_Opened(folder, _written(folder / "adapter"), overrides, source))
 
 
 def read_shared_session(folder: Path) -> tuple[SharedSession, Posterior]:
@@ -123,8 +169,11 @@ class _Opened:
     folder: Path
     written: int
     overrides: Overrides = field(hash=False)
+    source: str | None = None
 
 
 @functools.lru_cache(maxsize=1)
 def _shared(opened: _Opened) -> SharedSession:
+    if opened.source is not None:
+        return SharedSession(open_base(base_config(opened.source), opened.overrides))
     return SharedSession(open_run(opened.folder, opened.overrides))

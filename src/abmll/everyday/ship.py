@@ -12,6 +12,7 @@ from abmll.everyday.shipped import CONFIG_FILE, HERE
 from abmll.files import folder_beside
 from abmll.runs.card import about_run, write_card
 from abmll.runs.record import RECORD
+from abmll.systems.scale import SCALE_FILE
 
 
 def ship(run: Path, name: str, shipped: Path = HERE) -> Path:
@@ -31,11 +32,11 @@ def ship(run: Path, name: str, shipped: Path = HERE) -> Path:
 
 
 def _copy_run(source: Path, folder: Path) -> None:
-    """Copy what a run needs to be adapted: configuration, adapter, probe; and what it was trained on."""
+    """Copy what a run needs: configuration, adapter, probe, the temperature's prior; and what it was trained on."""
     with folder_beside(folder) as beside:
         shutil.copyfile(source / CONFIG_FILE, beside / CONFIG_FILE)
         shutil.copytree(source / ADAPTER, beside / ADAPTER)
-        for name in (PROBE_FILE, RECORD):
+        for name in (PROBE_FILE, RECORD, SCALE_FILE):
             if (source / name).is_file():
                 shutil.copyfile(source / name, beside / name)
 

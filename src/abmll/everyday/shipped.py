@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from abmll.errors import AbmllError
+from abmll.everyday.bases import base_run, find_base
 from abmll.files import folder_beside
 
 HERE = Path(__file__).parent.parent / "shipped"
@@ -22,12 +23,12 @@ def shipped_names() -> tuple[str, ...]:
 
 
 def find_run(run: Path | str, *, copy: bool = True) -> Path:
-    """The run directory that a user means: a folder, or the name of an adapter that comes with the package.
+    """The run directory that a user means: a folder, an adapter that comes with the package, or a base model's.
 
     Args:
-        run: a folder, or a name.
-        copy: for a name make `runs/NAME` here, where posteriors can be saved, unless it is there; else give the
-            package's own folder, which is for reading only.
+        run: a folder, the name of an adapter, or what `find_base` takes.
+        copy: for a name or a base model make `runs/NAME` here, where posteriors can be saved, unless it is there; else
+            give the package's own folder, which is for reading only, and for a base model what was given.
 
     Raises:
         AbmllError: there is neither; says which names there are.
@@ -36,11 +37,13 @@ def find_run(run: Path | str, *, copy: bool = True) -> Path:
     if (folder / CONFIG_FILE).is_file():
         return folder
     name = str(run)
+    if name not in shipped_names() and (source := find_base(run)) is not None:
+        return base_run(source) if copy else folder
     if name not in shipped_names():
         known = ", ".join(shipped_names())
         raise AbmllError(
-            f"{run}: no run directory (it has no {CONFIG_FILE}), and none of the names that come with "
-            f"abmll: {known or 'none'}"
+            f"{run}: no run directory (it has no {CONFIG_FILE}), no base model, and none of the names that come with "
+            f"abmll: {known or 'none'}; `abmll bases` lists base models that work well"
         )
     if not copy:
         return HERE / name

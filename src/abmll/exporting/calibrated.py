@@ -41,6 +41,11 @@ USE = {
         "the sum of these over the question's choices."
     ),
 }
+PREMISE = (
+    " Before that, subtract from each score what the choice scores, likewise, after the prompt whose question is "
+    "`premise`, without a context."
+)
+"""More of `USE`, for a likelihood that has one."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,9 @@ def export_calibrated(
         raise AbmllError("this system holds no stds: its mean is all there is, and needs no calibration to draws")
     check_size(stored.bytes, out, confirmed)
     found = calibrate(system, questions, plan)
-    kind = stored.facts.likelihood.kind
-    text = {"format": FORMAT, "likelihood": stored.facts.likelihood.model_dump(), **asdict(found), "use": USE[kind]}
+    likelihood = stored.facts.likelihood
+    use = USE[likelihood.kind] + ("" if likelihood.premise is None else PREMISE)
+    text = {"format": FORMAT, "likelihood": likelihood.model_dump(), **asdict(found), "use": use}
 
     def calibration_too(beside: Path) -> None:
         write_sealed_json(beside / CALIBRATION_FILE, text)

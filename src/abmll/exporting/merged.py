@@ -17,7 +17,7 @@ from abmll.exporting.size import REPORT_FILE, check_size
 from abmll.files import folder_beside, write_sealed_json
 from abmll.methods.noise import drawn
 from abmll.models import LanguageModel, weight_bytes
-from abmll.models.pretrained import read_pretrained
+from abmll.models.pretrained import read_pretrained, without_bars
 from abmll.runs.card import About, write_card
 from abmll.systems.system import System, base_facts
 from abmll.training.finite import dtype_advice
@@ -131,8 +131,9 @@ def _logits(base: LanguageModel, tokens: Int[Tensor, "B T"], what: str) -> Float
 
 def _save(base: LanguageModel, folder: Path) -> None:
     try:
-        base.model.save_pretrained(folder)
-        base.tokenizer.save_pretrained(folder)
+        with without_bars():
+            base.model.save_pretrained(folder)
+            base.tokenizer.save_pretrained(folder)
     except (SafetensorError, ValueError) as error:
         raise AbmllError(f"{folder.parent}: transformers cannot save this model ({error})") from error
 

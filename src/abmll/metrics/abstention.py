@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import binomtest
+from scipy.special import bdtr, betaincinv
 
 from abmll.errors import AbmllError
 from abmll.metrics.calibration import check_finite
@@ -93,8 +93,10 @@ def error_interval(errors: int, count: int, level: float = LEVEL) -> tuple[float
     >>> low, round(high, 4)
     (0.0, 0.0994)
     """
-    found = binomtest(errors, count).proportion_ci(level, method="exact")
-    return float(found.low), float(found.high)
+    tail, right = (1 - level) / 2, count - errors
+    low = betaincinv(errors, right + 1, tail) if errors else 0.0
+    high = betaincinv(errors + 1, right, 1 - tail) if right else 1.0
+    return float(low), float(high)
 
 
 def thresholds(
@@ -165,7 +167,7 @@ def certify(
     for threshold, weight in zip(tested, weights, strict=True):
         above = confidence >= threshold
         answered, errors = int(above.sum()), int((above & ~correct).sum())
-        p_value = float(binomtest(errors, answered, risk, alternative="less").pvalue) if answered else 1.0
+        p_value = float(bdtr(errors, answered, risk)) if answered else 1.0  # of so few errors or fewer
         budget = handed + (1 - level) * weight
         promised = p_value <= budget * (1 + 1e-12)
         handed = budget if promised else 0.0
@@ -173,6 +175,57 @@ def certify(
         share = answered / len(confidence) if len(confidence) else 0.0
         out.append(Covered(float(threshold), answered, errors, share, *ends, p_value, bool(promised)))
     return tuple(out)
+
+
+def choose_threshold(
+    held_back: tuple[Float[np.ndarray, "N"], Bool[np.ndarray, "N"]],
+    unlabelled: Float[np.ndarray, "M"],
+    risk: float,
+    level: float = LEVEL,
+) -> Covered | None:
+    """The threshold to answer rows by; None if no threshold keeps the promise.
+
+    Args:
+        held_back: confidence, and whether it is right, of each answer to rows that nothing was fitted to.
+        unlabelled: confidences of the rows to answer, which fix the thresholds that are tested.
+        risk, level: of the promise.
+
+    Raises:
+        AbmllError, NonFiniteError: as `certify`.
+    """
+    tested = thresholds(unlabelled, len(held_back[0]), risk, level)
+    return best(certify(*held_back, tested, risk, level))
+
+
+def conformal_threshold(of_truth: Float[np.ndarray, "N"], risk: float) -> float:
+    """The probability from which a label belongs to the set of labels of a row: split-conformal sets.
+
+    The set holds every label whose probability is at least that of the ceil((1 - risk) (N + 1))-th most probable right
+    label among N held-back rows. Where those and a new row are exchangeable, the set misses the new row's label with
+    probability `risk` at most, over all of these rows (Vovk, Gammerman and Shafer 2005; by probabilities: Sadinle, Lei
+    and Wasserman 2019), whatever the model.
+
+    Args:
+        of_truth: probability of the right label of each held-back row.
+        risk: share of the sets that may miss the right label.
+
+    Raises:
+        AbmllError: the risk is not between 0 and 1, or there are too few rows for it.
+        NonFiniteError: a probability is NaN or infinite.
+
+    >>> conformal_threshold(np.array([0.9, 0.2, 0.8, 0.7]), risk=0.4)
+    0.7
+    """
+    check_share("risk", risk)
+    check_finite("probability", of_truth)
+    count = len(of_truth)
+    rank = math.ceil((1 - risk) * (count + 1) - 1e-9)
+    if rank > count:
+        raise AbmllError(
+            f"sets that miss the label of at most {100 * risk:g} % of the rows need {math.ceil(1 / risk - 1 - 1e-9)} "
+            f"labelled rows or more that were held back from adapting; here are {count}"
+        )
+    return float(np.sort(of_truth)[::-1][rank - 1])
 
 
 def best(tests: Sequence[Covered]) -> Covered | None:

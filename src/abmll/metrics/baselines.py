@@ -1,7 +1,5 @@
 """Baselines that need no model: rows of a table made from any system's predictions file."""
 
-from dataclasses import replace
-
 import numpy as np
 from jaxtyping import Float
 
@@ -15,7 +13,8 @@ LABEL_FREQUENCY = "label_frequency"
 def uniform(predictions: Predictions) -> Predictions:
     """The same questions, every choice equally probable: what guessing scores.
 
-    Task, seed, draw and examples consumed are kept. Ties go to the first choice, as everywhere.
+    Task, seed, draw and examples consumed are kept. Its accuracy is the mean of 1 / (number of choices), since equally
+    probable choices share the answer (`abmll.metrics.scores.right_share`).
 
     >>> from abmll.metrics.predictions import Prediction
     >>> real = Predictions("lora", "toy", 0, 0, 0, rows=(Prediction("a", 1, (0.9, 0.1)),))
@@ -61,15 +60,13 @@ def smoothed_shares(counts: np.ndarray) -> Float[np.ndarray, "K"]:
 
 def _renamed(predictions: Predictions, system: str, shares: tuple[float, ...] | None) -> Predictions:
     def rows(old: tuple[Prediction, ...]) -> tuple[Prediction, ...]:
-        return tuple(Prediction(r.id, r.answer, _fitted(predictions, r, shares), group=r.group) for r in old)
+        shared = [_fitted(predictions, r, shares) for r in old]
+        return tuple(
+            Prediction(r.id, r.answer, p, group=r.group, lengths=r.lengths) for r, p in zip(old, shared, strict=True)
+        )
 
-    return replace(
-        predictions,
-        system=system,
-        rows=rows(predictions.rows),
-        adaptation_rows=rows(predictions.adaptation_rows),
-        held_out_rows=rows(predictions.held_out_rows),
-    )
+    splits = {split: rows(old) for split, old in predictions.splits.items()}
+    return predictions.with_splits(splits, system=system, scale_prior=None)  # the prior is of another system
 
 
 def _fitted(predictions: Predictions, row: Prediction, shares: tuple[float, ...] | None) -> tuple[float, ...]:

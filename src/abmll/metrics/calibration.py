@@ -1,8 +1,8 @@
 """Calibration: does a confidence of 0.8 come true 8 times in 10? Bins, errors, their noise, temperature.
 
-Everything takes `confidence` (the stated probability of the predicted choice, in [0, 1]) and `correct`
-(whether it was right), so both definitions of confidence, `choices` and `vocabulary`, go through the same
-code.
+Everything takes `confidence` (the stated probability of the predicted choice, in [0, 1]) and `correct` (whether it was
+right; a share where equally probable choices share the answer), so both definitions of confidence, `choices` and
+`vocabulary`, go through the same code.
 """
 
 import math
@@ -15,6 +15,8 @@ from scipy.special import logsumexp
 
 from abmll.errors import AbmllError, NonFiniteError
 
+Correct = Bool[np.ndarray, "N"] | Float[np.ndarray, "N"]
+"""Whether each predicted choice is right, or the probability of it where equally probable choices share the answer."""
 BINS = 15
 TEMPERATURES = (0.05, 20.0)
 """Lowest and highest temperature that is ever fitted."""
@@ -50,9 +52,7 @@ def bin_index(confidence: Float[np.ndarray, "N"], bins: int = BINS) -> Int[np.nd
     return np.clip(index, 0, bins - 1)
 
 
-def reliability_bins(
-    confidence: Float[np.ndarray, "N"], correct: Bool[np.ndarray, "N"], bins: int = BINS
-) -> ReliabilityBins:
+def reliability_bins(confidence: Float[np.ndarray, "N"], correct: Correct, bins: int = BINS) -> ReliabilityBins:
     """The reliability diagram of N questions.
 
     Raises:
@@ -74,9 +74,7 @@ def reliability_bins(
     )
 
 
-def expected_calibration_error(
-    confidence: Float[np.ndarray, "N"], correct: Bool[np.ndarray, "N"], bins: int = BINS
-) -> float:
+def expected_calibration_error(confidence: Float[np.ndarray, "N"], correct: Correct, bins: int = BINS) -> float:
     """Expected calibration error over equal-width bins, in [0, 1].
 
     ECE = sum_b (n_b / N) |accuracy_b - confidence_b|   (Naeini et al. 2015; Guo et al. 2017, equation 3)
@@ -92,9 +90,7 @@ def expected_calibration_error(
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def adaptive_calibration_error(
-    confidence: Float[np.ndarray, "N"], correct: Bool[np.ndarray, "N"], bins: int = BINS
-) -> float:
+def adaptive_calibration_error(confidence: Float[np.ndarray, "N"], correct: Correct, bins: int = BINS) -> float:
     """Expected calibration error over bins of equal mass: N / bins questions each, in order of confidence.
 
     The equation is that of `expected_calibration_error` (equal-mass bins: Nguyen and O'Connor 2015).
@@ -233,7 +229,7 @@ def apply_temperature(probabilities: Float[np.ndarray, "N K"], temperature: floa
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def share_ties(confidence: Float[np.ndarray, "N"], correct: Bool[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+def share_ties(confidence: Float[np.ndarray, "N"], correct: Correct) -> Float[np.ndarray, "N"]:
     """Each question's correctness replaced by its mean over the questions of the same confidence.
 
     >>> share_ties(np.array([0.5, 0.5, 0.9]), np.array([True, False, True])).tolist()

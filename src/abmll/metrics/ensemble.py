@@ -1,12 +1,11 @@
 """Ensembles: a transform of predictions files, not another system to train."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from abmll.errors import AbmllError
-from abmll.metrics.predictions import Prediction, Predictions
+from abmll.metrics.predictions import SPLITS, Prediction, Predictions
 
 
 def ensemble(members: Sequence[Predictions], system: str, seed: int = 0) -> Predictions:
@@ -29,12 +28,9 @@ def ensemble(members: Sequence[Predictions], system: str, seed: int = 0) -> Pred
                 f"members of task {first.task!r}, draw {first.draw} and of {other.task!r}, draw {other.draw} "
                 "make no ensemble"
             )
-    rows = [_mean(part, first.task) for part in zip(*(_parts(member) for member in members), strict=True)]
-    return replace(first, system=system, seed=seed, rows=rows[0], adaptation_rows=rows[1], held_out_rows=rows[2])
-
-
-def _parts(member: Predictions) -> tuple[tuple[Prediction, ...], ...]:
-    return member.rows, member.adaptation_rows, member.held_out_rows
+    means = {split: _mean([member.splits[split] for member in members], first.task) for split in SPLITS}
+    # a mean is less sure than its members, so their priors of the scale are not its own
+    return first.with_splits(means, system=system, seed=seed, scale_prior=None)
 
 
 def _mean(parts: Sequence[tuple[Prediction, ...]], task: str) -> tuple[Prediction, ...]:
@@ -49,4 +45,4 @@ def _average(rows: tuple[Prediction, ...]) -> Prediction:
     table = np.array([row.probabilities for row in rows])
     mean = table.mean(axis=0)
     spread = tuple(table.std(axis=0).tolist())
-    return Prediction(rows[0].id, rows[0].answer, tuple(mean.tolist()), None, spread, rows[0].group)
+    return Prediction(rows[0].id, rows[0].answer, tuple(mean.tolist()), None, spread, rows[0].group, rows[0].lengths)

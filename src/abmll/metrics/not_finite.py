@@ -14,12 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from abmll.errors import AbmllError
 from abmll.files import read_sealed_json, write_sealed_json
-from abmll.metrics.predictions import SPLITS, Prediction, Predictions
+from abmll.metrics.predictions import CONTENT_FREE, SPLITS, Prediction, Predictions
 
 FORMAT = 1
 END = ".not-finite.json"
 TRAINING, ADAPTING, PREDICTING = "training", "adapting", "predicting"
 MOST_CHOICES = 1000  # of a question, in a file that somebody may have made up
+ANSWERED = tuple(split for split in SPLITS if split != CONTENT_FREE)
+"""Splits of questions that have a right answer, so that a baseline can be scored on them."""
 _KIND = "abmll_not_finite"
 
 
@@ -40,7 +42,7 @@ class NotFinite:
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         asked = self.asked
-        splits = dict(zip(SPLITS, (asked.rows, asked.adaptation_rows, asked.held_out_rows), strict=True))
+        splits = {split: asked.splits[split] for split in ANSWERED}
         value = _File(
             system=asked.system,
             task=asked.task,
@@ -87,7 +89,7 @@ def read_not_finite(path: Path) -> NotFinite:
         raise AbmllError(f"{path}: not a file of format {FORMAT} of `abmll compare`; delete it to try again")
     try:
         found = _File.model_validate_json(json.dumps(value))  # by JSON: there lists are tuples
-        rows = {name: _rows(found.questions.get(name, ()), found.groups.get(name)) for name in SPLITS}
+        rows = {name: _rows(found.questions.get(name, ()), found.groups.get(name)) for name in ANSWERED}
     except (ValidationError, ValueError) as error:
         raise AbmllError(f"{path}: damaged ({str(error)[:100]}); delete it to try again") from error
     asked = Predictions(

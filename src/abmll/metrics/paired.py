@@ -28,6 +28,8 @@ from abmll.metrics.resampling import (
 )
 from abmll.metrics.statistics import check_level
 
+Confidences = tuple[Float[np.ndarray, "_ _ _"], Bool[np.ndarray, "_ _ _"] | Float[np.ndarray, "_ _ _"]]
+"""Confidence, and whether the answer is right, of one task: each [seeds, draws, questions]."""
 SMALLEST_P = 1e-12
 
 
@@ -127,8 +129,8 @@ def paired_test(
 
 
 def paired_ece_test(
-    a: Mapping[str, tuple[Float[np.ndarray, "_ _ _"], Bool[np.ndarray, "_ _ _"]]],
-    b: Mapping[str, tuple[Float[np.ndarray, "_ _ _"], Bool[np.ndarray, "_ _ _"]]],
+    a: Mapping[str, Confidences],
+    b: Mapping[str, Confidences],
     *,
     bins: int = BINS,
     groups: Groups | None = None,

@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,16 @@ from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import SEAL, check_regular, seal, write_text
 
 FORMAT = 1
-SPLITS = ("test", "adaptation", "held_out")
+SPLITS = ("test", "adaptation", "held_out", "content_free")
+"""Of the rows of a file. Early versions know the first two or three, and a file without the others is written so."""
+ROWS_OF = dict(zip(SPLITS, ("rows", "adaptation_rows", "held_out_rows", "content_free_rows"), strict=True))
+"""The field of `Predictions` that has a split's rows."""
+CONTENT_FREE = "content_free"
+NO_ANSWER = -1
 LATER = ("adapted", "scale_prior")
 """Fields that files of early versions do not have, written where they are known."""
+LATER_COLUMNS = ("group", "lengths")
+"""The same of rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +37,13 @@ class Prediction:
 
     Attributes:
         id: the question's id.
-        answer: index of the right choice.
+        answer: index of the right choice; -1 for a question without content, which has none.
         probabilities: over the choices, in their order, summing to 1 (confidence kind `choices`).
         vocabulary_confidence: raw probability of the predicted letter's token, before renormalising over the
             options (confidence kind `vocabulary`); None for `cloze`, where it is undefined.
         spread: standard deviation of each probability over posterior draws; None without draws.
         group: questions of one group belong together, see `abmll.Question`; None: it stands alone.
+        lengths: tokens of the prompt, and of all the choices; None where they were not asked for.
 
     Raises:
         NonFiniteError: a number is NaN or infinite: that is no prediction.
@@ -52,6 +60,7 @@ class Prediction:
     vocabulary_confidence: float | None = None
     spread: tuple[float, ...] | None = None
     group: str | None = None
+    lengths: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that are not finite."""
@@ -83,6 +92,8 @@ class Predictions:
         adapted: whether the task was adapted to before predicting; None where a file of an early version does not say.
         scale_prior: mean and standard deviation of log T over the tasks that the system was trained on, by which T is
             learned from the held-out rows; None where they were not predicted.
+        content_free_rows: answers, after adapting, to questions without content ("N/A", an empty text), for contextual
+            calibration; empty where they were not asked for or the choices differ between questions.
     """
 
     system: str
@@ -96,6 +107,17 @@ class Predictions:
     held_out_rows: tuple[Prediction, ...] = ()
     adapted: bool | None = None
     scale_prior: tuple[float, float] | None = None
+    content_free_rows: tuple[Prediction, ...] = ()
+
+    @property
+    def splits(self) -> dict[str, tuple[Prediction, ...]]:
+        """All the rows, by `SPLITS`."""
+        return {split: getattr(self, name) for split, name in ROWS_OF.items()}
+
+    def with_splits(self, splits: Mapping[str, tuple[Prediction, ...]], **header: Any) -> "Predictions":
+        """The same with other rows in some splits, and other fields of the header."""
+        changes: dict[str, Any] = {**header, **{ROWS_OF[split]: rows for split, rows in splits.items()}}
+        return replace(self, **changes)
 
     def answers(self) -> Int[np.ndarray, "N"]:
         """Right choices of the test questions."""
@@ -109,7 +131,7 @@ class Predictions:
         """Write the file, atomically."""
         header = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.endswith("rows")}
         header = {name: value for name, value in header.items() if name not in LATER or value is not None}
-        splits = dict(zip(SPLITS, (self.rows, self.adaptation_rows, self.held_out_rows), strict=True))
+        splits = self.splits
         head = {"abmll_predictions": FORMAT, **header, "row_counts": _counts(splits)}
         lines = []
         for split, rows in splits.items():
@@ -119,17 +141,15 @@ class Predictions:
 
 
 def _columns(row: Prediction) -> dict[str, Any]:
-    """The fields of a row; `group` only where there is one, as files of early versions have none."""
-    columns = asdict(row)
-    if row.group is None:
-        del columns["group"]
-    return columns
+    """The fields of a row; `group` and `lengths` only where there are any, as files of early versions have none."""
+    return {name: value for name, value in asdict(row).items() if value is not None or name not in LATER_COLUMNS}
 
 
 def _counts(splits: Mapping[str, Sequence[Prediction]]) -> list[int]:
-    """Rows of each split; files of early versions know the first two only, and are written so where that is all."""
+    """Rows of each split, up to the last that has any, and of two at least."""
     counts = [len(splits[name]) for name in SPLITS]
-    return counts if counts[-1] else counts[:-1]
+    last = max((i for i, count in enumerate(counts) if count), default=0)
+    return counts[: max(2, last + 1)]
 
 
 def _seal(head: dict[str, Any], lines: Sequence[str]) -> str:
@@ -178,7 +198,7 @@ def read_predictions(path: Path) -> Predictions:
         split = value.pop("split", None)
         if split not in SPLITS:
             raise AbmllError(f"{path}:{number}: split is {split!r}, none of {', '.join(map(repr, SPLITS))}")
-        row = _prediction(path, number, value)
+        row = _prediction(path, number, value, split == CONTENT_FREE)
         if (split, row.id) in seen:
             raise AbmllError(f"{path}:{number}: question {row.id!r} occurs twice")
         seen.add((split, row.id))
@@ -186,19 +206,13 @@ def read_predictions(path: Path) -> Predictions:
     counts = _counts(rows)
     if header.pop("row_counts", None) != counts:
         raise AbmllError(f"{path}:1: the header counts other rows than the {counts} that are there; the file was cut")
-    found = _with_header(path, header, *(tuple(rows[name]) for name in SPLITS))
+    found = _with_header(path, header, {ROWS_OF[split]: tuple(of_split) for split, of_split in rows.items()})
     if not intact:
         raise AbmllError(f"{path}: damaged or edited (its SHA-256 is not the one it was written with); delete it")
     return found
 
 
-def _with_header(
-    path: Path,
-    header: dict[str, Any],
-    rows: tuple[Prediction, ...],
-    adaptation_rows: tuple[Prediction, ...],
-    held_out_rows: tuple[Prediction, ...],
-) -> Predictions:
+def _with_header(path: Path, header: dict[str, Any], rows: Mapping[str, Any]) -> Predictions:
     kinds = {"system": str, "task": str, "seed": int, "draw": int, "examples_consumed": int}
     counts, adapted, prior = (header.pop(name, None) for name in ("label_counts", *LATER))
     wrong = {name for name, kind in kinds.items() if type(header.get(name)) is not kind} | (
@@ -210,10 +224,8 @@ def _with_header(
         raise AbmllError(f"{path}:1: the header is damaged ({', '.join(sorted(wrong)) or 'label_counts'})")
     return Predictions(
         **header,
-        rows=rows,
-        adaptation_rows=adaptation_rows,
+        **rows,
         label_counts=None if counts is None else tuple(counts),
-        held_out_rows=held_out_rows,
         adapted=adapted,
         scale_prior=None if prior is None else (float(prior[0]), float(prior[1])),
     )
@@ -231,11 +243,11 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     return value
 
 
-def _prediction(path: Path, number: int, value: dict[str, Any]) -> Prediction:
-    fault = _fault(value)
+def _prediction(path: Path, number: int, value: dict[str, Any], content_free: bool) -> Prediction:
+    fault = _fault(value, content_free)
     if fault:
         raise AbmllError(f"{path}:{number}: {fault}; the file is damaged, delete it")
-    spread, vocabulary = value.get("spread"), value.get("vocabulary_confidence")
+    spread, vocabulary, lengths = (value.get(name) for name in ("spread", "vocabulary_confidence", "lengths"))
     return Prediction(
         id=value["id"],
         answer=value["answer"],
@@ -243,11 +255,12 @@ def _prediction(path: Path, number: int, value: dict[str, Any]) -> Prediction:
         vocabulary_confidence=None if vocabulary is None else float(vocabulary),
         spread=None if spread is None else tuple(float(s) for s in spread),
         group=value.get("group"),
+        lengths=None if lengths is None else (lengths[0], lengths[1]),
     )
 
 
-def _fault(value: dict[str, Any]) -> str:
-    """What is wrong with a row, or nothing."""
+def _fault(value: dict[str, Any], content_free: bool) -> str:
+    """What is wrong with a row, or nothing; one without content has no right answer."""
     probabilities: Any = value.get("probabilities")
     answer, spread, vocabulary = value.get("answer"), value.get("spread"), value.get("vocabulary_confidence")
     if not isinstance(value.get("id"), str):
@@ -256,7 +269,8 @@ def _fault(value: dict[str, Any]) -> str:
         return f"probabilities are {probabilities!r}, not numbers in [0, 1]"
     if abs(math.fsum(probabilities) - 1) > 1e-4:
         return f"probabilities sum to {math.fsum(probabilities):.6g}, not to 1"
-    if type(answer) is not int or not 0 <= answer < len(probabilities):
+    right = range(NO_ANSWER, 0) if content_free else range(len(probabilities))
+    if type(answer) is not int or answer not in right:
         return f"answer is {answer!r} with {len(probabilities)} probabilities"
     if spread is not None and not (_numbers(spread) and len(spread) == len(probabilities) and min(spread) >= 0):
         return f"spread is {spread!r} with {len(probabilities)} probabilities"
@@ -264,6 +278,11 @@ def _fault(value: dict[str, Any]) -> str:
         return f"vocabulary_confidence is {vocabulary!r}, not a number in [0, 1]"
     if not isinstance(value.get("group"), str | None):
         return f"group is {value['group']!r}, not a text"
+    lengths = value.get("lengths")
+    if lengths is not None and not (
+        _numbers(lengths) and [type(n) for n in lengths] == [int, int] and min(lengths) > 0
+    ):
+        return f"lengths are {lengths!r}, not two numbers of tokens"
     return ""
 
 

@@ -146,7 +146,7 @@ def _mean_runs(values: Float[np.ndarray, "S D N"], groups: Int[np.ndarray, "N"] 
 
 def _ece_runs(
     confidence: Float[np.ndarray, "S D N"],
-    correct: Bool[np.ndarray, "S D N"],
+    correct: Bool[np.ndarray, "S D N"] | Float[np.ndarray, "S D N"],
     bins: int,
     groups: Int[np.ndarray, "N"] | None,
 ) -> TaskRuns:

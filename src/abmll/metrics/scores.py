@@ -1,19 +1,19 @@
-"""Scores: every number that a predictions file gives, computed without the model.
+"""Scores of answers as arrays: each function one number, computed without the model.
 
 `probabilities` is N questions by K choices, float64, rows summing to 1, zeros after the last choice of a
 question that has fewer than K. `answers` is the index of the right choice of each, int64.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from sklearn.metrics import roc_auc_score
 
 from abmll.errors import AbmllError
 from abmll.metrics.calibration import (
+    Correct,
     ReliabilityBins,
     adaptive_calibration_error,
     apply_temperature,
@@ -30,7 +30,6 @@ __all__ = [
     "PROBABILITY_FLOOR",
     "ReliabilityBins",
     "RiskCoverage",
-    "Scores",
     "accuracy",
     "adaptive_calibration_error",
     "auroc_of_confidence",
@@ -46,9 +45,9 @@ __all__ = [
     "question_brier",
     "question_nll",
     "reliability_bins",
+    "right_share",
     "risk_coverage",
     "scaled_probabilities",
-    "score",
     "temperature_of",
 ]
 
@@ -71,98 +70,10 @@ class RiskCoverage:
     area: float
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Every number of one predictions file. Confidence is of kind `choices` unless the name says otherwise.
-
-    Attributes:
-        n: test questions.
-        accuracy: share of right answers.
-        nll: mean negative log-likelihood of the right choice, nats.
-        brier: mean squared distance to the right answer, summed over choices, 0 to 2.
-        ece: expected calibration error, 15 equal-width bins.
-        ece_adaptive: the same over 15 bins of equal mass.
-        ece_vocabulary: `ece` of the raw probability of a predicted letter; None if a row lacks it (`cloze`).
-        ece_noise_floor: mean `ece` that a perfectly calibrated system of the same confidences would show.
-        auroc: of confidence for correctness; None if all answers, or none, are right.
-        aurc: area under the risk-coverage curve.
-        nll_over_uniform: gain over guessing: mean log(number of choices) - nll, nats; negative is worse.
-        temperature: fitted on the adaptation rows; None, as the next three, without such rows.
-        nll_scaled: `nll` of the test questions at that temperature.
-        ece_scaled: `ece` at that temperature.
-        brier_scaled: `brier` at that temperature.
-        temperature_cv: fitted on the held-out rows, which were not learned; None, as the next three, without such rows.
-        nll_scaled_cv: `nll` of the test questions at that temperature.
-        ece_scaled_cv: `ece` at that temperature.
-        brier_scaled_cv: `brier` at that temperature.
-        more: the values of registered metrics, by name (`abmll.metrics.registered`).
-    """
-
-    n: int
-    accuracy: float
-    nll: float
-    brier: float
-    ece: float
-    ece_adaptive: float
-    ece_vocabulary: float | None
-    ece_noise_floor: float
-    auroc: float | None
-    aurc: float
-    nll_over_uniform: float
-    temperature: float | None = None
-    nll_scaled: float | None = None
-    ece_scaled: float | None = None
-    brier_scaled: float | None = None
-    temperature_cv: float | None = None
-    nll_scaled_cv: float | None = None
-    ece_scaled_cv: float | None = None
-    brier_scaled_cv: float | None = None
-    more: Mapping[str, float | None] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, int | float | None]:
-        """Names and values, those of registered metrics last; ready for JSON."""
-        values = asdict(self)
-        more = values.pop("more")
-        return {**values, **more}
-
-
-def score(predictions: Predictions) -> Scores:
-    """Compute every score of one file; deterministic.
-
-    Raises:
-        AbmllError: there are no test rows, an answer is not one of the choices, or a probability or
-            confidence is not in [0, 1].
-
-    >>> from abmll.metrics.predictions import Prediction
-    >>> rows = (Prediction("a", 0, (0.75, 0.25)), Prediction("b", 1, (0.75, 0.25)))
-    >>> found = score(Predictions("lora", "toy", seed=0, draw=0, examples_consumed=0, rows=rows))
-    >>> found.accuracy, found.brier, round(found.ece, 3), found.temperature
-    (0.5, 0.625, 0.25, None)
-    """
-    probabilities, answers = predictions.probabilities(), predictions.answers()
-    confidence, correct = confidence_and_correct(probabilities, answers)
-    nll = negative_log_likelihood(probabilities, answers)
-    return Scores(
-        n=len(answers),
-        accuracy=float(correct.mean()),
-        nll=nll,
-        brier=brier(probabilities, answers),
-        ece=expected_calibration_error(confidence, correct),
-        ece_adaptive=adaptive_calibration_error(confidence, correct),
-        ece_vocabulary=_vocabulary_ece(predictions.rows, correct),
-        ece_noise_floor=calibration_noise_floor(confidence),
-        auroc=auroc_of_confidence(confidence, correct),
-        aurc=risk_coverage(confidence, correct).area,
-        nll_over_uniform=float(np.mean(np.log([len(row.probabilities) for row in predictions.rows]))) - nll,
-        **_scaled(predictions, predictions.adaptation_rows, correct, ""),
-        **_scaled(predictions, predictions.held_out_rows, correct, "_cv"),
-    )
-
-
 def confidence_and_correct(
     probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "N"]
-) -> tuple[Float[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
-    """Probability of the predicted choice, and whether it is right. Of equal choices the first is predicted.
+) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
+    """Probability of the predicted choice, and whether it is right: 1 or 0, and a share between them (`right_share`).
 
     Raises:
         AbmllError: there are no questions, an answer is not one of the choices, or a probability is not in
@@ -170,22 +81,39 @@ def confidence_and_correct(
 
     >>> confidence, correct = confidence_and_correct(np.array([[0.5, 0.5], [0.2, 0.8]]), np.array([1, 1]))
     >>> confidence.tolist(), correct.tolist()
-    ([0.5, 0.8], [False, True])
+    ([0.5, 0.8], [0.5, 1.0])
+    """
+    share = right_share(probabilities, answers)
+    return probabilities.max(axis=1), share
+
+
+def right_share(probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+    """Probability of a right answer, where one of the most probable choices of each question is drawn.
+
+    1 or 0 where one choice is the most probable; 1 / m or 0 where m are. So what guesses is scored by what a guess is
+    expected to score, and not by how often the first choice happens to be right.
+
+    Raises:
+        AbmllError: as `confidence_and_correct`.
+
+    >>> right_share(np.array([[0.5, 0.5, 0.0], [0.2, 0.7, 0.1]]), np.array([1, 0])).tolist()
+    [0.5, 0.0]
     """
     _check(probabilities, answers)
-    return probabilities.max(axis=1), probabilities.argmax(axis=1) == answers
+    best = probabilities == probabilities.max(axis=1, keepdims=True)
+    return np.asarray(best[np.arange(len(answers)), answers] / best.sum(axis=1))
 
 
 def accuracy(probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "N"]) -> float:
-    """Share of questions whose most probable choice is right; of equal choices the first is predicted.
+    """Share of questions whose most probable choice is right; equally probable choices share it (`right_share`).
 
     Raises:
         AbmllError: as `confidence_and_correct`.
 
     >>> accuracy(np.array([[0.5, 0.5], [0.2, 0.8]]), np.array([1, 1]))
-    0.5
+    0.75
     """
-    return float(confidence_and_correct(probabilities, answers)[1].mean())
+    return float(right_share(probabilities, answers).mean())
 
 
 def question_nll(probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
@@ -267,11 +195,13 @@ def brier(probabilities: Float[np.ndarray, "N K"], answers: Int[np.ndarray, "N"]
     return float(question_brier(probabilities, answers).mean())
 
 
-def auroc_of_confidence(confidence: Float[np.ndarray, "N"], correct: Bool[np.ndarray, "N"]) -> float | None:
+def auroc_of_confidence(confidence: Float[np.ndarray, "N"], correct: Correct) -> float | None:
     """Chance that a right answer is more confident than a wrong one, ties counting half.
 
+    An answer that is right with probability c is both: a right one of weight c and a wrong one of weight 1 - c.
+
     Returns:
-        None if all answers, or none, are right.
+        None if all answers, or none, are right. 0.5 if all confidences are the same.
 
     Raises:
         AbmllError: there are no questions, or a confidence is not in [0, 1].
@@ -280,10 +210,15 @@ def auroc_of_confidence(confidence: Float[np.ndarray, "N"], correct: Bool[np.nda
     0.75
     """
     check_confidence(confidence)
-    return None if correct.all() or not correct.any() else float(roc_auc_score(correct, confidence))
+    right = correct.astype(np.float64)
+    if right.min() == 1 or right.max() == 0:
+        return None
+    weights = np.concatenate([right, 1 - right])
+    truth = np.repeat([True, False], len(right))
+    return float(roc_auc_score(truth, np.tile(confidence, 2), sample_weight=weights))
 
 
-def risk_coverage(confidence: Float[np.ndarray, "N"], correct: Bool[np.ndarray, "N"]) -> RiskCoverage:
+def risk_coverage(confidence: Float[np.ndarray, "N"], correct: Correct) -> RiskCoverage:
     """Error rate of the k most confident answers, for k = 1 .. N, and its mean (Geifman and El-Yaniv 2017).
 
     Answers of equal confidence share their mean error: the expectation over every order among them.
@@ -324,12 +259,6 @@ def floor_probabilities(padded: Float[np.ndarray, "N K"], choices: Int[np.ndarra
     return np.where(real, np.maximum(padded, PROBABILITY_FLOOR), 0.0)
 
 
-def _vocabulary_ece(rows: tuple[Prediction, ...], correct: Bool[np.ndarray, "N"]) -> float | None:
-    stated = [row.vocabulary_confidence for row in rows]
-    known = [value for value in stated if value is not None]
-    return expected_calibration_error(np.array(known), correct) if len(known) == len(stated) else None
-
-
 def temperature_of(rows: Sequence[Prediction]) -> float:
     """The temperature that fits these predictions best.
 
@@ -342,21 +271,6 @@ def temperature_of(rows: Sequence[Prediction]) -> float:
 def scaled_probabilities(predictions: Predictions, fitted: tuple[Prediction, ...]) -> Float[np.ndarray, "N K"]:
     """Probabilities of the test questions at the temperature that fits `fitted` best."""
     return apply_temperature(floored_probabilities(predictions.rows), temperature_of(fitted))
-
-
-def _scaled(
-    predictions: Predictions, fitted: tuple[Prediction, ...], correct: Bool[np.ndarray, "N"], end: str
-) -> dict[str, Any]:
-    if not fitted:
-        return {}
-    scaled, answers = scaled_probabilities(predictions, fitted), predictions.answers()
-    return {
-        f"temperature{end}": temperature_of(fitted),
-        f"nll_scaled{end}": negative_log_likelihood(scaled, answers),
-        # who is right was settled before scaling: rounding may make two choices equal, never swap them
-        f"ece_scaled{end}": expected_calibration_error(scaled.max(axis=1), correct),
-        f"brier_scaled{end}": brier(scaled, answers),
-    }
 
 
 def _answers(rows: Sequence[Prediction]) -> Int[np.ndarray, "N"]:

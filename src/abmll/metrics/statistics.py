@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from abmll.errors import AbmllError
-from abmll.metrics.calibration import BINS
+from abmll.metrics.calibration import BINS, Correct
 from abmll.metrics.resampling import Groups, TaskRuns, as_ece_runs, as_mean_runs
 
 _BLOCK = 4_000_000  # numbers of questions in memory at once (32 MB)
@@ -80,7 +80,7 @@ def stratified_bootstrap_interval(
 
 def ece_bootstrap_interval(
     confidence: Float[np.ndarray, "N"],
-    correct: Bool[np.ndarray, "N"],
+    correct: Correct,
     *,
     bins: int = BINS,
     repeats: int = 2000,
@@ -108,7 +108,7 @@ def ece_bootstrap_interval(
 
 
 def stratified_ece_bootstrap_interval(
-    values: Mapping[str, tuple[Float[np.ndarray, "..."], Bool[np.ndarray, "..."]]],
+    values: Mapping[str, tuple[Float[np.ndarray, "..."], Bool[np.ndarray, "..."] | Float[np.ndarray, "..."]]],
     *,
     bins: int = BINS,
     groups: Groups | None = None,

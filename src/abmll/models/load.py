@@ -18,6 +18,7 @@ from abmll.deprecation import warn_renamed
 from abmll.errors import AbmllError, NonFiniteError, unknown_name
 from abmll.models.frozen import freeze
 from abmll.models.gguf import load_gguf
+from abmll.models.gguf_parts import GGUFParts, find_parts, of_paths, part_names
 from abmll.models.language_model import LanguageModel, hash_architecture, hash_tokenizer, model_fingerprint
 from abmll.models.pretrained import COMMIT, FAILURES, explain, read_pretrained
 from abmll.models.quantised import keep_differentiable, quantisation_config
@@ -236,23 +237,34 @@ def _check_trust(source: str, revision: str | None) -> None:
         )
 
 
-def find_gguf(source: str, revision: str | None) -> Path | None:
-    """The GGUF file that a source means, fetched from the hub if need be; None if it means something else."""
+def find_gguf(source: str, revision: str | None) -> GGUFParts | None:
+    """The GGUF files that a source means, fetched from the hub if need be; None if it means something else.
+
+    Raises:
+        AbmllError: a part is missing, or nothing is there; says which.
+    """
     if source in PACKAGED:
-        return _packaged_file(source, PACKAGED[source])
-    path = Path(source).expanduser()
-    if path.suffix != ".gguf":
+        return GGUFParts((_packaged_file(source, PACKAGED[source]),))
+    if (found := find_parts(source)) is not None:
+        return found
+    if not source.endswith(".gguf"):
         return None
-    if path.is_file():
-        return path
     owner, _, rest = source.partition("/")
     repository, _, name = rest.partition("/")
     if not name or not HUB_ID.fullmatch(f"{owner}/{repository}"):
         raise AbmllError(f"model {source!r}: no such file (on the hub it would be owner/repository/file.gguf)")
+    folder, slash, last = name.rpartition("/")
     try:
-        return Path(hf_hub_download(f"{owner}/{repository}", name, revision=revision))
+        return of_paths(
+            [
+                Path(hf_hub_download(f"{owner}/{repository}", f"{folder}{slash}{part}", revision=revision))
+                for part in part_names(last)
+            ]
+        )
     except FAILURES as error:
-        raise explain(f"{owner}/{repository}", error) from error
+        if isinstance(error, AbmllError):
+            raise
+        raise explain(source, error, download=f"{owner}/{repository} {name}") from error
 
 
 def _packaged_file(name: str, packaged: Packaged) -> Path:

@@ -1,6 +1,8 @@
 """Weights and tokenizer through transformers, with every way in which that fails said in words."""
 
 import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import find_adapter_config_file
+from transformers.utils import logging as transformers_logging
 
 from abmll.errors import AbmllError
 from abmll.hub import UNREACHABLE, caused_by, first_line, hub_failure
@@ -69,16 +72,22 @@ def read_gguf(
         raise AbmllError(f"{path}: cannot be read as a GGUF model ({first_line(error)})") from error
 
 
-def explain(source: str, error: Exception) -> AbmllError:
-    """What a failed load means for the user: the cause, and what to do about it."""
+def explain(source: str, error: Exception, download: str | None = None) -> AbmllError:
+    """What a failed load means for the user: the cause, and what to do about it.
+
+    Args:
+        source: the model.
+        error: as it was raised.
+        download: what `hf download` is to be given, where that is not the model itself.
+    """
     advice = hub_failure(error, "model")
     if advice is not None:
         advice += "; for a folder, check the path" if advice.startswith("no such") else ""
     elif caused_by(error, *UNREACHABLE):
         advice = (
             "it is not in the local cache and the hub cannot be reached, or HF_HUB_OFFLINE is set. Download it once "
-            f"with network (`hf download {source}`), give a local folder, or use 'smollm2-135m-instruct', which "
-            "needs no network"
+            f"with network (`hf download {download or source}`), give a local folder, or use 'smollm2-135m-instruct', "
+            "which needs no network"
         )
     elif caused_by(error, torch.OutOfMemoryError):
         advice = "it does not fit into the device's memory: choose a smaller model, a smaller dtype or the CPU"
@@ -89,18 +98,33 @@ def explain(source: str, error: Exception) -> AbmllError:
     return AbmllError(f"model {source!r} cannot be loaded: {advice}")
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bars of transformers for loading and writing weights; those of the hub's downloads stay."""
+    before = transformers_logging.set_tqdm_hook(_silent)
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(before)
+
+
+def _silent(bar: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+    return bar(*arguments, **{**options, "disable": True})
+
+
 def _read(
     source: str, dtype: torch.dtype, device: torch.device, attention: str, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model, report = AutoModelForCausalLM.from_pretrained(
-        source,
-        dtype=dtype,
-        device_map={"": device},  # a single device: no hooks are put into the model
-        attn_implementation=attention,
-        use_safetensors=True,
-        output_loading_info=True,
-        **options,
-    )
+    with without_bars():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            device_map={"": device},  # a single device: no hooks are put into the model
+            attn_implementation=attention,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
     if report["missing_keys"]:  # transformers would only warn, and go on with random ones
         names = sorted(report["missing_keys"])
         raise AbmllError(f"model {source!r}: {len(names)} weights are not in its files, the first is {names[0]}")

@@ -3,6 +3,8 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from abmll.models.gguf_header import read_header
+from abmll.models.gguf_weights import read_config
 from abmll.models.load import find_folder, find_gguf
 from abmll.models.pretrained import FAILURES, explain
 from abmll.models.shapes import shape_config
@@ -21,11 +23,14 @@ def load_skeleton(source: str | None, *, shape: str | None = None, revision: str
         assert shape is not None
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(shape_config(shape))
-    file = find_gguf(source, revision)
-    folder = str(file.parent) if file else find_folder(source, revision) or source
-    options = {"gguf_file": file.name} if file else {"revision": revision}
+    parts = find_gguf(source, revision)
+    header = None if parts is None else read_header(parts)
+    folder = source if parts else find_folder(source, revision) or source
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
+        if header is not None:
+            config = read_config(header)
+        else:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, revision=revision)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except FAILURES as error:

@@ -21,7 +21,12 @@ LOCK, OWNER = ".lock", ".owner.json"
 
 
 @contextmanager
-def locked_folder(folder: Path, world: World = World()) -> Iterator[None]:  # noqa: B008 - frozen
+def locked_folder(
+    folder: Path,
+    world: World = World(),  # noqa: B008 - frozen
+    *,
+    wait: bool = False,
+) -> Iterator[None]:
     """Keep other processes out of a folder in the block; what dead owners left half written is removed first.
 
     The lock is the system's own on the file `.lock` (`flock`), so it goes with its process, however that ends.
@@ -31,6 +36,7 @@ def locked_folder(folder: Path, world: World = World()) -> Iterator[None]:  # no
     Args:
         folder: made if it is missing.
         world: the ranks of one job are one owner: the main one takes the lock, the others wait for it.
+        wait: wait for another process that has it, however long that takes; else refuse.
 
     Raises:
         AbmllError: it is locked; says by which process, where, and since when. Or it is no folder. On every rank.
@@ -39,12 +45,12 @@ def locked_folder(folder: Path, world: World = World()) -> Iterator[None]:  # no
     with ExitStack() as stack:
         with agree_on_failure(world):
             if world.is_main:
-                stack.enter_context(_locked(folder))
+                stack.enter_context(_locked(folder, wait))
         yield
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, wait: bool) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise AbmllError(f"{folder}: a file is there; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,9 +58,12 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise AbmllError(
-            f"{folder} is in use by {_owner(folder)}. Wait for it, stop it, or choose another folder"
-        ) from error
+        if not wait:
+            raise AbmllError(
+                f"{folder} is in use by {_owner(folder)}. Wait for it, stop it, or choose another folder"
+            ) from error
+        log.info("%s is in use by %s; waiting for it", folder, _owner(folder))
+        lock.acquire(timeout=-1)
     try:
         _take_over(folder)
         yield

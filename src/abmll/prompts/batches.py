@@ -1,17 +1,12 @@
-"""ChoiceBatch: encoded questions as padded tensors in one buffer, ready for one forward pass."""
+"""ChoiceBatch: encoded questions as padded tensors in one buffer, ready for one forward pass; made by `collate`."""
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-
-from abmll.prompts.encode import EncodedQuestion
 
 
 class BatchSignature(NamedTuple):
@@ -25,6 +20,7 @@ class BatchSignature(NamedTuple):
         questions: B.
         choices: K.
         causal: whether every row is one plain sequence.
+        premises: Q, different premises of the questions; 0 where nothing is subtracted.
     """
 
     rows: int
@@ -34,43 +30,45 @@ class BatchSignature(NamedTuple):
     questions: int
     choices: int
     causal: bool
+    premises: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class ChoiceBatch:
     """B questions of up to K choices as N rows of T tokens, padded on the right.
 
-    A row is a prompt, then its choices side by side. What is asked of the model is the hidden state at P places, and
-    of the logits there the M answer tokens: the first token of every choice is read from the prompt's last place, all
-    others from the token before. All tensors are parts of one buffer, so a batch moves as one copy.
+    A row is a prompt, then its choices, side by side or as a tree (`abmll.prompts.branches`). What is asked of the
+    model is the hidden state at P places, and of the logits there the M answer tokens: the first token of every choice
+    is read from the prompt's last place, all others from the token before. All tensors are parts of one buffer, so a
+    batch moves as one copy.
+
+    Where the questions have premises, the Q different ones are rows like any others, after those of the questions; so
+    questions with the same choices share one.
 
     Attributes:
         input_ids: token ids; 0 where padded.
         position_ids: position of each token; choices all go on from the prompt. 0, 1, ... where `causal`.
-        segment: 0 for the prompt, 1 + k for choice k, -1 for padding.
+        reach: the first column after a token from which it is not seen any more: a token of a prompt is seen to the
+            end of its row, one of a choice by what goes on from it; 0 for padding, which nothing sees.
         token_index: place of a token in its unpadded question, for noise counters.
         row_keys: question key of each row, for noise counters.
         read_row, read_column: places from which answer tokens are read, each once; (0, 0) where padded.
         target_read: which of these places predicts each answer token.
         target_token: the token.
-        target_choice: the choice b * K + k that it belongs to; B * K where padded.
+        target_choice: the choice b * K + k that it belongs to, or (B + q) * K + k of premise q; (B + Q) * K where
+            padded.
         lengths: what each choice's log-probability is divided by; 1 where there is no choice.
+        premise_lengths: the same after a premise.
+        premise_of: the premise of each question; 0 where there are none.
         choice_mask: which choices exist.
         answers: right choices, -1 if unknown.
         causal: whether every row is one plain sequence, a prompt and at most one choice: no mask is needed then.
         buffer: the memory of all the tensors above.
-
-    >>> question = EncodedQuestion((5, 6, 7), ((8, 9), (4,)), (2.0, 1.0), answer=0, key=3, truncated=False)
-    >>> batch = collate([question])
-    >>> batch.input_ids.tolist(), batch.read_column.tolist()
-    ([[5, 6, 7, 8]], [2, 3])
-    >>> batch.target_read.tolist(), batch.target_token.tolist(), batch.target_choice.tolist()
-    ([0, 1, 0], [8, 9, 4], [0, 0, 1])
     """
 
     input_ids: Int[Tensor, "N T"]
     position_ids: Int[Tensor, "N T"]
-    segment: Int[Tensor, "N T"]
+    reach: Int[Tensor, "N T"]
     token_index: Int[Tensor, "N T"]
     row_keys: Int[Tensor, " N"]
     read_row: Int[Tensor, " P"]
@@ -81,6 +79,8 @@ class ChoiceBatch:
     answers: Int[Tensor, " B"]
     lengths: Float[Tensor, "B K"]
     choice_mask: Bool[Tensor, "B K"]
+    premise_lengths: Float[Tensor, "Q K"]
+    premise_of: Int[Tensor, " B"]
     causal: bool
     buffer: UInt8[Tensor, " bytes"] = field(repr=False)
 
@@ -90,21 +90,35 @@ class ChoiceBatch:
         return self.answers.shape[0]
 
     @property
+    def premises(self) -> int:
+        """Q."""
+        return self.premise_lengths.shape[0]
+
+    @property
+    def slots(self) -> int:
+        """(B + Q) * K: choices that answer tokens may belong to."""
+        return self.lengths.numel() + self.premise_lengths.numel()
+
+    @property
     def signature(self) -> BatchSignature:
         """The batch's bucket: batches of one signature can be copied into each other."""
         (rows, columns), (questions, choices) = self.input_ids.shape, self.lengths.shape
         reads, targets = self.read_row.shape[0], self.target_read.shape[0]
-        return BatchSignature(rows, columns, reads, targets, questions, choices, self.causal)
+        return BatchSignature(rows, columns, reads, targets, questions, choices, self.causal, self.premises)
+
+    @classmethod
+    def zeros(cls, sizes: BatchSignature, device: torch.device | str = "cpu") -> "ChoiceBatch":
+        """A batch of these sizes, to be filled."""
+        return _cut(torch.zeros(_size(sizes), dtype=torch.uint8, device=device), sizes)
 
     def attention_mask(self, window: int | None = None) -> Bool[Tensor, "N 1 T T"]:
-        """Who may look at whom: earlier tokens of the prompt or of the same choice; padding at itself only.
+        """Who may look at whom: earlier tokens of the prompt or of its own choices; padding at itself only.
 
         Args:
             window: tokens look back at less than this many positions, for models with a sliding window.
         """
-        columns = torch.arange(self.segment.shape[1], device=self.segment.device)
-        asks, attended = self.segment[:, :, None], self.segment[:, None, :]
-        allowed = (columns[:, None] >= columns) & ((attended == 0) | (attended == asks)) & (attended >= 0) & (asks >= 0)
+        columns = torch.arange(self.reach.shape[1], device=self.reach.device)
+        allowed = (columns[:, None] >= columns) & (columns[:, None] < self.reach[:, None, :])
         if window is not None:
             allowed = allowed & (self.position_ids[:, :, None] - self.position_ids[:, None, :] < window)
         return (allowed | (columns[:, None] == columns))[:, None]
@@ -134,22 +148,37 @@ class ChoiceBatch:
         A group's questions, reads, targets and choices keep their order, so scores of shape (S * B, K) are those of
         group s at [s * B : (s + 1) * B]. Cheapest before the batch goes to the device.
         """
-        n, _, p, m, b, k, causal = self.signature
+        n, _, p, m, b, k, causal, q = self.signature
         groups = torch.arange(samples, device=self.buffer.device)[:, None]
         shifted = {
             "read_row": self.read_row + groups * n,
             "target_read": self.target_read + groups * p,
-            "target_choice": torch.where(
-                self.target_choice < b * k, self.target_choice + groups * b * k, samples * b * k
-            ),
+            "target_choice": self._choices_of(groups, samples),
+            "premise_of": self.premise_of + groups * q,
         }
-        sizes = BatchSignature(samples * n, self.input_ids.shape[1], samples * p, samples * m, samples * b, k, causal)
-        out = _cut(torch.empty(_size(sizes), dtype=torch.uint8, device=self.buffer.device), sizes)
+        sizes = BatchSignature(
+            samples * n,
+            self.input_ids.shape[1],
+            samples * p,
+            samples * m,
+            samples * b,
+            k,
+            causal,
+            samples * q,
+        )
+        out = ChoiceBatch.zeros(sizes, self.buffer.device)
         for name in _LAYOUT:
             value: Tensor = getattr(self, name)
             place = getattr(out, name).view(samples, *value.shape)
             place.copy_(shifted[name].view_as(place) if name in shifted else value)
         return out
+
+    def _choices_of(self, groups: Int[Tensor, "S 1"], samples: int) -> Int[Tensor, "S M"]:
+        """`target_choice` of each group: first all questions' choices, then all premises', last the padding."""
+        asked, premises, choice = self.lengths.numel(), self.premise_lengths.numel(), self.target_choice
+        of_premise = choice + (samples - 1) * asked + groups * premises
+        of_group = torch.where(choice < asked, choice + groups * asked, of_premise)
+        return torch.where(choice < self.slots, of_group, samples * self.slots)
 
 
 _ROW, _TOKEN, _READ, _TARGET = ("rows",), ("rows", "columns"), ("reads",), ("targets",)
@@ -157,7 +186,7 @@ _QUESTION, _CHOICE = ("questions",), ("questions", "choices")
 _LAYOUT: dict[str, tuple[torch.dtype, tuple[str, ...]]] = {  # the widest type first, so that all views are aligned
     "input_ids": (torch.int64, _TOKEN),
     "position_ids": (torch.int64, _TOKEN),
-    "segment": (torch.int64, _TOKEN),
+    "reach": (torch.int64, _TOKEN),
     "token_index": (torch.int64, _TOKEN),
     "row_keys": (torch.int64, _ROW),
     "read_row": (torch.int64, _READ),
@@ -166,7 +195,9 @@ _LAYOUT: dict[str, tuple[torch.dtype, tuple[str, ...]]] = {  # the widest type f
     "target_token": (torch.int64, _TARGET),
     "target_choice": (torch.int64, _TARGET),
     "answers": (torch.int64, _QUESTION),
+    "premise_of": (torch.int64, _QUESTION),
     "lengths": (torch.float32, _CHOICE),
+    "premise_lengths": (torch.float32, ("premises", "choices")),
     "choice_mask": (torch.bool, _CHOICE),
 }
 
@@ -189,205 +220,3 @@ def _cut(buffer: UInt8[Tensor, " bytes"], sizes: BatchSignature) -> ChoiceBatch:
         views[name] = buffer[start:end].view(dtype).view(shape)
         start = end
     return ChoiceBatch(**views, causal=sizes.causal, buffer=buffer)
-
-
-def bucket(size: int) -> int:
-    """The next of 8, 16, 24, 32, 48, 64, 96, 128, 192, ...: few sizes, at most half as large again from 16 on.
-
-    >>> [bucket(size) for size in (1, 9, 24, 33, 49, 97, 300)]
-    [8, 16, 24, 48, 64, 128, 384]
-    """
-    power = max(8, 1 << (size - 1).bit_length())
-    between = 3 * power // 4
-    return between if power > 16 and size <= between else power
-
-
-def collate(
-    questions: Sequence[EncodedQuestion],
-    *,
-    share_prefix: bool = True,
-    buckets: bool = False,
-    limit: int | None = None,
-    least: int = 1,
-) -> ChoiceBatch:
-    """Pad encoded questions into one batch, on the CPU.
-
-    Args:
-        questions: at least one.
-        share_prefix: one row per question; else one row per choice. Where a choice is one token, as letters are,
-            nothing of it is fed in, and a question of such choices has one row in any case.
-        buckets: pad T and K on to `bucket` sizes, P and M to one of fewer still. N and B stay as they are.
-        limit: the model's number of positions, beyond which no bucket pads rows whose positions the model counts.
-        least: buckets of fewer T, P or M are not used.
-    """
-    plan = _Plan.of(questions, share_prefix)
-    sizes = _widened(plan.signature(), limit, least) if buckets else plan.signature()
-    batch = _cut(torch.zeros(_size(sizes), dtype=torch.uint8), sizes)
-    _fill_rows(batch, plan)
-    _fill_targets(batch, plan)
-    _fill_questions(batch, plan, questions)
-    return batch
-
-
-def _widened(sizes: BatchSignature, limit: int | None, least: int) -> BatchSignature:
-    columns = bucket(max(sizes.columns, least))
-    if limit is not None and sizes.causal:
-        columns = max(sizes.columns, min(columns, limit))
-    places = _few(max(sizes.reads, sizes.targets, least))  # that the head reads costs little, another shape a lot
-    return sizes._replace(columns=columns, reads=places, targets=places, choices=bucket(sizes.choices))
-
-
-def _few(size: int) -> int:
-    """16, 64, 256 or, beyond, a bucket: where the head reads so much, reading more costs more than another shape.
-
-    >>> [_few(size) for size in (1, 17, 65, 257)]
-    [16, 64, 256, 384]
-    """
-    return next((few for few in (16, 64, 256) if size <= few), bucket(size))
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Where things go, before padding: of each of the N rows, and of each of the C choices.
-
-    Attributes:
-        prompts, keys: of each row.
-        start: columns of each row's prompt.
-        width: columns of each row.
-        choices: tokens of each choice; all but the last are fed in, for the last predicts nothing.
-        tokens: how many they are.
-        row, question, number: of each choice.
-        column: where a choice's first token is fed in.
-        counter: that token's place in the unpadded question.
-    """
-
-    prompts: list[tuple[int, ...]]
-    keys: list[int]
-    start: Int[np.ndarray, " N"]
-    width: Int[np.ndarray, " N"]
-    choices: list[tuple[int, ...]]
-    tokens: Int[np.ndarray, " C"]
-    row: Int[np.ndarray, " C"]
-    question: Int[np.ndarray, " C"]
-    number: Int[np.ndarray, " C"]
-    column: Int[np.ndarray, " C"]
-    counter: Int[np.ndarray, " C"]
-
-    @classmethod
-    def of(cls, questions: Sequence[EncodedQuestion], share_prefix: bool) -> "_Plan":
-        """Walk through the choices, opening a row where one begins."""
-        rows: list[EncodedQuestion] = []
-        widths: list[int] = []
-        cells: list[tuple[int, ...]] = []
-        for b, question in enumerate(questions):
-            together, counter = _in_one_row(question, share_prefix), len(question.prefix)
-            for k, choice in enumerate(question.continuations):
-                if k == 0 or not together:
-                    rows.append(question)
-                    widths.append(len(question.prefix))
-                cells.append((len(choice), len(rows) - 1, b, k, widths[-1], counter))
-                widths[-1] += len(choice) - 1
-                counter += len(choice) - 1
-        tokens, row, of_question, number, column, counters = np.array(cells).T
-        prompts = [question.prefix for question in rows]
-        return cls(
-            prompts=prompts,
-            keys=[question.key for question in rows],
-            start=np.array([len(prompt) for prompt in prompts]),
-            width=np.array(widths),
-            choices=[choice for question in questions for choice in question.continuations],
-            tokens=tokens,
-            row=row,
-            question=of_question,
-            number=number,
-            column=column,
-            counter=counters,
-        )
-
-    def signature(self) -> BatchSignature:
-        """Sizes without any bucket."""
-        fed_by_row = np.bincount(self.row[self.tokens > 1], minlength=1)
-        return BatchSignature(
-            rows=len(self.prompts),
-            columns=int(self.width.max()),
-            reads=int((self.width - self.start + 1).sum()),
-            targets=int(self.tokens.sum()),
-            questions=int(self.question[-1]) + 1,
-            choices=int(self.number.max()) + 1,
-            causal=bool(fed_by_row.max() <= 1),
-        )
-
-
-def _in_one_row(question: EncodedQuestion, share_prefix: bool) -> bool:
-    return share_prefix or all(len(tokens) == 1 for tokens in question.continuations)
-
-
-def _runs(sizes: Int[np.ndarray, " R"]) -> Int[np.ndarray, " total"]:
-    """0, 1, ... size - 1 for each size, one after the other."""
-    return np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
-
-
-def _fill_rows(batch: ChoiceBatch, plan: _Plan) -> None:
-    """What is fed in: prompts and choices as runs of tokens, each with a row, a first column and so on."""
-    fed = [choice[:-1] for choice in plan.choices]
-    sizes, nothing = np.concatenate([plan.start, plan.tokens - 1]), np.zeros_like(plan.start)
-
-    def spread(of_prompts: Int[np.ndarray, " N"], of_choices: Int[np.ndarray, " C"]) -> Int[np.ndarray, " total"]:
-        return np.repeat(np.concatenate([of_prompts, of_choices]), sizes)
-
-    within = _runs(sizes)
-    place = spread(np.arange(len(nothing)), plan.row), spread(nothing, plan.column) + within
-    batch.input_ids.numpy()[place] = np.fromiter(chain(*plan.prompts, *fed), np.int64, len(within))
-    batch.position_ids.numpy()[place] = spread(nothing, plan.start[plan.row]) + within
-    batch.token_index.numpy()[place] = spread(nothing, plan.counter) + within
-    batch.segment.fill_(-1).numpy()[place] = spread(nothing, 1 + plan.number)
-    batch.row_keys.numpy()[:] = plan.keys
-
-
-def _fill_targets(batch: ChoiceBatch, plan: _Plan) -> None:
-    """From a row's last prompt token on, every token fed in predicts another one."""
-    reads = plan.width - plan.start + 1
-    first = reads.cumsum() - reads  # the read that is the last token of each row's prompt
-    count, total = int(reads.sum()), int(plan.tokens.sum())
-    batch.read_row.numpy()[:count] = np.repeat(np.arange(len(reads)), reads)
-    batch.read_column.numpy()[:count] = np.repeat(plan.start - 1, reads) + _runs(reads)
-    within, row = _runs(plan.tokens), np.repeat(plan.row, plan.tokens)
-    fed_before = np.repeat(plan.column - plan.start[plan.row], plan.tokens)
-    batch.target_read.numpy()[:total] = first[row] + np.where(within == 0, 0, fed_before + within)
-    batch.target_token.numpy()[:total] = np.fromiter(chain(*plan.choices), np.int64, total)
-    batch.target_choice.fill_(batch.lengths.numel()).numpy()[:total] = np.repeat(
-        plan.question * batch.lengths.shape[1] + plan.number, plan.tokens
-    )
-
-
-def _fill_questions(batch: ChoiceBatch, plan: _Plan, questions: Sequence[EncodedQuestion]) -> None:
-    here = plan.question, plan.number
-    batch.lengths.fill_(1.0).numpy()[here] = np.fromiter(chain(*(q.lengths for q in questions)), np.float32)
-    batch.choice_mask.numpy()[here] = True
-    batch.answers.numpy()[:] = [q.answer for q in questions]
-
-
-def sorted_batches(
-    questions: Sequence[EncodedQuestion], max_tokens: int, *, share_prefix: bool = True, buckets: bool = False
-) -> Iterator[list[int]]:
-    """Indices of questions in batches of similar length with at most `max_tokens` padded tokens each (one at least)."""
-    order = sorted(range(len(questions)), key=lambda i: (questions[i].tokens, i))
-    batch: list[int] = []
-    rows = width = 0
-    for i in order:
-        here = _rows_and_width(questions[i], share_prefix)
-        rows, width = rows + here[0], max(width, here[1])
-        if batch and rows * (bucket(width) if buckets else width) > max_tokens:
-            yield batch
-            batch, (rows, width) = [], here
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-def _rows_and_width(question: EncodedQuestion, share_prefix: bool) -> tuple[int, int]:
-    """Rows of a question, and how many columns the widest of them takes."""
-    fed = [len(c) - 1 for c in question.continuations]
-    if _in_one_row(question, share_prefix):
-        return 1, len(question.prefix) + sum(fed)
-    return len(fed), len(question.prefix) + max(fed)

@@ -10,7 +10,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -19,16 +19,23 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from abmll.errors import AbmllError
+from abmll.prompts.branches import fed_tokens
+from abmll.prompts.content_free import without_content
 from abmll.prompts.control import ControlTokens, NoOtherWay
 from abmll.prompts.rendering import TemplateError, check_template, render, render_chat
-from abmll.question import Question
+from abmll.question import Question, QuestionWithExamples
 
 LikelihoodKind = Literal["letter", "cloze"]
 Normalisation = Literal["sum", "token", "byte"]
+Cut = Literal["start", "middle", "end"]
+"""What a long context loses."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-# where a cut context may begin: at a word, or anywhere in a run that is too long to be one (a script without spaces)
+OMITTED = "[...] "
+"""Stands where the middle of a context was left out."""
+# where a cut context may begin (and, of two ends, end): at a word, or in a run too long to be one (no spaces)
 CUTS = re.compile(r"(?<!\S)\S|(?<=\S{30})\S")
+BOTH_ENDS = re.compile(CUTS.pattern + r"|\S(?=\S{30})")
 
 TEMPLATES: dict[LikelihoodKind, str] = {
     "cloze": "{% if context %}{{ context }}\n\n{% endif %}Question: {{ question }}\nAnswer:",
@@ -53,6 +60,9 @@ class EncodedQuestion:
         answer: index of the right choice, -1 if unknown.
         key: 32 bits that name the question in noise counters.
         truncated: whether the context was cut.
+        premise: the same choices after a prompt without content, whose scores are subtracted; None: nothing is.
+        tree: whether choices share the tokens that they begin with (`abmll.prompts.branches.tree`), which changes no
+            score, only how much is computed.
     """
 
     prefix: tuple[int, ...]
@@ -61,15 +71,30 @@ class EncodedQuestion:
     answer: int
     key: int
     truncated: bool
+    premise: "EncodedQuestion | None" = None
+    tree: bool = False
 
     @property
     def tokens(self) -> int:
-        """Length of the packed row."""
-        return len(self.prefix) + sum(len(c) for c in self.continuations)
+        """Length of the packed row, and of the last tokens, which are read alone."""
+        return len(self.prefix) + len(self.continuations) + fed_tokens(self.continuations, self.tree)
+
+    @property
+    def lengths_in_tokens(self) -> tuple[int, int]:
+        """Of the prompt, and of all the choices."""
+        return len(self.prefix), sum(len(c) for c in self.continuations)
 
 
+SEPARATOR = "\n\n"
+"""After each example in a prompt."""
 MOST_REMEMBERED = 1 << 17
 """Tokens of encoded questions that are kept, about 5 MB: memory must not grow with the number of tasks or rows."""
+
+
+LETTER_PREMISE = (
+    "likelihood.premise with likelihood.kind=letter: without a question a letter says nothing of the choice behind it; "
+    "use likelihood.kind=cloze, or likelihood.premise=null"
+)
 
 
 class MarkedText(str):
@@ -89,14 +114,19 @@ class Encoder:
             over `context`, `question`, `choices`, `letters`. Those of the user and of the tokenizer are rendered in
             Jinja's sandbox and in a process of their own, with limits (`abmll.prompts.rendering`). A space goes between
             prompt and answer, but not after a chat template or a prompt that ends in white space by itself.
-        max_tokens: longest prompt plus choice. A longer question loses the start of its context, never its stem or
-            its choices: these are kept whole even where they alone are longer.
+        max_tokens: longest prompt plus choice. A longer question loses a part of its context, see `cut`, never its
+            stem or its choices: these are kept whole even where they alone are longer.
         limit: the model's own number of positions, which `max_tokens` cannot exceed; a question whose stem and
             choices do not fit is an error. None: no limit.
+        premise: what stands where a question's own text would, in the prompt whose scores are subtracted from those of
+            every choice (`EncodedQuestion.premise`); None: nothing is subtracted.
 
     Attributes:
         truncated: the questions whose context was cut.
+        cut: which part of a long context is left out; of its middle, so that as many words stay before it as after.
     """
+
+    cut: Cut = "start"
 
     def __init__(
         self,
@@ -106,7 +136,12 @@ class Encoder:
         template: str = "plain",
         max_tokens: int = 512,
         limit: int | None = None,
+        *,
+        premise: str | None = None,
     ) -> None:
+        if premise is not None and kind == "letter":
+            raise AbmllError(LETTER_PREMISE)
+        self.premise = premise
         self.tokenizer, self.kind, self.normalisation = tokenizer, kind, normalisation
         self.chat, self.limit = template == "chat", limit
         self.max_tokens = max_tokens if limit is None else min(max_tokens, limit)
@@ -123,17 +158,23 @@ class Encoder:
                 raise AbmllError(f"likelihood.template is not a valid template: {error}") from error
 
     def __call__(self, question: Question) -> EncodedQuestion:
-        """Token ids of a question.
+        """Token ids of a question; of one with examples, with those that fit before it.
 
         Raises:
             AbmllError: more options than letters, a letter that is no single token, an answer without a token, or a
                 question that does not fit the model; or a text holds the name of a control token, which the tokenizer
                 cannot write as text.
         """
+        encoded = self._remember(question)
+        if self.premise is None:
+            return encoded
+        return replace(encoded, premise=self._remember(without_content(question.choices, self.premise)))
+
+    def _remember(self, question: Question) -> EncodedQuestion:
         found = self._cache.get(question)
         if found is None:
             try:
-                found = self._cache[question] = self._encode(question)
+                found = self._cache[question] = self._encode(self._prompted(question))
             except NoOtherWay as error:
                 raise AbmllError(f"question {question.id!r}: {error}") from error
             self._remembered += found.tokens
@@ -163,6 +204,32 @@ class Encoder:
         prompt, separator = self._before(question, None)
         return MarkedText(prompt + separator + self._answers(question)[question.answer])
 
+    def with_examples(self, question: Question, examples: Sequence[Question]) -> Question:
+        """The question with as many of the examples as fit in front of its context, each as prompt and right answer.
+
+        Examples are taken in their order; one that does not fit any more is left out, a shorter one after it may fit.
+        The question's own tokens come first: what is left of `max_tokens` is for examples.
+
+        Args:
+            question: to be asked.
+            examples: labelled ones.
+
+        Raises:
+            AbmllError: an example has no answer, or the template is a chat.
+        """
+        if self.chat:
+            raise AbmllError(
+                "adaptation.in_context needs likelihood.template=plain or a template of your own, not chat"
+            )
+        left, shown = self.max_tokens - self(question).tokens, list[str]()
+        for example in examples:
+            text = MarkedText(self.example(example) + SEPARATOR)
+            size = self.count(text)
+            if size <= left:
+                shown.append(text)
+                left -= size
+        return replace(question, context=MarkedText("".join(shown) + self.marked(question.context)))
+
     def marked(self, text: str) -> MarkedText:
         """A text of a user's, see `ControlTokens.mark`; one that is marked already as it is."""
         return text if isinstance(text, MarkedText) else MarkedText(self._control.mark(text))
@@ -170,6 +237,13 @@ class Encoder:
     def count(self, text: MarkedText) -> int:
         """Tokens of a text that stands inside another."""
         return len(self._control.ids(text, add_special_tokens=False))
+
+    def _prompted(self, question: Question) -> Question:
+        """A question with examples as a plain one, the examples in its context."""
+        if not isinstance(question, QuestionWithExamples):
+            return question
+        values = {field.name: getattr(question, field.name) for field in fields(Question)}
+        return self.with_examples(Question(**values), question.examples)
 
     def _marked_prompt(self, question: Question, context: str | None) -> str:
         values = {
@@ -223,8 +297,8 @@ class Encoder:
         if context and (whole := _length(prefix, continuations)) > self.max_tokens:
             longest = answers[max(range(len(answers)), key=lambda i: len(continuations[i]))]
             for asked in ((longest,), answers):
-                end = _longest_fitting_end(question.context, whole, partial(size, asked), self.max_tokens)
-                context = type(question.context)(end)  # of what is marked, the end is marked too
+                kept = _longest_fitting(question.context, self.cut, whole, partial(size, asked), self.max_tokens)
+                context = type(question.context)(kept)  # of what is marked, a part is marked too
                 if not context or size(answers, context) <= self.max_tokens:
                     break  # else, with another context, another answer is the longest
             prefix, continuations = split_at_seam(self._ids, *texts(context), answers)
@@ -309,23 +383,46 @@ def _length(prefix: Sequence[int], continuations: Sequence[Sequence[int]]) -> in
     return len(prefix) + max(len(c) for c in continuations)
 
 
-def _longest_fitting_end(text: str, large: int, size: Callable[[str], int], most: int) -> str:
-    """The longest end of `text`, whose own size is `large`, of which `size` is at most `most`; "" if none is.
+def shortened(text: str, cut: Cut) -> tuple[Callable[[int], str], int]:
+    """What is left of a text without some of its words.
 
-    It starts at one of `CUTS`, and is guessed by the sizes at both sides, every third time halfway: sizes take long to
-    find, and grow evenly.
+    Returns:
+        Number of words, from 0 -> the text without so many; and how many there are.
+
+    >>> [shortened("one two three four", cut)[0](2) for cut in ("start", "middle", "end")]
+    ['three four', 'one [...] four', 'one two']
     """
+    starts = [match.start() for match in (CUTS if cut == "start" else BOTH_ENDS).finditer(text)] + [len(text)]
+    words = len(starts) - 1
+
+    def without(count: int) -> str:
+        kept = words - count
+        if cut == "start":
+            return text[starts[count] :]
+        if cut == "end" or kept == 0:
+            return text[: starts[kept]].rstrip()
+        return text[: starts[kept // 2]] + OMITTED + text[starts[kept // 2 + count] :]
+
+    return without, words
+
+
+def _longest_fitting(text: str, cut: Cut, large: int, size: Callable[[str], int], most: int) -> str:
+    """The most of `text`, whose own size is `large`, of which `size` is at most `most`; "" if nothing is.
+
+    How many words go is guessed by the sizes at both sides, every third time halfway: sizes take long to find, and grow
+    evenly.
+    """
+    without, words = shortened(text, cut)
     small = size("")
-    starts = [match.start() for match in CUTS.finditer(text)] + [len(text)]
-    low, high = -1, len(starts) - 1  # what starts at low is large and does not fit, what starts at high does or is ""
+    low, high = -1, words  # without `low` words it is large and does not fit, without `high` it does or is ""
     turn = 0
     while high - low > 1:
         turn += 1
         share = 0.5 if turn % 3 == 0 or large <= small else (large - most) / (large - small)
         middle = min(low + max(1, math.ceil(share * (high - low))), high - 1)
-        found = size(text[starts[middle] :])
+        found = size(without(middle))
         low, large, high, small = (low, large, middle, found) if found <= most else (middle, found, high, small)
-    return text[starts[high] :]
+    return without(high)
 
 
 def _question_key(question: Question, context: str) -> int:

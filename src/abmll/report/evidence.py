@@ -13,9 +13,10 @@ from abmll.metrics.resampling import group_numbers
 from abmll.metrics.scores import confidence_and_correct, question_brier, question_nll, scaled_probabilities
 from abmll.metrics.statistics import holm, stratified_bootstrap_interval, stratified_ece_bootstrap_interval
 from abmll.report.folder import Cell, ScoredRun
+from abmll.scoring.posterior import posterior_probabilities
 
-INTERVAL_METRICS = ("accuracy", "nll", "ece", "brier")
-TEST_METRICS = ("accuracy", "nll", "nll_scaled", "nll_scaled_cv")
+INTERVAL_METRICS = ("accuracy", "nll_posterior", "nll", "ece", "brier")
+TEST_METRICS = ("accuracy", "nll_posterior", "nll", "nll_scaled", "nll_scaled_cv")
 REPEATS = 2000
 
 Values = dict[str, dict[str, float]]
@@ -62,13 +63,19 @@ class Evidence:
             ]
         )
 
+    def has(self, metric: str) -> bool:
+        """Whether every file has this metric."""
+        return all(metric in values for cells in self.values.values() for values in cells.values())
+
     def interval(self, metric: str) -> list[float] | None:
         """95 % bootstrap interval over questions (or groups of them) within tasks.
 
         Returns:
-            None if the draws share no questions, or the questions of a task are all of one group: how far another group
-            would be off, nobody knows.
+            None if the draws share no questions, a file does not have the metric, or the questions of a task are all of
+            one group: how far another group would be off, nobody knows.
         """
+        if not self.has("confidence" if metric == "ece" else metric):
+            return None
         ids = {task: self.ids(task) for task in self.tasks}
         groups = {task: self.groups(task, ids[task]) for task in self.tasks}
         if any(not len(numbers) or (len(numbers) > 1 and numbers.max() == 0) for numbers in groups.values()):
@@ -79,7 +86,7 @@ class Evidence:
         }
         if metric != "ece":
             return list(stratified_bootstrap_interval(stacks[metric], groups=groups, repeats=REPEATS))
-        pairs = {task: (stacks["confidence"][task], stacks["accuracy"][task] > 0) for task in self.tasks}
+        pairs = {task: (stacks["confidence"][task], stacks["accuracy"][task]) for task in self.tasks}
         return list(stratified_ece_bootstrap_interval(pairs, groups=groups, repeats=REPEATS))
 
     def count_groups(self) -> int:
@@ -88,15 +95,21 @@ class Evidence:
 
 
 def question_values(predictions: Predictions) -> Values:
-    """Every question's accuracy, NLL, Brier, confidence and, if a temperature can be fitted, scaled NLL."""
+    """Every question's accuracy, NLL, Brier, confidence and, if a temperature can be learned, NLL at it.
+
+    `nll_posterior`: at the posterior temperature (`abmll.scoring.posterior`); `nll_scaled`: at the one that suits the
+    learned examples best; `nll_scaled_cv`: at the one that suits the held-out examples best.
+    """
     probabilities, answers = predictions.probabilities(), predictions.answers()
     confidence, correct = confidence_and_correct(probabilities, answers)
     columns = {
-        "accuracy": correct.astype(np.float64),
+        "accuracy": correct,
         "confidence": np.minimum(confidence, 1.0),
         "nll": question_nll(probabilities, answers),
         "brier": question_brier(probabilities, answers),
     }
+    if (at_posterior := posterior_probabilities(predictions)) is not None:
+        columns["nll_posterior"] = question_nll(at_posterior, answers)
     for name, fitted in (("", predictions.adaptation_rows), ("_cv", predictions.held_out_rows)):
         if fitted:
             columns[f"nll_scaled{name}"] = question_nll(scaled_probabilities(predictions, fitted), answers)

@@ -133,7 +133,9 @@ def learning_curve(summary: Summary) -> Picture | None:
         "Learning curve",
         "After adaptation to the unseen tasks, mean over them; higher accuracy and lower ECE are better. Bars are "
         "standard errors over seeds, the dotted line is a system without meta-training, the grey dashes a uniform "
-        "guess." + (" A cross at the foot is a point that is not finite." if _has_broken_points(summary) else ""),
+        "guess. At 0 examples nothing is meta-trained yet: systems differ there by how they adapt (rates, steps, "
+        "noise), and not by what they learned."
+        + (" A cross at the foot is a point that is not finite." if _has_broken_points(summary) else ""),
         panels,
         _legend(names, [name for name in names if not summary["systems"][name]["not_finite"]]),
         columns=2,
@@ -243,13 +245,16 @@ def adaptation_gain(summary: Summary) -> Picture | None:
     if not entries:
         return None
     height = 0.95 + _ROW * len(entries)
+    primary = summary["primary"]
+    nll = primary if all(entry["before_adaptation"][primary] is not None for entry in entries.values()) else "nll"
+    named = "NLL posterior, nats" if nll == "nll_posterior" else "NLL, nats"
     panels = tuple(
         Panel(
             title,
             partial(_draw_gain, summary=summary, names=list(entries), metric=metric, scale=scale),
             height,
         )
-        for title, metric, scale in (("Accuracy, %", "accuracy", 100), ("NLL, nats", "nll", 1), ("ECE", "ece", 1))
+        for title, metric, scale in (("Accuracy, %", "accuracy", 100), (named, nll, 1), ("ECE", "ece", 1))
     )
     return Picture(
         "adaptation_gain",

@@ -17,9 +17,9 @@ from abmll.errors import AbmllError
 from abmll.files import MOST_JSON, check_regular, read_sealed_json
 from abmll.metrics.not_finite import END, TRAINING, NotFinite, read_not_finite
 from abmll.metrics.predictions import Predictions, read_predictions
-from abmll.metrics.registered import METRICS, score_with
-from abmll.metrics.scores import Scores
 from abmll.runs.record import COST, ENVIRONMENT, owner
+from abmll.scoring.registered import METRICS, score_with
+from abmll.scoring.scores import Scores
 
 Cell = tuple[int, str]
 """An adaptation draw and the name of a task: what one predictions file is about."""

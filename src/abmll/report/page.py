@@ -37,7 +37,7 @@ def page(summary: Summary, pictures: Sequence[Picture]) -> str:
             differences=difference_table(summary),
             difference_note=difference_note(summary),
             pictures=[_shown(picture) for picture in pictures],
-            tasks=[task_table(summary, metric) for metric in ("accuracy", "nll_over_uniform", "ece")],
+            tasks=[task_table(summary, metric) for metric in ("accuracy", "gain", "ece")],
             costs=cost_table(summary),
             definitions=definitions(summary),
             environment=[(key, _plain(value)) for key, value in summary["environment"].items()],

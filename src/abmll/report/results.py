@@ -10,11 +10,12 @@ from abmll.errors import AbmllError
 from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM, label_frequency, uniform
 from abmll.metrics.calibration import BINS, reliability_bins
 from abmll.metrics.predictions import Predictions
-from abmll.metrics.registered import SCORES, definition, score_with
-from abmll.metrics.scores import Scores, confidence_and_correct, risk_coverage
+from abmll.metrics.scores import confidence_and_correct, risk_coverage
 from abmll.metrics.statistics import standard_error
 from abmll.report.evidence import INTERVAL_METRICS, Evidence, paired_tests
 from abmll.report.folder import Cell, Comparison, ScoredRun, collect
+from abmll.scoring.registered import SCORES, definition, score_with
+from abmll.scoring.scores import Scores
 
 __all__ = ["Comparison", "collect", "summarise"]
 
@@ -35,7 +36,8 @@ def summarise(comparison: Comparison) -> Summary:
     Returns:
         {"systems": {NAME: {kind, n, n_tasks, n_seeds, n_draws, examples_consumed, METRIC, METRIC_interval,
         METRIC_standard_error, against_reference, before_adaptation, cost, not_finite}},
-        "tasks": {TASK: {NAME: scores}}, "curve", "reliability", "risk_coverage", "environment", "missing",
+        "tasks": {TASK: {NAME: scores}}, "primary" (the score that systems are judged by), "curve", "reliability",
+        "risk_coverage", "environment", "missing",
         "not_finite", "metrics" (of registered metrics, the definitions), "n_groups" (of the questions of all tasks; as
         many as questions if each stands alone), and the comparison's own fields}.
 
@@ -74,6 +76,7 @@ def summarise(comparison: Comparison) -> Summary:
         "draws": comparison.draws,
         "confidence": "choices",
         "bins": BINS,
+        "primary": _primary(entry for entry in systems.values() if entry["kind"] == "system"),
         "metrics": {name: definition(name) for name in comparison.metrics},
         "n_groups": max(each.count_groups() for each in evidence.values()),
         "systems": systems,
@@ -85,6 +88,12 @@ def summarise(comparison: Comparison) -> Summary:
         "missing": list(comparison.missing),
         "not_finite": [line for runs in comparison.runs.values() for run in runs for line in _told_broken(run)],
     }
+
+
+def _primary(entries: Iterable[Mapping[str, Any]]) -> str:
+    """`nll_posterior` where every system that is finite has it, else `nll`."""
+    finite = [entry for entry in entries if not entry["not_finite"]]
+    return "nll_posterior" if finite and all(entry["nll_posterior"] is not None for entry in finite) else "nll"
 
 
 def _with_baselines(comparison: Comparison) -> tuple[dict[str, Sequence[ScoredRun]], dict[str, list[str]]]:
@@ -246,13 +255,14 @@ def _is_there(run: ScoredRun, examples: int, cell: Cell) -> bool:
 
 def _point(runs: Sequence[ScoredRun], comparison: Comparison, examples: int) -> Summary:
     point: Summary = {"examples_consumed": examples, "n_seeds": len(runs)}
-    errors = [f"{metric}_standard_error" for metric in ("accuracy", "ece", "nll")]
+    errors = [f"{metric}_standard_error" for metric in ("accuracy", "ece", "nll_posterior", "nll")]
     if any(examples in run.not_finite for run in runs):
         return {**point, **dict.fromkeys((*SCORES, *comparison.metrics, *errors)), "not_finite": True}
     by_seed = [mean_scores(run.checkpoints[examples][cell] for cell in comparison.cells()) for run in runs]
     point |= _mean_rows(by_seed)
-    for metric, name in zip(("accuracy", "ece", "nll"), errors, strict=True):
-        point[name] = standard_error(np.array([seed[metric] for seed in by_seed]))
+    for metric, name in zip(("accuracy", "ece", "nll_posterior", "nll"), errors, strict=True):
+        values = [value for seed in by_seed if (value := seed[metric]) is not None]
+        point[name] = standard_error(np.array(values)) if len(values) == len(by_seed) else None
     return {**point, "not_finite": False}
 
 

@@ -9,13 +9,14 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from abmll.report.words import difference_note, footnotes, one_of
+from abmll.report.words import POSTERIOR, difference_note, footnotes, has_posterior, one_of
 
 Summary = dict[str, Any]
 Entry = dict[str, Any]
 
 NOT_FINITE = "not finite"
-WIDE = 128  # columns of a terminal from which the main table fits in one piece
+PLAIN = "nll"
+WIDE = 136  # columns of a terminal from which the main table fits in one piece
 _NONE = "-"
 
 
@@ -38,11 +39,12 @@ class TextTable:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the main table: its title, the half that it is in, and its cell for a system."""
+    """A column of the main table: its title, the half that it is in, its cell for a system; and whose NLL it is."""
 
     title: str
     half: str
     cell: Callable[[Entry], str]
+    needs: str | None = None
 
 
 def percent(value: float | None) -> str:
@@ -85,20 +87,29 @@ def _number_of(metric: str) -> Callable[[Entry], str]:
 COLUMNS = (
     Column("Accuracy %", "answers", _with_error("accuracy", percent)),
     Column("95 %", "answers", _interval("accuracy", percent)),
-    Column("NLL", "answers", _with_error("nll", number)),
-    Column("Gain", "answers", lambda entry: signed(entry["nll_over_uniform"])),
-    Column("n", "answers", lambda entry: f"{entry['n']:,}"),
+    Column("NLL posterior", "answers", _with_error(POSTERIOR, number), POSTERIOR),
+    Column("Gain", "answers", lambda entry: signed(entry[f"{POSTERIOR}_over_uniform"]), POSTERIOR),
+    Column("NLL", "answers", lambda entry: NOT_FINITE if entry["not_finite"] else number(entry["nll"]), POSTERIOR),
+    Column("NLL", "answers", _with_error("nll", number), PLAIN),
+    Column("Gain", "answers", lambda entry: signed(entry["nll_over_uniform"]), PLAIN),
+    Column("n", "calibration", lambda entry: f"{entry['n']:,}"),
     Column("ECE", "calibration", _with_error("ece", number)),
     Column("Floor", "calibration", lambda entry: number(entry["ece_noise_floor"])),
     Column("Brier", "calibration", lambda entry: number(entry["brier"])),
-    Column("NLL scaled", "calibration", lambda entry: number(entry["nll_scaled"])),
-    Column("ECE scaled", "calibration", lambda entry: number(entry["ece_scaled"])),
+    Column("ECE posterior", "calibration", lambda entry: number(entry["ece_posterior"]), POSTERIOR),
 )
 
 
 def score_table(summary: Summary, half: str | None = None) -> TextTable:
-    """The main table, or one half of it (`answers`, `calibration`), a row a system, baselines last."""
-    every = (*COLUMNS, *(Column(name, "calibration", _number_of(name)) for name in summary.get("metrics", ())))
+    """The main table, or one half of it (`answers`, `calibration`), a row a system, baselines last.
+
+    Where no system has answers at the posterior temperature, the scores as they are stated stand alone.
+    """
+    shown = {None, POSTERIOR if has_posterior(summary) else PLAIN}
+    every = (
+        *(column for column in COLUMNS if column.needs in shown),
+        *(Column(name, "calibration", _number_of(name)) for name in summary.get("metrics", ())),
+    )
     columns = [column for column in every if half in (None, column.half)]
     entries = summary["systems"]
     rows = [(_row_name(summary, name), *(c.cell(entry) for c in columns)) for name, entry in entries.items()]
@@ -111,10 +122,10 @@ def _row_name(summary: Summary, name: str) -> str:
     return name + ("" if summary["systems"][name]["n_tasks"] == len(summary["tasks"]) else " *")
 
 
-def difference_table(summary: Summary, metrics: Iterable[str] = ("accuracy", "nll", "nll_scaled")) -> TextTable:
-    """Paired tests against the reference, a row a system."""
-    titles = {"accuracy": "Accuracy, points", "nll": "NLL, nats", "nll_scaled": "NLL scaled, nats"}
-    metrics = tuple(metrics)
+def difference_table(summary: Summary, metrics: Iterable[str] | None = None) -> TextTable:
+    """Paired tests against the reference, a row a system; by default of accuracy, the primary score and plain NLL."""
+    titles = {"accuracy": "Accuracy, points", PLAIN: "NLL, nats", POSTERIOR: "NLL posterior, nats"}
+    metrics = tuple(dict.fromkeys(("accuracy", summary["primary"], PLAIN) if metrics is None else metrics))
     rows = []
     for name, entry in summary["systems"].items():
         tests = entry["against_reference"] or {}
@@ -144,13 +155,14 @@ def _signed_points(value: float | None) -> str:
 
 
 def task_table(summary: Summary, metric: str) -> TextTable:
-    """One metric (`accuracy`, `nll_over_uniform`, `ece`), a row a task, a column a system."""
+    """One metric (`accuracy`, `gain` in the primary score, `ece`), a row a task, a column a system."""
     title, form = {
         "accuracy": ("Accuracy %, by task", percent),
-        "nll_over_uniform": ("Gain over a uniform guess in nats, by task", signed),
+        "gain": ("Gain over a uniform guess in nats, by task", signed),
         "ece": ("ECE, by task", number),
     }[metric]
     systems = list(summary["systems"])
+    metric = f"{summary['primary']}_over_uniform" if metric == "gain" else metric
     rows = []
     for task, scores in summary["tasks"].items():
         count = max(found["n"] for found in scores.values())
@@ -211,7 +223,7 @@ def markdown_report(summary: Summary) -> str:
     tests = difference_table(summary)
     if tests.rows:
         parts += [f"## {tests.title}", markdown(tests), difference_note(summary)]
-    for table in (task_table(summary, "accuracy"), task_table(summary, "nll_over_uniform"), cost_table(summary)):
+    for table in (task_table(summary, "accuracy"), task_table(summary, "gain"), cost_table(summary)):
         parts += [f"## {table.title}", markdown(table)] if table.rows else []
     for title, lines in (("Not finite", summary["not_finite"]), ("Missing", summary["missing"])):
         parts += [f"## {title}", _list(map(_markdown_cell, lines))] if lines else []
@@ -233,7 +245,7 @@ class TerminalReport:
         wide = WIDE + sum(len(name) + 2 for name in self.summary.get("metrics", ()))
         halves = (None,) if options.max_width >= wide else ("answers", "calibration")
         tables = [score_table(self.summary, half) for half in halves]
-        tests = difference_table(self.summary, ("accuracy", "nll"))
+        tests = difference_table(self.summary, ("accuracy", self.summary["primary"]))
         for table in tables:
             yield _rich(table)
             yield Text()
@@ -250,7 +262,7 @@ class TerminalReport:
 
 def _rich(table: TextTable) -> RichTable:
     out = RichTable(title=Text(table.title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    out.pad_edge = False
+    out.pad_edge, out.collapse_padding = False, True
     for i, title in enumerate(table.header):
         out.add_column(Text(title), justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold")
     for i, row in enumerate(table.rows):

@@ -6,6 +6,8 @@ from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM
 
 Summary = dict[str, Any]
 
+POSTERIOR = "nll_posterior"
+_AT_POSTERIOR = "at the posterior temperature"
 CLEAR = 0.05  # level, after Holm's correction, from which a difference is called one
 ONE_SEED = "One seed, so no standard error: another seed may order the systems otherwise"
 
@@ -19,19 +21,53 @@ def lede(summary: Summary) -> list[str]:
     if not systems:
         return [f"{scope(summary)}.", *broken_note]
     best = max(systems, key=lambda name: systems[name]["accuracy"])
-    surest = min(systems, key=lambda name: systems[name]["nll"])
+    primary = summary["primary"]
+    surest = min(systems, key=lambda name: systems[name][primary])
     guess = summary["systems"][UNIFORM]
-    losers = [name for name, entry in systems.items() if entry["nll_over_uniform"] <= 0]
+    losers = [name for name, entry in systems.items() if entry[f"{primary}_over_uniform"] <= 0]
+    said = "Lowest negative log-likelihood" + (f" {_AT_POSTERIOR}" if primary == POSTERIOR else "")
     out = [
         f"{scope(summary)}.",
         f"Highest accuracy: {best}, {100 * systems[best]['accuracy']:.1f} % "
-        f"(always the first choice: {100 * guess['accuracy']:.1f} %).",
-        f"Lowest negative log-likelihood: {surest}, {systems[surest]['nll']:.3f} nats "
-        f"(uniform guess: {guess['nll']:.3f}).",
+        f"(uniform guess: {100 * guess['accuracy']:.1f} %).",
+        f"{said}: {surest}, {systems[surest][primary]:.3f} nats (uniform guess: {guess['nll']:.3f}).",
     ]
     if losers:
         out.append(f"Negative log-likelihood not below that of a uniform guess: {', '.join(losers)}.")
-    return out + broken_note + [_verdict(summary, metric) for metric in ("accuracy", "nll")]
+    return out + broken_note + [_verdict(summary, metric) for metric in ("accuracy", primary)] + [advice(summary)]
+
+
+def has_posterior(summary: Summary) -> bool:
+    """Whether any system has answers at the posterior temperature."""
+    systems = [entry for entry in summary["systems"].values() if entry["kind"] == "system"]
+    return any(entry[POSTERIOR] is not None for entry in systems)
+
+
+def advice(summary: Summary) -> str:
+    """Which system to choose, in one line: one that a test shows to be better in NLL, or else the cheapest."""
+    systems = {name: e for name, e in summary["systems"].items() if e["kind"] == "system" and not e["not_finite"]}
+    reference, primary = summary["reference"], summary["primary"]
+    tests = {name: test for name, test in _tests(summary, primary).items() if test["p_holm"] is not None}
+    shown = {name: test["difference"] for name, test in tests.items() if test["p_holm"] < CLEAR}
+    better = [name for name in systems if shown.get(name, 0.0) < 0]
+    left = {name: systems[name] for name in better or systems if shown.get(name, 0.0) <= 0}
+    if all(entry[f"{primary}_over_uniform"] <= 0 for entry in left.values()):
+        return "Choose none of them: in NLL none is better than a uniform guess."
+    if better:
+        best = min(better, key=lambda name: systems[name][primary])
+        return f"Choose {best}: of the systems that are better than {reference} in NLL it has the lowest."
+    seconds = {name: spent for name, entry in left.items() if (spent := _seconds(entry["cost"])) is not None}
+    if not seconds:
+        return "These rows do not decide which system to choose, and what each costs was not recorded."
+    cheapest = min(seconds, key=seconds.__getitem__)
+    return f"These rows do not decide which system to choose; the cheapest is {cheapest} ({seconds[cheapest]:,.0f} s)."
+
+
+def _seconds(cost: Summary | None) -> float | None:
+    """Of training, adapting and predicting, as far as they were recorded."""
+    parts = [(cost or {}).get(f"{part}_seconds") for part in ("train", "adapt", "predict")]
+    numbers = [float(part) for part in parts if isinstance(part, int | float)]
+    return sum(numbers) if numbers else None
 
 
 def scope(summary: Summary) -> str:
@@ -64,9 +100,8 @@ def footnotes(summary: Summary) -> list[str]:
         f"the choices (confidence kind: {summary['confidence']}).",
         "Floor: the ECE that a perfectly calibrated system would show on so few questions; "
         "an ECE near its floor is no sign of miscalibration.",
-        "Scaled: after temperature scaling on the adaptation examples. A system that has learned those by heart comes "
-        "out too sure of itself (adaptation.folds fits on examples held out: nll_scaled_cv in results.json).",
-        f"{UNIFORM}: every choice equally probable, the first one predicted.",
+        _which_nll(summary),
+        f"{UNIFORM}: every choice equally probable; its accuracy is what a guess is expected to score.",
         *(f"{name}: {definition}" for name, definition in summary.get("metrics", {}).items()),
     ]
     if broken := [name for name, entry in entries.items() if entry["not_finite"]]:
@@ -81,9 +116,26 @@ def footnotes(summary: Summary) -> list[str]:
     return lines
 
 
+def _which_nll(summary: Summary) -> str:
+    """Which number is which, and how to get the one that is missing."""
+    if not has_posterior(summary):
+        return (
+            "NLL: of the probabilities as they are stated. At the temperature that suits a task, which is the primary "
+            "score, it needs examples that were held out: adaptation.folds=5."
+        )
+    systems = {name: entry for name, entry in summary["systems"].items() if entry["kind"] == "system"}
+    without = [name for name, entry in systems.items() if not entry["not_finite"] and entry[POSTERIOR] is None]
+    missing = f" No held-out examples (adaptation.folds=5), and so none of it: {', '.join(without)}." if without else ""
+    return (
+        "NLL posterior (and its gain, and ECE posterior): answers averaged over the posterior of their task's "
+        "temperature, given the examples when held out; the primary score. NLL, ECE and Brier: of the probabilities as "
+        f"they are stated.{missing}"
+    )
+
+
 def difference_note(summary: Summary) -> str:
     """How the paired tests were made."""
-    tests = _tests(summary, "accuracy") or _tests(summary, "nll")
+    tests = _tests(summary, "accuracy") or _tests(summary, summary["primary"])
     levels = next(iter(tests.values()))["levels"] if tests else ["questions"]
     named = ", ".join(_asked(summary) if level == "questions" else level for level in levels)
     once = [once for test in tests.values() for once in test["measured_once"]]
@@ -116,9 +168,15 @@ def _asked(summary: Summary) -> str:
 def definitions(summary: Summary) -> list[tuple[str, str]]:
     """Name and definition of every number, for the page."""
     return [
-        ("Accuracy", "share of questions whose most probable choice is right."),
-        ("NLL", "mean negative log-likelihood of the right choice, in nats."),
-        ("Gain", "mean log(number of choices) - NLL: nats over a uniform guess."),
+        ("Accuracy", "share of questions whose most probable choice is right; equally probable ones share the answer."),
+        (
+            "NLL posterior",
+            "mean negative log-likelihood of the right choice, in nats, after the answers were averaged over the "
+            "posterior of the task's temperature: given the examples, each answered when it was held out, with the "
+            "prior learned on the training tasks where these were predicted, else a weak one. The primary score.",
+        ),
+        ("NLL", "the same of the probabilities as they are stated."),
+        ("Gain", "mean log(number of choices) - NLL (NLL posterior, where there is one): nats over a uniform guess."),
         ("Brier", "squared distance of the probabilities to the right answer, summed over choices, 0 to 2."),
         (
             "Confidence",
@@ -131,7 +189,6 @@ def definitions(summary: Summary) -> list[tuple[str, str]]:
             "each weighted by its questions; computed per task, then averaged.",
         ),
         ("Floor", "mean ECE of simulated answers that are right exactly as often as stated, same questions."),
-        ("Scaled", "the same score after one temperature, fitted on the adaptation examples of the task."),
         *summary.get("metrics", {}).items(),
         ("±", "standard error over training seeds (sd / sqrt(seeds))."),
         ("[ ]", f"95 % bootstrap interval: {_asked(summary)} resampled within each task, seeds and draws held fixed."),
@@ -140,7 +197,11 @@ def definitions(summary: Summary) -> list[tuple[str, str]]:
 
 
 def _verdict(summary: Summary, metric: str) -> str:
-    label, form, sign = {"accuracy": ("Accuracy", _points, 1), "nll": ("NLL", _nats, -1)}[metric]
+    label, form, sign = {
+        "accuracy": ("Accuracy", _points, 1),
+        "nll": ("NLL", _nats, -1),
+        POSTERIOR: ("NLL posterior", _nats, -1),
+    }[metric]
     tests, reference = _tests(summary, metric), summary["reference"]
     if not tests:
         why = ", which is not finite" if summary["systems"].get(reference, {}).get("not_finite") else ""

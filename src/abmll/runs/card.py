@@ -183,7 +183,7 @@ def _settings(facts: AdapterFacts) -> list[tuple[object, object]]:
         "adapted layers": _layers(facts),
         "standard deviations": "in abmll.safetensors; other programs use the means alone" if facts.has_std else "none",
         "answers": f"{text.kind} (normalisation {text.normalisation}, template {text.template}, temperature "
-        f"{text.temperature:.4g})",
+        f"{text.temperature:.4g}{'' if text.premise is None else f', premise {text.premise!r}'})",
     }
     return [*given.items(), *facts.settings.items()]
 
@@ -238,20 +238,37 @@ def _scores(about: About) -> list[str]:
         f"steps; {how}. \\[ \\] is a 95 % bootstrap interval over questions, means over tasks are unweighted, and the "
         "training seed is one. These weights are the start of it: they have not been adapted yet.",
         *broken,
-        _table(("task", "questions", "draws", "accuracy %", "NLL, nats", "ECE"), map(_score_row, about.scores)),
+        *_score_table(about.scores),
     ]
 
 
-def _score_row(row: ScoreRow) -> tuple[object, ...]:
-    (low, high), (least, most), (near, far) = row.accuracy_interval, row.nll_interval, row.ece_interval
+def _score_table(scores: Sequence[ScoreRow]) -> list[str]:
+    """The table, with the primary score, and what that is, where the files have it."""
+    has_posterior = any(row.nll_posterior is not None for row in scores)
+    titles = ("NLL posterior, nats", "NLL, nats") if has_posterior else ("NLL, nats",)
+    table = _table(
+        ("task", "questions", "draws", "accuracy %", *titles, "ECE"), (_score_row(row, has_posterior) for row in scores)
+    )
+    note = "NLL posterior: at the posterior of the task's temperature, given held-out examples; NLL, ECE: as stated."
+    return [table, note] if has_posterior else [table]
+
+
+def _score_row(row: ScoreRow, has_posterior: bool) -> tuple[object, ...]:
+    low, high = row.accuracy_interval
+    posterior = _estimate(row.nll_posterior, row.nll_posterior_interval)
     return (
         row.task,
         f"{row.questions:,}",
         row.draws,
         f"{100 * row.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
-        f"{row.nll:.3f} [{least:.3f}, {most:.3f}]",
-        f"{row.ece:.3f} [{near:.3f}, {far:.3f}]",
+        *((posterior,) if has_posterior else ()),
+        _estimate(row.nll, row.nll_interval),
+        _estimate(row.ece, row.ece_interval),
     )
+
+
+def _estimate(value: float | None, ends: tuple[float, float] | None) -> str:
+    return "-" if value is None or ends is None else f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
 
 
 def _check(check: Mapping[str, Any]) -> list[str]:

@@ -25,8 +25,9 @@ class Estimate:
         adapter_parameters: trained factors of one slot (theta or phi).
         weight_bytes: base weights in the chosen dtype.
         adapter_bytes: both slots, their gradients and optimizer moments, in float32.
-        activation_bytes: a rough bound for one batch of questions of `likelihood.max_tokens` tokens: 20 values per
-            token, layer and hidden unit, and three float32 copies of the logits of one token in four.
+        activation_bytes: a rough bound for one batch of questions, and of as many premises where there are any, of
+            `likelihood.max_tokens` tokens: 20 values per token, layer and hidden unit, and three float32 copies of the
+            logits of one token in four.
     """
 
     meta_iterations: int
@@ -57,6 +58,7 @@ def estimate(run: ResolvedRun) -> Estimate:
     dtype = choose_dtype(config.model.dtype, choose_device(config.model.device))
     batches = run.training.iterations * config.training.meta_batch * (settings.inner_steps + 1)
     questions = min(settings.batch_size, config.training.micro_batch or settings.batch_size)
+    prompts = questions * (1 if config.likelihood.premise is None else 2)
     return Estimate(
         meta_iterations=run.training.iterations,
         gradient_steps=batches,
@@ -65,7 +67,7 @@ def estimate(run: ResolvedRun) -> Estimate:
         adapter_parameters=factors,
         weight_bytes=_weight_bytes(model, dtype, config.model.quantisation),
         adapter_bytes=factors * 4 * 2 * 4,
-        activation_bytes=_activation_bytes(model.config, questions * config.likelihood.max_tokens, dtype),
+        activation_bytes=_activation_bytes(model.config, prompts * config.likelihood.max_tokens, dtype),
     )
 
 

@@ -19,6 +19,7 @@ from abmll.runs.cells import BEFORE, Cell, Cells
 from abmll.runs.prepare import Run
 from abmll.runs.record import COST, ENVIRONMENT, folder_name, mean_scores, owner
 from abmll.runs.tracking import Tracking
+from abmll.systems.scale import has_scale
 from abmll.systems.system import System
 from abmll.training.resume import restore_theta
 
@@ -75,7 +76,7 @@ def evaluate_once(run: Run, system: System, step: int, listener: Listener, timer
     files, cells, draws = [], Cells(run), range(run.config.adaptation.draws)
     with run.directory.locked(), gently():
         for draw, task in itertools.product(draws, run.tasks.unseen):
-            cell = _adapted_cell(run, task, draw, step)
+            cell = _adapted_cell(run, task, draw, step, run.folds(run.adaptation.steps))
             cells.make(system, cell, timer, anew=True)
             listener(_evaluated(run, cell))
             files += [cells.file(name, cell.where, draw, task) for name in run.rows]
@@ -85,18 +86,23 @@ def evaluate_once(run: Run, system: System, step: int, listener: Listener, timer
 
 
 def _every_cell(run: Run, final: int) -> Iterator[Cell]:
-    """Each point of the curve up to `final`, draw and task; at the end those without adaptation."""
+    """Each point of the curve up to `final`, draw and task; at the end those without adaptation.
+
+    Examples are answered held out at the end alone: a point before it would take as much longer as there are folds, and
+    has no learned prior of the temperature.
+    """
     for step in run.evaluated_steps(final):
+        folds = run.folds(run.adaptation.steps) if step == final else 0
         for draw, task in itertools.product(range(run.config.adaptation.draws), run.tasks.unseen):
-            yield _adapted_cell(run, task, draw, step)
+            yield _adapted_cell(run, task, draw, step, folds)
     unadapted = replace(run.adaptation, steps=0)
     for task in run.tasks.unseen:
-        yield Cell(task, 0, final, run.examples(final), BEFORE, unadapted)
+        yield Cell(task, 0, final, run.examples(final), BEFORE, unadapted, run.folds(0))
 
 
-def _adapted_cell(run: Run, task: Task, draw: int, step: int) -> Cell:
+def _adapted_cell(run: Run, task: Task, draw: int, step: int, folds: int) -> Cell:
     examples = run.examples(step)
-    return Cell(task, draw, step, examples, folder_name(examples), run.adaptation)
+    return Cell(task, draw, step, examples, folder_name(examples), run.adaptation, folds)
 
 
 def _evaluated(run: Run, cell: Cell) -> dict[str, Any]:
@@ -109,21 +115,26 @@ def _evaluated(run: Run, cell: Cell) -> dict[str, Any]:
         "step": cell.step,
         "adapted": steps > 0,
     }
-    return {"event": "evaluated", "units": run.evaluation_units(cell.task, steps), **names}
+    return {"event": "evaluated", "units": run.evaluation_units(cell.task, steps, cell.folds), **names}
 
 
 def is_complete(run: Run) -> bool:
     """Whether every file is there: `cost.json`, written last, says where training ended.
 
-    A cell that is not finite has a file too, and is not tried again.
+    A cell that is not finite has a file too, and is not tried again. Where `adaptation.meta_rows` asks for the prior of
+    the temperature, it is there and in the predictions, unless training did not come to its end.
     """
     try:
         final = read_sealed_json(run.folder / COST, _owner(run, COST))["final_step"]
         read_sealed_json(run.folder / ENVIRONMENT, _owner(run, ENVIRONMENT))
     except (AbmllError, KeyError):
         return False
-    cells = Cells(run)
-    return all(cells.exist(cell.where, cell.draw, (cell.task,)) for cell in _every_cell(run, final))
+    cells, every = Cells(run), list(_every_cell(run, final))
+    if not all(cells.exist(cell.where, cell.draw, (cell.task,)) for cell in every):
+        return False
+    if not run.config.adaptation.meta_rows or any(marker.stage == TRAINING for _, marker in cells.markers()):
+        return True
+    return has_scale(run, run.folder) and all(map(cells.have_priors, every))
 
 
 def mark_training(run: Run, error: NonFiniteError) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 from abmll.config import RunConfig, TrainingConfig
 from abmll.errors import AbmllError
 from abmll.prompts.encode import Encoder
-from abmll.prompts.in_context import with_examples
 from abmll.question import Task
 
 SHARED: Mapping[str, str] = {
@@ -23,6 +22,7 @@ SHARED: Mapping[str, str] = {
     "adaptation.draws": "a mean over fewer draws, or others, is no comparison",
     "adaptation.seed": "all systems adapt to the same examples of each draw",
     "adaptation.test_questions": "scores on other questions are no comparison",
+    "adaptation.meta_rows": "scores at temperatures learned from more or fewer rows are no comparison",
 }
 """Fields, and whole sections, of which a system of a comparison can have no value of its own, and why."""
 
@@ -38,6 +38,7 @@ TRAINED: Mapping[str, str] = {
     "likelihood.temperature": "its adapter has it, as it was learned or set; train another run",
     "likelihood.learn_temperature": NO_TRAINING,
     "training": f"{NO_TRAINING} (training.micro_batch alone can be set)",
+    "adaptation.meta_rows": "the training tasks are answered at the end of `abmll train`; call that again with it",
     "tracking": NO_TRAINING,
 }
 """Fields, sections and beginnings of names that cannot be set of a run that is trained, and why."""
@@ -49,6 +50,8 @@ OWN_ROWS: Mapping[str, str] = {
     "adaptation.test_questions": "all rows that are given are answered",
     "adaptation.folds": "the check of `adapt --save` has folds of its own",
     "adaptation.in_context": "it is for unseen tasks that are scored",
+    "adaptation.content_free": "it is for unseen tasks that are scored",
+    "adaptation.lengths": "it is for unseen tasks that are scored",
     "tasks": "the rows are those of the file that is given",
 }
 """What more cannot be set where a user's own rows are adapted to or answered."""
@@ -133,7 +136,7 @@ def check_encoded(tasks: tuple[Task, ...], encoder: Encoder, *, in_context: bool
     for question in (question for task in tasks for question in (*task.train, *task.test)[:1]):
         encoder(question)
         if in_context:
-            with_examples(question, (), encoder)
+            encoder.with_examples(question, ())
 
 
 def check_trained(before: RunConfig, now: RunConfig, where: object, also: Mapping[str, str] | None = None) -> None:
@@ -148,8 +151,22 @@ def check_trained(before: RunConfig, now: RunConfig, where: object, also: Mappin
     Raises:
         AbmllError: names the field, its value and that of the run; says why.
     """
+    check_fixed(before, now, where, {**TRAINED, **(also or {})})
+
+
+def check_fixed(before: RunConfig, now: RunConfig, where: object, rules: Mapping[str, str]) -> None:
+    """Refuse another value of a field that cannot be set.
+
+    Args:
+        before: the run's own configuration.
+        now: with what the user set.
+        where: what the message calls the run.
+        rules: fields, sections and beginnings of names that cannot be set, and why.
+
+    Raises:
+        AbmllError: names the field, its value and that of the run; says why.
+    """
     one, other = (dict(fields_of(config.model_dump(mode="json"))) for config in (before, now))
-    rules = {**TRAINED, **(also or {})}
     for field in dict.fromkeys((*one, *other)):
         why = "" if field in STILL else _why(field, rules)
         if why and one.get(field) != other.get(field):

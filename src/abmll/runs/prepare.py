@@ -11,11 +11,13 @@ from pathlib import Path
 from abmll.adapters.peft import read_peft
 from abmll.config import CompareConfig, RunConfig, TaskSource
 from abmll.errors import AbmllError
-from abmll.metrics.registered import METRICS
+from abmll.prompts.content_free import CONTENT_FREE
 from abmll.question import Task
 from abmll.runs.overrides import check_systems, of_system
 from abmll.runs.roles import RunTasks, check_roles, without_leaks, without_leaks_of_trained
 from abmll.runs.tracking import Tracking, check_trackers
+from abmll.scoring.registered import METRICS
+from abmll.systems.meta_rows import spread_tasks
 from abmll.systems.plans import ResolvedRun, resolve
 from abmll.tasks.episodes import Episodes
 from abmll.tasks.sources import load_tasks
@@ -69,15 +71,31 @@ class Run(ResolvedRun):
         """Question forward passes of training and evaluating: the measure of progress."""
         steps, draws, unseen = self.adaptation.steps, self.config.adaptation.draws, self.tasks.unseen
         training = 3 * self.examples(self.training.iterations)
-        adapted = sum(self.evaluation_units(task, steps) for task in unseen) * draws * len(self.curve)
-        return training + adapted + sum(self.evaluation_units(task, 0) for task in unseen)
+        points = [0] * (len(self.curve) - 1) + [self.folds(steps)]
+        adapted = sum(self.evaluation_units(task, steps, folds) for task in unseen for folds in points) * draws
+        meta = self.meta_units() * len(spread_tasks(self.tasks.train))
+        return training + meta + adapted + sum(self.evaluation_units(task, 0, self.folds(0)) for task in unseen)
 
-    def evaluation_units(self, task: Task, steps: int) -> int:
+    def folds(self, steps: int) -> int:
+        """Into which examples are dealt that so many steps learn from; 0 where nothing is learned to be held out of."""
+        return self.config.adaptation.folds if steps or self.shows_examples else 0
+
+    def meta_units(self) -> int:
+        """Question forward passes of adapting to a training task and answering `adaptation.meta_rows` of its rows."""
+        rows = self.config.adaptation.meta_rows
+        return 3 * self.adaptation.steps * self.adaptation.batch_size + rows * self._passes if rows else 0
+
+    def evaluation_units(self, task: Task, steps: int, folds: int) -> int:
         """Question forward passes of adapting to a task and predicting; a backward pass counts as two."""
         a = self.config.adaptation
-        folds = a.folds if steps or self.shows_examples else 0
         questions = len(self.scored(task)) + a.examples * (2 if folds else 1)
-        return 3 * steps * a.batch_size * (folds + 1) + questions * ((a.samples if len(self.rows) > 1 else 0) + 1)
+        questions += len(CONTENT_FREE) if a.content_free and task.fixed_labels is not None else 0
+        return 3 * steps * a.batch_size * (folds + 1) + questions * self._passes
+
+    @property
+    def _passes(self) -> int:
+        """Forward passes of a question, by all rows."""
+        return (self.config.adaptation.samples if len(self.rows) > 1 else 0) + 1
 
 
 def check_run(run: ResolvedRun, *folders: Path) -> None:

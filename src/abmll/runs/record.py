@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from abmll.errors import AbmllError
@@ -14,13 +15,15 @@ from abmll.metrics.calibration import expected_calibration_error
 from abmll.metrics.not_finite import END, read_not_finite
 from abmll.metrics.predictions import Predictions, read_predictions
 from abmll.metrics.resampling import group_numbers
-from abmll.metrics.scores import confidence_and_correct, question_nll, score
+from abmll.metrics.scores import confidence_and_correct, question_nll
 from abmll.metrics.statistics import (
     Interval,
     stratified_bootstrap_interval,
     stratified_ece_bootstrap_interval,
 )
 from abmll.question import Task
+from abmll.scoring.posterior import posterior_probabilities
+from abmll.scoring.scores import score
 from abmll.tasks.catalogue.entries import catalogue_entry, catalogue_names
 
 RECORD, COST, ENVIRONMENT = "trained.json", "cost.json", "environment.json"
@@ -103,6 +106,7 @@ class ScoreRow:
         task: its name.
         questions, draws: answered; and how often others were drawn to adapt on.
         accuracy, nll, ece: each with its interval; the ECE of 15 equal-width bins of the choices' probability.
+        nll_posterior: the NLL at the posterior temperature, with its interval; both None where a file has none.
     """
 
     task: str
@@ -114,6 +118,8 @@ class ScoreRow:
     nll_interval: Interval
     ece: float
     ece_interval: Interval
+    nll_posterior: float | None = None
+    nll_posterior_interval: Interval | None = None
 
 
 def owner(file: str, system: str, seed: int) -> str:
@@ -185,6 +191,7 @@ def _row(name: str, tasks: Mapping[str, Sequence[Predictions]]) -> ScoreRow:
     nll = {t: np.stack([question_nll(p.probabilities(), p.answers()) for p in draws]) for t, draws in tasks.items()}
     groups = {t: group_numbers([row.group for row in draws[0].rows]) for t, draws in tasks.items()}
     ece = [np.mean([expected_calibration_error(c, r) for c, r in runs]) for runs in said.values()]
+    posterior = _nll_posterior(tasks)
     return ScoreRow(
         task=name,
         questions=sum(values.shape[-1] for values in nll.values()),
@@ -195,4 +202,18 @@ def _row(name: str, tasks: Mapping[str, Sequence[Predictions]]) -> ScoreRow:
         nll_interval=stratified_bootstrap_interval(nll, groups=groups),
         ece=float(np.mean(ece)),
         ece_interval=stratified_ece_bootstrap_interval(sure, groups=groups),
+        nll_posterior=None if posterior is None else float(np.mean([values.mean() for values in posterior.values()])),
+        nll_posterior_interval=None if posterior is None else stratified_bootstrap_interval(posterior, groups=groups),
     )
+
+
+def _nll_posterior(tasks: Mapping[str, Sequence[Predictions]]) -> dict[str, Float[np.ndarray, "D N"]] | None:
+    """The NLL of each draw's questions at the posterior temperature; None if a file has no posterior."""
+    out = {}
+    for task, draws in tasks.items():
+        answered = [posterior_probabilities(found) for found in draws]
+        known = [question_nll(p, found.answers()) for p, found in zip(answered, draws, strict=True) if p is not None]
+        if len(known) < len(draws):
+            return None
+        out[task] = np.stack(known)
+    return out

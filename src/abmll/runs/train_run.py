@@ -3,6 +3,7 @@
 `train` does it from Python, on tasks that are Python objects.
 """
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from abmll.errors import AbmllError, NonFiniteError
 from abmll.methods.noise import VALIDATION
 from abmll.metrics.scores import mean_nll, mean_nll_scaled
 from abmll.process.agreement import agree_on_failure
+from abmll.process.stopping import gently
 from abmll.process.timer import Timer
 from abmll.process.world import World
 from abmll.question import Task
@@ -24,14 +26,32 @@ from abmll.runs.provenance import provenance_of, record_provenance
 from abmll.runs.record import TrainingRecord, task_facts, write_training_record
 from abmll.runs.roles import RunTasks, check_roles, without_leaks
 from abmll.runs.tracking import Tracking
+from abmll.scoring.posterior import mean_nll_posterior
 from abmll.systems.build import renew
+from abmll.systems.folds import Answered
+from abmll.systems.meta_rows import META_DRAW, held_back_episode, rows_trained_on, spread_tasks
 from abmll.systems.plans import PredictionPlan, resolve
+from abmll.systems.scale import (
+    FEWEST_TASKS,
+    MEAN,
+    OWN,
+    SCALE_FILE,
+    Scale,
+    drop_stale_scale,
+    has_scale,
+    learn_scale,
+    write_scale,
+)
 from abmll.systems.system import System
 from abmll.tasks.episodes import check_answers
 from abmll.training.finite import without_folders
 from abmll.training.optimizers import rates_at
 from abmll.training.train import meta_train
 
+log = logging.getLogger(__name__)
+
+VALIDATE_BY = {"nll_posterior": mean_nll_posterior, "nll": mean_nll, "nll_scaled": mean_nll_scaled}
+"""What the validation tasks can be scored by: of `training.validate_by`."""
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -91,6 +111,7 @@ def train_in_folder(
     with agree_on_failure(world, long=True):
         if world.is_main:
             _write_adapter(run, system, final)
+            learn_run_scale(run, system, final, listener, timer)
     return final
 
 
@@ -109,12 +130,13 @@ def _meta_train(run: Run, system: System, report: Listener, world: World) -> int
 def validation_nll(run: Run, system: System) -> float:
     """Mean NLL over the validation tasks after adapting to each, by the mean weights; phi is used up by it.
 
-    With `training.validate_by` `nll_scaled`, at the temperature that suits each task best.
+    `training.validate_by` says which NLL: at the posterior temperature given the other half of the task's rows
+    (`nll_posterior`), as it is stated (`nll`), or at the temperature that suits the very rows best (`nll_scaled`).
 
     Raises:
         NonFiniteError: an adaptation or prediction is not finite; the message names no folder of the user's.
     """
-    nll = {"nll": mean_nll, "nll_scaled": mean_nll_scaled}[run.config.training.validate_by]
+    nll = VALIDATE_BY[run.config.training.validate_by]
     plan, cells = PredictionPlan("mean", 1, run.prediction.batch_tokens), Cells(run)
     nlls = []
     for task in run.tasks.validation:
@@ -135,6 +157,54 @@ def _write_adapter(run: Run, system: System, final: int) -> None:
     stored = system.stored("shared")
     about = about_run(run.folder, stored.facts)
     write_adapter(stored, run.folder / "adapter", lambda beside: write_card(beside, about))
+
+
+def learn_run_scale(run: Run, system: System, final: int, listener: Listener, timer: Timer) -> None:
+    """Learn the prior of the temperature into the run directory, if `adaptation.meta_rows` asks for it and it lacks.
+
+    Args:
+        run: its training tasks are answered, with what its meta-training drew told apart.
+        system: holds the weights of `final`, those in the run's adapter; phi is used up by it.
+        final: the meta-iteration whose weights are the result.
+        listener: is called with an event after each task.
+        timer: adds up the seconds.
+
+    Raises:
+        Stopped: the process was asked to stop; the next call begins with the first task again.
+    """
+    rows = run.config.adaptation.meta_rows
+    if not rows:
+        drop_stale_scale(run.folder)
+        return
+    if has_scale(run, run.folder):
+        return
+    cells, event = Cells(run), {"event": "evaluated", "system": run.name, "draw": META_DRAW, "step": final}
+
+    def answer(episode: Task) -> list[Answered]:
+        answered = cells.answer_episode(system, episode)
+        listener({**event, "task": episode.name, "adapted": True, "units": run.meta_units()})
+        return answered
+
+    with timer("scale_seconds"), gently():
+        drawn = rows_trained_on(run.episodes, final, run.training.meta_batch)
+        tasks = spread_tasks(run.tasks.train)
+        episodes = {task.name: held_back_episode(task, run.adaptation, rows, drawn) for task in tasks}
+        scale = learn_scale(episodes, answer, (OWN, MEAN)[: len(run.rows)])
+    write_scale(run.folder, run, final, scale)
+    _tell(run.folder, scale)
+
+
+def _tell(folder: Path, scale: Scale) -> None:
+    """Name the tasks that were left out, and say where so few are left that the prior is the weak one or near it."""
+    for task, why in scale.left_out.items():
+        log.warning("%s: task %s is not among those that it was learned from: %s", folder / SCALE_FILE, task, why)
+    if scale.fitted_tasks < FEWEST_TASKS:
+        log.warning(
+            "%s: learned from %d tasks, so the temperature's prior is %s",
+            folder / SCALE_FILE,
+            scale.fitted_tasks,
+            "nearly the weak one" if scale.fitted_tasks else "the weak one",
+        )
 
 
 def train(

@@ -45,7 +45,7 @@ def use_adapter(
     check_weights(stored, system.language_model, system.method.adapters, where)
     _take_learned(stored, system, where)
     theirs, mine = stored.facts.likelihood, system.config.likelihood
-    for name in ("kind", "normalisation", "template"):
+    for name in ("kind", "normalisation", "template", "premise"):
         if getattr(theirs, name) != getattr(mine, name):
             pair = (str(getattr(theirs, name))[:60], str(getattr(mine, name))[:60])
             logger.warning("%s was made with likelihood.%s=%s, here it is %s: it may answer worse", where, name, *pair)

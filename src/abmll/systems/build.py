@@ -77,7 +77,7 @@ def build_system(
         seed=config.training.seed,
     )
     text = config.likelihood
-    likelihood = ChoiceLikelihood(base.model, text.kind, text.temperature, text.learn_temperature)
+    likelihood = ChoiceLikelihood(base.model, text.decided, text.temperature, text.learn_temperature)
     method = method_class(config.method.name)(adapters, likelihood.nll, settings, likelihood.log_temperature)
     kernels.use(config.engine.kernels)
     pack(base.model, config.engine.packed)
@@ -166,15 +166,18 @@ def build_batcher(config: RunConfig, base: LanguageModel) -> Batcher:
     text = config.likelihood
     encoder = Encoder(
         base.tokenizer,
-        text.kind,
+        text.decided,
         text.normalisation,
         text.template,
         text.max_tokens,
         limit=getattr(base.model.config, "max_position_embeddings", None),
+        premise=text.premise,
     )
+    encoder.cut = text.cut
     buckets = base.device.type == "cuda" and config.engine.capture
     least = config.engine.least_width
-    return Batcher(encoder, base.device, config.training.micro_batch, text.share_prefix, buckets, least)
+    micro_batch = config.training.micro_batch
+    return Batcher(encoder, base.device, micro_batch, text.share_prefix, buckets, least, text.share_labels)
 
 
 def _std_options(settings: Settings) -> StdOptions:

@@ -4,15 +4,16 @@ adaptation and prediction.
 What trains, evaluates, answers and reports takes these, and resolves nothing again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from abmll.config import MethodConfig, RunConfig
 from abmll.errors import AbmllError
 from abmll.kernels import check_usable
 from abmll.methods import method_class, resolve_settings
-from abmll.methods.base import Settings
+from abmll.methods.base import Schedule, Settings
 from abmll.models.load import choose_device
+from abmll.prompts.encode import LETTER_PREMISE
 from abmll.question import Question, Task
 from abmll.systems.posteriors.settings import resolve_posterior
 from abmll.tasks.episodes import Episodes
@@ -21,12 +22,16 @@ from abmll.training.train import TrainingPlan
 
 @dataclass(frozen=True, slots=True)
 class AdaptationPlan:
-    """How an unseen task is adapted to: the same examples and steps for every system."""
+    """How an unseen task is adapted to: the same examples and steps for every system.
+
+    `schedule`: how the rates fall over the steps; `linear` and `cosine` to 0 after the last one.
+    """
 
     examples: int = 20
     steps: int = 10
     batch_size: int = 2
     seed: int = 0
+    schedule: Schedule = "constant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,7 @@ def resolve(config: RunConfig) -> ResolvedRun:
     _check_answering(config, settings)
     _check_posterior(config)
     draws = method_class(config.method.name).has_std or getattr(settings, "dropout", 0.0) > 0
-    draws = draws or config.posterior.name != "none"
+    draws = (draws or config.posterior.name != "none") and config.adaptation.sampler != "mean"
     return ResolvedRun(
         name=config.name,
         seed=config.training.seed,
@@ -179,6 +184,14 @@ def _check_answering(config: RunConfig, settings: Settings) -> None:
             f"{'adaptation.in_context' if a.in_context else 'method.demonstrations'} puts examples before the prompt, "
             "which likelihood.template=chat has no place for; use likelihood.template=plain, or a template of your own"
         )
+    if text.premise is not None and text.kind == "letter":
+        raise AbmllError(LETTER_PREMISE)
+    if text.premise is not None and (a.in_context or shown):
+        raise AbmllError(
+            f"{'adaptation.in_context' if a.in_context else 'method.demonstrations'} with likelihood.premise: the "
+            "examples stand in the question's context, which the premise takes away, and would have to stand before "
+            "the premise too; use likelihood.premise=null"
+        )
 
 
 def _check_posterior(config: RunConfig) -> None:
@@ -216,13 +229,13 @@ def _training_plan(config: RunConfig) -> TrainingPlan:
 def adaptation_plan(config: RunConfig) -> AdaptationPlan:
     """How unseen tasks are adapted to, from a configuration."""
     a = config.adaptation
-    return AdaptationPlan(a.examples, a.steps, a.batch_size, a.seed)
+    return AdaptationPlan(a.examples, a.steps, a.batch_size, a.seed, a.schedule)
 
 
 def prediction_plan(config: RunConfig) -> PredictionPlan:
     """How probabilities are made, from a configuration."""
     a = config.adaptation
-    return PredictionPlan(a.sampler, a.samples, a.batch_tokens)
+    return PredictionPlan(a.sampler, 1 if a.sampler == "mean" else a.samples, a.batch_tokens)
 
 
 def plan_for(rows: int, usual: AdaptationPlan, steps: int | None = None) -> AdaptationPlan:
@@ -233,7 +246,7 @@ def plan_for(rows: int, usual: AdaptationPlan, steps: int | None = None) -> Adap
         usual: batch size, seed, and the steps that are taken at least.
         steps: exactly so many instead; None: `steps_for`.
     """
-    return AdaptationPlan(rows, steps_for(rows, usual) if steps is None else steps, usual.batch_size, usual.seed)
+    return replace(usual, examples=rows, steps=steps_for(rows, usual) if steps is None else steps)
 
 
 def steps_for(rows: int, usual: AdaptationPlan) -> int:

@@ -16,12 +16,13 @@ from abmll.deprecation import renamed_keywords
 from abmll.errors import NonFiniteError
 from abmll.kernels.noise import key_tensor
 from abmll.likelihood import ChoiceLikelihood
-from abmll.methods.base import Method
+from abmll.methods.base import Method, Schedule
 from abmll.methods.noise import POSTERIOR, Coordinates, StepCoordinates, adaptation_coordinates, prediction_keys
 from abmll.metrics.calibration import check_finite
 from abmll.metrics.predictions import Prediction
 from abmll.process.stopping import stop_if_asked
-from abmll.prompts.batches import ChoiceBatch, sorted_batches
+from abmll.prompts.batches import ChoiceBatch
+from abmll.prompts.collate import sorted_batches
 from abmll.prompts.encode import EncodedQuestion
 from abmll.question import Question, Task
 from abmll.systems.plans import AdaptationPlan, PredictionPlan
@@ -30,7 +31,7 @@ from abmll.training.batcher import Batcher
 from abmll.training.finite import check_adapted, no_answers, rows_not_finite
 from abmll.training.graphs import Graphs
 from abmll.training.inner import inner_steps
-from abmll.training.optimizers import GroupOptimizer
+from abmll.training.optimizers import GroupOptimizer, schedule_factor
 
 Draw = tuple[Float[np.ndarray, "B K"], Float[np.ndarray, "B K"] | None]
 """Probabilities of a batch under one draw, over its choices and (letter) over the vocabulary; float64."""
@@ -68,7 +69,8 @@ def adapt(
     )
     optimizer = GroupOptimizer(method.task()) if optimizer is None else optimizer
     batches = leave_one_out(batcher, batches, examples) if method.demonstrations else batches
-    steps_from_theta(method, optimizer, batcher, batches, adaptation_coordinates(plan.seed, draw), graphs)
+    coordinates = adaptation_coordinates(plan.seed, draw)
+    steps_from_theta(method, optimizer, batcher, batches, coordinates, graphs, plan.schedule)
     check_adapted(task.name, method.adapters)
     return examples
 
@@ -87,11 +89,13 @@ def steps_from_theta(
     batches: Sequence[Sequence[Question]],
     coordinates: StepCoordinates,
     graphs: Graphs | None = None,
+    schedule: Schedule = "constant",
 ) -> None:
     """Make phi from theta, and take a step on each batch, by moments that begin at zero; errors as `inner_steps`."""
     method.begin_task(first=True)
     optimizer.restart()
-    inner_steps(method, optimizer, batcher, batches, coordinates, graphs=graphs)
+    factors = [schedule_factor(schedule, step, len(batches)) for step in range(len(batches))]
+    inner_steps(method, optimizer, batcher, batches, coordinates, factors, graphs)
 
 
 def examples_of(task: Task, plan: AdaptationPlan, draw: int) -> tuple[Question, ...]:

@@ -18,6 +18,7 @@ from abmll.methods.base import Method
 from abmll.methods.noise import POSTERIOR, Coordinates, adaptation_coordinates
 from abmll.metrics.predictions import Prediction
 from abmll.models import LanguageModel
+from abmll.process.timer import Timer
 from abmll.question import Question, Task
 from abmll.systems.folds import Fold
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan, resolve
@@ -36,6 +37,7 @@ from abmll.tasks.episodes import adaptation_batches
 from abmll.training.batcher import Batcher
 from abmll.training.finite import check_adapted
 from abmll.training.graphs import Graphs
+from abmll.training.inner import Announced
 from abmll.training.optimizers import GroupOptimizer, Optimizers
 from abmll.training.train import Learner
 
@@ -81,7 +83,13 @@ class System:
         """What `meta_train` trains."""
         return Learner(self.method, self.batcher, self.graphs, self.training)
 
-    def adapt(self, task: Task, plan: AdaptationPlan | None = None, draw: int = 0) -> tuple[Question, ...]:
+    def adapt(
+        self,
+        task: Task,
+        plan: AdaptationPlan | None = None,
+        draw: int = 0,
+        listener: Callable[[int], None] = lambda done: None,
+    ) -> tuple[Question, ...]:
         """Make phi from theta and adapt it to a task, by gradient steps on its train rows.
 
         Args:
@@ -89,6 +97,7 @@ class System:
             plan: how many rows are drawn, and the steps on them; None: all of them, by the configuration's
                 `adaptation`, in as many steps as one pass over them takes at least.
             draw: number of the draw of rows, where a plan takes some.
+            listener: hears of the number of steps done.
 
         Returns:
             The rows that were learned from.
@@ -106,9 +115,17 @@ class System:
         asked = examples
         if self.method.demonstrations:
             asked, *batches = leave_one_out(self.batcher, [examples, *batches], examples)
-        adaptation = Adaptation(asked, tuple(batches), adaptation_coordinates(plan.seed, draw))
+        adaptation = Adaptation(asked, tuple(batches), adaptation_coordinates(plan.seed, draw), plan.schedule)
         with self._heard(len(batches)):
-            steps_from_theta(self.method, self.adapting, self.batcher, batches, adaptation.coordinates, self.graphs)
+            steps_from_theta(
+                self.method,
+                self.adapting,
+                self.batcher,
+                Announced(batches, listener),
+                adaptation.coordinates,
+                self.graphs,
+                plan.schedule,
+            )
         check_adapted(task.name, self.method.adapters)
         self.shown = examples if self.method.demonstrations else ()
         if self.posterior is not None and batches:
@@ -156,7 +173,8 @@ class System:
         folds: Sequence[Fold],
         plan: PredictionPlan | None = None,
         adaptation: Callable[[int], AdaptationPlan | None] = lambda rows: None,
-        listener: Callable[[int], None] = lambda done: None,
+        listener: Callable[[float], None] = lambda done: None,
+        timer: Timer | None = None,
     ) -> tuple[Answer, ...]:
         """Answer labelled questions by cross-validation: each by phi as it is after adapting to the other folds alone.
 
@@ -165,17 +183,23 @@ class System:
             folds: of `abmll.systems.folds.deal`; every question is answered in one. Fitted to none, theta answers.
             plan: as for `answer`.
             adaptation: number of questions fitted to -> how; None: as `adapt` does.
-            listener: hears of the number of folds done.
+            listener: hears of the number of folds done, a step of adapting being a part of one.
+            timer: counts the seconds of answering as `predict_seconds`, those of adapting as `adapt_seconds`.
 
         Raises:
             AbmllError, NonFiniteError, Stopped: as `adapt` and `answer`.
         """
-        out: dict[int, Answer] = {}
+        timer, out = Timer() if timer is None else timer, dict[int, Answer]()
         for number, fold in enumerate(folds):
             fitted = tuple(questions[i] for i in fold.fitted)
-            self.adapt(Task(f"fold {number}", fitted), adaptation(len(fitted)))
-            out |= zip(fold.answered, self.answer([questions[i] for i in fold.answered], plan), strict=True)
-            listener(number + 1)
+            plan_of_fold = adaptation(len(fitted)) or plan_for(len(fitted), self._usual)
+            told = _share_of(listener, number, plan_of_fold.steps + 1)
+            with timer("adapt_seconds"):
+                self.adapt(Task(f"fold {number}", fitted), plan_of_fold, 0, told)
+            with timer("predict_seconds"):
+                answers = self.answer([questions[i] for i in fold.answered], plan)
+            out |= zip(fold.answered, answers, strict=True)
+            listener(number + 1.0)
         return tuple(out[i] for i in range(len(questions)))
 
     def stored(self, slot: Slot = "task") -> StoredAdapter:
@@ -193,10 +217,11 @@ class System:
                 {name: tuple(numbers.tolist()) for name, numbers in self.method.learned.items()},
             ),
             likelihood=LikelihoodFacts(
-                kind=text.kind,
+                kind=text.decided,
                 normalisation=text.normalisation,
                 template=text.template,
                 temperature=float(self.likelihood.log_temperature.detach().exp()),
+                premise=text.premise,
             ),
         )
 
@@ -278,6 +303,11 @@ class System:
     @property
     def _drawing(self) -> PredictionPlan:
         return prediction_plan(self.config)
+
+
+def _share_of(listener: Callable[[float], None], done: int, parts: int) -> Callable[[int], None]:
+    """Tells `listener` of parts of the next fold; its last part is that of the answers."""
+    return lambda part: listener(done + part / parts)
 
 
 def base_facts(base: LanguageModel) -> BaseFacts:

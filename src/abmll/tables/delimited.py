@@ -8,7 +8,7 @@ cell that is filled are left out, for spreadsheets write them.
 import csv
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -56,8 +56,8 @@ def delimited_rows(lines: Iterator[str | BadRow], separator: str | None = None) 
     if first and isinstance(first[0], str) and (match := _SEP_LINE.fullmatch(first[0])):
         separator, first, skipped = match[1], first[1:], 1
     dialect = find_dialect([line for line in first if isinstance(line, str)], separator)
-    for line, record in _records(itertools.chain(first, pieces), dialect):
-        yield line + skipped, record
+    for line, row in headed_rows(_records(itertools.chain(first, pieces), dialect)):
+        yield line + skipped, row
 
 
 def find_dialect(lines: list[str], separator: str | None = None) -> Dialect:
@@ -117,10 +117,33 @@ def _pieces(lines: Iterator[str | BadRow]) -> Iterator[str | BadRow]:
             yield line
 
 
-def _records(lines: Iterator[str | BadRow], dialect: Dialect) -> Iterator[RawRow]:
+def headed_rows(records: Iterable[tuple[int, list[str] | BadRow]]) -> Iterator[RawRow]:
+    """Rows of texts, the first of which names the columns; those without a cell that is filled are left out.
+
+    >>> list(headed_rows([(1, ["text", "label"]), (2, ["", ""]), (3, ["Never again.", "bad"])]))
+    [(3, {'text': 'Never again.', 'label': 'bad'})]
+    """
+    names: list[str] | None = None
+    for line, record in records:
+        if isinstance(record, BadRow):
+            yield line, record
+            if names is None:
+                return
+            continue
+        if not any(map(same_form, record)) and not (record == [""] and names is not None and len(names) == 1):
+            continue  # a blank line, or a row of a spreadsheet that nobody filled; not "" in a column of its own
+        if names is None:
+            names = _names(record)
+            if repeated := _repeated(names):
+                yield line, BadRow(f"column {shown(repeated)} is given twice")
+                return
+        else:
+            yield line, _row(names, record)
+
+
+def _records(lines: Iterator[str | BadRow], dialect: Dialect) -> Iterator[tuple[int, list[str] | BadRow]]:
     source = _Lines(lines)
     reader = csv.reader(source, delimiter=dialect.separator, skipinitialspace=dialect.spaced, strict=True)
-    names: list[str] | None = None
     while True:
         begin = source.count + 1
         try:
@@ -129,20 +152,11 @@ def _records(lines: Iterator[str | BadRow], dialect: Dialect) -> Iterator[RawRow
         except StopIteration:
             return
         except (csv.Error, BadRow) as error:
-            bad = error if isinstance(error, BadRow) else _bad_record(error, lines=source.count + 1 - begin)
-            yield begin, bad
-            if names is None or TOO_LONG in str(error):  # where the next row begins cannot be known
+            yield begin, error if isinstance(error, BadRow) else _bad_record(error, lines=source.count + 1 - begin)
+            if TOO_LONG in str(error):  # where the next row begins cannot be known
                 return
             continue
-        if not any(map(same_form, record)) and not (record == [""] and names is not None and len(names) == 1):
-            continue  # a blank line, or a row of a spreadsheet that nobody filled; not "" in a column of its own
-        if names is None:
-            names = _names(record)
-            if repeated := _repeated(names):
-                yield begin, BadRow(f"column {shown(repeated)} is given twice")
-                return
-        else:
-            yield begin, _row(names, record)
+        yield begin, record
 
 
 class _Lines:

@@ -1,6 +1,6 @@
 """Examples and labels as Python has them (lists, arrays, frames and columns of any library) -> one row each."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import narwhals
@@ -21,7 +21,8 @@ def rows_in(examples: Any, text: str = "text") -> list[Any]:
     Args:
         examples: texts, rows or questions; frames and columns of pandas, Polars, Arrow and whatever else narwhals
             knows; arrays of texts; a dictionary of columns.
-        text: the column of texts. A frame of one column is its texts whatever it is called.
+        text: the column of texts. A frame of one column is its texts whatever that is called: with no choices, even
+            `question` is no multiple choice.
 
     Raises:
         AbmllError: it is one example, or several in no order, or a table of several unnamed columns.
@@ -30,17 +31,20 @@ def rows_in(examples: Any, text: str = "text") -> list[Any]:
     ([{'text': 'a'}, {'text': 'b'}], ['a'], [np.str_('a'), np.str_('b')])
     """
     if isinstance(examples, Mapping):
-        return _by_column(examples)
+        rows = _by_column(examples)
+        return rows if _has_a_name(examples, text) else [value for row in rows for value in row.values()]
     frame = _frame(examples)
     if frame is not None:
-        names = [same_form(str(name)) for name in frame.columns]
-        if len(names) == 1 and names[0] not in (same_form(text), "question"):
-            return _only_column(frame)
-        return frame.rows(named=True)
+        return frame.rows(named=True) if _has_a_name(frame.columns, text) else _only_column(frame)
     if isinstance(examples, np.ndarray) and examples.dtype.names:
         return [dict(zip(examples.dtype.names, row.tolist(), strict=True)) for row in examples]
     found = _column(examples, "examples", "one text a row")
     return [row._asdict() if hasattr(row, "_asdict") else row for row in found]  # named tuples
+
+
+def _has_a_name(columns: Collection[Any], text: str) -> bool:
+    """Whether the columns of a table go by their names: several, or the one of texts."""
+    return len(columns) != 1 or same_form(str(next(iter(columns)))) == same_form(text)
 
 
 def labels_in(y: Any, rows: int) -> list[Any]:

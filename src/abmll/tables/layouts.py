@@ -14,6 +14,7 @@ from abmll.tables.rows import BadRow, checked_text, group_of, named, no_column, 
 from abmll.tables.values import plain
 
 ADVICE = "another column is named by --{0}, in Python by {0}="
+TEXTS = "rows of texts need the labels (--labels A,B), or a task that was adapted with them (--task)"
 MOST_LISTED = 10
 """Labels that the question put to the model names; with more it names none."""
 
@@ -75,6 +76,8 @@ class Layout:
         if self.labels is None:
             hidden = {"id"} if labelled else {"id", "answer"}
             columns = {key: value for key, value in named(row).items() if key not in hidden}
+            if "question" not in columns:
+                raise no_column("question", columns, TEXTS)
             return question_from_row(columns, line, labelled, untyped, location=location)
         text, group = self.text_and_group(row)
         answer = self._answer(row) if labelled else None

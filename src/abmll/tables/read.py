@@ -1,14 +1,14 @@
 """The reader of files of rows: every row in order, as often as asked for, of files that need not fit into memory.
 
 Text is UTF-8 or UTF-16, with or without a byte order mark. A million rows take as little memory as ten, with whatever
-else is in them.
+else is in them; of a workbook, whose texts are in a table of their own, all texts are in memory.
 """
 
 import codecs
 import datetime
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -19,12 +19,14 @@ import pyarrow.parquet
 
 from abmll.errors import AbmllError
 from abmll.files import open_regular
-from abmll.tables.delimited import delimited_rows
-from abmll.tables.formats import jsonl_rows, not_parquet, parquet_columns
+from abmll.tables.delimited import delimited_rows, headed_rows
+from abmll.tables.formats import jsonl_rows, not_parquet, parquet_columns, workbook_records
 from abmll.tables.rows import MOST_CELL, BadRow, RawRow, printable
 
-EXTENSIONS = ("jsonl", "csv", "tsv", "parquet")
-ARE = ".jsonl, .csv, .tsv or .parquet files"
+WRITTEN = ("jsonl", "csv", "tsv", "parquet")
+"""Endings of tables that are written; a workbook would have to be written whole, in memory."""
+EXTENSIONS = (*WRITTEN, "xlsx")
+"""Endings of tables that are read."""
 _MARKED = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32",  # begins like UTF-16's, so it is looked for first
@@ -35,18 +37,24 @@ _MARKED = {
 """Byte order mark -> encoding."""
 
 
-def extension_of(path: Path) -> str:
+def extension_of(path: Path, known: Sequence[str] = EXTENSIONS) -> str:
     """The ending that says how a table is written.
 
+    Args:
+        path: its file.
+        known: endings of which it must have one.
+
     Raises:
-        AbmllError: it is none of .jsonl, .csv, .tsv and .parquet.
+        AbmllError: it has none of them.
 
     >>> extension_of(Path("rows.CSV"))
     'csv'
     """
     found = path.suffix[1:].lower()
-    if found not in EXTENSIONS:
-        raise AbmllError(f"{printable(path)}: tables are {ARE}")
+    if found not in known:
+        *others, last = (f".{extension}" for extension in known)
+        hint = "; save the sheet as .xlsx or .csv" if found in ("xls", "xlsm", "xlsb", "ods") else ""
+        raise AbmllError(f"{printable(path)}: tables are {', '.join(others)} or {last} files{hint}")
     return found
 
 
@@ -62,13 +70,13 @@ class RowFile:
 
     @property
     def extension(self) -> str:
-        """jsonl, csv, tsv or parquet."""
+        """jsonl, csv, tsv, parquet or xlsx."""
         return extension_of(self.path)
 
     @property
     def untyped(self) -> bool:
-        """Whether every value is text (CSV), so that an answer of digits may be an index."""
-        return self.extension in ("csv", "tsv")
+        """Whether every value is text (CSV, a workbook), so that an answer of digits may be an index."""
+        return self.extension in ("csv", "tsv", "xlsx")
 
     def rows(self, needed: Callable[[list[str]], list[str]] = list) -> Iterator[RawRow]:
         """Line numbers and rows from the first on, or what is wrong with a row; blank lines are passed over.
@@ -83,6 +91,8 @@ class RowFile:
         with open_regular(self.path) as file:
             if extension == "parquet":
                 yield from parquet_columns(file, needed)
+            elif extension == "xlsx":
+                yield from headed_rows(workbook_records(file))
             elif extension == "jsonl":
                 yield from jsonl_rows(text_lines(file))
             else:

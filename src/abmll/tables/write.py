@@ -18,7 +18,7 @@ import pyarrow.parquet
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import file_beside
 from abmll.tables.normal import first_sign
-from abmll.tables.read import as_text, extension_of
+from abmll.tables.read import WRITTEN, as_text, extension_of
 from abmll.tables.rows import printable
 
 FORMULA = frozenset("=+-@")
@@ -77,7 +77,7 @@ def writing(
         AbmllError: the file cannot be written, or a value does not fit its column.
     """
     check_writable(path)
-    kind = extension_of(path)
+    kind = extension_of(path, WRITTEN)
     try:
         with file_beside(path) as part:
             if kind == "parquet":
@@ -95,7 +95,7 @@ def check_writable(path: Path) -> None:
     Raises:
         AbmllError: it is no table, a folder, a pipe or a device, or where it is no file can be made.
     """
-    extension_of(path)
+    extension_of(path, WRITTEN)
     try:
         there = _exists(path)
         if there and path.is_dir():

@@ -34,8 +34,8 @@ def load_tasks(
         spec: "builtin" (all families for meta-training), "builtin:held-out" (the three others),
             "builtin:NAME"; "hub:NAME" (a set of the catalogue, from the Hugging Face hub) or "hub" with `names`;
             "NAME:REST" of a source that somebody registered (docs/add-a-source.md);
-            or a folder with NAME.train.jsonl and NAME.test.jsonl (or .csv, .tsv, .parquet); or the path of one such
-            task without ".train.jsonl"; or one file, all `train` if its name has no split.
+            or a folder with NAME.train.jsonl and NAME.test.jsonl (or .csv, .tsv, .xlsx, .parquet); or the path of one
+            such task without ".train.jsonl"; or one file, all `train` if its name has no split.
         names: only these tasks, in this order; None for all.
         merge_choices: a choice that is given twice in a row is dropped rather than reported.
         on_bad_row: "error" refuses everything if any row is bad; "skip" leaves bad rows out, counts them in
@@ -180,7 +180,7 @@ def _find(path: Path) -> dict[str, dict[str, Path]]:
         raise AbmllError(f"{path!r} is not a path ({error})") from None
     raise AbmllError(
         f"{printable(path)}: no such folder or file. Tasks are 'builtin', 'hub:NAME', a folder of NAME.train.jsonl and "
-        f"NAME.test.jsonl (or .csv, .tsv, .parquet), or one such file{nearest_source(str(path))}"
+        f"NAME.test.jsonl (or .csv, .tsv, .xlsx, .parquet), or one such file{nearest_source(str(path))}"
     )
 
 
@@ -216,7 +216,7 @@ def _in_folder(folder: Path, candidates: Iterable[Path]) -> dict[str, dict[str, 
             raise AbmllError(f"{printable(file)}: {other.name} holds the same rows; keep one")
     if not found:
         raise AbmllError(
-            f"{printable(folder)}: no NAME.train.jsonl or NAME.test.jsonl (or .csv, .tsv, "
+            f"{printable(folder)}: no NAME.train.jsonl or NAME.test.jsonl (or .csv, .tsv, .xlsx, "
             ".parquet) in it; folders inside are not searched"
         )
     return {name: dict(sorted(splits.items(), reverse=True)) for name, splits in found.items()}  # train first

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from abmll.errors import AbmllError
-from abmll.prompts.batches import ChoiceBatch, collate
+from abmll.prompts.batches import ChoiceBatch
+from abmll.prompts.branches import MANY_CHOICES
+from abmll.prompts.collate import collate
 from abmll.prompts.encode import EncodedQuestion, Encoder
-from abmll.prompts.in_context import with_examples
 from abmll.question import Question
 from abmll.tasks.episodes import Episode
 
@@ -25,6 +27,8 @@ class Batcher:
         share_prefix: see `collate`.
         buckets: pad to few shapes, for passes that are captured once per shape and replayed; see `collate`.
         least: the smallest of these for gradient steps.
+        share_labels: choices share the tokens that they begin with; `auto`: those of questions with more choices than
+            there are letters.
     """
 
     encoder: Encoder
@@ -33,6 +37,7 @@ class Batcher:
     share_prefix: bool = True
     buckets: bool = False
     least: int = 1
+    share_labels: Literal["auto"] | bool = "auto"
 
     def __call__(self, questions: Sequence[Question]) -> list[ChoiceBatch]:
         """The batches of one gradient step: one, or as many as `micro_batch` makes."""
@@ -56,7 +61,7 @@ class Batcher:
             AbmllError: it does not fit the model by itself.
         """
         with self._naming(question):
-            return with_examples(question, [row for row in rows if row != question], self.encoder)
+            return self.encoder.with_examples(question, [row for row in rows if row != question])
 
     def encode(self, questions: Sequence[Question]) -> list[EncodedQuestion]:
         """The token ids of questions.
@@ -68,7 +73,12 @@ class Batcher:
 
     def _encode(self, question: Question) -> EncodedQuestion:
         with self._naming(question):
-            return self.encoder(question)
+            encoded = self.encoder(question)
+        many = len(question.choices) > MANY_CHOICES if self.share_labels == "auto" else self.share_labels
+        if not many or not self.share_prefix:
+            return encoded
+        premise = None if encoded.premise is None else replace(encoded.premise, tree=True)
+        return replace(encoded, tree=True, premise=premise)
 
     @staticmethod
     @contextmanager

@@ -1,7 +1,8 @@
 """The inner loop: the one function by which every system takes its steps, in training and on an unseen task."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,13 +22,40 @@ from abmll.training.graphs import Graphs
 from abmll.training.optimizers import GroupOptimizer
 
 
+class Announced(Sequence[Sequence[Question]]):
+    """The batches of some steps, which tell how many steps are done while those are taken.
+
+    Args:
+        batches: the questions of each step.
+        listener: hears of the number of steps done, after each of them.
+
+    >>> done = []
+    >>> len([batch for batch in Announced([[], []], done.append)]), done
+    (2, [1, 2])
+    """
+
+    def __init__(self, batches: Sequence[Sequence[Question]], listener: Callable[[int], None]) -> None:
+        self._batches, self._listener = batches, listener
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, step: Any) -> Any:
+        return self._batches[step]
+
+    def __iter__(self) -> Iterator[Sequence[Question]]:
+        for done, batch in enumerate(self._batches, start=1):
+            yield batch
+            self._listener(done)
+
+
 def inner_steps(
     method: Method,
     optimizer: GroupOptimizer,
     batcher: Batcher,
     batches: Sequence[Sequence[Question]],
     coordinates: StepCoordinates,
-    factor: float = 1.0,
+    factor: float | Sequence[float] = 1.0,
     graphs: Graphs | None = None,
 ) -> list[Terms]:
     """One gradient step on phi for each batch; theta is untouched.
@@ -41,7 +69,7 @@ def inner_steps(
         batcher: makes batches.
         batches: the questions of each step.
         coordinates: of the noise, for all steps of this task; the number of a step is added.
-        factor: multiplies the inner rates.
+        factor: multiplies the inner rates: one number for all steps, or one for each.
         graphs: where steps are captured; None runs them eagerly.
 
     Returns:
@@ -53,11 +81,14 @@ def inner_steps(
         Stopped: between two steps, if the process was asked to stop.
     """
     graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
-    optimizer.set_rates(factor)
+    factors = [factor] * len(batches) if isinstance(factor, float) else list(factor)
+    optimizer.set_rates(factors[0] if factors else 1.0)
     optimizer.skip_from_here.zero_()
     taken: list[Tensor] = []
     for step, questions in enumerate(batches):
         stop_if_asked()
+        if step and factors[step] != factors[step - 1]:
+            optimizer.set_rates(factors[step])
         key = step_key((*coordinates, step))
         values, *temperature = graphs.run(
             f"inner step {id(optimizer)}", partial(_step, method, optimizer), batcher(questions), key

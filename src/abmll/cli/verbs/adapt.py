@@ -19,7 +19,7 @@ def adapt(
     tasks: Annotated[
         str | None,
         typer.Argument(
-            help="Labelled rows (.csv, .tsv, .jsonl, .parquet), a folder of tasks or builtin:NAME. "
+            help="Labelled rows (.csv, .tsv, .xlsx, .jsonl, .parquet), a folder of tasks or builtin:NAME. "
             "Default: the run's unseen tasks."
         ),
     ] = None,
@@ -33,6 +33,10 @@ def adapt(
         int, typer.Option(help="Rows kept out of adapting, for `abmll predict --abstain-below-risk`.", min=0)
     ] = 0,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not check whether adapting is worth it.")] = False,
+    vectors: Annotated[
+        str | None,
+        typer.Option(help="Sentence encoder, folder or hub id, to compare with; needs sentence-transformers."),
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="In the place of a saved task of this name.")] = False,
     step: Annotated[int | None, typer.Option(help="Without --save: checkpoint to adapt from.")] = None,
 ) -> None:
@@ -45,7 +49,10 @@ def adapt(
     Without, each task is adapted to on `adaptation.examples` of its train rows, and its test rows are predicted and
     scored.
 
-    Examples: `abmll adapt smollm2 my.csv --save mytask`, `abmll adapt runs/mine builtin:occupations`
+    A base model, on which nothing was trained, gets a LoRA from zero; whether letters or texts are read as its answers
+    is decided by your rows, by what the base itself makes of them.
+
+    Examples: `abmll adapt qwen2.5-coder-1.5b my.csv --save mytask`, `abmll adapt runs/mine builtin:occupations`
     """
     if tasks is not None and "=" in tasks and not Path(tasks).exists():  # TASKS was left out
         overrides = [tasks, *(overrides or [])]
@@ -66,8 +73,10 @@ def adapt(
             "--save needs a file of labelled rows" if tasks is None else "--step is for runs without --save"
         )
     labelled = read_own_rows(tasks, labels, text, label, ask)
+    if vectors is not None and labelled.layout.labels is None:
+        raise AbmllError(f"--vectors {vectors}: is for texts and labels; these are questions with choices of their own")
 
     from abmll.cli.work.adapt import SaveRequest, adapt_to_rows  # after the arguments
 
-    request = SaveRequest(save, Path(tasks).name, hold_back, check=not no_check, replace=replace)
+    request = SaveRequest(save, Path(tasks).name, hold_back, check=not no_check, replace=replace, vectors=vectors)
     adapt_to_rows(run, labelled, values, request)

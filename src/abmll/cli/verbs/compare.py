@@ -20,7 +20,7 @@ def compare(
     Leaves table.md, results.json, figures/ and report.html in the results' folder, and a run directory per system and
     seed.
 
-    Example: `abmll compare recipes/quickstart.yaml training.iterations=60 -o runs/longer`
+    Example: `abmll compare quickstart training.iterations=60 -o runs/longer`
     """
     config = load_config(CompareConfig, recipe, overrides or [])
 

@@ -43,6 +43,10 @@ def export(
     _check_options(task, merge, draw, calibrated, questions)
     existing(questions)
     values = parse_overrides(overrides or [])
+    if questions is not None:
+        from abmll.everyday.labelled import check_questions  # after the arguments
+
+        check_questions(questions, run, task)
 
     from abmll.cli.work.export import ExportOptions, export_adapter  # after the arguments
 

@@ -9,8 +9,12 @@ from abmll.cli.arguments import AskOption, LabelsOption, OverridesArgument, RunA
 from abmll.cli.lazy import command_app
 from abmll.config import parse_overrides
 from abmll.errors import AbmllError
+from abmll.everyday.survey import columns_of, survey
 from abmll.metrics.abstention import check_share
+from abmll.tables.labels import label_text
 from abmll.tables.layouts import Layout, parse_labels
+from abmll.tables.read import RowFile
+from abmll.tables.rows import BadRow
 
 app = command_app()
 
@@ -21,7 +25,7 @@ def predict(
     rows: Annotated[
         Path,
         typer.Argument(
-            help="Rows without labels: .csv, .tsv, .jsonl or .parquet.", show_default=False, callback=existing
+            help="Rows without labels: .csv, .tsv, .xlsx, .jsonl or .parquet.", show_default=False, callback=existing
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .csv, .tsv, .jsonl or .parquet.")],
@@ -38,6 +42,10 @@ def predict(
     held_back: Annotated[
         Path | None, typer.Option(help="With --abstain-below-risk: labelled rows that nothing was fitted to.")
     ] = None,
+    other: Annotated[
+        str | None,
+        typer.Option(help="With --abstain-below-risk: prediction of the rows that are not answered, such as 'other'."),
+    ] = None,
 ) -> None:
     """Predict rows: your own columns, in their order, then prediction, confidence, probabilities and spread.
 
@@ -48,14 +56,34 @@ def predict(
     Example: `abmll predict runs/mine --task mytask rows.csv -o out.csv`
     """
     _check_options(task, labels, abstain_below_risk, held_back)
+    _check_other(other, abstain_below_risk)
     existing(held_back)
     layout = Layout(None if labels is None else parse_labels(labels), text, ask=ask)
     values = parse_overrides(overrides or [])
+    if task is not None:
+        layout = columns_of(run, task) or _columns_or_why_not(run, task)
+    surveyed = survey(RowFile(rows), layout, out, prefix=prefix, abstains=abstain_below_risk is not None)
+    surveyed.other = other
+    if out.exists() and out.resolve() == rows.resolve():
+        raise AbmllError(f"{out}: is the file of rows itself; give another name")
+    if held_back is not None:
+        _check_held_back(held_back, layout)
 
     from abmll.cli.work.predict import PredictRequest, predict_rows  # after the arguments
 
-    request = PredictRequest(rows, out, task, layout, prefix, abstain_below_risk, held_back)
-    predict_rows(run, values, request)
+    predict_rows(run, values, PredictRequest(surveyed, task, abstain_below_risk, held_back))
+
+
+def _columns_or_why_not(run: str, task: str) -> Layout:
+    from abmll.cli.work.predict import saved_columns  # after the arguments
+
+    return saved_columns(run, task)
+
+
+def _check_held_back(file: Path, layout: Layout) -> None:
+    from abmll.everyday.labelled import read_labelled  # after the arguments
+
+    read_labelled(file, layout, fixed=layout.labels is not None)
 
 
 def _check_options(task: str | None, labels: str | None, risk: float | None, held_back: Path | None) -> None:
@@ -67,3 +95,14 @@ def _check_options(task: str | None, labels: str | None, risk: float | None, hel
         raise AbmllError("--held-back is for --abstain-below-risk")
     if task is not None and labels is not None:
         raise AbmllError("--labels: the labels are those that the task was adapted with; leave it out")
+
+
+def _check_other(other: str | None, risk: float | None) -> None:
+    if other is None:
+        return
+    if risk is None:
+        raise AbmllError("--other is for --abstain-below-risk: it names the rows that are not answered")
+    try:
+        label_text(other, "--other")
+    except BadRow as error:
+        raise AbmllError(str(error)) from None

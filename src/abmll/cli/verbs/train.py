@@ -32,7 +32,7 @@ def train(
     Leaves a run directory: config.yaml, journal.jsonl, checkpoints/ and adapter/ (a stock PEFT LoRA of the mean).
     Under torchrun, ranks share the tasks of a meta-batch.
 
-    Example: `abmll train recipes/train.yaml training.iterations=200 -o runs/mine`
+    Example: `abmll train builtin training.iterations=200 -o runs/mine`
     """
     config = load_config(RunConfig, recipe, overrides or [])
 

@@ -11,12 +11,14 @@ from abmll.cli.console import err_console, note, out_console, say
 from abmll.cli.progress import ProgressDisplay, duration
 from abmll.everyday.adapt import Adapted, adapt_and_save, hold_back
 from abmll.everyday.check import FEWEST, check_usefulness, estimate_seconds
-from abmll.everyday.labelled import Labelled
+from abmll.everyday.labelled import MOST_SHOWN, Labelled
 from abmll.everyday.saved import check_free, write_details
 from abmll.everyday.session import Session, open_run, settings_of
 from abmll.everyday.shipped import find_run
 from abmll.metrics.usefulness import Usefulness, UsefulnessRow
 from abmll.process.stopping import Stopped
+from abmll.systems.folds import Fold
+from abmll.text_classifiers import Encode, load_encoder
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class SaveRequest:
         hold_back: number of rows that are not adapted to.
         check: whether adapting was worth it is checked at the end.
         replace: a saved task of this name is replaced.
+        vectors: the sentence encoder that the check compares with; None: it does not.
     """
 
     name: str
@@ -36,6 +39,7 @@ class SaveRequest:
     hold_back: int
     check: bool
     replace: bool
+    vectors: str | None = None
 
 
 def adapt_to_rows(run: str, labelled: Labelled, overrides: Mapping[str, Any], request: SaveRequest) -> None:
@@ -45,26 +49,40 @@ def adapt_to_rows(run: str, labelled: Labelled, overrides: Mapping[str, Any], re
     for remark in labelled.remarks():
         note(f"note: {remark}")
     dealt = hold_back(labelled.clusters, request.hold_back, settings_of(folder, overrides).adaptation.seed)
+    encode = None if request.vectors is None or not request.check else load_encoder(request.vectors)
     err_console.print(f"loading the model of {folder}", highlight=False)
     session = open_run(folder, overrides)
+    if session.undecided:
+        session = session.decided([labelled.rows[i] for i in dealt.fitted])
+        note(f"likelihood: {session.choice.why}" if session.choice else "")
     count = len(dealt.fitted)
     note(f"adapting to {count} rows: {session.plan(count).steps} steps")
-    adapted = adapt_and_save(session, request.name, labelled, dealt, source=request.source, replace=request.replace)
+    adapted = _adapt_with_progress(session, labelled, dealt, request)
     cut = len(session.system.batcher.encoder.truncated)
     if cut:
-        note(
-            f"note: {cut} rows are longer than likelihood.max_tokens={session.config.likelihood.max_tokens}: the start "
-            "of their text was cut. Set it higher to keep more"
-        )
+        note(f"note: {session.about_long_rows(cut)}. Set likelihood.max_tokens higher to keep more")
     aside = f", {len(dealt.answered)} held back" if dealt.answered else ""
-    kinds = f"; labels: {', '.join(labelled.layout.labels)}" if labelled.layout.labels else ""
+    labels = labelled.layout.labels or ()
+    names = f"; labels: {', '.join(labels)}" if len(labels) <= MOST_SHOWN else f"; {len(labels)} labels"
+    kinds = names if labels else ""
     say(f"Saved: {folder / 'tasks' / request.name} ({count} rows adapted to{aside}{kinds})")
     if request.check:
-        _check(session, request.name, adapted)
+        _check(session, request.name, adapted, encode)
     say(f"\nNext: abmll predict {folder} --task {request.name} ROWS.csv -o OUT.csv")
 
 
-def _check(session: Session, name: str, adapted: Adapted) -> None:
+def _adapt_with_progress(session: Session, labelled: Labelled, dealt: Fold, request: SaveRequest) -> Adapted:
+    keep: dict[str, Any] = {"source": request.source, "replace": request.replace}
+    with ProgressDisplay(err_console) as display:
+        display({"event": "plan", "units": session.plan(len(dealt.fitted)).steps, "done": 0})
+
+        def show_progress(done: int) -> None:
+            display({"event": "counted", "what": "steps of adapting", "units": 1})
+
+        return adapt_and_save(session, request.name, labelled, dealt, **keep, tell=show_progress)
+
+
+def _check(session: Session, name: str, adapted: Adapted, encode: Encode | None) -> None:
     count = len(set(adapted.used.clusters))
     if count < FEWEST:
         say(
@@ -72,13 +90,14 @@ def _check(session: Session, name: str, adapted: Adapted) -> None:
             "or more are better."
         )
         return
-    seconds = estimate_seconds(session, len(adapted.used.rows), adapted.step_seconds, adapted.answer_seconds)
+    lengths = [len(q.context) + len(q.question) + sum(map(len, q.choices)) for q in adapted.used.rows]
+    seconds = estimate_seconds(session, lengths, adapted.step_seconds, adapted.answer_seconds)
     note(
         f"Is it worth it on this task? A check will take about {duration(seconds)}. The task is saved already: Ctrl-C "
         "stops the check alone, and --no-check leaves it out"
     )
     try:
-        worth = _check_with_progress(session, adapted)
+        worth = _check_with_progress(session, adapted, encode)
     except Stopped as stopped:
         note("the check was stopped; the task is saved")
         if stopped.signal != signal.SIGINT:
@@ -88,18 +107,18 @@ def _check(session: Session, name: str, adapted: Adapted) -> None:
     write_details(session.folder, name, {**adapted.details, "check": worth.to_dict()}, before=adapted.details)
 
 
-def _check_with_progress(session: Session, adapted: Adapted) -> Usefulness:
+def _check_with_progress(session: Session, adapted: Adapted, encode: Encode | None) -> Usefulness:
     with ProgressDisplay(err_console) as display:
-        reported = 0
+        reported = 0.0
 
-        def show_progress(folds: int, total: int) -> None:
+        def show_progress(folds: float, total: int) -> None:
             nonlocal reported
             if not reported:
                 display({"event": "plan", "units": total, "done": 0})
-            display({"event": "counted", "what": "check", "units": folds - reported})
+            display({"event": "counted", "what": "parts of the check", "units": folds - reported})
             reported = folds
 
-        return check_usefulness(session, adapted.used, show_progress)
+        return check_usefulness(session, adapted.used, show_progress, encode)
 
 
 def _show(worth: Usefulness) -> None:
@@ -108,18 +127,22 @@ def _show(worth: Usefulness) -> None:
         f"Is it worth it on this task? {worth.n} labelled rows{groups}, {worth.folds} parts, each answered by what was "
         "fitted to the others"
     )
-    table = Table("", "Accuracy %", "95 %", "NLL", "95 % ", title=title, title_justify="left")
+    table = Table("", "Accuracy %", "95 %", "NLL", "95 % ", "s / 1,000", title=title, title_justify="left")
     for row in worth.rows:
         table.add_row(*_cells(row))
     out_console.print()
     out_console.print(table)
-    for line in worth.text:
+    for line in (*worth.text, *(worth.advice.text if worth.advice else ())):
         say(line)
+    say("s / 1,000: seconds for 1,000 rows, measured on this machine while these rows were answered, a few at a time.")
+    if worth.left_out:
+        say("Left out: " + "; ".join(f"{name} ({why})" for name, why in worth.left_out.items()) + ".")
 
 
 def _cells(row: UsefulnessRow) -> tuple[str, ...]:
     if row.accuracy is None or row.accuracy_interval is None or row.nll is None or row.nll_interval is None:
-        return row.name, "not finite", "", "not finite", ""
+        return row.name, "not finite", "", "not finite", "", ""
     (low, high), (least, most) = row.accuracy_interval, row.nll_interval
     shares = f"{100 * row.accuracy:.1f}", f"{100 * low:.0f} to {100 * high:.0f}"
-    return row.name, *shares, f"{row.nll:.3f}", f"{least:.3f} to {most:.3f}"
+    cost = "" if row.seconds is None else f"{row.seconds:.2g}"
+    return row.name, *shares, f"{row.nll:.3f}", f"{least:.3f} to {most:.3f}", cost

@@ -9,7 +9,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from abmll.cli.console import out_console, say
 from abmll.errors import AbmllError, harmless
-from abmll.models.load import find_folder, find_gguf, load_model
+from abmll.models.gguf_header import read_header
+from abmll.models.gguf_weights import read_tokenizer
+from abmll.models.load import find_folder, find_gguf
 from abmll.models.pretrained import FAILURES, explain
 from abmll.question import Task
 from abmll.runs.roles import Leak, RunTasks, find_leaks
@@ -58,9 +60,9 @@ def _leaks(trained: tuple[Task, ...], scored: tuple[Task, ...]) -> list[Leak]:
 
 
 def _tokenizer(source: str) -> PreTrainedTokenizerBase:
-    if find_gguf(source, None):
-        return load_model(source, device="cpu").tokenizer
     try:
+        if (parts := find_gguf(source, None)) is not None:
+            return read_tokenizer(read_header(parts))
         return AutoTokenizer.from_pretrained(find_folder(source, None) or source)
     except AbmllError:
         raise

@@ -13,13 +13,13 @@ from abmll.cli.progress import ProgressDisplay
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import HeldBack, fresh_answers, layout_of, saved_answers
 from abmll.everyday.labelled import read_labelled
-from abmll.everyday.predict import Survey, Written, predict_table, survey
+from abmll.everyday.predict import Written, predict_table
 from abmll.everyday.saved import SavedPosterior, read_posterior
 from abmll.everyday.session import Session, open_run
 from abmll.everyday.shipped import find_run
-from abmll.metrics.abstention import LEVEL, Covered, best, certify, rows_needed, thresholds
+from abmll.everyday.survey import Survey
+from abmll.metrics.abstention import LEVEL, Covered, certify, choose_threshold, rows_needed
 from abmll.tables.layouts import Layout
-from abmll.tables.read import RowFile
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 ChooseThreshold = Callable[[np.ndarray], Covered]
@@ -31,39 +31,42 @@ class PredictRequest:
     """What is predicted, and where it goes.
 
     Attributes:
-        rows: the file of rows.
-        out: the file to write.
+        surveyed: the rows, and where their answers go.
         task: a saved task; None: the shared weights as they were trained.
-        layout: of the rows' columns, where no saved task has one.
-        prefix: goes before the names of the columns that are added.
         risk: share of answers that may be wrong; None: every row is answered.
         held_back: labelled rows that nothing was fitted to, for the threshold; None: those saved with the task.
     """
 
-    rows: Path
-    out: Path
+    surveyed: Survey
     task: str | None
-    layout: Layout
-    prefix: str
     risk: float | None
     held_back: Path | None
 
 
 def predict_rows(run: str, overrides: Mapping[str, Any], request: PredictRequest) -> None:
-    """Check every row, open the run, answer, and write."""
-    folder = find_run(run)
+    """Open the run, answer every row, and write."""
+    folder, surveyed = find_run(run), request.surveyed
     saved = None if request.task is None else read_posterior(folder, request.task)
-    layout = request.layout if saved is None else layout_of(saved)
-    abstains = request.risk is not None
-    surveyed = survey(RowFile(request.rows), layout, request.out, prefix=request.prefix, abstains=abstains)
-    if request.out.exists() and request.out.resolve() == request.rows.resolve():
-        raise AbmllError(f"{request.out}: is the file of rows itself; give another name")
+    layout = surveyed.layout if saved is None else layout_of(saved)
+    if layout != surveyed.layout:
+        raise AbmllError(f"{folder}: another process has replaced its task {request.task!r} meanwhile; predict again")
     err_console.print(f"{surveyed.rows:,} rows; loading the model of {folder}", highlight=False)
     session = open_run(folder, overrides, saved)
+    if session.undecided:
+        note("likelihood: `cloze`, as no labelled rows decide; likelihood.kind=letter asks for letters")
     choose = None
     if request.risk is not None and saved is not None:
         choose = _chooser(_held_back(session, saved, layout, request.held_back), request.risk)
-    _summarise(_predict(session, surveyed, choose), request.out, session)
+    _summarise(_predict(session, surveyed, choose), surveyed.out, session)
+
+
+def saved_columns(run: str, task: str) -> Layout:
+    """The columns that a saved task was adapted with.
+
+    Raises:
+        AbmllError: there is no such task, or it is damaged.
+    """
+    return layout_of(read_posterior(find_run(run), task))
 
 
 def _predict(session: Session, surveyed: Survey, choose: ChooseThreshold | None) -> Written:
@@ -98,8 +101,7 @@ def _chooser(held_back: HeldBack, risk: float) -> ChooseThreshold:
         )
 
     def choose(unlabelled: np.ndarray) -> Covered:
-        tests = certify(held_back.confidence, held_back.correct, thresholds(unlabelled, have, risk), risk)
-        threshold = best(tests)
+        threshold = choose_threshold((held_back.confidence, held_back.correct), unlabelled, risk)
         if threshold is None:
             _show_risk(held_back, risk)
             raise AbmllError(
@@ -138,10 +140,7 @@ def _show_risk(held_back: HeldBack, risk: float) -> None:
 
 def _summarise(written: Written, out: Path, session: Session) -> None:
     if written.cut:
-        note(
-            f"note: {written.cut:,} rows are longer than likelihood.max_tokens="
-            f"{session.config.likelihood.max_tokens}: the start of their text was cut"
-        )
+        note(f"note: {session.about_long_rows(written.cut)}")
     if (threshold := written.threshold) is not None:
         share = 100 * written.answered / written.rows
         note(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from abmll.errors import AbmllError
 from abmll.likelihood import ChoiceLikelihood
-from abmll.methods.base import Method
+from abmll.methods.base import Method, Schedule
 from abmll.methods.noise import Coordinates, StepCoordinates, prediction_keys
 from abmll.question import Question
 from abmll.systems.plans import PredictionPlan
@@ -39,11 +39,13 @@ class Adaptation:
         examples: the labelled rows, as they are put to the model.
         batches: of the steps that were taken, in order.
         coordinates: of their noise.
+        schedule: how the rates fell over the steps.
     """
 
     examples: tuple[Question, ...]
     batches: tuple[tuple[Question, ...], ...]
     coordinates: StepCoordinates
+    schedule: Schedule = "constant"
 
 
 class Posterior(abc.ABC):

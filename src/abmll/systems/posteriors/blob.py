@@ -50,6 +50,8 @@ class BLoB(Variational):
         """AdamW on B and M, SGD on G and on M by the KL."""
         assert self._adam is not None, "start comes first"
         weight, s = self._kl_weight(), self.settings
+        kl_lr = s.kl_lr * self.rate_factor
+        self._adam.param_groups[0]["lr"] = self.parts.method.settings.inner_lr * self.rate_factor
         of_kl = [kl_gradients(*q, s.prior_std) for q in zip(self._mean, self._root_std, self._centre, strict=True)]
         for value, gradient in zip([*self._b, *self._mean], gradients[::2] + gradients[1::2], strict=True):
             value.grad = gradient
@@ -57,8 +59,8 @@ class BLoB(Variational):
         for index, (by_mean, by_root) in enumerate(of_kl):
             root = self._root_std[index]
             of_noise = gradients[2 * index + 1] * self._noise(index, key) * 2 * root
-            self._mean[index] -= s.kl_lr * weight * by_mean
-            self._root_std[index] = root - s.kl_lr * (weight * by_root + of_noise)
+            self._mean[index] -= kl_lr * weight * by_mean
+            self._root_std[index] = root - kl_lr * (weight * by_root + of_noise)
         self._steps += 1
 
     def draw(self, number: int, key: int) -> list[Tensor]:

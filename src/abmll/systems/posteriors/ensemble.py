@@ -33,7 +33,7 @@ class Ensemble(FactorDraws):
             for member in range(1, self.settings.members):
                 coordinates = (seed, iteration + member, draw)
                 batches = reordered(adaptation.batches, [seed, draw, member])
-                steps_from_theta(method, optimizer, batcher, batches, coordinates, graphs)
+                steps_from_theta(method, optimizer, batcher, batches, coordinates, graphs, adaptation.schedule)
                 self._members.append(copied(self.parameters))
         finally:
             put(self.parameters, phi)

@@ -58,9 +58,10 @@ class IVON(Variational):
     def step(self, gradients: list[Tensor], key: int) -> None:
         """One natural-gradient step of every factor."""
         self._steps += 1
+        settings = self.settings.model_copy(update={"lr": self.settings.lr * self.rate_factor})
         pairs = enumerate(zip(self._states, gradients, strict=True))
         self._states = [
-            ivon_step(state, gradient, self._noise(index, key), self._steps, self.settings)
+            ivon_step(state, gradient, self._noise(index, key), self._steps, settings)
             for index, (state, gradient) in pairs
         ]
 

@@ -13,13 +13,19 @@ from abmll.question import Question
 from abmll.systems.posteriors.base import Adaptation, FactorDraws, check_shapes, copied, put
 from abmll.training.failed_batch import FailedBatch
 from abmll.training.inner import check_finite, clear
+from abmll.training.optimizers import schedule_factor
 
 
 class Variational(FactorDraws):
     """A Gaussian over the factors, each step of which draws factors and descends the batch's loss there.
 
     So there are two adaptations, phi's and this one, from the same theta on the same batches in the same order.
+
+    Attributes:
+        rate_factor: multiplies the rates of the next step, by the schedule of the adaptation.
     """
+
+    rate_factor: float = 1.0
 
     @abc.abstractmethod
     def start(self, examples: int) -> None:
@@ -37,6 +43,7 @@ class Variational(FactorDraws):
             self.start(len(adaptation.examples))
             for number, questions in enumerate(adaptation.batches):
                 stop_if_asked()
+                self.rate_factor = schedule_factor(adaptation.schedule, number, len(adaptation.batches))
                 self._take(questions, (*adaptation.coordinates, number))
         finally:
             clear(self.parameters)

@@ -1,5 +1,6 @@
 """A built-in family of questions: facts -> items -> a task whose split no fact crosses."""
 
+import csv
 import functools
 import hashlib
 from collections.abc import Callable, Collection, Iterable
@@ -124,7 +125,17 @@ def _digest(*key: object) -> bytes:
 @functools.cache
 def words(file: str) -> dict[str, Any]:
     """One of the word lists beside this module."""
-    return yaml.safe_load(resources.files("abmll.tasks.builtin").joinpath(file).read_text("utf-8"))
+    return yaml.safe_load(_beside(file))
+
+
+def table(file: str) -> list[dict[str, str]]:
+    """The rows of one of the tables beside this module: tabs between columns, comments before their names."""
+    lines = [line for line in _beside(file).splitlines() if not line.startswith("#")]
+    return list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def _beside(file: str) -> str:
+    return resources.files("abmll.tasks.builtin").joinpath(file).read_text("utf-8")
 
 
 def entries(text: str) -> list[str]:

