@@ -1,14 +1,14 @@
 """What each rival costs beside LoRA: a step of training, an adaptation to 20 examples, an answer; time and peak memory.
 
     python -m benchmarks.rivals --model.source FOLDER [--out FILE] [--rounds 5] [--systems laplace tfb]
-    python -m benchmarks.rivals --shape llama-3-8b
+    python -m benchmarks.rivals --shape llama-3-8b [--short]
     python -m benchmarks.rivals --dry-run           # a tiny model on the CPU, one round: does everything run?
 
 The systems are those of the recipe `rivals` (but `in_context`, which a comparison alone does), on built-in questions:
 one after the other, and all of them again in every round, so that what drifts, drifts for all. Of each the median over
 rounds, divided by that of `structured` (LoRA by task). A training step is a meta-iteration's time over the gradient
 steps in it, whatever they descend; an adaptation is made of ten of them and of the posterior; an answer is one
-question's of a batch, with the draws that the recipe says.
+question's of a batch, with the draws that the recipe says. What does not fit in memory has no numbers.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from benchmarks.common import describe, write_result
 
 RECIPE = find_recipe(Path("rivals"))
 REFERENCE = "structured"
-PHASES = ("train_step", "adapt", "answer")
+PHASES = ("train_step", "meta_iteration", "adapt", "answer")
 
 
 def systems_of(names: list[str] | None, tokens: int) -> dict[str, RunConfig]:
@@ -78,6 +78,7 @@ def measure(system: System, tasks: tuple[Task, ...], iterations: int, questions:
         with tempfile.TemporaryDirectory() as above:
             folder = Path(above) / "run"
             _, peak = timed(lambda: train(system, tasks, folder, iterations=iterations, listener=listen), device)
+        found["meta_iteration"] = statistics.median(steps), peak
         found["train_step"] = statistics.median(steps) / (run.settings.inner_steps + 1), peak
     task = tasks[-1]
     found["adapt"] = timed(lambda: system.adapt(task, run.adaptation), device)
@@ -96,9 +97,12 @@ def round_of(configs: dict[str, RunConfig], base: LanguageModel, options: argpar
             if not options.dry_run:
                 measure(system, tasks, 3, options.questions)
             out[name] = measure(system, tasks, options.iterations, options.questions)
+        except torch.cuda.OutOfMemoryError:
+            out[name] = {}
         finally:
             system.close()
-        print(f"{name}: {out[name]}", flush=True)
+        said = {phase: f"{s:.4f} s, {peak / 2**30:.2f} GiB" for phase, (s, peak) in out[name].items()}
+        print(f"{name}: {said or 'out of memory'}", flush=True)
     return out
 
 
@@ -106,13 +110,14 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Of each system and phase the median over rounds, its extremes, and how many times the reference it is."""
     found: dict[str, Any] = {}
     for name in rounds[0]:
+        found[name] = {}
         for phase in PHASES:
             pairs = [one[name][phase] for one in rounds if phase in one[name]]
             if not pairs:
                 continue
             seconds = [pair[0] for pair in pairs]
             values = {"ms": 1e3 * statistics.median(seconds), "spread_ms": [1e3 * min(seconds), 1e3 * max(seconds)]}
-            found.setdefault(name, {})[phase] = {**values, "peak_gib": max(pair[1] for pair in pairs) / 2**30}
+            found[name][phase] = {**values, "peak_gib": max(pair[1] for pair in pairs) / 2**30}
     for phases in found.values():
         for phase, values in phases.items():
             values["times_lora"] = values["ms"] / found[REFERENCE][phase]["ms"]
@@ -128,9 +133,12 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--questions", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--out", default="benchmarks/results/rivals.json")
+    parser.add_argument("--out", help="default: benchmarks/results/rivals.json, but for a dry run")
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--short", action="store_true", help="two rounds of three meta-iterations and eight questions")
     options = parser.parse_args()
+    if options.short:
+        options.rounds, options.iterations, options.questions = 2, 3, 8
     if options.dry_run:
         options.rounds, options.iterations, options.questions, options.tokens = 1, 1, 2, 256
         base = random_model("tiny-llama", device="cpu")
@@ -144,8 +152,9 @@ def main() -> None:
     if options.dry_run:
         for name, phases in result["systems"].items():
             print(name, {phase: round(values["times_lora"], 2) for phase, values in phases.items()})
-        return
-    write_result(options.out, result)
+    out = options.out or (None if options.dry_run else "benchmarks/results/rivals.json")
+    if out is not None:
+        write_result(out, result)
 
 
 if __name__ == "__main__":

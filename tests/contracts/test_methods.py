@@ -39,6 +39,9 @@ def _variants() -> dict[str, tuple[str, str, dict[str, Any]]]:
     out["structured-fresh"] = ("structured", "default", {"inner_optimizer_state": "fresh"})
     out["reptile-dropout"] = ("reptile", "default", {"dropout": 0.2})
     out["reptile-adamw"] = ("reptile", "default", {"outer_optimizer": "adamw", "outer_lr": 3e-4})
+    out["anil-second-order"] = ("anil", "default", {"second_order": True})
+    out["meta-sgd-second-order"] = ("meta-sgd", "default", {"second_order": True, "inner_optimizer": "sgd"})
+    out["abmll-second-order-init"] = ("abmll", "default", {"outer_step": "identity", "second_order": True})
     out["abmll-part-of-the-entries"] = ("abmll", "default", {"kl_entries": 0.5, "training_samples": 2})
     return out
 

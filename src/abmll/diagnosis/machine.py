@@ -153,7 +153,8 @@ def _what_runs(name: str, device: torch.device) -> str:
 
 
 def _capture(device: str) -> str:
-    return "yes, per batch shape" if device.startswith("cuda") else "no: CUDA graphs are for CUDA devices"
+    captured = "yes, per batch shape, but for outer gradients through the inner steps (second_order)"
+    return captured if device.startswith("cuda") else "no: CUDA graphs are for CUDA devices"
 
 
 def _hub(address: str, seconds: float) -> dict[str, str]:

@@ -7,16 +7,30 @@ multiplies by frozen weights on CPUs where that is faster than PyTorch's own way
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, cast, get_args
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from abmll.errors import AbmllError, unknown_name
 from abmll.kernels import eager, onednn
+from abmll.kernels.eager import twice
 from abmll.kernels.factors import Factors, StdForm, Variance
 
-__all__ = ["Backend", "Factors", "StdForm", "Variance", "backend_for", "check_usable", "fallbacks", "op", "use"]
+__all__ = [
+    "Backend",
+    "Factors",
+    "StdForm",
+    "Variance",
+    "backend_for",
+    "check_usable",
+    "fallbacks",
+    "op",
+    "twice_differentiable",
+    "use",
+]
 
 Backend = Literal["auto", "eager", "triton", "onednn"]
 
@@ -35,6 +49,7 @@ fallbacks: dict[str, str] = {}
 """op -> why its last call that wanted Triton ran in eager."""
 
 _chosen: list[Backend] = ["auto"]
+_twice = [False]
 
 
 def use(backend: str) -> None:
@@ -90,6 +105,18 @@ def triton_error() -> str | None:
     return None
 
 
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Ops and attention inside have gradients of gradients: no kernel of ours, nor a fused attention, has those."""
+    before = _twice[0]
+    _twice[0] = True
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        _twice[0] = before
+
+
 def op(name: str, device: torch.device) -> Callable[..., Any]:
     """The implementation of an op for tensors on a device.
 
@@ -101,5 +128,7 @@ def op(name: str, device: torch.device) -> Callable[..., Any]:
     """
     if name not in OPS:
         raise unknown_name("op", name, OPS)
+    if _twice[0]:
+        return getattr(twice, name, None) or getattr(eager, name)
     module = _FASTER.get((backend_for(device), name))
     return getattr(eager if module is None else importlib.import_module(module), name)

@@ -10,6 +10,7 @@ from abmll.methods.base import Group, Method, Settings, Terms
 from abmll.methods.first_order import FOMAML
 from abmll.methods.lora import LoRA, Pretrained, Reptile, StructuredLoRA
 from abmll.methods.rivals.anil import ANIL
+from abmll.methods.rivals.maml import MAML, MAMLenLLM
 from abmll.methods.rivals.meta_sgd import MetaSGD
 from abmll.methods.rivals.metaicl import MetaICL
 from abmll.registry import Registry
@@ -48,6 +49,8 @@ METHODS: Registry[type[Method]] = Registry(
         "metaicl": MetaICL,
         "meta-sgd": MetaSGD,
         "anil": ANIL,
+        "maml": MAML,
+        "maml-en-llm": MAMLenLLM,
     },
     check=_check_method,
     guide="docs/add-a-method.md",

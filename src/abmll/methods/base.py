@@ -4,7 +4,7 @@ batches. A method never sees files, ranks, tokenizers or optimizers; the loop ne
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -133,6 +133,27 @@ class Settings(BaseModel):
         return value
 
 
+class InnerSteps(Protocol):
+    """The inner steps that made phi, for outer gradients that go through them."""
+
+    @property
+    def support(self) -> list[ChoiceBatch]:
+        """The batches of all steps."""
+
+    def carry_back(self) -> list[Tensor]:
+        """Turn the gradient by phi, in its .grad, into that by what phi was before the first step.
+
+        What the steps depend on besides (other factors of phi, theta, the learned temperature) has its part of the
+        gradient added to its .grad.
+
+        Returns:
+            For each parameter of `Method.task` the gradient by the logarithm of its rate.
+        """
+
+    def curvature(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """The Hessian of the mean loss of all steps' batches at phi, by what `Method.task` moves, times these."""
+
+
 class Method(abc.ABC):
     """A system of docs/method.md, section 4. Subclasses are final, and override nothing concrete.
 
@@ -145,6 +166,8 @@ class Method(abc.ABC):
     Attributes:
         presets: named settings; "default" is there for every method.
         has_std: the adapters hold std factors.
+        through_steps: the outer gradient goes through the inner steps, which are then in `steps`.
+        steps: what made phi, while `outer_gradient` of such a method runs; None: steps are taken for constants.
         uses_query: the last batch of an episode is kept for the outer step.
         moves_weights: training changes theta's factors (not so for the pretrained model).
         keeps_phi: phi goes on from task to task.
@@ -159,6 +182,8 @@ class Method(abc.ABC):
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
     has_std: ClassVar[bool] = False
     moves_weights: ClassVar[bool] = True
+    through_steps: bool = False
+    steps: InnerSteps | None = None
     uses_query: bool = False
     keeps_phi: bool = False
     dropout: float = 0.0
@@ -196,7 +221,10 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def inner_loss(self, batch: ChoiceBatch, key: Int[Tensor, ""]) -> Terms:
-        """What one inner step descends; theta takes no gradient from it. `key` names the noise of the step."""
+        """What one inner step descends. `key` names the noise of the step.
+
+        Theta takes no gradient from it, but while there are `steps` to go back through.
+        """
 
     @abc.abstractmethod
     def outer_gradient(self, query: Sequence[ChoiceBatch], key: Int[Tensor, ""]) -> Terms | None:

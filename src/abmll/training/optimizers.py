@@ -3,12 +3,23 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from abmll.methods.base import Group, Method, Schedule
+
+
+class AdamWConstants(NamedTuple):
+    """What AdamW has besides a rate."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+
+ADAMW = AdamWConstants()
 
 
 class GroupOptimizer:
@@ -159,6 +170,12 @@ class Optimizers:
         self.outer.restart()
 
 
+def rates_of(group: Group, factor: float) -> list[float | Tensor]:
+    """The rate of each parameter of a group, times a factor."""
+    multiples = list(_multiples(group)) * (len(group.parameters) if group.log_rates is None else 1)
+    return [group.lr * factor * multiple for multiple in multiples]
+
+
 def _multiples(group: Group) -> Sequence[float | Tensor]:
     """What the rate of each of torch's groups is multiplied by: there is one of all parameters, or one for each."""
     return [1.0] if group.log_rates is None else list(group.log_rates.detach().exp())
@@ -173,7 +190,8 @@ def _build(group: Group, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
     ]
     if group.optimizer == "sgd":
         return torch.optim.SGD(parts, fused=cuda or None)
-    return torch.optim.AdamW(parts, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=cuda or None, capturable=cuda)
+    betas = (ADAMW.beta1, ADAMW.beta2)
+    return torch.optim.AdamW(parts, betas=betas, eps=ADAMW.eps, weight_decay=0.0, fused=cuda or None, capturable=cuda)
 
 
 def schedule_factor(schedule: Schedule, iteration: int, total: int, warmup: int = 0) -> float:

@@ -15,6 +15,8 @@ from abmll.training.graphs import Graphs
 from abmll.training.inner import as_values, clear, not_finite, terms_of
 from abmll.training.optimizers import GroupOptimizer
 
+NOT_CAPTURED = "it goes back through the inner steps, and captured steps have no gradients of gradients"
+
 
 def add_outer_gradient(
     method: Method,
@@ -43,6 +45,8 @@ def add_outer_gradient(
     temperature = {id(p): p.grad for p in method.temperature}  # left by the last inner step
     step = partial(_gradient, method, outer.parameters, totals, share)
     name = f"outer gradient {id(outer)} {share}"
+    if method.steps is not None and graphs.capture:
+        graphs.fallbacks[name] = NOT_CAPTURED
     outputs = graphs.run(name, step, batcher(query) if query else [], step_key(coordinates))
     for parameter, total in zip(outer.parameters, totals, strict=True):
         gradient = temperature.get(id(parameter))

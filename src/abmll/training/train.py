@@ -23,11 +23,12 @@ from abmll.training.checkpoints import Checkpoint, RunDirectory
 from abmll.training.failed_batch import FailedBatch, save_batch
 from abmll.training.finite import without_folders
 from abmll.training.graphs import Graphs
-from abmll.training.inner import check_finite, inner_steps
+from abmll.training.inner import check_finite
 from abmll.training.optimizers import GroupOptimizer, Optimizers, schedule_factor
 from abmll.training.outer import add_outer_gradient
 from abmll.training.resume import Progress, TrainingState, load_theta, resume
 from abmll.training.step_info import StepInfo, TaskInfo, Validation, losses_of
+from abmll.training.through_steps import TakenSteps, going_back
 
 log = logging.getLogger(__name__)
 
@@ -343,10 +344,12 @@ def _run_task(work: _Work, step: int, position: int, share: float) -> TaskInfo:
     coordinates = training_coordinates(work.plan.seed, step, position)
     factor = schedule_factor(s.inner_schedule, step, work.plan.iterations, s.warmup)
     try:
-        taken = inner_steps(method, inner, work.batcher, support, coordinates, factor, work.graphs)
+        steps = TakenSteps(method, inner, work.batcher, support, coordinates, [factor] * len(support))
+        taken = steps.take(work.graphs)
         batch = FailedBatch(tuple(query), (*coordinates, len(support)), outer=True)
         sums = (work.outer, work.totals)
-        terms = add_outer_gradient(method, work.batcher, query, batch.coordinates, sums, share, work.graphs)
+        with going_back(method, steps):
+            terms = add_outer_gradient(method, work.batcher, query, batch.coordinates, sums, share, work.graphs)
         check_finite(terms, work.totals, f"outer step {step}, task {episode.task}", batch, method.adapters)
     except NonFiniteError as error:
         raise save_batch(error, work.run.path, method, work.batcher, episode.task) from error

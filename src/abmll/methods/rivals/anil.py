@@ -17,10 +17,12 @@ class ANILSettings(FirstOrderSettings):
     """Settings of ANIL.
 
     Attributes:
+        second_order: the outer gradient goes through the inner steps, as published.
         task_modules: the adapted layers whose factors inner steps move, as in `adapter.targets`: a path or its end.
     """
 
     # ANIL moves the head of a classifier. Here the head is no adapter; values are what layers hand on to it.
+    second_order: bool = False
     task_modules: tuple[str, ...] = Field(("v_proj",), min_length=1)
 
 
@@ -30,6 +32,11 @@ class ANIL(FirstOrder):
 
     settings_class: ClassVar = ANILSettings
     settings: ANILSettings
+
+    @property
+    def through_steps(self) -> bool:  # type: ignore[override]
+        """Whether steps depend on theta, in the layers that stay, too."""
+        return self.settings.second_order
 
     def task(self) -> list[Group]:
         """The task's mean factors in the layers that move.
@@ -52,6 +59,8 @@ class ANIL(FirstOrder):
         """The query NLL's gradient at phi, on all of theta's factors."""
         self._collect(True)
         terms = self.query_gradient(query, key)
+        if self.steps is not None:
+            self.steps.carry_back()
         self.adapters.add_task_gradients()
         self._collect(False)
         return terms

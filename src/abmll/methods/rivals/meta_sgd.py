@@ -17,9 +17,11 @@ class MetaSGDSettings(FirstOrderSettings):
     """Settings of Meta-SGD; `inner_lr` is the rate that all of them start from.
 
     Attributes:
+        second_order: the outer gradient goes through the inner steps, as published.
         rate_lr: outer AdamW rate of the logarithms of the rates.
     """
 
+    second_order: bool = False
     rate_lr: float = Field(1e-2, gt=0)  # a rate can change e-fold in 100 meta-iterations; not searched
 
 
@@ -32,9 +34,10 @@ class MetaSGD(FirstOrder):
 
     $$ \partial L_Q / \partial \log \alpha_i = \langle \partial L_Q / \partial \phi_i, \, \phi_i - \theta_i \rangle $$
 
-    for the rate $\alpha_i$ of factor $i$, and as in first-order MAML for $\theta$. Meta-SGD as published has a rate for
-    each number and the second-order gradient; this is its first order, with the parameters of a tensor sharing one. The
-    rates belong to theta: checkpoints and stored adapters keep them.
+    for the rate $\alpha_i$ of factor $i$, and as in first-order MAML for $\theta$. With `second_order`, directions
+    depend on where they are taken: each step's part is multiplied by the gradient by phi after that step. Meta-SGD as
+    published has a rate for each number, where here the numbers of a tensor share one. The rates belong to theta:
+    checkpoints and stored adapters keep them.
 
     >>> from abmll.methods import resolve_settings
     >>> resolve_settings("meta-sgd").rate_lr
@@ -43,6 +46,11 @@ class MetaSGD(FirstOrder):
 
     settings_class: ClassVar = MetaSGDSettings
     settings: MetaSGDSettings
+
+    @property
+    def through_steps(self) -> bool:  # type: ignore[override]
+        """Whether directions depend on theta and on the rates of earlier steps."""
+        return self.settings.second_order
 
     @property
     def learned_start(self) -> dict[str, Float[Tensor, " numbers"]]:
@@ -61,7 +69,10 @@ class MetaSGD(FirstOrder):
     def outer_gradient(self, query: Sequence[ChoiceBatch], key: Int[Tensor, ""]) -> Terms:
         """The query NLL's gradient at phi: on theta's factors, and on the rates by way of phi - theta."""
         terms = self.query_gradient(query, key)
-        self.learned["log_rates"].grad = self._rate_gradient()
+        if self.steps is None:
+            self.learned["log_rates"].grad = self._rate_gradient()
+        else:
+            self.learned["log_rates"].grad = torch.stack(self.steps.carry_back())
         self.adapters.add_task_gradients()
         return terms
 
