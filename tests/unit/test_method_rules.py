@@ -274,6 +274,8 @@ EVERY: dict[str, Any] = {
 }
 MEANS: dict[str, Any] = {**EVERY, "mean_prior_weight": 0.0, "mean_prior_variance": 2.06e-9, "dropout": 0.0}
 BAYES: dict[str, Any] = {
+    "second_order": False,
+    "outer_rows": "query",
     **EVERY,
     "task_kl_weight": 0.34,
     "mean_prior_weight": 0.0,
@@ -307,12 +309,34 @@ PAPER: dict[str, Any] = {
     "precision_prior_weight": 1e-6,
     "std_state": "float64",
 }
+QUERY = {**MEANS, "inner_lr": 1.2e-3, "outer_optimizer": "adamw", "outer_lr": 3.7e-5}
 DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("pretrained", "default"): {**MEANS, "inner_lr": 1.6e-3},
     ("lora", "default"): {**MEANS, "episodes": "mixed", "inner_optimizer_state": "persistent"},
     ("structured", "default"): {**MEANS, "inner_optimizer_state": "persistent"},
     ("reptile", "default"): {**MEANS, "inner_lr": 1.4e-3, "outer_lr": 0.22, "outer_schedule": "linear"},
     ("fomaml", "default"): {**MEANS, "inner_lr": 1.2e-3, "outer_optimizer": "adamw", "outer_lr": 3.7e-5},
+    ("metaicl", "default"): {**MEANS, "inner_optimizer_state": "persistent", "demonstrations": 16},
+    ("meta-sgd", "default"): {**QUERY, "second_order": False, "rate_lr": 1e-2},
+    ("anil", "default"): {**QUERY, "second_order": False, "task_modules": ("v_proj",)},
+    ("maml", "default"): {**QUERY, "second_order": True, "inner_optimizer": "sgd", "inner_lr": 0.1},
+    ("maml-en-llm", "default"): {**QUERY, "second_order": True, "demonstrations": 16},
+    ("abmll", "ravi-beatson"): {
+        **BAYES,
+        "outer_step": "identity",
+        "std_start": "copy",
+        "outer_optimizer": "adamw",
+        "outer_lr": 3e-4,
+        "second_order": True,
+        "outer_rows": "all",
+        "reduction": "sum",
+        "task_kl_weight": 1 / 12,
+        "inner_optimizer": "sgd",
+        "training_sampler": "weight",
+        "std_init": 1e-2,
+        "inner_lr": 1e-5,
+        "std_lr": 1e-5,
+    },
     ("abmll", "default"): {
         **BAYES,
         "outer_step": "displacement",

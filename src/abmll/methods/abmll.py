@@ -77,20 +77,23 @@ class ABMLLSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
+    def _steps_to_go_back_through(cls, values: Any) -> Any:
+        """What knows the inner steps needs an outer step on the query, and a phi that is made of theta."""
+        given = values if isinstance(values, dict) else {}
+        made_so = given.get("outer_step", "identity") == "identity" and given.get("phi", "reset") == "reset"
+        if not made_so and (given.get("second_order") or given.get("outer_rows") == "all"):
+            raise ValueError(
+                "method.second_order and method.outer_rows=all need method.outer_step=identity and method.phi=reset"
+            )
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
     def _displacement_is_reptiles_step(cls, values: Any) -> Any:
         """A displacement is no gradient for AdamW: unless told otherwise, it takes Reptile's rule and rate."""
         if isinstance(values, dict) and values.get("outer_step") == "displacement":
             return {"outer_optimizer": "sgd", "outer_lr": 0.5, **values}
         return values
-
-    @model_validator(mode="after")
-    def _steps_to_go_back_through(self) -> "ABMLLSettings":
-        goes_back = self.second_order or self.outer_rows == "all"
-        if goes_back and (self.outer_step != "identity" or self.phi != "reset"):
-            raise ValueError(
-                "method.second_order and method.outer_rows=all need method.outer_step=identity and method.phi=reset"
-            )
-        return self
 
 
 _DEFAULT: dict[str, Any] = {
