@@ -249,7 +249,7 @@ def test_nothing_is_copied_for_methods_that_do_not_go_back() -> None:
     steps.take(Graphs(torch.device("cpu")))
     assert not steps.points
     with going_back(system.method, steps):
-        assert system.method.steps is None
+        assert system.method.inner_taken is None
 
 
 # -------------------- ABML of Ravi & Beatson

@@ -184,7 +184,7 @@ class ABMLL(Method):
 
     def inner_loss(self, batch: ChoiceBatch, key: Int[Tensor, ""]) -> Terms:
         """-E_q[log p(D | phi)] + beta KL(q(phi | D) || p(phi | theta)), theta held fixed."""
-        kl, weighted = self._weighted_kl(key, detach="shared" if self.steps is None else None)
+        kl, weighted = self._weighted_kl(key, detach="shared" if self.inner_taken is None else None)
         nll = self._expected_nll(batch, key)
         return Terms((nll, weighted), nll, kl)
 
@@ -203,7 +203,7 @@ class ABMLL(Method):
             nll = self._expected_nll(batch, key)
             return Terms((nll,), nll)
 
-        s, steps = self.settings, self.steps
+        s, steps = self.settings, self.inner_taken
         kl, weighted = self._weighted_kl(key, detach=None)
         rows = [*steps.support, *query] if steps is not None and s.outer_rows == "all" else query
         terms = backward_by_share(rows, loss)

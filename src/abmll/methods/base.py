@@ -166,8 +166,8 @@ class Method(abc.ABC):
     Attributes:
         presets: named settings; "default" is there for every method.
         has_std: the adapters hold std factors.
-        through_steps: the outer gradient goes through the inner steps, which are then in `steps`.
-        steps: what made phi, while `outer_gradient` of such a method runs; None: steps are taken for constants.
+        through_steps: the outer gradient goes through the inner steps, which are then in `inner_taken`.
+        inner_taken: what made phi, while `outer_gradient` of such a method runs; None: steps are taken for constants.
         uses_query: the last batch of an episode is kept for the outer step.
         moves_weights: training changes theta's factors (not so for the pretrained model).
         keeps_phi: phi goes on from task to task.
@@ -183,7 +183,7 @@ class Method(abc.ABC):
     has_std: ClassVar[bool] = False
     moves_weights: ClassVar[bool] = True
     through_steps: bool = False
-    steps: InnerSteps | None = None
+    inner_taken: InnerSteps | None = None
     uses_query: bool = False
     keeps_phi: bool = False
     dropout: float = 0.0
@@ -223,7 +223,7 @@ class Method(abc.ABC):
     def inner_loss(self, batch: ChoiceBatch, key: Int[Tensor, ""]) -> Terms:
         """What one inner step descends. `key` names the noise of the step.
 
-        Theta takes no gradient from it, but while there are `steps` to go back through.
+        Theta takes no gradient from it, but while there is `inner_taken` to go back through.
         """
 
     @abc.abstractmethod

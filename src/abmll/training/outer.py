@@ -45,7 +45,7 @@ def add_outer_gradient(
     temperature = {id(p): p.grad for p in method.temperature}  # left by the last inner step
     step = partial(_gradient, method, outer.parameters, totals, share)
     name = f"outer gradient {id(outer)} {share}"
-    if method.steps is not None and graphs.capture:
+    if method.inner_taken is not None and graphs.capture:
         graphs.fallbacks[name] = NOT_CAPTURED
     outputs = graphs.run(name, step, batcher(query) if query else [], step_key(coordinates))
     for parameter, total in zip(outer.parameters, totals, strict=True):

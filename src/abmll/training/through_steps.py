@@ -164,11 +164,11 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 @contextmanager
 def going_back(method: Method, steps: TakenSteps) -> Iterator[None]:
     """The method's outer gradient goes through these steps inside, if it goes through steps."""
-    method.steps = steps if method.through_steps else None
+    method.inner_taken = steps if method.through_steps else None
     try:
         yield
     finally:
-        method.steps = None
+        method.inner_taken = None
 
 
 @torch.no_grad()

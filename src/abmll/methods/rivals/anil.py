@@ -59,8 +59,8 @@ class ANIL(FirstOrder):
         """The query NLL's gradient at phi, on all of theta's factors."""
         self._collect(True)
         terms = self.query_gradient(query, key)
-        if self.steps is not None:
-            self.steps.carry_back()
+        if self.inner_taken is not None:
+            self.inner_taken.carry_back()
         self.adapters.add_task_gradients()
         self._collect(False)
         return terms

@@ -50,8 +50,8 @@ class Unrolled(FirstOrder):
     def outer_gradient(self, query: Sequence[ChoiceBatch], key: Int[Tensor, ""]) -> Terms:
         """The query NLL's gradient by theta, from which phi was made."""
         terms = self.query_gradient(query, key)
-        if self.steps is not None:
-            self.steps.carry_back()
+        if self.inner_taken is not None:
+            self.inner_taken.carry_back()
         self.adapters.add_task_gradients()
         return terms
 

@@ -69,10 +69,10 @@ class MetaSGD(FirstOrder):
     def outer_gradient(self, query: Sequence[ChoiceBatch], key: Int[Tensor, ""]) -> Terms:
         """The query NLL's gradient at phi: on theta's factors, and on the rates by way of phi - theta."""
         terms = self.query_gradient(query, key)
-        if self.steps is None:
+        if self.inner_taken is None:
             self.learned["log_rates"].grad = self._rate_gradient()
         else:
-            self.learned["log_rates"].grad = torch.stack(self.steps.carry_back())
+            self.learned["log_rates"].grad = torch.stack(self.inner_taken.carry_back())
         self.adapters.add_task_gradients()
         return terms
 
