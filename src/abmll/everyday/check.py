@@ -214,7 +214,7 @@ def check_usefulness(
     check.ask_base()
     tell(float(total), total)
     check.ask_classifiers(encode)
-    tables = _without_model(rows, folds, check.tables.get(PRETRAINED), check.answers, labelled.layout.labels)
+    tables = tables_without_adapting(rows, folds, check.tables.get(PRETRAINED), check.answers, labelled.layout.labels)
     check.tables |= tables
     check.seconds |= {name: 0.0 for name in (UNIFORM, FREQUENCY) if name in tables}
     check.calibrate(session.calibrator if calibrator is None else calibrator)
@@ -251,7 +251,7 @@ def _with_examples(rows: Sequence[Question], folds: Sequence[Fold], seed: int) -
     return tuple(out[i] for i in range(len(rows)))
 
 
-def _without_model(
+def tables_without_adapting(
     rows: Sequence[Question],
     folds: Sequence[Fold],
     pretrained: Probabilities | None,
