@@ -19,8 +19,7 @@ from abmll.adapters.attach import detach
 from abmll.config import ModelConfig, RunConfig, check, merge
 from abmll.errors import NonFiniteError
 from abmll.everyday.bases import LONGER, NEW_LORA
-from abmll.everyday.check import PROMPT_TOKENS
-from abmll.everyday.session import OWN_DEFAULTS
+from abmll.everyday.session import OWN_DEFAULTS, PROMPT_TOKENS
 from abmll.metrics.predictions import pad_probabilities
 from abmll.models import LanguageModel
 from abmll.prompts.branches import fed_tokens

@@ -41,8 +41,6 @@ from abmll.training.finite import without_folders
 
 FEWEST = 4
 """Different labelled rows, or groups of them, without which there is no check."""
-PROMPT_TOKENS = 2048
-"""Most tokens of a prompt with examples on a GPU; elsewhere as many as any prompt has, `likelihood.max_tokens`."""
 _CHARACTERS = 4
 """Of a token, about."""
 
@@ -60,7 +58,7 @@ def estimate_seconds(session: Session, lengths: Sequence[int], step: float, row:
     rows = len(lengths)
     steps = len(_adapted(session.config)) * FOLDS * session.plan(rows * (FOLDS - 1) // FOLDS).steps
     usual = sum(lengths) / rows
-    shown = min(_CHARACTERS * _prompt_tokens(session), sum(lengths)) / max(1.0, usual)
+    shown = min(_CHARACTERS * session.prompt_tokens, sum(lengths)) / max(1.0, usual)
     return steps * step + rows * row * (session.drawing.samples + 2 + shown)
 
 
@@ -135,7 +133,7 @@ class _Check:
             if config.likelihood.template == "chat":
                 self.left_out[PROMPT] = "likelihood.template=chat has no place for examples"
                 return
-            text = config.likelihood.model_copy(update={"max_tokens": _prompt_tokens(self.session)})
+            text = config.likelihood.model_copy(update={"max_tokens": self.session.prompt_tokens})
             fresh.batcher = build_batcher(config.model_copy(update={"likelihood": text}), self.session.base)
             self.ask(PROMPT, fresh, _with_examples(self.rows, self.folds, config.adaptation.seed), self.whole)
         finally:
@@ -231,12 +229,6 @@ def _adapted(config: RunConfig) -> tuple[str, ...]:
 def _plain(config: RunConfig) -> RunConfig:
     """The configuration of an ordinary LoRA, and of the pretrained model, on the same layers."""
     return config.model_copy(update={"method": MethodConfig(name="pretrained")})
-
-
-def _prompt_tokens(session: Session) -> int:
-    """Most tokens of a prompt with examples."""
-    usual = session.config.likelihood.max_tokens
-    return max(usual, PROMPT_TOKENS) if session.base.device.type == "cuda" else usual
 
 
 def _with_examples(rows: Sequence[Question], folds: Sequence[Fold], seed: int) -> tuple[Question, ...]:

@@ -218,18 +218,23 @@ class Encoder:
         Raises:
             AbmllError: an example has no answer, or the template is a chat.
         """
+        shown = "".join(self.fitting(question, examples))
+        return replace(question, context=MarkedText(shown + self.marked(question.context)))
+
+    def fitting(self, question: Question, examples: Sequence[Question]) -> list[MarkedText]:
+        """The examples that fit in front of a question, as they stand there; see `with_examples`."""
         if self.chat:
             raise AbmllError(
                 "adaptation.in_context needs likelihood.template=plain or a template of your own, not chat"
             )
-        left, shown = self.max_tokens - self(question).tokens, list[str]()
+        left, shown = self.max_tokens - self(question).tokens, list[MarkedText]()
         for example in examples:
             text = MarkedText(self.example(example) + SEPARATOR)
             size = self.count(text)
             if size <= left:
                 shown.append(text)
                 left -= size
-        return replace(question, context=MarkedText("".join(shown) + self.marked(question.context)))
+        return shown
 
     def marked(self, text: str) -> MarkedText:
         """A text of a user's, see `ControlTokens.mark`; one that is marked already as it is."""
