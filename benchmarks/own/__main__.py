@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--rate", type=float, help="left out: that of `abmll adapt BASE`")
     models.add_argument("--steps", type=int, help="at least; as many as one pass takes if that is more")
     models.add_argument("--prompt-tokens", type=int, default=2048, help="of the longest prompt with examples")
+    models.add_argument("--pieces", type=int, help="of a long text whose answers are averaged; left out: it is cut")
     models.add_argument("--systems", default=",".join(SYSTEMS), help="which of them answer")
     cheap = verbs.add_parser("cheap", help="answers of TF-IDF and of sentence vectors, with logistic regression")
     cheap.add_argument("--vectors", help="folder or hub id of a sentence encoder; left out: without")
@@ -145,7 +146,9 @@ def answer_cells(args: argparse.Namespace) -> None:
     model = model_of(args)
     adaptation = {} if args.steps is None else {"steps": args.steps}
     method = {} if args.rate is None else {"inner_lr": args.rate}
-    bench = Bench(load_base(model), own_config(model, {"adaptation": adaptation, "method": method}), args.prompt_tokens)
+    likelihood = {} if args.pieces is None else {"pieces": args.pieces}
+    settings: dict[str, object] = {"adaptation": adaptation, "method": method, "likelihood": likelihood}
+    bench = Bench(load_base(model), own_config(model, settings), args.prompt_tokens)
     config = bench.config.model_dump(mode="json", include={"likelihood", "method", "adaptation", "adapter"})
     about = {**describe(), "base": bench.base.name.rpartition("/")[2], "prompt_tokens": args.prompt_tokens, **config}
     write_json(args.out / "about.json", about)

@@ -97,6 +97,11 @@ class Session:
     def about_long_rows(self, count: int) -> str:
         """That so many rows were too long, and what was left out of them."""
         text, rows = self.config.likelihood, "1 row is" if count == 1 else f"{count:,} rows are"
+        if text.pieces > 1:
+            return (
+                f"{rows} longer than {text.pieces} pieces of likelihood.max_tokens={text.max_tokens}: pieces between "
+                "them, evenly spread, were left out (likelihood.pieces); what is adapted to is cut in any case"
+            )
         return (
             f"{rows} longer than likelihood.max_tokens={text.max_tokens}: the {text.cut} of their text was left out "
             "(likelihood.cut)"
