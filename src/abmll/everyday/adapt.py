@@ -11,10 +11,11 @@ from jaxtyping import Bool, Float
 from abmll.config import LikelihoodConfig
 from abmll.errors import AbmllError
 from abmll.everyday.labelled import Labelled
-from abmll.everyday.saved import SavedPosterior, save_posterior
+from abmll.everyday.saved import IN_PROMPT, SavedPosterior, save_posterior
 from abmll.everyday.session import Session, is_trained
 from abmll.metrics.abstention import choose_threshold
 from abmll.process.timer import Pace
+from abmll.prompts.examples import examples_to_json
 from abmll.question import Question, Task
 from abmll.systems.folds import Fold
 from abmll.systems.predict import Answer
@@ -161,9 +162,16 @@ def adapt_and_save(
         "adapted_to": distinct_keys(used.keys),
         **_of_base(session),
         "held_back": _held_back_as_json(session, answers_to(session, aside)) if aside else None,
+        **_in_prompt(session),
     }
     save_posterior(session.folder, name, session.config, session.system, details, replace=replace)
     return Adapted(details, used, aside, step_seconds, _answer_seconds(session, used.rows[:TIMED]))
+
+
+def _in_prompt(session: Session) -> dict[str, Any]:
+    """What is saved where rows stand in the prompt in place of adapting: the rows themselves."""
+    examples = session.system.batcher.examples
+    return {IN_PROMPT: examples_to_json(examples)} if examples else {}
 
 
 def _answer_seconds(session: Session, rows: Sequence[Question]) -> float:

@@ -41,8 +41,6 @@ from abmll.training.finite import without_folders
 
 FEWEST = 4
 """Different labelled rows, or groups of them, without which there is no check."""
-PROMPT_TOKENS = 2048
-"""Most tokens of a prompt with examples on a GPU; elsewhere as many as any prompt has, `likelihood.max_tokens`."""
 _CHARACTERS = 4
 """Of a token, about."""
 
@@ -60,7 +58,7 @@ def estimate_seconds(session: Session, lengths: Sequence[int], step: float, row:
     rows = len(lengths)
     steps = len(_adapted(session.config)) * FOLDS * session.plan(rows * (FOLDS - 1) // FOLDS).steps
     usual = sum(lengths) / rows
-    shown = min(_CHARACTERS * _prompt_tokens(session), sum(lengths)) / max(1.0, usual)
+    shown = min(_CHARACTERS * session.prompt_tokens, sum(lengths)) / max(1.0, usual)
     return steps * step + rows * row * (session.drawing.samples + 2 + shown)
 
 
@@ -135,7 +133,7 @@ class _Check:
             if config.likelihood.template == "chat":
                 self.left_out[PROMPT] = "likelihood.template=chat has no place for examples"
                 return
-            text = config.likelihood.model_copy(update={"max_tokens": _prompt_tokens(self.session)})
+            text = config.likelihood.model_copy(update={"max_tokens": self.session.prompt_tokens})
             fresh.batcher = build_batcher(config.model_copy(update={"likelihood": text}), self.session.base)
             self.ask(PROMPT, fresh, _with_examples(self.rows, self.folds, config.adaptation.seed), self.whole)
         finally:
@@ -214,7 +212,7 @@ def check_usefulness(
     check.ask_base()
     tell(float(total), total)
     check.ask_classifiers(encode)
-    tables = _without_model(rows, folds, check.tables.get(PRETRAINED), check.answers, labelled.layout.labels)
+    tables = tables_without_adapting(rows, folds, check.tables.get(PRETRAINED), check.answers, labelled.layout.labels)
     check.tables |= tables
     check.seconds |= {name: 0.0 for name in (UNIFORM, FREQUENCY) if name in tables}
     check.calibrate(session.calibrator if calibrator is None else calibrator)
@@ -233,12 +231,6 @@ def _plain(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"method": MethodConfig(name="pretrained")})
 
 
-def _prompt_tokens(session: Session) -> int:
-    """Most tokens of a prompt with examples."""
-    usual = session.config.likelihood.max_tokens
-    return max(usual, PROMPT_TOKENS) if session.base.device.type == "cuda" else usual
-
-
 def _with_examples(rows: Sequence[Question], folds: Sequence[Fold], seed: int) -> tuple[Question, ...]:
     """Each row with the other folds' rows before it, in a random order: a file may be sorted by label."""
     rng, out = np.random.default_rng(seed), dict[int, Question]()
@@ -251,7 +243,7 @@ def _with_examples(rows: Sequence[Question], folds: Sequence[Fold], seed: int) -
     return tuple(out[i] for i in range(len(rows)))
 
 
-def _without_model(
+def tables_without_adapting(
     rows: Sequence[Question],
     folds: Sequence[Fold],
     pretrained: Probabilities | None,

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,14 @@ from abmll.files import (
     replaced_by,
     write_sealed_json,
 )
+from abmll.prompts.examples import examples_from_json
+from abmll.question import Question
 from abmll.runs.card import about_run, write_card
 from abmll.systems.adapters import use_adapter
 from abmll.systems.system import System
+
+IN_PROMPT = "examples_in_prompt"
+"""Detail of a task that has labelled rows in the prompt in place of adapting."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +52,35 @@ class SavedPosterior:
     details: dict[str, Any]
     adapter: StoredAdapter
     sealed: bool = True
+
+    @property
+    def examples_in_prompt(self) -> tuple[Question, ...]:
+        """Labelled rows that stand before every row in its prompt, where that was done in place of adapting.
+
+        Raises:
+            AbmllError: they are damaged.
+        """
+        if IN_PROMPT not in self.details:
+            return ()
+        try:
+            return examples_from_json(self.details[IN_PROMPT])
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise AbmllError(f"{self.folder}: its examples are damaged ({error}); adapt again") from error
+
+    def check_adapted(self, use: str) -> None:
+        """Refuse a task whose answers are no adapter's alone.
+
+        Args:
+            use: what the adapter is to be used for, for the message.
+
+        Raises:
+            AbmllError: it answers with examples in the prompt.
+        """
+        if IN_PROMPT in self.details:
+            raise AbmllError(
+                f"{self.folder}: {use} is for weights that were adapted; this task answers by labelled rows in the "
+                "prompt (adapt --in-prompt), and its adapter is zero. `abmll adapt` without --in-prompt makes one"
+            )
 
 
 def save_posterior(
@@ -196,12 +230,16 @@ def load_posterior(run: Path | str, name: str, system: System) -> SavedPosterior
 def put_posterior(saved: SavedPosterior, system: System) -> None:
     """Put a saved posterior into phi of a system, which may be on another copy of the run's base model.
 
+    Where the task has examples in the prompt, the system's prompts have them from now on; else they have none.
+
     Raises:
-        AbmllError: it belongs to another base model.
+        AbmllError: it belongs to another base model, or its examples are damaged.
     """
+    examples = saved.examples_in_prompt
     probe = read_probe(saved.folder.parent.parent)  # of the run
     stored = with_same_tokenizer(saved.adapter, probe, system.language_model, system.batcher.encoder)
     use_adapter(stored, system, saved.folder, ("task",))
+    system.batcher = replace(system.batcher, examples=examples)
 
 
 def _names(run: Path) -> list[str]:

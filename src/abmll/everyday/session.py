@@ -7,6 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import read_adapter
 from abmll.calibrators.temperature import PosteriorTemperature
@@ -32,6 +34,10 @@ OWN_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """What rows of a user's own are adapted to and answered with where nobody says otherwise, whatever the run was trained
 with: the start and the end of a long text say most of it, and draws of weights take their number times as long."""
+
+
+PROMPT_TOKENS = 2048
+"""Most tokens of a prompt with examples on a GPU; elsewhere as many as any prompt has, `likelihood.max_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,20 @@ class Session:
         """
         return calibrator_of(self.folder, self.config)
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Most tokens of a prompt with examples."""
+        usual = self.config.likelihood.max_tokens
+        return max(usual, PROMPT_TOKENS) if self.base.device.type == "cuda" else usual
+
     def about_long_rows(self, count: int) -> str:
         """That so many rows were too long, and what was left out of them."""
         text, rows = self.config.likelihood, "1 row is" if count == 1 else f"{count:,} rows are"
+        if text.pieces > 1:
+            return (
+                f"{rows} longer than {text.pieces} pieces of likelihood.max_tokens={text.max_tokens}: pieces between "
+                "them, evenly spread, were left out (likelihood.pieces); what is adapted to is cut in any case"
+            )
         return (
             f"{rows} longer than likelihood.max_tokens={text.max_tokens}: the {text.cut} of their text was left out "
             "(likelihood.cut)"
@@ -109,6 +126,24 @@ class Session:
         self.system.close()
         choice = choose_likelihood(self.config, self.base, rows)
         return replace(self.read_by(choice.kind), choice=choice)
+
+    def prompting(self, rows: Sequence[Question]) -> "Session":
+        """The same with labelled rows before each row in its prompt, and no step of adapting; this system is closed.
+
+        Args:
+            rows: as many of them as fit into `prompt_tokens` are shown, in a random order: a file may be sorted.
+
+        Raises:
+            AbmllError: see `choose_likelihood`; or `likelihood.template=chat`, which has no place for examples.
+        """
+        if self.config.likelihood.template == "chat":
+            raise AbmllError("likelihood.template=chat has no place for examples; use plain, or a template of your own")
+        tuned = self.tuned({"adaptation": {"steps": 0}, "likelihood": {"max_tokens": self.prompt_tokens}})
+        session = tuned.decided(rows) if tuned.undecided else tuned.read_by(tuned.config.likelihood.decided)
+        order = np.random.default_rng(self.config.adaptation.seed).permutation(len(rows))
+        system = session.system
+        system.batcher = replace(system.batcher, examples=tuple(rows[i] for i in order))
+        return session
 
     def read_by(self, kind: LikelihoodKind) -> "Session":
         """The same with another likelihood; its system takes the place of this one's, which is closed."""

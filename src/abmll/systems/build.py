@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -166,7 +167,8 @@ def build_batcher(config: RunConfig, base: LanguageModel) -> Batcher:
     buckets = base.device.type == "cuda" and config.engine.capture
     least = config.engine.least_width
     micro_batch = config.training.micro_batch
-    return Batcher(encoder, base.device, micro_batch, text.share_prefix, buckets, least, text.share_labels)
+    batcher = Batcher(encoder, base.device, micro_batch, text.share_prefix, buckets, least, text.share_labels)
+    return replace(batcher, pieces=text.pieces)
 
 
 def _std_options(settings: Settings) -> StdOptions:

@@ -11,7 +11,8 @@ from abmll.prompts.batches import ChoiceBatch
 from abmll.prompts.branches import MANY_CHOICES
 from abmll.prompts.collate import collate
 from abmll.prompts.encode import EncodedQuestion, Encoder
-from abmll.question import Question
+from abmll.prompts.pieces import pieces_of
+from abmll.question import Question, QuestionWithExamples
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Batcher:
         least: the smallest of these for gradient steps.
         share_labels: choices share the tokens that they begin with; `auto`: those of questions with more choices than
             there are letters.
+        pieces: most of them that a long context is answered by, see `pieces_of`; 1: it is cut.
+        examples: labelled questions that stand before every question in its prompt, as many as fit; () for none.
     """
 
     encoder: Encoder
@@ -36,6 +39,8 @@ class Batcher:
     buckets: bool = False
     least: int = 1
     share_labels: Literal["auto"] | bool = "auto"
+    examples: tuple[Question, ...] = ()
+    pieces: int = 1
 
     def __call__(self, questions: Sequence[Question]) -> list[ChoiceBatch]:
         """The batches of one gradient step: one, or as many as `micro_batch` makes."""
@@ -48,7 +53,19 @@ class Batcher:
         Raises:
             AbmllError: one does not fit the model; names its file and line.
         """
-        return [self._encode(question) for question in questions]
+        return [self._encode(self._shown(question)) for question in questions]
+
+    def in_pieces(self, questions: Sequence[Question]) -> list[tuple[Question, ...]]:
+        """The questions that each question is answered by: itself, or its pieces; errors as `encode`."""
+        if self.pieces < 2:
+            return [(question,) for question in questions]
+        self.encode(questions)
+        return [pieces_of(self.encoder, self._shown(question), self.pieces) for question in questions]
+
+    def _shown(self, question: Question) -> Question:
+        if not self.examples or isinstance(question, QuestionWithExamples):
+            return question
+        return QuestionWithExamples.of(question, self.examples)
 
     def _encode(self, question: Question) -> EncodedQuestion:
         try:

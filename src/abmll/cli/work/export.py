@@ -69,6 +69,8 @@ def export_adapter(run: str, out: Path, task: str | None, overrides: Mapping[str
     """Export the shared weights of a run, or those of a saved task."""
     folder = find_run(run, copy=task is not None)
     saved = None if task is None else read_posterior(folder, task)
+    if saved is not None:
+        saved.check_adapted("export")
     fixed = {name: why for name, why in OWN_ROWS.items() if name != "tasks"}  # --calibrated asks the training tasks
     config = settings_of(folder, overrides, saved, fixed)
     stored = read_shared(folder) if saved is None else saved.adapter
