@@ -223,6 +223,9 @@ def draw_by_batch(
 
     Args and errors as `predict`: no probability that is not finite leaves the model.
     """
+    if batcher.pieces < 2:
+        yield from _draw_by_batch(method, likelihood, batcher, questions, plan, coordinates, graphs)
+        return
     pieces = batcher.in_pieces(questions)
     flat = [piece for one in pieces for piece in one]
     of_question = [i for i, one in enumerate(pieces) for _ in one]

@@ -57,8 +57,6 @@ class Batcher:
 
     def in_pieces(self, questions: Sequence[Question]) -> list[tuple[Question, ...]]:
         """The questions that each question is answered by: itself, or its pieces; errors as `encode`."""
-        if self.pieces < 2:
-            return [(question,) for question in questions]
         self.encode(questions)
         return [pieces_of(self.encoder, self._shown(question), self.pieces) for question in questions]
 
