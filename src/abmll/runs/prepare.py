@@ -54,6 +54,11 @@ class Run(ResolvedRun):
     predictions: tuple[Path, ...]
     record_non_finite: bool
 
+    @property
+    def target(self) -> str:
+        """Its name among the targets of a comparison: SYSTEM.seed-N."""
+        return f"{self.name}.seed-{self.seed}"
+
     def tracking(self) -> Tracking:
         """Its trackers, which begin with its first numbers."""
         title, to = f"{self.name}-seed-{self.seed}", self.config.tracking
