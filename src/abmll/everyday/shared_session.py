@@ -98,6 +98,7 @@ class SharedSession:
         with self._turn:
             session = self._tuned(tuning)
             stated = out_of_folds(session, labelled) if by == "folds" else None
+            session.system.batcher.encoder.forget()  # of long rows `fit` has told
             return session.learn_temperature(stated)
 
     def write(
