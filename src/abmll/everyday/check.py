@@ -36,11 +36,10 @@ from abmll.systems.build import build_batcher, build_system
 from abmll.systems.folds import FOLDS, Fold, deal
 from abmll.systems.plans import PredictionPlan
 from abmll.systems.system import System
+from abmll.systems.temperature import TaskTemperature, choice_rows
 from abmll.text_classifiers import Encode, TfidfClassifier, VectorClassifier
 from abmll.training.finite import without_folders
 
-FEWEST = 4
-"""Different labelled rows, or groups of them, without which there is no check."""
 _CHARACTERS = 4
 """Of a token, about."""
 
@@ -178,6 +177,27 @@ class _Check:
             self.broken |= {scaled: self.broken[name]} if name in self.broken else {}
             self.seconds |= {scaled: self.seconds[name]} if name in self.seconds else {}
 
+    def learn_temperature(self) -> TaskTemperature | None:
+        """The temperature of the run, given its answers to every row."""
+        if RUN not in self.tables:
+            return None
+        stated = [p[:count].tolist() for p, count in zip(self.tables[RUN], self.choices, strict=True)]
+        return self.session.learn_temperature(choice_rows(stated, self.answers))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the check is worth.
+
+    Attributes:
+        worth: the table, the verdict and the advice.
+        temperature: of the run's answers, learned from all rows, each of which was answered out of its fold; None where
+            an answer is not finite.
+    """
+
+    worth: Usefulness
+    temperature: TaskTemperature | None
+
 
 def check_usefulness(
     session: Session,
@@ -186,7 +206,18 @@ def check_usefulness(
     encode: Encode | None = None,
     calibrator: Calibrator | None = None,
 ) -> Usefulness:
-    """Answer every labelled row out of its fold, by this run and by its rivals, and weigh them.
+    """The table, the verdict and the advice of `check_and_learn`, whose arguments these are."""
+    return check_and_learn(session, labelled, tell, encode, calibrator).worth
+
+
+def check_and_learn(
+    session: Session,
+    labelled: Labelled,
+    tell: Callable[[float, int], None] = lambda done, of: None,
+    encode: Encode | None = None,
+    calibrator: Calibrator | None = None,
+) -> Checked:
+    """Answer every labelled row out of its fold, by this run and by its rivals, weigh them, and learn the temperature.
 
     phi is used up by it. Rivals: `uniform`; `label frequency`, TF-IDF and sentence vectors with logistic regression
     (plain classification; fitted to the fold's other rows); the pretrained model; the same with a temperature fitted
@@ -198,7 +229,7 @@ def check_usefulness(
 
     Args:
         session: a run.
-        labelled: rows that nothing else was done with, of `FEWEST` clusters or more.
+        labelled: rows that nothing else was done with, of four clusters or more (`FEWEST`).
         tell: hears how many folds are done, out of how many; a step of adapting is a part of one.
         encode: sentence vectors, see `abmll.text_classifiers.load_encoder`; None: without that row.
         calibrator: of the run's answers; None: a posterior temperature, by the run's prior or the weak one.
@@ -218,7 +249,8 @@ def check_usefulness(
     check.calibrate(session.calibrator if calibrator is None else calibrator)
     reasons = {name: without_folders(why, rows) for name, why in check.broken.items()}
     groups = np.array(labelled.clusters)
-    return weigh(check.tables, check.answers, len(folds), reasons, groups, check.seconds, check.left_out)
+    worth = weigh(check.tables, check.answers, len(folds), reasons, groups, check.seconds, check.left_out)
+    return Checked(worth, check.learn_temperature())
 
 
 def _adapted(config: RunConfig) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Own-task session: a trained run opened for a user's rows, its shared weights on their base model."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,12 +12,14 @@ import numpy as np
 
 from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import read_adapter
+from abmll.calibrators import ChoiceRows
 from abmll.calibrators.temperature import PosteriorTemperature
 from abmll.config import RunConfig, check, load_config, merge
 from abmll.errors import AbmllError
 from abmll.everyday.bases import is_untouched
 from abmll.everyday.probe import read_probe, warn_of_other_weights, with_same_tokenizer
 from abmll.everyday.saved import SavedPosterior, put_posterior
+from abmll.everyday.survey import DETAILS_FILE
 from abmll.files import remove_folder
 from abmll.models import LanguageModel
 from abmll.prompts.encode import LikelihoodKind
@@ -26,8 +29,12 @@ from abmll.systems.adapters import use_adapter
 from abmll.systems.build import build_system, load_base
 from abmll.systems.likelihood_choice import LikelihoodChoice, choose_likelihood
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan, resolve
+from abmll.systems.predict import Answer
 from abmll.systems.scale import calibrator_of
 from abmll.systems.system import System
+from abmll.systems.temperature import TaskTemperature, learn_temperature, read_temperature
+
+logger = logging.getLogger(__name__)
 
 OWN_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"likelihood": {"cut": "middle"}, "adaptation": {"sampler": "mean"}}
@@ -52,6 +59,7 @@ class Session:
         system: the run's system; theta is in its shared slot.
         steps: gradient steps of an adaptation if the user set them; None: see `steps_for`.
         choice: what decided the likelihood, where the run had left it to the rows.
+        temperature: of the saved task that was opened; None: answers are as the model states them.
     """
 
     folder: Path
@@ -59,6 +67,7 @@ class Session:
     system: System
     steps: int | None = None
     choice: LikelihoodChoice | None = None
+    temperature: TaskTemperature | None = None
 
     @property
     def undecided(self) -> bool:
@@ -93,6 +102,19 @@ class Session:
         """Most tokens of a prompt with examples."""
         usual = self.config.likelihood.max_tokens
         return max(usual, PROMPT_TOKENS) if self.base.device.type == "cuda" else usual
+
+    def answer(self, rows: Sequence[Question]) -> tuple[Answer, ...]:
+        """Answers by phi as it is now, at the temperature of its task.
+
+        Raises:
+            AbmllError, NonFiniteError: as `System.answer`.
+        """
+        stated = self.system.answer(rows, self.drawing)
+        return stated if self.temperature is None else self.temperature.answers(stated)
+
+    def learn_temperature(self, out_of_folds: ChoiceRows | None = None) -> TaskTemperature:
+        """The temperature of answers after adapting, see `abmll.systems.temperature.learn_temperature`."""
+        return learn_temperature(self.folder, self.config, out_of_folds)
 
     def about_long_rows(self, count: int) -> str:
         """That so many rows were too long, and what was left out of them."""
@@ -162,18 +184,38 @@ def open_run(
     Args:
         folder: the run directory.
         overrides: values laid on its configuration, section by section.
-        saved: a saved task of it, which brings the likelihood and the draws that it was adapted with.
+        saved: a saved task of it, which brings the likelihood and the draws that it was adapted with, and its
+            temperature.
 
     Raises:
         AbmllError: there is no such run, it was not trained to its end, or the base model cannot be had.
     """
     config = settings_of(folder, overrides, saved)
+    temperature = None if saved is None else temperature_of(saved, config)
     with _leaving_no_trace(folder):
         system = start(config, folder)
     if saved is not None:
         with closing_on_error(system):
             put_posterior(saved, system)
-    return Session(folder, config, system, _steps_in(config, overrides))
+    return Session(folder, config, system, _steps_in(config, overrides), temperature=temperature)
+
+
+def temperature_of(saved: SavedPosterior, config: RunConfig) -> TaskTemperature | None:
+    """The temperature of a saved task, for answers by these settings; None if it has none, or is of other answers.
+
+    Raises:
+        AbmllError: it is damaged.
+    """
+    found = read_temperature(saved.details.get("temperature"), saved.folder / DETAILS_FILE)
+    if found is None or not (others := found.differs_from(config)):
+        return found
+    if found.changes:
+        logger.warning(
+            "%s: its temperature is that of answers with another %s, so probabilities are as the model states them",
+            saved.folder,
+            " and ".join(others),
+        )
+    return None
 
 
 def open_base(config: RunConfig, overrides: Mapping[str, Any] = MappingProxyType({})) -> Session:

@@ -14,14 +14,15 @@ from abmll.config import RunConfig
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import Adapted, adapt_and_save, hold_back
 from abmll.everyday.bases import base_name
-from abmll.everyday.check import FEWEST, check_usefulness, estimate_seconds
-from abmll.everyday.labelled import MOST_SHOWN, Labelled
+from abmll.everyday.check import Checked, check_and_learn, estimate_seconds
+from abmll.everyday.labelled import FEWEST, MOST_SHOWN, Labelled
 from abmll.everyday.saved import check_free, write_details
 from abmll.everyday.session import Session, is_trained, open_run, settings_of
 from abmll.everyday.shipped import find_run
 from abmll.metrics.usefulness import Usefulness, UsefulnessRow
 from abmll.process.stopping import Stopped
 from abmll.systems.folds import Fold
+from abmll.systems.temperature import TaskTemperature
 from abmll.text_classifiers import Encode, load_encoder
 
 TRIED = 20
@@ -83,8 +84,9 @@ def adapt_to_rows(run: str, labelled: Labelled, overrides: Mapping[str, Any], re
     kinds = names if labels else ""
     used = "as examples in the prompt" if request.in_prompt else "adapted to"
     say(f"Saved: {folder / 'tasks' / request.name} ({count} rows {used}{aside}{kinds})")
-    if request.check and not request.in_prompt:
-        _check(session, request.name, adapted, encode)
+    if not request.in_prompt:  # its prompt has no answers out of folds to learn a temperature from
+        temperature = _check(session, request.name, adapted, encode) if request.check else None
+        _tell_of(temperature or adapted.temperature)
     say(f"\nNext: abmll predict {folder} --task {request.name} ROWS.csv -o OUT.csv")
 
 
@@ -122,14 +124,22 @@ def _adapt_with_progress(session: Session, labelled: Labelled, dealt: Fold, requ
         return adapt_and_save(session, request.name, labelled, dealt, **keep, tell=show_progress)
 
 
-def _check(session: Session, name: str, adapted: Adapted, encode: Encode | None) -> None:
+def _tell_of(temperature: TaskTemperature) -> None:
+    """What `abmll predict` will do to the probabilities."""
+    say(f"\nTemperature of the answers: {temperature.describe()}.")
+    if not temperature.changes:
+        say("The check learns one, from the rows that it answers out of their parts.")
+
+
+def _check(session: Session, name: str, adapted: Adapted, encode: Encode | None) -> TaskTemperature | None:
+    """Check, show and keep what was found; the temperature that was learned, None where there was no such check."""
     count = len(set(adapted.used.clusters))
     if count < FEWEST:
         say(
             f"\nIs it worth it on this task? {count} different rows or groups cannot tell: {FEWEST} is the fewest, 20 "
             "or more are better."
         )
-        return
+        return None
     lengths = [len(q.context) + len(q.question) + sum(map(len, q.choices)) for q in adapted.used.rows]
     seconds = estimate_seconds(session, lengths, adapted.step_seconds, adapted.answer_seconds)
     note(
@@ -137,17 +147,21 @@ def _check(session: Session, name: str, adapted: Adapted, encode: Encode | None)
         "stops the check alone, and --no-check leaves it out"
     )
     try:
-        worth = _check_with_progress(session, adapted, encode)
+        checked = _check_with_progress(session, adapted, encode)
     except Stopped as stopped:
         note("the check was stopped; the task is saved")
         if stopped.signal != signal.SIGINT:
             raise
-        return
-    _show(worth)
-    write_details(session.folder, name, {**adapted.details, "check": worth.to_dict()}, before=adapted.details)
+        return None
+    _show(checked.worth)
+    found: dict[str, Any] = {"check": checked.worth.to_dict()}
+    if checked.temperature is not None:
+        found["temperature"] = checked.temperature.model_dump(mode="json")
+    write_details(session.folder, name, {**adapted.details, **found}, before=adapted.details)
+    return checked.temperature
 
 
-def _check_with_progress(session: Session, adapted: Adapted, encode: Encode | None) -> Usefulness:
+def _check_with_progress(session: Session, adapted: Adapted, encode: Encode | None) -> Checked:
     with ProgressDisplay(err_console) as display:
         reported = 0.0
 
@@ -158,7 +172,7 @@ def _check_with_progress(session: Session, adapted: Adapted, encode: Encode | No
             display({"event": "counted", "what": "parts of the check", "units": folds - reported})
             reported = folds
 
-        return check_usefulness(session, adapted.used, show_progress, encode)
+        return check_and_learn(session, adapted.used, show_progress, encode)
 
 
 def _show(worth: Usefulness) -> None:
