@@ -2,7 +2,10 @@
 
 import json
 import logging
+import math
 import shutil
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -374,15 +377,14 @@ def test_raw_needs_a_task(abmll: Command) -> None:
 # -------------------- exporting
 
 
-def apply_calibration(folder: Path, stated: np.ndarray) -> np.ndarray:
-    """What `use` says, by another program, from the probabilities of the mean weights at `temperature`."""
-    found = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
-    q = stated ** (1 / found["relative_temperature"])
-    q = q / q.sum(axis=1, keepdims=True)
-    parts = found["task_temperature"]
-    powers = [q ** (1 / np.exp(x)) for x in parts["log_temperatures"]]
-    shares = zip(parts["weights"], powers, strict=True)
-    return np.sum([w * power / power.sum(axis=1, keepdims=True) for w, power in shares], axis=0)
+def documented_client() -> Callable[[list[float], dict[str, Any]], list[float]]:
+    """The function that docs/adapters-and-exports.md shows."""
+    page = (Path(__file__).parents[2] / "docs" / "adapters-and-exports.md").read_text(encoding="utf-8")
+    code = page[page.index("    def at_task_temperature") :]
+    code = code[: code.index("return out") + len("return out")]
+    names: dict[str, Any] = {"math": math}
+    exec(textwrap.dedent(code), names)  # our own page
+    return names["at_task_temperature"]
 
 
 def test_an_export_answers_as_the_task_does(abmll: Command) -> None:
@@ -391,8 +393,9 @@ def test_an_export_answers_as_the_task_does(abmll: Command) -> None:
     code, out, err = abmll("export runs/mine -o served --task t --calibrated")
     assert (code, "Temperature of the task: 2.01" in out, "loading" in err) == (0, True, False), err
     scaled, raw = predicted(abmll, "--task t"), predicted(abmll, "--task t --raw")
-    np.testing.assert_allclose(apply_calibration(Path("served"), raw), scaled, atol=1e-9)
-    found = json.loads(Path("served/calibration.json").read_text())
+    found, client = json.loads(Path("served/calibration.json").read_text()), documented_client()
+    served = [client(q, found["task_temperature"]) for q in raw.tolist()]
+    np.testing.assert_allclose(served, scaled, atol=1e-9)
     assert (found["format"], found["draws"], found["before"], found["relative_temperature"]) == (2, 0, None, 1.0)
     assert "task_temperature" in found["use"]
     code, _, err = abmll("export runs/mine -o raw --task t --calibrated --questions rows.csv adaptation.sampler=weight")
