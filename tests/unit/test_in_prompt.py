@@ -87,7 +87,7 @@ def test_rows_held_back_are_no_examples(call: Call) -> None:
     shown = {row.context for row in saved.examples_in_prompt}
     assert shown < rows
     assert len(shown) == 8
-    assert len(saved.details["held_back"]["correct"]) == 4
+    assert len(saved.details["held_back"]["answers"]) == 4
     assert saved.details["steps"] == 0
 
 
