@@ -60,7 +60,7 @@ def _hold_well(place: Path) -> None:
     file = place / "runs" / "model" / "tasks" / "safe" / "task.json"
     values = json.loads(file.read_text())
     details = values["details"]
-    details["held_back"]["correct"] = [True] * len(details["held_back"]["correct"])
+    details["held_back"]["answers"] = [p.index(max(p)) for p in details["held_back"]["probabilities"]]
     saved_tasks.write_details(file.parents[2], "safe", details)
 
 
