@@ -14,12 +14,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from abmll.files import write_bytes, write_json, write_text
+from abmll.files import write_bytes, write_text
 from benchmarks.own.advice import Advised, advised
 from benchmarks.own.answers import Answers, read_answers
 from benchmarks.own.draws import ASK, Cell
 from benchmarks.own.figure import draw
 from benchmarks.own.tables import with_tables
+from experiments.short_json import short_json
 
 Scores = dict[tuple[str, Cell], dict[str, float]]
 """System and cell -> scores."""
@@ -35,7 +36,7 @@ def write_results(answers: Path, base: str, out: Path) -> None:
     found = {(system, cell): said for system, cell, said in read_answers(answers)}
     results = results_of(found, base)
     about = {path.parent.name: json.loads(path.read_text()) for path in sorted(answers.glob("*/about.json"))}
-    write_json(out / "results.json", {**results, "about": about})
+    write_text(out / "results.json", short_json({**results, "about": about}))
     write_bytes(out / "results.png", draw(results, base))
     readme = out / "README.md"
     write_text(readme, with_tables(readme.read_text(encoding="utf-8") if readme.exists() else "", results, base))
