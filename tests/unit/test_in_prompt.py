@@ -88,6 +88,7 @@ def test_rows_held_back_are_no_examples(call: Call) -> None:
     assert shown < rows
     assert len(shown) == 8
     assert len(saved.details["held_back"]["answers"]) == 4
+    assert saved.details["temperature"] is None, "the run's prior, if it has one, is of answers without examples"
     assert saved.details["steps"] == 0
 
 

@@ -190,9 +190,12 @@ def adapt_and_save(
 
 
 def _in_prompt(session: Session) -> dict[str, Any]:
-    """What is saved where rows stand in the prompt in place of adapting: the rows themselves."""
+    """What is saved where rows stand in the prompt in place of adapting: the rows themselves, and no temperature.
+
+    A prior that the run carries is of answers without them.
+    """
     examples = session.system.batcher.examples
-    return {IN_PROMPT: examples_to_json(examples)} if examples else {}
+    return {IN_PROMPT: examples_to_json(examples), "temperature": None} if examples else {}
 
 
 def _answer_seconds(session: Session, rows: Sequence[Question]) -> float:
