@@ -9,14 +9,19 @@ from matplotlib.figure import Figure
 from abmll.report.theme import MUTED, colour, settings, styles, to_png
 from benchmarks.own.tables import TITLES, label_of, nll_of, systems_in
 
+LETTER = 0.08
+"""Inches of a letter in the legend, about."""
+
 
 def draw(results: Mapping[str, Any], base: str) -> bytes:
     """A row for each set, the one that the adapted base model answers best first; a panel for each size."""
     sizes = [size for size in TITLES if any(size in of_set for of_set in results["sets"].values())]
     systems, names = systems_in(results), _ordered(results, f"{base} adapted")
-    looks = styles(systems)
+    looks, width = styles(systems), 5.2 * len(sizes)
+    columns = max(1, int(width / (0.6 + LETTER * max(len(label_of(system)) for system in systems))))
+    legend = 0.22 * -(-len(systems) // columns)
     with settings():
-        figure = Figure(figsize=(5.2 * len(sizes), 0.36 * len(names) + 1.9), layout="constrained")
+        figure = Figure(figsize=(width, 0.36 * len(names) + 1.5 + legend), layout="constrained")
         panels = np.atleast_1d(np.array(figure.subplots(1, len(sizes), sharey=True)))
         for axes, size in zip(panels, sizes, strict=True):
             for system in systems:
@@ -31,7 +36,7 @@ def draw(results: Mapping[str, Any], base: str) -> bytes:
             axes.set_title(TITLES[size].partition(" (")[0])
             axes.set_xlabel("NLL, as a share of a uniform guess's")
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(sizes))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
         return to_png(figure)
 
 
