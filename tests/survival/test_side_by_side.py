@@ -57,35 +57,30 @@ def scores(out: Path) -> dict[str, Any]:
     return dict(told)
 
 
-def test_two_processes_make_what_one_makes_byte_by_byte(place: Path) -> None:
-    assert run(place, "two", "--processes", "2") == (0, "")
-    said = (place / "two.txt").read_text()
-    assert "2 targets, 2 to be made, 2 at a time" in said
-    assert results(place / "two") == results(place / "whole")
-    assert scores(place / "two") == scores(place / "whole")
-    assert not leftovers(place / "two")
-    assert sorted(path.name for path in (place / "two" / "logs").iterdir()) == ["abmll.seed-0.log", "lora.seed-0.log"]
-
-
-def test_a_stop_ends_the_children_and_a_child_that_is_killed_is_named(place: Path) -> None:
-    parent = start(place, "stopped", "--processes", "2")
-    run_folder = place / "stopped" / "abmll" / "seed-0"
+def test_two_processes_stopped_and_killed_make_what_one_makes_byte_by_byte(place: Path) -> None:
+    """A stop ends the children with all saved; a child that is killed is named; the same command goes on from there."""
+    parent = start(place, "two", "--processes", "2")
+    run_folder, logs = place / "two" / "abmll" / "seed-0", place / "two" / "logs"
     pid = worker(run_folder, parent)
     parent.send(signal.SIGTERM)
     assert parent.wait() == 143, parent.text()
+    assert "2 targets, 2 to be made, 2 at a time" in parent.text()
     assert "of 2 targets are there; the same command goes on from there" in parent.text()
     assert not psutil.pid_exists(pid)
-    assert "is saved" in (place / "stopped" / "logs" / "abmll.seed-0.log").read_text()
+    assert "is saved" in (logs / "abmll.seed-0.log").read_text()
+    assert sorted(path.name for path in logs.iterdir()) == ["abmll.seed-0.log", "lora.seed-0.log"]
 
-    parent = start(place, "stopped", "--processes", "2")
-    pid = worker(run_folder, parent)
-    os.kill(pid, signal.SIGKILL)
+    parent = start(place, "two", "--processes", "2")
+    os.kill(worker(run_folder, parent), signal.SIGKILL)
     assert parent.wait() == 2, parent.text()
     assert "abmll.seed-0: killed by SIGKILL" in parent.text()
     assert "1 of 2 targets are not there" in parent.text()
-    assert (place / "stopped" / "lora" / "seed-0" / "cost.json").exists(), "the others go on"
-    assert run(place, "stopped") == (0, "")
-    assert results(place / "stopped") == results(place / "whole")
+    assert (place / "two" / "lora" / "seed-0" / "cost.json").exists(), "the others go on"
+
+    assert run(place, "two", "--processes", "2") == (0, "")
+    assert results(place / "two") == results(place / "whole")
+    assert scores(place / "two") == scores(place / "whole")
+    assert not leftovers(place / "two")
 
 
 def jobs(place: Path, out: str, monkeypatch: pytest.MonkeyPatch) -> Any:
