@@ -12,12 +12,12 @@ from abmll.tables.layouts import Layout
 
 MANY = 12
 """Labels up to which rows are counted in all; beyond, by label."""
-LETTERS = 26
-"""Labels up to which they are asked as letters; beyond, as the words that they are."""
 SIZES, PER_LABEL = (20, 60), (2, 5)
 DRAWS = 5
 MOST_TEST = 300
 """Test rows of each set that are answered: its first ones, whose order is random."""
+MOST_READ = 2048
+"""Characters of a text that are read, about: the rest is cut."""
 ASK = {
     "banking77": "What does this bank customer want?",
     "clinc150": "What is the user asking the assistant to do?",
@@ -69,6 +69,12 @@ class LabelledSet:
         """How many labelled rows are drawn of it, see `Cell`."""
         return SIZES if len(self.labels) <= MANY else PER_LABEL
 
+    @property
+    def work(self) -> int:
+        """What a cell takes, about: characters of the rows to be answered, with the labels that each is read with."""
+        labels = sum(map(len, self.labels))
+        return sum(min(len(row.context), MOST_READ) + labels for row in self.test)
+
     def drawn(self, cell: Cell) -> tuple[Question, ...]:
         """The labelled rows of a cell, in random order."""
         answers = np.array([row.answer for row in self.train])
@@ -82,13 +88,13 @@ class LabelledSet:
         return tuple(self.train[i] for i in rng.permutation(chosen))
 
 
-def read_set(folder: Path, name: str) -> LabelledSet:
-    """A set of `NAME.train.jsonl` and `NAME.test.jsonl`, of rows with text and label."""
+def read_set(folder: Path, name: str, most_test: int = MOST_TEST) -> LabelledSet:
+    """A set of `NAME.train.jsonl` and `NAME.test.jsonl`, of rows with text and label; of the test rows the first."""
     rows = {part: list(_rows(folder / f"{name}.{part}.jsonl")) for part in ("train", "test")}
     labels = tuple(sorted({row["label"] for row in rows["train"]}))
     layout = Layout(labels, ask=ASK[name])
     train, test = ([layout.question(row, i) for i, row in enumerate(rows[part])] for part in ("train", "test"))
-    return LabelledSet(name, labels, tuple(train), tuple(test[:MOST_TEST]))
+    return LabelledSet(name, labels, tuple(train), tuple(test[:most_test]))
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
@@ -97,5 +103,9 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 
 
 def cells_of(sets: Sequence[LabelledSet], draws: int = DRAWS) -> list[Cell]:
-    """All cells, so that the first so many of them are of all sets alike."""
-    return [Cell(s.name, s.sizes[size], draw) for draw in range(draws) for size in (0, 1) for s in sets]
+    """All cells: the smaller size of every set first, its draws one after the other.
+
+    So the first so many of them are of all sets alike. Within a draw, those that take longest come first.
+    """
+    longest = sorted(sets, key=lambda s: -s.work)
+    return [Cell(s.name, s.sizes[size], draw) for size in (0, 1) for draw in range(draws) for s in longest]

@@ -1,128 +1,181 @@
 """Answers of a base model to every cell: as it is, with the labelled rows in its prompt, and after adapting to them.
 
-    python -m benchmarks.own models --model FOLDER --data SETS --out ANSWERS/qwen-1.5b --part 0/5 --seconds 540
+    python -m benchmarks.own models --model FOLDER --data SETS --out ANSWERS/qwen-1.5b --until 540
 
-Cells that are there are left alone, so a second call goes on; `--part i/n` takes every n-th cell, for several
-processes on one card. No cell is begun after `--seconds`.
+Everything is as `abmll adapt BASE ROWS` and its check have it: the likelihood that the base reads the labelled rows
+best by (cloze beyond 26 labels), a LoRA from zero, its rate and steps, long texts cut in the middle, prompts with
+examples of up to 2,048 tokens on a GPU. Run it as often as there is room for on the card: a cell is one process's, a
+cell that is there stays. What is not finite is a result.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
-from abmll.config import RunConfig, check
+from abmll.adapters.attach import detach
+from abmll.config import ModelConfig, RunConfig, check, merge
+from abmll.errors import NonFiniteError
+from abmll.everyday.bases import LONGER, NEW_LORA
+from abmll.everyday.session import OWN_DEFAULTS, PROMPT_TOKENS
 from abmll.metrics.predictions import pad_probabilities
 from abmll.models import LanguageModel
+from abmll.prompts.branches import fed_tokens
+from abmll.prompts.encode import LikelihoodKind
 from abmll.question import Question, Task
-from abmll.systems.build import build_system
-from abmll.systems.folds import Fold, deal
+from abmll.systems.build import build_batcher, build_system
+from abmll.systems.likelihood_choice import choose_likelihood
 from abmll.systems.plans import AdaptationPlan, PredictionPlan
 from abmll.systems.system import System
-from benchmarks.own.draws import Cell, LabelledSet
+from benchmarks.own.cells import Arrays, Asked, answer_entries, not_finite_entries, right_answers
 
-PROMPT_TOKENS = 1024
-"""Longest prompt with examples in it."""
+AS_IT_IS, IN_PROMPT, ADAPTED = "as it is", "prompt", "adapted"
+SYSTEMS = (AS_IT_IS, IN_PROMPT, ADAPTED)
+BATCH_TOKENS = {"cuda": 16384, "cpu": 2048}
+"""Padded tokens of a forward pass."""
+LOGIT_BYTES = 10
+"""Of a logit while answers are read: two by the model in bfloat16, four in float32, four of its log-softmax."""
+MOST_LOGITS = {"cuda": 3 << 30, "cpu": 1 << 28}
+"""Bytes of logits at a time: several processes share a card, and each captured pass keeps its own."""
+LOOKED_AT = 16
+"""Rows by which it is measured how many of their tokens answers are read from."""
 
-
-@dataclass(frozen=True)
-class Asked:
-    """The rows of a cell: those to be answered, and the labelled ones with their folds."""
-
-    labelled: tuple[Question, ...]
-    test: tuple[Question, ...]
-    folds: tuple[Fold, ...]
-
-
-def ask(data: LabelledSet, cell: Cell) -> Asked:
-    """The rows of a cell; folds as the check of `abmll adapt` deals them."""
-    labelled = data.drawn(cell)
-    folds = deal([row.answer for row in labelled], range(len(labelled)), seed=cell.draw)
-    return Asked(labelled, data.test, folds)
+Answering = Callable[[Sequence[Question]], np.ndarray]
+"""Rows -> their probabilities."""
+Answers = tuple[np.ndarray, np.ndarray, tuple[float, float]]
+"""Probabilities of the labelled rows out of their fold and of the test rows; seconds, see `answer_entries`."""
 
 
-def system_on(base: LanguageModel, model: dict[str, Any], kind: str, settings: dict[str, Any]) -> System:
-    """A fresh LoRA on a base model."""
-    values = {"model": model, "likelihood": {"kind": kind, "max_tokens": PROMPT_TOKENS}, **settings}
-    return build_system(check(RunConfig, {"method": {"name": "pretrained"}, **values}, "benchmark"), base)
-
-
-def with_rate(config: RunConfig, rate: float) -> RunConfig:
-    """The configuration of a fresh LoRA at another rate."""
-    values = config.model_dump(mode="json")
-    return check(RunConfig, values | {"method": {"name": "pretrained", "inner_lr": rate}}, "benchmark")
-
-
-def answers_of(system: System, asked: Asked, plan: PredictionPlan, systems: Sequence[str]) -> dict[str, np.ndarray]:
-    """All answers to a cell, as `benchmarks.own.summary` reads them."""
-    out = {
-        "test_answers": np.array([row.answer for row in asked.test], dtype=np.int16),
-        "own_answers": np.array([row.answer for row in asked.labelled], dtype=np.int16),
+def own_config(model: ModelConfig, settings: dict[str, object]) -> RunConfig:
+    """A LoRA from zero on a base model as `abmll adapt BASE` has it, with other settings of its adaptation."""
+    sections = {
+        "model": model.model_dump(mode="json"),
+        "likelihood": {"kind": "auto"},
+        "method": NEW_LORA,
+        "adaptation": LONGER,
     }
-    system.adapt(Task("cell", asked.labelled[:2]), AdaptationPlan(2, steps=0))
-    ways = {
-        "as it is": (lambda: _plain(system, asked.labelled, plan), lambda: _plain(system, asked.test, plan)),
-        "prompt": (lambda: _prompted_by_folds(system, asked, plan), lambda: _prompted(system, asked, plan)),
-    }
-    for name in ways.keys() & set(systems):
-        out |= _timed(name, *ways[name])
-    if "adapted" in systems:
-        out |= _adapted(system, asked, plan)
-    return out
+    for more in (OWN_DEFAULTS, settings):
+        sections = merge(sections, more)
+    return check(RunConfig, sections, "benchmarks.own")
 
 
-def _timed(name: str, own: Callable[[], np.ndarray], test: Callable[[], np.ndarray]) -> dict[str, np.ndarray]:
-    began = time.perf_counter()
-    by_folds = own()
-    between = time.perf_counter()
-    probabilities = test()
-    seconds = (time.perf_counter() - between) / len(probabilities) * 1000
-    return _entries(name, by_folds, probabilities, (between - began, seconds))
+@dataclass
+class Bench:
+    """A base model, and a system of each likelihood, of which at most one is on the model.
+
+    Systems stay, so that steps which were captured for one cell serve the next.
+
+    Attributes:
+        base: the model.
+        config: of a LoRA from zero on it, whose likelihood is `auto`.
+        prompt_tokens: of the longest prompt with examples.
+        systems: by likelihood, as they were first asked for.
+    """
+
+    base: LanguageModel
+    config: RunConfig
+    prompt_tokens: int = PROMPT_TOKENS
+    systems: dict[LikelihoodKind, System] = field(default_factory=dict)
+
+    def system_for(self, rows: Sequence[Question]) -> System:
+        """A system with the likelihood that the base model reads labelled rows best by; it is on the model."""
+        for system in self.systems.values():
+            detach(self.base.model, system.method.adapters)
+        kind = choose_likelihood(self.config, self.base, rows).kind
+        if kind in self.systems:
+            for path, layer in self.systems[kind].method.adapters.layers.items():
+                self.base.model.set_submodule(path, layer)
+        else:
+            likelihood = self.config.likelihood.model_copy(update={"kind": kind})
+            self.systems[kind] = build_system(self.config.model_copy(update={"likelihood": likelihood}), self.base)
+        return self.systems[kind]
 
 
-def _entries(name: str, own: np.ndarray, test: np.ndarray, seconds: tuple[float, float]) -> dict[str, np.ndarray]:
-    return {
-        f"{name}.own": own.astype(np.float32),
-        f"{name}.test": test.astype(np.float32),
-        f"{name}.seconds": np.array(seconds, dtype=np.float32),
-    }
+def answers_of(bench: Bench, asked: Asked, systems: Sequence[str] = SYSTEMS) -> Arrays:
+    """All answers to a cell, as `benchmarks.own.answers` reads them; of a system that is not finite, why."""
+    out, system = right_answers(asked), bench.system_for(asked.labelled)
+    in_prompt = partial(_in_prompt, tokens=bench.prompt_tokens)
+    ways: dict[str, Callable[[System, Asked], Answers]]
+    ways = {AS_IT_IS: _as_it_is, IN_PROMPT: in_prompt, ADAPTED: _adapted}
+    for name in (name for name in ways if name in systems):
+        try:
+            own, test, seconds = ways[name](system, asked)
+            out |= answer_entries(name, own, test, seconds)
+        except NonFiniteError as error:
+            out |= not_finite_entries(name, str(error))
+    return out | {"likelihood": np.array(system.config.likelihood.kind)}
 
 
-def _plain(system: System, rows: Sequence[Question], plan: PredictionPlan) -> np.ndarray:
-    return pad_probabilities([answer.probabilities for answer in system.answer(rows, plan)])
+def _as_it_is(system: System, asked: Asked) -> Answers:
+    system.adapt(Task("nothing", asked.labelled[:2]), AdaptationPlan(2, steps=0))
+    return _timed(system, lambda: asked.labelled, lambda: asked.test)
 
 
-def _prompted(system: System, asked: Asked, plan: PredictionPlan) -> np.ndarray:
-    encoder = system.batcher.encoder
-    return _plain(system, [encoder.with_examples(row, asked.labelled) for row in asked.test], plan)
+def _in_prompt(system: System, asked: Asked, tokens: int) -> Answers:
+    """Every row with as many labelled ones before it as fit: of a labelled one, those of the other folds."""
+    text = system.config.likelihood
+    longer = text.model_copy(update={"max_tokens": max(text.max_tokens, tokens)})
+    config = system.config.model_copy(update={"likelihood": longer})
+    prompting = replace(system, batcher=build_batcher(config, system.language_model))
+    prompting.adapt(Task("nothing", asked.labelled[:2]), AdaptationPlan(2, steps=0))
+    encoder = prompting.batcher.encoder
+
+    def own() -> list[Question]:
+        rows = list(asked.labelled)
+        for fold in asked.folds:
+            examples = [asked.labelled[i] for i in fold.fitted]
+            for i in fold.answered:
+                rows[i] = encoder.with_examples(asked.labelled[i], examples)
+        return rows
+
+    return _timed(prompting, own, lambda: [encoder.with_examples(row, asked.labelled) for row in asked.test])
 
 
-def _prompted_by_folds(system: System, asked: Asked, plan: PredictionPlan) -> np.ndarray:
-    encoder, rows = system.batcher.encoder, list(asked.labelled)
-    for fold in asked.folds:
-        examples = [asked.labelled[i] for i in fold.fitted]
-        for i in fold.answered:
-            rows[i] = encoder.with_examples(asked.labelled[i], examples)
-    return _plain(system, rows, plan)
+def _timed(system: System, own: Callable[[], Sequence[Question]], test: Callable[[], Sequence[Question]]) -> Answers:
+    """Answers without adapting; making the rows counts as answering them."""
+    of_own, began = answering(system, asked := own())(asked), time.perf_counter()
+    rows = test()
+    of_test = answering(system, rows)(rows)
+    return of_own, of_test, (0.0, (time.perf_counter() - began) / len(rows) * 1000)
 
 
-def _adapted(system: System, asked: Asked, plan: PredictionPlan) -> dict[str, np.ndarray]:
-    own = system.answer_by_folds(asked.labelled, asked.folds, plan)
+def _adapted(system: System, asked: Asked) -> Answers:
+    plan = plan_for_rows(system, asked.labelled)
+    by_folds = system.answer_by_folds(asked.labelled, asked.folds, plan)
     began = time.perf_counter()
     system.adapt(Task("cell", asked.labelled))
     between = time.perf_counter()
-    test = _plain(system, asked.test, plan)
+    test = answering(system, asked.test)(asked.test)
     seconds = (between - began, (time.perf_counter() - between) / len(test) * 1000)
-    return _entries("adapted", pad_probabilities([answer.probabilities for answer in own]), test, seconds)
+    return pad_probabilities([answer.probabilities for answer in by_folds]), test, seconds
 
 
-def write_cell(folder: Path, cell: Cell, arrays: dict[str, Any]) -> None:
-    """Write a cell's answers, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f"{cell.file}.part"
-    with beside.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    beside.replace(folder / cell.file)
+def answering(system: System, rows: Sequence[Question]) -> Answering:
+    """Rows -> their probabilities, in batches that suit such rows."""
+    plan = plan_for_rows(system, rows)
+    return lambda some: pad_probabilities([answer.probabilities for answer in system.answer(some, plan)])
+
+
+def plan_for_rows(system: System, rows: Sequence[Question]) -> PredictionPlan:
+    """Mean weights, and so many tokens at a time that neither they nor the logits of their answers fill the memory.
+
+    Letters are read from one token of a row; of a cloze of 77 labels most of the row is labels, and each of their
+    tokens is read from one whose logits are over the whole vocabulary.
+    """
+    encoded = system.batcher.encode(rows[:LOOKED_AT])
+    fed = [fed_tokens(row.continuations, row.tree) for row in encoded]
+    share = max((1 + labels) / (len(row.prefix) + labels) for row, labels in zip(encoded, fed, strict=True))
+    kind = "cuda" if system.language_model.device.type == "cuda" else "cpu"
+    vocabulary = int(system.language_model.model.config.vocab_size)
+    return PredictionPlan("mean", 1, most_tokens(share, vocabulary, MOST_LOGITS[kind], BATCH_TOKENS[kind]))
+
+
+def most_tokens(share: float, vocabulary: int, most_bytes: int, most: int) -> int:
+    """Tokens of a pass: `most`, or as many as have `most_bytes` of logits where a `share` of them is read.
+
+    >>> most_tokens(0.005, 152_000, 3 << 30, 16384), most_tokens(0.8, 152_000, 3 << 30, 16384)
+    (16384, 2649)
+    """
+    return max(1, min(most, int(most_bytes / (LOGIT_BYTES * vocabulary * share))))

@@ -15,17 +15,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from abmll.config import ModelConfig, RunConfig, check
 from abmll.methods.base import Schedule
 from abmll.metrics.predictions import pad_probabilities
+from abmll.models import LanguageModel
 from abmll.question import Question, Task
+from abmll.systems.build import build_system
 from abmll.systems.folds import deal
 from abmll.systems.plans import AdaptationPlan, PredictionPlan
 from abmll.systems.system import System
+from benchmarks.own.answers import read_answers
+from benchmarks.own.cells import answer_entries
 from benchmarks.own.draws import Cell
-from benchmarks.own.summary import read_answers
 
 EXAMPLES, QUESTIONS = 20, 100
-Arrays = dict[str, np.ndarray]
 
 
 class Setting(NamedTuple):
@@ -63,13 +66,21 @@ def try_setting(
     system.adapt(Task(task.name, examples), usual)
     test = task.test[:QUESTIONS]
     answered = system.answer(test, plan)
-    return {
-        "adapted.own": pad_probabilities([answer.probabilities for answer in own]).astype(np.float32),
-        "adapted.test": pad_probabilities([answer.probabilities for answer in answered]).astype(np.float32),
-        "adapted.seconds": np.zeros(2, dtype=np.float32),
-        "test_answers": _answers(test),
-        "own_answers": _answers(examples),
-    }
+    tables = [pad_probabilities([answer.probabilities for answer in answers]) for answers in (own, answered)]
+    right = {"test_answers": _answers(test), "own_answers": _answers(examples)}
+    return answer_entries("adapted", tables[0], tables[1], (0.0, 0.0)) | right
+
+
+def letters_on(base: LanguageModel, model: ModelConfig) -> System:
+    """A LoRA from zero on a base model that is asked for letters, on rows of up to 1,024 tokens."""
+    sections = {"model": model.model_dump(mode="json"), "likelihood": {"kind": "letter", "max_tokens": 1024}}
+    return build_system(check(RunConfig, {**sections, "method": {"name": "pretrained"}}, "benchmarks.own"), base)
+
+
+def with_rate(config: RunConfig, rate: float) -> RunConfig:
+    """The configuration of a LoRA from zero at another rate."""
+    values = config.model_dump(mode="json")
+    return check(RunConfig, values | {"method": {"name": "pretrained", "inner_lr": rate}}, "benchmarks.own")
 
 
 def _answers(rows: tuple[Question, ...]) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The whole protocol in processes side by side: ranking, searches, runs, questions, each when what it needs is there.
 
 A step of a small model leaves most of a GPU idle: several processes share it where NVIDIA's MPS daemon runs, and take
-turns otherwise.
+turns otherwise. `abmll compare --processes` does not replace this: jobs here wait for each other (ranking, rungs of a
+search, what was chosen), stop at `--minutes`, and pack their predictions instead of leaving a comparison.
 """
 
 import json

@@ -31,10 +31,10 @@ def prepare(config: CompareConfig, out: Path, train_rows: int = TRAIN_ROWS) -> d
     """
     tasks = load_run_tasks(config)
     asked = config.adaptation.test_questions
-    capped = RunTasks(
-        tuple(replace(t, train=t.train[:train_rows], test=()) for t in tasks.train),
-        *(tuple(replace(t, test=t.test[:asked]) for t in held) for held in (tasks.validation, tasks.unseen)),
+    validation, unseen = (
+        tuple(replace(t, test=t.test[:asked]) for t in held) for held in (tasks.validation, tasks.unseen)
     )
+    capped = RunTasks(tuple(replace(t, train=t.train[:train_rows], test=()) for t in tasks.train), validation, unseen)
     leaks = find_leaks(capped)
     clean = without_leaks(capped, "drop")
     check_roles(clean, config.adaptation.examples)

@@ -14,14 +14,23 @@ from sklearn.utils.validation import check_is_fitted
 from abmll.adapters.folder import checksum
 from abmll.config import parse_overrides
 from abmll.errors import AbmllError
-from abmll.everyday.adapt import HeldBackRows, hold_back, parted
+from abmll.everyday.adapt import HeldBackRows, check_enough_held_back, hold_back, parted
 from abmll.everyday.labelled import Labelled
-from abmll.everyday.shared_session import Posterior, SharedSession, read_shared_session, shared_session_of
+from abmll.everyday.shared_session import (
+    TEMPERATURES,
+    Posterior,
+    SharedSession,
+    check_free_folder,
+    read_shared_session,
+    saved_in,
+    shared_session_of,
+)
 from abmll.files import MOST_JSON, read_and_tell_seal, write_sealed_json
-from abmll.metrics.abstention import check_share, conformal_threshold, rows_needed
+from abmll.metrics.abstention import conformal_threshold
 from abmll.metrics.predictions import pad_probabilities
 from abmll.question import Question
 from abmll.systems.predict import Answer
+from abmll.systems.temperature import TaskTemperature, read_temperature
 from abmll.tables.collect import Rows, good_rows
 from abmll.tables.frames import labels_in, rows_in
 from abmll.tables.labels import Classes, as_array, classes_from_json, classes_to_json
@@ -31,7 +40,7 @@ from abmll.tables.rows import BadRow, named, report, shown
 from abmll.tables.values import plain
 
 FILE = "classifier.json"
-FORMAT = 3  # in the first labels had no types, in the second there were no rows held back
+FORMAT = 4  # in the first labels had no types, in the second there were no rows held back, in the third no temperature
 PILOT = 1024
 """First rows of a call whose confidences fix the thresholds that are tested, as of `abmll predict`."""
 
@@ -60,6 +69,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         abstain_below_risk: `predict` answers only where at most this share of the answers is wrong, at 90 % confidence
             (see `abmll.metrics.abstention`); None: every row. Each call has a threshold of its own, fixed by its rows.
         other: what `predict` gives for a row that is not answered.
+        temperature: how the temperature of the probabilities is learned (docs/method.md, section 8). "folds": each
+            fifth of the examples is answered after adapting to the others, which is five more adaptations; "prior": by
+            what the run learned on its training tasks, nothing where it did not; "none": probabilities stay as the
+            model states them.
         seed: order of the examples.
         settings: further values of the run's configuration, as ("model.device=cpu",).
 
@@ -85,6 +98,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         hold_back: int = 0,
         abstain_below_risk: float | None = None,
         other: Any = None,
+        temperature: str = "folds",
         seed: int = 0,
         settings: Sequence[str] = (),
     ) -> None:
@@ -97,6 +111,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.hold_back = hold_back
         self.abstain_below_risk = abstain_below_risk
         self.other = other
+        self.temperature = temperature
         self.seed = seed
         self.settings = settings
 
@@ -125,6 +140,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self._saved: tuple[str, str] | None = None
         self._shared: SharedSession = shared
         self._layout = layout
+        self._temperature = shared.learn_temperature(used, tuning, self.temperature)
         self._held_back = HeldBackRows((), ())
         if aside:
             of_rows = shared.answer(self._posterior, aside, tuning)
@@ -134,7 +150,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "N K"]:
-        """Probabilities of the classes, averaged over the posterior draws.
+        """Probabilities of the classes, averaged over the posterior draws, at the temperature that `fit` learned.
 
         Returns:
             float64, the columns in the order of `classes_`. For multiple choice zeros stand after a row's last choice,
@@ -161,7 +177,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if self.abstain_below_risk is None or not answers:
             return classes
         confidence = np.array([answer.confidence for answer in answers])
-        threshold = self._held_back.threshold(confidence[:PILOT], self.abstain_below_risk)
+        threshold = self._held_back.threshold(confidence[:PILOT], self.abstain_below_risk, self._temperature)
         found = classes.astype(object)
         found[confidence < threshold] = self.other
         return found
@@ -180,7 +196,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             NotFittedError, AbmllError: as `predict_proba`; or too few rows were held back for this risk.
         """
         answers = self.answers(X)
-        least = conformal_threshold(self._held_back.of_truth, risk)
+        least = conformal_threshold(self._held_back.of_truth(self._temperature), risk)
         sets = []
         for answer in answers:
             p = np.array(answer.probabilities)
@@ -189,14 +205,20 @@ class Classifier(ClassifierMixin, BaseEstimator):
             sets.append(chosen if self._layout.labels is None else self.classes_[chosen])
         return sets
 
-    def answers(self, X: Any) -> tuple[Answer, ...]:
+    def answers(self, X: Any, *, raw: bool = False) -> tuple[Answer, ...]:
         """Everything that is said of each row: probabilities, confidence, spread over posterior draws, information.
+
+        Args:
+            X: the rows.
+            raw: give probabilities and confidence as the model states them, without the temperature that `fit` learned.
+                Spread and information are of those in any case.
 
         Raises:
             NotFittedError, AbmllError: as `predict_proba`.
         """
         check_is_fitted(self, "classes_")
-        return self._shared.answer(self._posterior, _questions(self._rows(X), self._layout, None), self._tuned)
+        stated = self._shared.answer(self._posterior, _questions(self._rows(X), self._layout, None), self._tuned)
+        return stated if raw or self._temperature is None else self._temperature.answers(stated)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Share of the rows whose most probable class is right, by `y` or else by the labels in `X`; none is left out.
@@ -229,7 +251,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             OSError: the folder cannot be written; an earlier folder is then as it was.
         """
         check_is_fitted(self, "classes_")
-        _check_free(Path(folder), replace)
+        check_free_folder(Path(folder), FILE, replace)
         params = {name: str(value) if isinstance(value, Path) else value for name, value in self.get_params().items()}
         values = {
             "abmll_classifier": FORMAT,
@@ -237,6 +259,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             "layout": self._layout.to_dict(),
             "classes": classes_to_json(self.classes_),
             "held_back": self._held_back.to_json(),
+            "temperature": None if self._temperature is None else self._temperature.model_dump(mode="json"),
         }
         self._shared.write(
             self._posterior,
@@ -244,7 +267,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             lambda beside: write_sealed_json(beside / FILE, values, _of(beside)),
             self._tuned,
         )
-        self._saved = _saved_in(Path(folder))
+        self._saved = saved_in(Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Classifier":
@@ -254,12 +277,12 @@ class Classifier(ClassifierMixin, BaseEstimator):
             AbmllError: the folder is no such thing, is damaged, or its base model cannot be had.
         """
         folder = Path(folder)
-        params, layout, classes, held_back = _read(folder)
+        params, layout, classes, held_back, temperature = _read(folder)
         found = cls(**params)
-        found._held_back = held_back
+        found._held_back, found._temperature = held_back, temperature
         found._shared, found._posterior = read_shared_session(folder)
         found._layout, found._tuned, found.classes_ = layout, found._tuning(), classes
-        found._saved = _saved_in(folder)
+        found._saved = saved_in(folder)
         return found
 
     @classmethod
@@ -290,15 +313,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
                 "fit: sample_weight is not taken, as each example counts alike in a step of adapting. Give a row that "
                 "should count more several times, leave out those that should not count, or draw rows by their weights"
             )
-        risk = self.abstain_below_risk
-        if risk is None:
-            return
-        check_share("abstain_below_risk", risk)
-        if self.hold_back < (need := rows_needed(risk)):
-            raise AbmllError(
-                f"abstain_below_risk={risk:g} needs hold_back={need} or more, so many without an error: examples that "
-                f"are not adapted to; here it is {self.hold_back}"
-            )
+        if self.temperature not in TEMPERATURES:
+            raise AbmllError(f"temperature={self.temperature!r}: expected one of {', '.join(TEMPERATURES)}")
+        if self.abstain_below_risk is not None:
+            check_enough_held_back(self.abstain_below_risk, self.hold_back)
 
     def _tuning(self) -> dict[str, Any]:
         given = {"steps": self.steps, "samples": self.samples, "seed": self.seed}
@@ -402,26 +420,12 @@ def _no_pickle() -> NoReturn:
     )
 
 
-def _saved_in(folder: Path) -> tuple[str, str]:
-    """Where an estimator is, and which one it is."""
-    return str(folder.resolve()), checksum(folder)
-
-
-def _check_free(folder: Path, replace: bool) -> None:
-    if not folder.exists():
-        return
-    if not (folder / FILE).is_file():
-        raise AbmllError(f"{folder}: is there already, and no folder of Classifier.save; choose another name")
-    if not replace:
-        raise AbmllError(f"{folder}: is there already; choose another name, or replace it (replace=True)")
-
-
 def _of(folder: Path) -> str:
     """What `classifier.json` is sealed for: the posterior beside it, whose labels it names."""
     return f"{FILE} of the adapter {checksum(folder)}"
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], Layout, np.ndarray, HeldBackRows]:
+def _read(folder: Path) -> tuple[dict[str, Any], Layout, np.ndarray, HeldBackRows, TaskTemperature | None]:
     file = folder / FILE
     if not file.exists():
         raise AbmllError(f"{file}: not there, so this is no folder of Classifier.save")
@@ -435,9 +439,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], Layout, np.ndarray, HeldBackRow
         if layout.labels is not None and len(layout.labels) != len(classes):
             raise ValueError(f"{len(classes)} labels, and {len(layout.labels)} texts of them")
         held_back = HeldBackRows.from_json(values.get("held_back", {"probabilities": [], "answers": []}))
+        temperature = read_temperature(values.get("temperature"), file)
         if not sealed and values["abmll_classifier"] > 1:
             raise AbmllError(f"{file}: has no SHA-256 of its own; fit and save again")
-        return params, layout, classes, held_back
+        return params, layout, classes, held_back, temperature
     except AbmllError as error:
         raise error if str(folder) in str(error) else AbmllError(f"{file}: {error}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -98,7 +98,7 @@ class ChoiceLikelihood(nn.Module):
         """Logits at the positions that answer tokens are read from, float32."""
         positions = {} if batch.causal else {"position_ids": batch.position_ids}
         mask = self._mask(batch)
-        with _reading(self._model[0], batch) as read, _plain_rows(batch.causal):
+        with _reading(self._model[0], batch) as read, _plain_rows(batch.causal), _without_cudnn(not batch.causal):
             out = self._model[0](input_ids=batch.input_ids, attention_mask=mask, use_cache=False, **positions)
         return read(out.logits).float()
 
@@ -187,6 +187,23 @@ def _output_embedding(model: nn.Module) -> nn.Module | None:
 def _at_reads(values: Float[Tensor, "N T D"], batch: ChoiceBatch) -> Float[Tensor, "P D"]:
     positions = batch.read_row * values.shape[1] + batch.read_column
     return values.flatten(0, 1).index_select(0, positions.to(values.device))
+
+
+@contextmanager
+def _without_cudnn(masked: bool) -> Iterator[None]:
+    """Keep cuDNN's attention from rows with a mask; PyTorch takes another that is allowed.
+
+    On an H100 or H200 its gradient is NaN where the width of a batch is 64 more than a multiple of 128 and a token's
+    scores are all far below 0, as some heads of Qwen2.5 have them (PyTorch issue 196678, releases from 2.11 on). Our
+    buckets have such widths.
+    """
+    allowed = torch.backends.cuda.cudnn_sdp_enabled()
+    if masked:
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(allowed)
 
 
 @contextmanager

@@ -246,7 +246,10 @@ def _draws(samples: Any) -> int:
 def _opened(run: Any, task: Any, overrides: Mapping[str, Any]) -> Session:
     """A run, with a saved task if one is named. lm-eval makes numbers of names that look like some."""
     folder = find_run(str(run), copy=task is not None)
-    return open_run(folder, overrides, None if task is None else read_posterior(folder, str(task)))
+    saved = None if task is None else read_posterior(folder, str(task))
+    if saved is not None:
+        saved.check_adapted("lm-eval")
+    return open_run(folder, overrides, saved)
 
 
 def _listed(settings: Sequence[str]) -> list[str]:

@@ -53,6 +53,11 @@ class QuestionWithExamples(Question):
 
     examples: tuple[Question, ...] = ()
 
+    @classmethod
+    def of(cls, q: Question, examples: Sequence[Question]) -> "QuestionWithExamples":
+        """A question, asked with these examples."""
+        return cls(q.id, q.question, q.choices, q.answer, q.context, q.location, q.group, tuple(examples))
+
 
 def grouped(questions: Sequence[Question]) -> tuple[Question, ...]:
     """The questions, those that share a context in one group, see `context_groups`; a group that one has stays.

@@ -33,7 +33,11 @@ def test_trust_48_every_version_is_pinned_exactly_and_every_dependency_is_pinned
     assert all(re.fullmatch(r"[\w.-]+==[\w.+-]+", line) for line in PINNED)
     optional = {
         "bitsandbytes",
-        *(name_of(r) for extra in ("quantised", "lm-eval", "vectors") for r in PROJECT["optional-dependencies"][extra]),
+        *(
+            name_of(r)
+            for extra in ("quantised", "lm-eval", "vectors", "slurm")
+            for r in PROJECT["optional-dependencies"][extra]
+        ),
     }
     assert {name_of(r) for r in ASKED} - {name_of(line) for line in PINNED} <= optional
 

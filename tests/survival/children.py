@@ -66,7 +66,7 @@ def in_child(work: Callable[[], object], output: Path) -> Child:
     code = UNCAUGHT
     try:
         _redirect(output)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         work()
         code = 0

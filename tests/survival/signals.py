@@ -62,13 +62,13 @@ def finish(place: Path, out: str) -> None:
 
 
 def campaign(place: Path, phase: str, times: int, seed: int = 0) -> dict[str, Any]:
-    """Interrupt comparisons in one phase, with all three signals in turn, finish each, and compare the results."""
+    """Interrupt comparisons in one phase, with all four signals in turn, finish each, and compare the results."""
     rng, slowest = random.Random(seed), 0.0
     if not (place / "whole").exists():
         finish(place, "whole")
     whole = results(place / "whole")
     for turn in range(times):
-        number = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)[turn % 3]
+        number = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)[turn % 4]
         out = f"{phase}-{turn}".replace(" ", "-")
         code, seconds, said = interrupted(place, out, phase, number, rng.randint(1, PHASES[phase][2]))
         assert code == 128 + number, f"{phase}: {code}\n{said}"

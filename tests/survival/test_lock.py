@@ -71,17 +71,36 @@ def test_trust_10_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, caplo
 
 def test_trust_10_on_the_command_line_before_the_model_is_loaded(tmp_path: Path) -> None:
     place = place_comparison(tmp_path / "place")
-    for verb, held in (("train", "run"), ("compare", "out"), ("compare", "other/abmll/seed-0")):
+    for verb, held, *only in (("train", "run"), ("compare", "out/abmll/seed-0", "--only", "abmll")):
         (tmp_path / "ready").unlink(missing_ok=True)
         owner = holder(place / held, tmp_path / "out.txt")
-        arguments = (verb, f"{verb}.yaml", "-o", held.split("/")[0])
+        arguments = (verb, f"{verb}.yaml", "-o", held.split("/")[0], *only)
         child = in_child(command(place, *arguments), tmp_path / "said.txt")
         assert child.wait() == 2
         assert f"in use by process {owner.pid}" in child.text()
         assert "Traceback" not in child.text()
-        assert ("loading" in child.text()) == ("/" in held)
+        assert "loading" not in child.text()
         owner.send(signal.SIGKILL)
         owner.wait()
+
+
+def test_trust_10_targets_of_others_are_left_to_them_and_the_configuration_stays(tmp_path: Path) -> None:
+    place = place_comparison(tmp_path / "place")
+    owner = holder(place / "out" / "abmll" / "seed-0", tmp_path / "out.txt")
+    child = in_child(command(place, "compare", "compare.yaml", "-o", "out"), tmp_path / "said.txt")
+    assert child.wait() == 2
+    assert f"in use by process {owner.pid}" in child.text()
+    assert (place / "out" / "lora" / "seed-0" / "cost.json").exists()
+    assert leftovers(place / "out" / "abmll"), "another's work must be left alone"
+    changed = ("compare", "compare.yaml", "adaptation.steps=3", "-o", "out", "--only", "lora")
+    before = (place / "out" / "config.yaml").read_bytes()
+    (place / "out" / "lora" / "seed-0" / "config.yaml").unlink()  # else that would be what is refused
+    child = in_child(command(place, *changed), tmp_path / "said.txt")
+    assert child.wait() == 2
+    assert f"in use by process {owner.pid}" in child.text()
+    assert (place / "out" / "config.yaml").read_bytes() == before
+    owner.send(signal.SIGKILL)
+    owner.wait()
 
 
 def test_a_folder_is_locked_once_and_is_free_afterwards(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1: checkpoint and leave, from every phase; a second one leaves at once."""
+"""SIGTERM, SIGINT, SIGUSR1 and SIGUSR2: checkpoint and leave, from every phase; a second one leaves at once."""
 
 import json
 import signal
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from abmll.process import stopping
 from abmll.process.stopping import Stopped, gently, listening, stop_if_asked
 from abmll.training.checkpoints import RunDirectory
 from tests.survival.children import UNCAUGHT, in_child
@@ -96,8 +97,24 @@ def test_trust_12_a_signal_from_outside_ends_a_comparison_with_a_message(place: 
     assert f"stopped by SIGINT: step {saved} of 1000 is saved; the same command goes on from there" in child.text()
 
 
+def test_signals_that_come_together_are_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler signals a process and its parent, which passes the signal on: that must not end it at once."""
+    ends: list[int] = []
+    monkeypatch.setattr("abmll.process.stopping.os._exit", ends.append)
+    with listening(), gently():
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR2):
+            signal.raise_signal(number)
+        assert not ends
+        with pytest.raises(Stopped, match="SIGUSR2"):
+            stop_if_asked()
+        monkeypatch.setattr("abmll.process.stopping.ONE_REQUEST", 0.0)
+        signal.raise_signal(signal.SIGTERM)
+    assert ends == [128 + signal.SIGTERM]
+
+
 def test_trust_12_a_second_signal_leaves_at_once_with_the_last_checkpoint_intact(tmp_path: Path) -> None:
     def stubborn() -> None:
+        stopping.ONE_REQUEST = 0.0  # this test need not wait so long
         with listening(), gently():
             trainer("abmll", tmp_path / "run", 2)()
             (tmp_path / "ready").write_text("")

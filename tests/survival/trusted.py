@@ -260,12 +260,13 @@ def _task(place: Path, path: Path) -> Any:
 
 def _estimator(place: Path, path: Path) -> Any:
     folder = (place / path).parent
-    params, layout, classes, held_back = estimators._read(folder)
+    params, layout, classes, held_back, temperature = estimators._read(folder)
     return (
         params,
         layout,
         classes,
         held_back,
+        temperature,
         load_config(RunConfig, folder / "config.yaml").to_yaml(),
         _adapter(place, path),
     )

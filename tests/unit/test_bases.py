@@ -160,12 +160,16 @@ def test_adapt_predict_and_classifier_agree_on_a_base_model(place: Path, call: C
         "cloze": pytest.approx(float(cloze), abs=6e-4),
     }
     assert load_config(RunConfig, place / "runs/model/config.yaml").likelihood.kind == "auto"
-    call("predict", "model", "new.csv", "--task", "t", "-o", "out.jsonl")
+    call("predict", "model", "new.csv", "--task", "t", "-o", "out.jsonl", "--raw")
     rows = [json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()]
     found = abmll.Classifier("model").fit(*map(list, zip(*texts(24), strict=True)))
     asked = [row["text"] for row in rows]
-    stated = found.predict_proba(asked)  # its batches are drawn by another task's name
-    np.testing.assert_allclose(stated, [[row["p_bad"], row["p_good"]] for row in rows], atol=0.1)
+    raw = [answer.probabilities for answer in found.answers(asked, raw=True)]
+    by_command = [[row["p_bad"], row["p_good"]] for row in rows]
+    np.testing.assert_allclose(raw, by_command, atol=0.1)  # its batches are drawn by another task's name
+    assert found._temperature is not None
+    assert found._temperature.mean == pytest.approx(details["temperature"]["mean"], abs=1e-3), "folds have one name"
+    stated = found.predict_proba(asked)
     found.save("saved")
     assert load_config(RunConfig, place / "saved/config.yaml").likelihood.kind == kind
     np.testing.assert_allclose(abmll.Classifier.load("saved").predict_proba(asked), stated, atol=1e-5)

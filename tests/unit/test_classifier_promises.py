@@ -61,7 +61,7 @@ def test_predict_set_gives_sets_that_hold_the_right_label(fitted: Classifier) ->
     new, truth = (list(column) for column in zip(*texts(80, seed=7), strict=True))
     sets = fitted.predict_set(new, risk=0.2)
     probabilities = fitted.predict_proba(new)
-    least = np.sort(fitted._held_back.of_truth)[::-1][int(np.ceil(0.8 * 31)) - 1]
+    least = np.sort(fitted._held_back.of_truth(fitted._temperature))[::-1][int(np.ceil(0.8 * 31)) - 1]
     for own, p in zip(sets, probabilities, strict=True):
         assert own[0] == fitted.classes_[p.argmax()]
         assert set(own) == set(fitted.classes_[p >= least]) | {own[0]}
@@ -92,7 +92,7 @@ def test_it_abstains_by_the_threshold_that_the_promise_gives(run: Path) -> None:
     risk, new = 0.3, [text for text, _ in texts(200, seed=3)]
     classifier = Classifier(run, steps=40, hold_back=30, abstain_below_risk=risk, other="unsure").fit(TEXTS, NAMES)
     held_back, confidence = classifier._held_back, classifier.predict_proba(new).max(1)
-    sure = np.array([max(p) for p in held_back.probabilities])
+    sure = np.array([max(p) for p in classifier._temperature.apply(held_back.probabilities)])
     right = np.array([int(np.argmax(p)) for p in held_back.probabilities]) == np.array(held_back.answers)
     promised = [test for test in certify(sure, right, thresholds(confidence, 30, risk), risk) if test.promised]
     if not promised:
@@ -110,7 +110,7 @@ def promising(of_truth: list[float]) -> HeldBackRows:
 
 def test_unsure_rows_are_named_as_was_asked(fitted: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     surest = np.sort(fitted.predict_proba(TEXTS).max(1))[-20]
-    monkeypatch.setattr(HeldBackRows, "threshold", lambda self, unlabelled, risk: float(surest))
+    monkeypatch.setattr(HeldBackRows, "threshold", lambda self, unlabelled, risk, temperature: float(surest))
     for other in (None, "out of scope"):
         fitted.set_params(abstain_below_risk=0.1, other=other)
         found = fitted.predict(TEXTS)

@@ -91,8 +91,30 @@ MISTAKES = {
     "somebody else's file to score": (["score", "rows.csv"], "rows.csv:1: not a predictions file"),
     "a file to write into": (["train", "builtin", "-o", "rows.csv"], "rows.csv: a file is there"),
     "nothing to report": (["report", "model"], "model"),
+    "no such target": (["compare", "quickstart", "--only", "lora.seed-7"], "'lora.seed-7' is no target"),
+    "what jobs ask for, without jobs": (
+        ["compare", "quickstart", "--slurm", "time=5"],
+        "--launcher slurm is not given",
+    ),
     "no such layer": (["train", "builtin", "model.source=model", "adapter.targets=[query]"], "q_proj"),
 }
+
+
+def test_a_dry_run_lists_the_targets(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    call = ["abmll", "compare", "quickstart", *SMALL, "seeds=[0,3]", "-o", "dry", "--dry-run"]
+    for only, expected in (([], 10), (["--only", "lora", "--only", "abmll.seed-3"], 3)):
+        monkeypatch.setattr(sys, "argv", [*call, *only])
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert not done.value.code
+        listed = capsys.readouterr().out.split("targets in dry: ")[1].splitlines()
+        assert listed[0] == f"{expected}, of which 0 are there"
+        assert len(listed) == expected + 1
+        assert {"lora.seed-0", "lora.seed-3", "abmll.seed-3"} <= set(listed)
+    assert not (place / "dry").exists()
 
 
 @pytest.mark.parametrize("kind", ["no such recipe", "no such layer"])

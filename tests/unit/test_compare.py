@@ -19,7 +19,7 @@ from abmll.metrics.predictions import Prediction, read_predictions
 from abmll.metrics.scores import mean_nll, mean_nll_scaled
 from abmll.models import LanguageModel
 from abmll.report import write_report
-from abmll.runs.compare import run_comparison
+from abmll.runs.compare import begin_comparison, run_comparison
 from abmll.scoring.posterior import mean_nll_posterior
 from tests.runs import never
 from tests.systems import tiny_base
@@ -283,7 +283,7 @@ def test_every_system_is_built_before_the_first_is_trained(
     systems = {**SYSTEMS, "relative": {"method": {"name": "abmll", **SHORT, "std_relative": 0.1}}}
     with pytest.raises(AbmllError, match=r"systems\.relative: method\.std_relative needs floating-point weights"):
         run_comparison(configure(systems=systems), tmp_path, quantised_base)
-    assert not list(tmp_path.rglob("seed-*"))
+    assert [path.name for path in tmp_path.rglob("seed-*/*")] == [".lock"]
 
 
 def test_trust_03_other_rows_of_the_same_tasks_are_refused(
@@ -300,6 +300,54 @@ def test_trust_03_other_rows_of_the_same_tasks_are_refused(
         file.write_text(text)
     assert predictions(copy) == before
     run_comparison(configure(), copy, never)
+
+
+def test_trust_03_a_configuration_that_changes_before_the_first_target_is_begun_is_not_mixed(
+    tmp_path: Path, configure: Callable[..., CompareConfig]
+) -> None:
+    """Another process begins as this one has written its own and locked nothing yet; it is the one that goes on."""
+    other = configure(adaptation={"steps": 1})
+
+    def change(event: dict[str, Any]) -> None:
+        if event["event"] == "plan":
+            begin_comparison(other, tmp_path)
+
+    with pytest.raises(AbmllError, match="another process has changed its configuration"):
+        run_comparison(configure(), tmp_path, never, change)
+    assert load_config(CompareConfig, tmp_path / "config.yaml") == other
+    assert not list(tmp_path.glob("*/seed-*/config.yaml"))
+
+
+def test_only_what_is_named_is_made(tmp_path: Path, configure: Callable[..., CompareConfig], finished: Path) -> None:
+    for name in ("lora", "structured.seed-2", "abmll_mean"):
+        with pytest.raises(AbmllError, match=f"'{name}' is no target .* structured, abmll, structured.seed-0"):
+            run_comparison(configure(), tmp_path, never, only=[name])
+    assert not list(tmp_path.iterdir())
+    run_comparison(configure(), tmp_path, tiny_base, only=["abmll.seed-1", "structured.seed-0"])
+    made = {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/seed-*/cost.json")}
+    assert made == {"abmll/seed-1", "structured/seed-0"}
+    run_comparison(configure(), tmp_path, never, only=["abmll.seed-1"])
+    run_comparison(configure(), tmp_path, tiny_base, only=["abmll"])
+    run_comparison(configure(), tmp_path, tiny_base)
+    assert predictions(tmp_path) == predictions(finished)
+
+
+def test_what_was_half_written_of_the_mean_row_is_removed(copy: Path, configure: Callable[..., CompareConfig]) -> None:
+    """It lies outside the folder that is locked; nothing of another target is touched."""
+    mine, other = (copy / "abmll_mean" / f"seed-{n}" / "predictions" / ".a.xyz.abmll-part" for n in (0, 1))
+    for part in (mine, other):
+        part.write_text("half")
+    (copy / "abmll" / "seed-0" / "cost.json").unlink()
+    run_comparison(configure(), copy, tiny_base)
+    assert (mine.exists(), other.exists()) == (False, True)
+
+
+def test_a_configuration_that_is_read_again_is_the_same_to_the_letter(
+    finished: Path, configure: Callable[..., CompareConfig]
+) -> None:
+    """So that a process that begins with the folder's own `config.yaml` changes nothing."""
+    again = load_config(CompareConfig, finished / "config.yaml")
+    assert again.to_sealed_yaml() == configure().to_sealed_yaml() == (finished / "config.yaml").read_text()
 
 
 def test_no_unseen_tasks_is_refused(tasks: Path, tmp_path: Path, configure: Callable[..., CompareConfig]) -> None:

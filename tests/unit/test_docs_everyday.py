@@ -60,15 +60,15 @@ def _hold_well(place: Path) -> None:
     file = place / "runs" / "model" / "tasks" / "safe" / "task.json"
     values = json.loads(file.read_text())
     details = values["details"]
-    details["held_back"]["correct"] = [True] * len(details["held_back"]["correct"])
+    details["held_back"]["answers"] = [p.index(max(p)) for p in details["held_back"]["probabilities"]]
     saved_tasks.write_details(file.parents[2], "safe", details)
 
 
 def test_the_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [command.split()[1] for command in COMMANDS].count("predict") == 5
+    assert [command.split()[1] for command in COMMANDS].count("predict") == 6
     for command in COMMANDS:
         arguments = shlex.split(command)
-        if arguments[1] == "adapt":
+        if arguments[1] == "adapt" and "--in-prompt" not in arguments:
             arguments += ["adaptation.steps=2"] if "reviews" in arguments else ["adaptation.steps=2", "--no-check"]
         if "--abstain-below-risk" in arguments:
             _hold_well(place)

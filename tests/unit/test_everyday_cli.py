@@ -336,7 +336,7 @@ def test_the_check_can_be_stopped_and_the_task_stays(
     def stop(*arguments: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(cli_adapt, "check_usefulness", stop)
+    monkeypatch.setattr(cli_adapt, "check_and_learn", stop)
     code, out, err = abmll("adapt runs/mine my.csv --save s adaptation.steps=1")
     assert (code, "the check was stopped; the task is saved" in err, "Next: abmll predict" in out) == (0, True, True)
     assert "check" not in read_posterior(tmp_path / "runs" / "mine", "s").details
@@ -355,17 +355,18 @@ def test_trust_09_an_edited_task_promises_nothing(abmll: Command, tmp_path: Path
     write_texts(tmp_path / "new.csv", 40, seed=9)
     line = "predict runs/mine rows.csv --task t --abstain-below-risk 0.1 -o out.csv"
     file = tmp_path / "runs" / "mine" / "tasks" / "t" / "task.json"
-    text = file.read_text()
-    correct = json.loads(text)["details"]["held_back"]["correct"]
-    assert sum(correct) < len(correct), "nothing is wrong, so nothing can be made right"
+    edited = json.loads(file.read_text())
+    held_back = edited["details"]["held_back"]
+    right = [int(np.argmax(p)) for p in held_back["probabilities"]]
+    assert held_back["answers"] != right, "nothing is wrong, so nothing can be made right"
     assert "no threshold keeps the promise" in abmll(line)[2]
-    file.write_text(text.replace("false", "true"))
+    held_back["answers"] = right
+    file.write_text(json.dumps(edited))
     for more in ("", " --held-back new.csv"):
         code, _, err = abmll(line + more)
         assert (code, "task.json: damaged or edited" in err, "--save t --replace" in err) == (2, True, True), err
-    values = json.loads(text)
-    values.pop("sha256")
-    file.write_text(json.dumps(values).replace("false", "true"))
+    edited.pop("sha256")
+    file.write_text(json.dumps(edited))
     for more in ("", " --held-back new.csv"):
         code, _, err = abmll(line + more)
         assert (code, "so nothing can be promised by it" in " ".join(err.split())) == (2, True), err
@@ -389,7 +390,10 @@ def test_abstaining_needs_enough_rows_held_back(abmll: Command, tmp_path: Path) 
 def _hold(run: Path, errors: int, rows: int = 60) -> None:
     """Put other answers in the place of those held back, the least confident ones wrong."""
     details = read_posterior(run, "t").details
-    held = {"confidence": np.linspace(0.5, 1, rows).tolist(), "correct": [n >= errors for n in range(rows)]}
+    held = {
+        "probabilities": [[p, 1 - p] for p in np.linspace(0.5, 1, rows).tolist()],
+        "answers": [int(n < errors) for n in range(rows)],
+    }
     write_details(run, "t", {**details, "held_back": {**details["held_back"], **held}})
 
 
@@ -449,8 +453,8 @@ def test_rows_that_are_not_answered_have_the_name_that_was_asked_for(abmll: Comm
     everything = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
     assert {(line["spread"], line["information"]) for line in everything} == {(None, None)}, "the mean weights"
     saved = read_posterior("runs/mine", "t")
-    held_back = {**saved.details["held_back"], "confidence": [0.99] * 300 + [0.01] * 100}
-    held_back["correct"] = [True] * 300 + [False] * 100
+    held_back = {**saved.details["held_back"], "probabilities": [[0.99, 0.01]] * 300 + [[0.5, 0.5]] * 100}
+    held_back["answers"] = [0] * 300 + [1] * 100
     write_details(Path("runs/mine"), "t", {**saved.details, "held_back": held_back})
     line = "predict runs/mine rows.csv --task t --abstain-below-risk 0.1 -o some.jsonl --other elsewhere"
     code, _, err = abmll(line)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from abmll.cli import app
-from abmll.config import CompareConfig, RunConfig, load_config, parse_override
+from abmll.config import CompareConfig, RunConfig, load_config, merge, parse_override
 from abmll.errors import AbmllError
 from abmll.question import Question, Task
 from abmll.runs.compare import run_comparison
@@ -299,6 +299,20 @@ def test_the_built_in_tasks_are_clean() -> None:
         {"model": {"shape": "tiny-llama"}, "tasks": {"unseen": {"source": "builtin:held-out"}}}
     )
     assert find_leaks(load_run_tasks(config)) == ()
+
+
+def test_a_test_row_that_the_prior_of_the_temperature_learns_from_is_learned_from(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = merge(recipe, {"adaptation": {"meta_rows": 2}})
+    tasks = load_run_tasks(configured(recipe))
+    learned, scored = tasks.train[0], tasks.unseen[0]
+    again = replace(scored.test[0], id="again", location="")
+    leaking = replace(tasks, train=(replace(learned, test=(*learned.test, again)), *tasks.train[1:]))
+    (leak,) = find_leaks(leaking)
+    assert (leak.overlap.first.question, leak.first) == (again, "learned from by adaptation.meta_rows")
+    assert find_leaks(replace(leaking, scale_from_test=False)) == (), "without it nothing learns from test rows"
+    assert again not in without_leaks(leaking, "drop").train[0].test
 
 
 def test_rows_that_were_made_and_not_read_are_named_by_task_and_id() -> None:

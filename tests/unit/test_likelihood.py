@@ -319,6 +319,29 @@ def test_rows_of_one_sequence_take_the_causal_kernels_in_and_out_of_a_capture(
     assert [getattr(masking_utils, name) for name in names] == before
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize("kind", ["letter", "cloze"])
+def test_rows_with_a_mask_are_kept_from_cudnn_whose_gradients_may_be_nan(
+    kind: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[bool, bool]] = []
+    attention = nn.functional.scaled_dot_product_attention
+
+    def watch(*args: Any, **options: Any) -> Tensor:
+        calls.append((options["attn_mask"] is not None, torch.backends.cuda.cudnn_sdp_enabled()))
+        return attention(*args, **options)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watch)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(allowed)
+        ChoiceLikelihood(tiny_model(), kind).nll(batch_of(QUESTIONS, kind))
+        assert torch.backends.cuda.cudnn_sdp_enabled() == allowed, "as it was before"
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert calls == [(kind == "cloze", allowed and kind == "letter")] * 2
+
+
 # Training
 
 

@@ -134,9 +134,9 @@ def test_steps_with_demonstrations_move_phi_otherwise_than_without() -> None:
 def test_an_adaptation_to_nothing_shows_nothing() -> None:
     system = system_of("metaicl")
     system.adapt(TASKS[0], AdaptationPlan(4, 0))
-    assert len(system.shown) == 4
+    assert len(system.batcher.examples) == 4
     system.adapt(Task("empty", ()), AdaptationPlan(0, 0))
-    assert system.shown == ()
+    assert system.batcher.examples == ()
 
 
 def test_a_saved_task_keeps_its_demonstrations(tmp_path: Path) -> None:
@@ -153,7 +153,8 @@ def test_a_saved_task_keeps_its_demonstrations(tmp_path: Path) -> None:
     assert not (tmp_path / "alone").exists()
     system.save(tmp_path / "theta", slot="shared")
     session = open_run(folder, saved=read_posterior(folder, "colours"))
-    assert session.system.shown == system.shown
+    shown = [replace(row, id="", location="", group=None) for row in system.batcher.examples]
+    assert [replace(row, id="") for row in session.system.batcher.examples] == shown
     assert session.system.predict(UNSEEN.test[:3], MEAN) == before
 
 
@@ -179,4 +180,4 @@ def test_a_renewed_system_shows_nothing() -> None:
     system: System = build_system(run_config("metaicl"), tiny_base())
     system.adapt(TASKS[0], AdaptationPlan(4, 1))
     assert renew(system, run_config("metaicl", training={"seed": 1}))
-    assert system.shown == ()
+    assert system.batcher.examples == ()

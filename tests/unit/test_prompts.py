@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from abmll.errors import AbmllError
 from abmll.prompts import encode as prompts
-from abmll.prompts.encode import LETTERS, EncodedQuestion, Encoder, split_at_seam
+from abmll.prompts.encode import LETTERS, EncodedQuestion, Encoder
+from abmll.prompts.seam import ids_of_all, split_at_seam
 from abmll.question import Question
 from tests.tiny import tiny_tasks, tiny_tokenizer
 
@@ -91,6 +93,54 @@ def test_trust_16_no_token_is_torn_at_the_seam(
     assert [prefix + continuation for continuation in continuations] == rows
     longer = len(prefix) + 1  # the prompt keeps all it can
     assert len(alone) < longer or any(row[:longer] != alone[:longer] for row in rows)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_trust_16_of_a_long_prompt_the_end_alone_is_tokenised_for_each_answer(
+    tokenizer: PreTrainedTokenizerFast, seed: int
+) -> None:
+    rng, asked = np.random.default_rng(seed), list[str]()
+    words = [
+        "river",
+        "Zürich",
+        "sn",
+        "ow",
+        "  ",
+        "\n",
+        "\n\n",
+        "42",
+        "don't",
+        "日本語",
+        "A)",
+        "\t",
+        "é",
+        "▁",
+        "<s>",
+        "rain",
+    ]
+    prompt = "".join(rng.choice(words) + rng.choice(["", " ", " ", "\n"]) for _ in range(600)) + "Answer:"
+    answers = [" ".join(rng.choice(words, rng.integers(1, 4))) for _ in range(6)]
+
+    def ids(text: str) -> list[int]:
+        asked.append(text)
+        return list(ids_of(tokenizer, text))
+
+    def inner(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    rows = [list(ids_of(tokenizer, prompt + " " + answer)) for answer in answers]
+    assert ids_of_all(ids, prompt, " ", answers, inner) == rows
+    if tokenizer is TOKENIZERS["bpe"]:
+        assert len(asked) == 2
+        assert max(map(len, asked)) <= len(prompt)
+    assert split_at_seam(ids, prompt, " ", answers, inner) == split_at_seam(ids, prompt, " ", answers)
+
+
+def test_trust_16_a_tokenizer_that_reads_the_end_otherwise_alone_reads_whole_texts() -> None:
+    """One that begins every text with a sign of its own, which a part must not have."""
+    prompt, answers = "a word and " * 200, ("b", "c", "d", "e")
+    found = ids_of_all(lambda text: [0, *map(ord, text)], prompt, " ", answers, lambda text: [1, *map(ord, text)])
+    assert found == [[0, *map(ord, f"{prompt} {answer}")] for answer in answers]
 
 
 def test_trust_16_a_space_at_the_end_of_a_prompt_moves_into_the_answer_s_token() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from abmll.everyday.saved import read_posterior
+from abmll.everyday.saved import IN_PROMPT, read_posterior
 from abmll.everyday.session import open_run
 from abmll.files import write_text
 from abmll.systems.posteriors.stored import POSTERIOR_FILE
@@ -47,7 +47,7 @@ def test_own_rows_are_adapted_to_answered_and_exported(rival: str, abmll: Comman
     assert code == 0, err
     folder = tmp_path / "runs/mine/tasks/t"
     assert (folder / POSTERIOR_FILE).exists() == (rival == "laplace")
-    assert ("demonstrations" in read_posterior(tmp_path / "runs/mine", "t").details) == (rival == "metaicl")
+    assert (IN_PROMPT in read_posterior(tmp_path / "runs/mine", "t").details) == (rival == "metaicl")
     answers = []
     for name in ("one.csv", "two.csv"):
         code, _, err = abmll(f"predict runs/mine more.csv --task t -o {name}")
@@ -55,14 +55,18 @@ def test_own_rows_are_adapted_to_answered_and_exported(rival: str, abmll: Comman
         answers.append(read_csv(tmp_path / name))
     assert answers[0] == answers[1]
     assert all((row["spread"] != "") == (rival == "laplace") for row in answers[0])
+    saved = read_posterior(tmp_path / "runs/mine", "t")
+    assert bool(open_run(tmp_path / "runs/mine", saved=saved).system.batcher.examples) == (rival == "metaicl")
     code, _, err = abmll("export runs/mine --task t -o lora")
+    if rival == "metaicl":
+        assert code != 0
+        assert "labelled rows in the prompt" in err
+        return
     assert code == 0, err
     assert (tmp_path / "lora/adapter_model.safetensors").exists()
     code, _, err = abmll("export runs/mine --task t -o drawn --merge --draw 0")
     assert code != 0
     assert "holds no stds" in err
-    saved = read_posterior(tmp_path / "runs/mine", "t")
-    assert bool(open_run(tmp_path / "runs/mine", saved=saved).system.shown) == (rival == "metaicl")
 
 
 def test_a_comparison_of_rivals_goes_on_and_reports(abmll: Command, tmp_path: Path) -> None:

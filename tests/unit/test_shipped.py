@@ -24,7 +24,7 @@ from abmll.everyday.shipped import HERE, find_run, shipped_names
 from abmll.runs.provenance import differences
 from abmll.systems.plans import method_settings, resolve
 from abmll.systems.system import System
-from tests.everyday import place_run
+from tests.everyday import asked, place_run, write_asked
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 NO_EXPORT: dict[str, Any] = {
@@ -110,9 +110,11 @@ def test_a_tokenizer_that_differs_where_no_question_goes_is_the_same(here: Path,
     for session in (open_run(run, other), open_run(run, other, saved)):
         assert session.base.tokenizer_hash != saved.adapter.facts.base.tokenizer_hash
     load_posterior(run, "mine", session.system)
+    file = write_asked(here / "asked.jsonl", asked(4))
     for what, flags in EXPORTS.items():
         for task, name in ((None, "run"), ("mine", "task")):
-            options = ExportOptions(**{**NO_EXPORT, **flags})
+            questions = file if task and what == "calibrated" else None
+            options = ExportOptions(**{**NO_EXPORT, **flags, "questions": questions})
             export_adapter(str(run), here / f"{what}-{name}", task, other, options)
 
 

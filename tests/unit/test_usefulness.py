@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from abmll.calibrators.temperature import PosteriorTemperature
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import refuse_used
-from abmll.everyday.check import _with_examples, _without_model, calibrated_by_folds, check_usefulness
+from abmll.everyday.check import _with_examples, calibrated_by_folds, check_usefulness, tables_without_adapting
 from abmll.everyday.labelled import Labelled, read_labelled
 from abmll.everyday.session import open_run
 from abmll.metrics.usefulness import (
@@ -93,12 +93,12 @@ def test_trust_17_nothing_is_fitted_to_the_labels_of_the_fold_it_answers() -> No
     """Temperature and shares of a fold stay as they are, whatever the labels in it."""
     questions, table = rows(20), np.random.default_rng(0).dirichlet([1, 1], 20)
     answers, folds = np.array([q.answer for q in questions]), dealt(questions)
-    before = _without_model(questions, folds, table, answers, ("bad", "good"))
+    before = tables_without_adapting(questions, folds, table, answers, ("bad", "good"))
     for fold in folds:
         asked, others = list(fold.answered), list(fold.fitted)
         turned = answers.copy()
         turned[asked] = 0
-        after = _without_model(questions, folds, table, turned, ("bad", "good"))
+        after = tables_without_adapting(questions, folds, table, turned, ("bad", "good"))
         for name in (SCALED, FREQUENCY):
             np.testing.assert_array_equal(after[name][asked], before[name][asked])
             assert not np.array_equal(after[name][others], before[name][others]), "nothing is fitted at all"

@@ -41,6 +41,9 @@ class LikelihoodConfig(Section):
     so are the tokens that several choices begin with; `auto` where there are more than 26. Neither changes a score
     beyond rounding.
 
+    `pieces`: a context that is too long is cut with 1; with more, questions are answered by so many pieces of it at
+    most, whose log-probabilities are averaged. Gradient steps see it cut in any case.
+
     `premise`: a text that stands where a question's own would, such as "" or "N/A"; what each choice scores after the
     prompt with it is subtracted (domain-conditional PMI); null subtracts nothing.
     `kind: auto` is for a base model that nothing was trained on: the labelled rows that it is adapted to decide.
@@ -54,6 +57,7 @@ class LikelihoodConfig(Section):
     learn_temperature: bool = False
     max_tokens: int = Field(512, ge=8)
     cut: Literal["start", "middle", "end"] = "start"
+    pieces: int = Field(1, ge=1)
     share_prefix: bool = True
     share_labels: Literal["auto"] | bool = "auto"
 

@@ -11,13 +11,14 @@ from jaxtyping import Bool, Float
 from abmll.config import LikelihoodConfig
 from abmll.errors import AbmllError
 from abmll.everyday.labelled import Labelled
-from abmll.everyday.saved import SavedPosterior, save_posterior
+from abmll.everyday.saved import SavedPosterior, beside_phi, save_posterior
 from abmll.everyday.session import Session, is_trained
-from abmll.metrics.abstention import choose_threshold
+from abmll.metrics.abstention import check_share, choose_threshold, rows_needed
 from abmll.process.timer import Pace
 from abmll.question import Question, Task
 from abmll.systems.folds import Fold
 from abmll.systems.predict import Answer
+from abmll.systems.temperature import TaskTemperature
 from abmll.tables.identity import context_key, distinct_keys
 from abmll.tables.layouts import Layout
 
@@ -42,6 +43,9 @@ class HeldBack:
 class HeldBackRows:
     """Probabilities of labelled rows that nothing was fitted to, and their right answers.
 
+    What is stored has them as the model states them; no temperature is learned from these rows, or a promise by them
+    would stand on what it was chosen by.
+
     Attributes:
         probabilities: of the choices of each row.
         answers: the right choice of each.
@@ -55,26 +59,40 @@ class HeldBackRows:
         """What was answered to labelled rows."""
         return cls(tuple(a.probabilities for a in answers), tuple(-1 if r.answer is None else r.answer for r in rows))
 
-    @property
-    def of_truth(self) -> Float[np.ndarray, "N"]:
-        """Probability of each right answer."""
-        return np.array([p[k] for p, k in zip(self.probabilities, self.answers, strict=True)], dtype=np.float64)
+    def judged(self, temperature: TaskTemperature | None = None) -> HeldBack:
+        """The confidence of each answer at a temperature, and whether it is right; None: as they are."""
+        best = np.array([int(np.argmax(p)) for p in self.probabilities], dtype=np.int64)
+        confidence = [p[k] for p, k in zip(self._at(temperature), best, strict=True)]
+        correct = best == np.array(self.answers, dtype=np.int64)
+        return HeldBack(np.array(confidence, dtype=np.float64), correct)
 
-    def threshold(self, unlabelled: Float[np.ndarray, "M"], risk: float) -> float:
+    def of_truth(self, temperature: TaskTemperature | None = None) -> Float[np.ndarray, "N"]:
+        """Probability of each right answer at a temperature."""
+        return np.array([p[k] for p, k in zip(self._at(temperature), self.answers, strict=True)], dtype=np.float64)
+
+    def _at(self, temperature: TaskTemperature | None) -> tuple[tuple[float, ...], ...]:
+        return self.probabilities if temperature is None else temperature.apply(self.probabilities)
+
+    def threshold(
+        self, unlabelled: Float[np.ndarray, "M"], risk: float, temperature: TaskTemperature | None = None
+    ) -> float:
         """The confidence from which rows are answered, see `choose_threshold`.
+
+        Args:
+            unlabelled: confidences of the rows to answer, at the temperature.
+            risk: share of the answers that may be wrong.
+            temperature: of all of them; None: as the model states them.
 
         Raises:
             AbmllError: no threshold keeps the promise.
         """
-        confidence = np.array([max(p) for p in self.probabilities], dtype=np.float64)
-        best = [int(np.argmax(p)) for p in self.probabilities]
-        correct = np.array(best, dtype=np.int64) == np.array(self.answers, dtype=np.int64)
-        found = choose_threshold((confidence, correct), unlabelled, risk)
+        judged = self.judged(temperature)
+        found = choose_threshold((judged.confidence, judged.correct), unlabelled, risk)
         if found is None:
             raise AbmllError(
-                f"abstain_below_risk={risk:g}: no threshold keeps the promise: {len(correct)} rows held back do not "
-                f"show an error rate of at most {100 * risk:g} % anywhere. Hold more back, accept a higher risk, or "
-                "leave it out"
+                f"abstain_below_risk={risk:g}: no threshold keeps the promise: {len(judged.correct)} rows held back do "
+                f"not show an error rate of at most {100 * risk:g} % anywhere. Hold more back, accept a higher risk, "
+                "or leave it out"
             )
         return found.threshold
 
@@ -107,6 +125,7 @@ class Adapted:
         held_back: those that were not.
         step_seconds: measured, of one gradient step: the median, as the first one is slow.
         answer_seconds: measured, of one row's answer by one draw.
+        temperature: that was saved: by what the run knows of it before any row is answered out of folds.
     """
 
     details: dict[str, Any]
@@ -114,6 +133,7 @@ class Adapted:
     held_back: tuple[Question, ...]
     step_seconds: float
     answer_seconds: float
+    temperature: TaskTemperature
 
 
 def adapt_and_save(
@@ -141,7 +161,7 @@ def adapt_and_save(
         AbmllError: a row does not fit the model, the name is taken, ...
     """
     used, aside = parted(labelled, dealt)
-    plan = session.plan(len(used.rows))
+    plan, temperature = session.plan(len(used.rows)), session.learn_temperature()
     began, pace = time.perf_counter(), Pace()
 
     def step_done(done: int) -> None:
@@ -160,17 +180,21 @@ def adapt_and_save(
         "batch_size": plan.batch_size,
         "adapted_to": distinct_keys(used.keys),
         **_of_base(session),
-        "held_back": _held_back_as_json(session, answers_to(session, aside)) if aside else None,
+        "held_back": _held_back_as_json(session, aside) if aside else None,
+        "temperature": temperature.model_dump(mode="json"),
+        **beside_phi(session.system),
     }
+    if session.system.batcher.examples and not session.system.method.demonstrations:
+        details["temperature"] = None  # a prior that the run carries is of answers without them
     save_posterior(session.folder, name, session.config, session.system, details, replace=replace)
-    return Adapted(details, used, aside, step_seconds, _answer_seconds(session, used.rows[:TIMED]))
+    return Adapted(details, used, aside, step_seconds, _answer_seconds(session, used.rows[:TIMED]), temperature)
 
 
 def _answer_seconds(session: Session, rows: Sequence[Question]) -> float:
     """Seconds of one row's answer by one draw: the second time, as the first one is slow."""
     for _ in range(2):
         began = time.perf_counter()
-        answers_to(session, rows)
+        session.system.answer(rows, session.drawing)
     return (time.perf_counter() - began) / (len(rows) * session.drawing.samples)
 
 
@@ -209,6 +233,20 @@ def hold_back(clusters: Sequence[int], count: int, seed: int, option: str = "--h
     aside = {names[i] for i in rng.permutation(len(names))[:count]}
     used = tuple(row for row, cluster in enumerate(clusters) if cluster not in aside)
     return Fold(used, one_of_each(clusters, rng, aside))
+
+
+def check_enough_held_back(risk: float, count: int) -> None:
+    """Refuse a promise that so many rows held back cannot make, whatever they say.
+
+    Raises:
+        AbmllError: says how many it takes.
+    """
+    check_share("abstain_below_risk", risk)
+    if count < (need := rows_needed(risk)):
+        raise AbmllError(
+            f"abstain_below_risk={risk:g} needs hold_back={need} or more, so many without an error: examples that "
+            f"are not adapted to; here it is {count}"
+        )
 
 
 def one_of_each(
@@ -267,13 +305,6 @@ def layout_of(saved: SavedPosterior) -> Layout:
         raise AbmllError(f"{saved.folder}: {error}") from error
 
 
-def answers_to(session: Session, rows: Sequence[Question]) -> HeldBack:
-    """Answer labelled rows by phi as it is now."""
-    answers = session.system.answer(rows, session.drawing)
-    correct = [found.choice == row.answer for found, row in zip(answers, rows, strict=True)]
-    return HeldBack(np.array([found.confidence for found in answers], dtype=np.float64), np.array(correct, dtype=bool))
-
-
 def _settings(session: Session) -> dict[str, Any]:
     """What confidences depend on besides the saved task."""
     plan = session.drawing
@@ -283,16 +314,13 @@ def _settings(session: Session) -> dict[str, Any]:
     return values if posterior.name == "none" else {**values, "posterior": posterior.model_dump(mode="json")}
 
 
-def _held_back_as_json(session: Session, answers: HeldBack) -> dict[str, Any]:
-    return {
-        "confidence": answers.confidence.tolist(),
-        "correct": answers.correct.tolist(),
-        "settings": _settings(session),
-    }
+def _held_back_as_json(session: Session, rows: Sequence[Question]) -> dict[str, Any]:
+    stated = session.system.answer(rows, session.drawing)
+    return {**HeldBackRows.of(stated, rows).to_json(), "settings": _settings(session)}
 
 
 def saved_answers(session: Session, saved: SavedPosterior) -> HeldBack | None:
-    """The answers to the rows that `adapt --hold-back` held back; None if there were none.
+    """The answers to the rows that `adapt --hold-back` held back, at the session's temperature; None without any.
 
     Raises:
         AbmllError: they were made in another way than answers are now, are damaged, or are not known to be what was
@@ -303,18 +331,30 @@ def saved_answers(session: Session, saved: SavedPosterior) -> HeldBack | None:
         return None
     _refuse_unsealed(saved)
     try:
-        found = HeldBack(np.array(stored["confidence"], dtype=np.float64), np.array(stored["correct"], dtype=bool))
+        found = _held_back_from_json(stored, session.temperature)
         settings: Mapping[str, Any] = dict(stored["settings"])
     except (TypeError, ValueError, KeyError) as error:
         raise AbmllError(f"{saved.folder}: its held-back answers are damaged ({error}); adapt again") from error
-    if len(found.confidence) != len(found.correct):
-        raise AbmllError(f"{saved.folder}: its held-back answers are damaged; adapt again")
     now, then = _settings(session), {**settings, "likelihood": _with_new_fields(settings.get("likelihood"))}
     if other := sorted(key for key in now if now[key] != then.get(key)):
         raise AbmllError(
             f"{saved.folder}: the rows held back were answered with another {' and '.join(other)} than now, so the "
             "promise would not hold. Use the settings of `adapt`, or give the labelled rows again with --held-back FILE"
         )
+    return found
+
+
+def _held_back_from_json(stored: Any, temperature: TaskTemperature | None) -> HeldBack:
+    """Stored answers at a temperature; before there was one, confidences were stored, of probabilities as stated.
+
+    Raises:
+        ValueError, KeyError, TypeError: they are damaged.
+    """
+    if "probabilities" in stored:
+        return HeldBackRows.from_json(stored).judged(temperature)
+    found = HeldBack(np.array(stored["confidence"], dtype=np.float64), np.array(stored["correct"], dtype=bool))
+    if len(found.confidence) != len(found.correct) or temperature is not None:
+        raise ValueError("confidences that do not belong to what is beside them")
     return found
 
 
@@ -353,4 +393,5 @@ def fresh_answers(session: Session, saved: SavedPosterior, labelled: Labelled) -
         raise AbmllError(f"{saved.folder}: does not say what it was adapted to; adapt again with `abmll adapt --save`")
     refuse_used(labelled, used)
     chosen = one_of_each(labelled.clusters, np.random.default_rng(session.config.adaptation.seed))
-    return answers_to(session, [labelled.rows[i] for i in chosen])
+    rows = [labelled.rows[i] for i in chosen]
+    return HeldBackRows.of(session.system.answer(rows, session.drawing), rows).judged(session.temperature)

@@ -98,6 +98,15 @@ def find_base(run: Path | str) -> str | None:
     return text if HUB.fullmatch(text) and not is_path else None
 
 
+def base_name(source: str) -> str:
+    """What a command takes for the base model of a run: its name in `abmll bases`, or else the source itself.
+
+    >>> base_name("smollm2-135m-instruct"), base_name("/models/mine.gguf")
+    ('smollm2-135m', '/models/mine.gguf')
+    """
+    return next((base.name for base in known_bases() if base.source == source), source)
+
+
 def _is_gguf(path: Path) -> bool:
     """Whether a file is a GGUF file by its beginning, or a part of one by its name."""
     if OF_PARTS.search(path.name):

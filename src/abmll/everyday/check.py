@@ -36,13 +36,10 @@ from abmll.systems.build import build_batcher, build_system
 from abmll.systems.folds import FOLDS, Fold, deal
 from abmll.systems.plans import PredictionPlan
 from abmll.systems.system import System
+from abmll.systems.temperature import TaskTemperature, choice_rows
 from abmll.text_classifiers import Encode, TfidfClassifier, VectorClassifier
 from abmll.training.finite import without_folders
 
-FEWEST = 4
-"""Different labelled rows, or groups of them, without which there is no check."""
-PROMPT_TOKENS = 2048
-"""Most tokens of a prompt with examples on a GPU; elsewhere as many as any prompt has, `likelihood.max_tokens`."""
 _CHARACTERS = 4
 """Of a token, about."""
 
@@ -60,7 +57,7 @@ def estimate_seconds(session: Session, lengths: Sequence[int], step: float, row:
     rows = len(lengths)
     steps = len(_adapted(session.config)) * FOLDS * session.plan(rows * (FOLDS - 1) // FOLDS).steps
     usual = sum(lengths) / rows
-    shown = min(_CHARACTERS * _prompt_tokens(session), sum(lengths)) / max(1.0, usual)
+    shown = min(_CHARACTERS * session.prompt_tokens, sum(lengths)) / max(1.0, usual)
     return steps * step + rows * row * (session.drawing.samples + 2 + shown)
 
 
@@ -135,7 +132,7 @@ class _Check:
             if config.likelihood.template == "chat":
                 self.left_out[PROMPT] = "likelihood.template=chat has no place for examples"
                 return
-            text = config.likelihood.model_copy(update={"max_tokens": _prompt_tokens(self.session)})
+            text = config.likelihood.model_copy(update={"max_tokens": self.session.prompt_tokens})
             fresh.batcher = build_batcher(config.model_copy(update={"likelihood": text}), self.session.base)
             self.ask(PROMPT, fresh, _with_examples(self.rows, self.folds, config.adaptation.seed), self.whole)
         finally:
@@ -180,6 +177,27 @@ class _Check:
             self.broken |= {scaled: self.broken[name]} if name in self.broken else {}
             self.seconds |= {scaled: self.seconds[name]} if name in self.seconds else {}
 
+    def learn_temperature(self) -> TaskTemperature | None:
+        """The temperature of the run, given its answers to every row."""
+        if RUN not in self.tables:
+            return None
+        stated = [p[:count].tolist() for p, count in zip(self.tables[RUN], self.choices, strict=True)]
+        return self.session.learn_temperature(choice_rows(stated, self.answers))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the check is worth.
+
+    Attributes:
+        worth: the table, the verdict and the advice.
+        temperature: of the run's answers, learned from all rows, each of which was answered out of its fold; None where
+            an answer is not finite.
+    """
+
+    worth: Usefulness
+    temperature: TaskTemperature | None
+
 
 def check_usefulness(
     session: Session,
@@ -188,7 +206,18 @@ def check_usefulness(
     encode: Encode | None = None,
     calibrator: Calibrator | None = None,
 ) -> Usefulness:
-    """Answer every labelled row out of its fold, by this run and by its rivals, and weigh them.
+    """The table, the verdict and the advice of `check_and_learn`, whose arguments these are."""
+    return check_and_learn(session, labelled, tell, encode, calibrator).worth
+
+
+def check_and_learn(
+    session: Session,
+    labelled: Labelled,
+    tell: Callable[[float, int], None] = lambda done, of: None,
+    encode: Encode | None = None,
+    calibrator: Calibrator | None = None,
+) -> Checked:
+    """Answer every labelled row out of its fold, by this run and by its rivals, weigh them, and learn the temperature.
 
     phi is used up by it. Rivals: `uniform`; `label frequency`, TF-IDF and sentence vectors with logistic regression
     (plain classification; fitted to the fold's other rows); the pretrained model; the same with a temperature fitted
@@ -200,7 +229,7 @@ def check_usefulness(
 
     Args:
         session: a run.
-        labelled: rows that nothing else was done with, of `FEWEST` clusters or more.
+        labelled: rows that nothing else was done with, of four clusters or more (`FEWEST`).
         tell: hears how many folds are done, out of how many; a step of adapting is a part of one.
         encode: sentence vectors, see `abmll.text_classifiers.load_encoder`; None: without that row.
         calibrator: of the run's answers; None: a posterior temperature, by the run's prior or the weak one.
@@ -214,13 +243,14 @@ def check_usefulness(
     check.ask_base()
     tell(float(total), total)
     check.ask_classifiers(encode)
-    tables = _without_model(rows, folds, check.tables.get(PRETRAINED), check.answers, labelled.layout.labels)
+    tables = tables_without_adapting(rows, folds, check.tables.get(PRETRAINED), check.answers, labelled.layout.labels)
     check.tables |= tables
     check.seconds |= {name: 0.0 for name in (UNIFORM, FREQUENCY) if name in tables}
     check.calibrate(session.calibrator if calibrator is None else calibrator)
     reasons = {name: without_folders(why, rows) for name, why in check.broken.items()}
     groups = np.array(labelled.clusters)
-    return weigh(check.tables, check.answers, len(folds), reasons, groups, check.seconds, check.left_out)
+    worth = weigh(check.tables, check.answers, len(folds), reasons, groups, check.seconds, check.left_out)
+    return Checked(worth, check.learn_temperature())
 
 
 def _adapted(config: RunConfig) -> tuple[str, ...]:
@@ -231,12 +261,6 @@ def _adapted(config: RunConfig) -> tuple[str, ...]:
 def _plain(config: RunConfig) -> RunConfig:
     """The configuration of an ordinary LoRA, and of the pretrained model, on the same layers."""
     return config.model_copy(update={"method": MethodConfig(name="pretrained"), "posterior": PosteriorConfig()})
-
-
-def _prompt_tokens(session: Session) -> int:
-    """Most tokens of a prompt with examples."""
-    usual = session.config.likelihood.max_tokens
-    return max(usual, PROMPT_TOKENS) if session.base.device.type == "cuda" else usual
 
 
 def _with_examples(rows: Sequence[Question], folds: Sequence[Fold], seed: int) -> tuple[Question, ...]:
@@ -251,7 +275,7 @@ def _with_examples(rows: Sequence[Question], folds: Sequence[Fold], seed: int) -
     return tuple(out[i] for i in range(len(rows)))
 
 
-def _without_model(
+def tables_without_adapting(
     rows: Sequence[Question],
     folds: Sequence[Fold],
     pretrained: Probabilities | None,

@@ -20,6 +20,8 @@ from abmll.tables.read import RowFile
 from abmll.tables.rows import BadRow, printable, report, shown
 from abmll.tasks.sources import check_files, load_tasks
 
+FEWEST = 4
+"""Different labelled rows, or groups of them, below which they are not dealt to parts: no check, no temperature."""
 FEW = 20
 """Labelled rows below which a warning says how little they can show."""
 ONE_SIDED = 0.8

@@ -95,7 +95,7 @@ def _answered(session: Session, surveyed: Survey, tell: Tell) -> Iterator[_Part]
     encoder.forget()
     while batch := list(islice(rows, CHUNK)):
         questions = _questions(batch, label, surveyed.layout, table.untyped)
-        answers = session.system.answer(questions, session.drawing)
+        answers = session.answer(questions)
         part = _Part([row for _, row in batch], questions, answers, len(encoder.truncated))
         encoder.forget()
         tell(len(batch))

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,15 @@ from abmll.files import (
     replaced_by,
     write_sealed_json,
 )
+from abmll.prompts.examples import examples_from_json, examples_to_json
 from abmll.question import Question
 from abmll.runs.card import about_run, write_card
 from abmll.systems.adapters import use_adapter
 from abmll.systems.posteriors.stored import read_posterior_into, write_posterior
 from abmll.systems.system import System
 
-SHOWN = "demonstrations"
-"""The detail that holds the labelled rows which stand in front of each question."""
+IN_PROMPT = "examples_in_prompt"
+"""Detail of a task whose answers have labelled rows in the prompt: in place of adapting, or by its method."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,36 @@ class SavedPosterior:
     details: dict[str, Any]
     adapter: StoredAdapter
     sealed: bool = True
+
+    @property
+    def examples_in_prompt(self) -> tuple[Question, ...]:
+        """Labelled rows that stand before every row in its prompt: in place of adapting, or by its method.
+
+        Raises:
+            AbmllError: they are damaged.
+        """
+        if IN_PROMPT not in self.details:
+            return ()
+        try:
+            return examples_from_json(self.details[IN_PROMPT])
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise AbmllError(f"{self.folder}: its examples are damaged ({error}); adapt again") from error
+
+    def check_adapted(self, use: str) -> None:
+        """Refuse a task whose answers are no adapter's alone.
+
+        Args:
+            use: what the adapter is to be used for, for the message.
+
+        Raises:
+            AbmllError: it answers with examples in the prompt.
+        """
+        if IN_PROMPT in self.details:
+            raise AbmllError(
+                f"{self.folder}: {use} is for weights that answer alone; this task answers by labelled rows in the "
+                "prompt (adapt --in-prompt, or a method with demonstrations). Another method, or `abmll adapt` without "
+                "--in-prompt, makes some"
+            )
 
 
 def save_posterior(
@@ -87,7 +118,7 @@ def save_posterior(
     check_free(run, name, replace=replace)
     folder = _folder(run, name)
 
-    stored, details = system.stored("task"), {**(details or {}), **_beside_phi(system)}
+    stored, details = system.stored("task"), {**(details or {}), **beside_phi(system)}
 
     def details_too(beside: Path) -> None:
         _write_details(beside, name, details)
@@ -203,45 +234,33 @@ def load_posterior(run: Path | str, name: str, system: System) -> SavedPosterior
 def put_posterior(saved: SavedPosterior, system: System) -> None:
     """Put a saved posterior into phi of a system, which may be on another copy of the run's base model.
 
+    Where the task has examples in the prompt, the system's prompts have them from now on; else they have none.
+
     Raises:
-        AbmllError: it belongs to another base model.
+        AbmllError: it belongs to another base model, or its examples are damaged.
     """
+    examples = saved.examples_in_prompt
+    if system.method.demonstrations and not examples:
+        raise AbmllError(
+            f"{saved.folder}: was saved without the labelled rows that its method shows; adapt again with "
+            f"`abmll adapt ... --save {saved.name} --replace`"
+        )
     probe = read_probe(saved.folder.parent.parent)  # of the run
     stored = with_same_tokenizer(saved.adapter, probe, system.language_model, system.batcher.encoder)
     use_adapter(stored, system, saved.folder, ("task",))
-    system.shown = _shown_of(saved) if system.method.demonstrations else ()
+    system.batcher = replace(system.batcher, examples=examples)
     if system.posterior is not None:
         read_posterior_into(system.posterior, system.config.posterior.name, saved.folder)
         system.posterior.fitted = True
 
 
-def _beside_phi(system: System) -> dict[str, Any]:
-    """Details of what answers go by besides phi: the labelled rows that are shown, and which posterior there is.
-
-    Files and groups of the rows have nothing to do with answers.
-    """
-    fields = ("id", "question", "choices", "answer", "context")
-    rows = [{name: getattr(row, name) for name in fields} for row in system.shown]
-    details: dict[str, Any] = {SHOWN: rows} if rows else {}
+def beside_phi(system: System) -> dict[str, Any]:
+    """Details of what answers go by besides phi: labelled rows in the prompt, and which posterior there is."""
+    rows = system.batcher.examples
+    details: dict[str, Any] = {IN_PROMPT: examples_to_json(rows)} if rows else {}
     if system.posterior is not None and system.posterior.fitted:
         details["posterior"] = system.config.posterior.model_dump(mode="json")
     return details
-
-
-def _shown_of(saved: SavedPosterior) -> tuple[Question, ...]:
-    """The rows of `_beside_phi`.
-
-    Raises:
-        AbmllError: there are no rows, or they are none.
-    """
-    try:
-        rows = [dict(row) for row in saved.details[SHOWN]]
-        return tuple(Question(**{**row, "choices": tuple(row["choices"])}) for row in rows)
-    except (KeyError, TypeError, ValueError) as error:
-        raise AbmllError(
-            f"{saved.folder}: was saved without the labelled rows that its method shows; adapt again with "
-            f"`abmll adapt ... --save {saved.name} --replace`"
-        ) from error
 
 
 def _names(run: Path) -> list[str]:

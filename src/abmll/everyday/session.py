@@ -1,5 +1,6 @@
 """Own-task session: a trained run opened for a user's rows, its shared weights on their base model."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -7,14 +8,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import read_adapter
+from abmll.calibrators import ChoiceRows
 from abmll.calibrators.temperature import PosteriorTemperature
 from abmll.config import RunConfig, check, load_config, merge
 from abmll.errors import AbmllError
 from abmll.everyday.bases import is_untouched
 from abmll.everyday.probe import read_probe, warn_of_other_weights, with_same_tokenizer
 from abmll.everyday.saved import SavedPosterior, put_posterior
+from abmll.everyday.survey import DETAILS_FILE
 from abmll.files import remove_folder
 from abmll.models import LanguageModel
 from abmll.prompts.encode import LikelihoodKind
@@ -24,14 +29,22 @@ from abmll.systems.adapters import use_adapter
 from abmll.systems.build import build_system, load_base
 from abmll.systems.likelihood_choice import LikelihoodChoice, choose_likelihood
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan, resolve
+from abmll.systems.predict import Answer
 from abmll.systems.scale import calibrator_of
 from abmll.systems.system import System
+from abmll.systems.temperature import TaskTemperature, learn_temperature, read_temperature
+
+logger = logging.getLogger(__name__)
 
 OWN_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"likelihood": {"cut": "middle"}, "adaptation": {"sampler": "mean"}}
 )
 """What rows of a user's own are adapted to and answered with where nobody says otherwise, whatever the run was trained
 with: the start and the end of a long text say most of it, and draws of weights take their number times as long."""
+
+
+PROMPT_TOKENS = 2048
+"""Most tokens of a prompt with examples on a GPU; elsewhere as many as any prompt has, `likelihood.max_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,7 @@ class Session:
         system: the run's system; theta is in its shared slot.
         steps: gradient steps of an adaptation if the user set them; None: see `steps_for`.
         choice: what decided the likelihood, where the run had left it to the rows.
+        temperature: of the saved task that was opened; None: answers are as the model states them.
     """
 
     folder: Path
@@ -53,6 +67,7 @@ class Session:
     system: System
     steps: int | None = None
     choice: LikelihoodChoice | None = None
+    temperature: TaskTemperature | None = None
 
     @property
     def undecided(self) -> bool:
@@ -82,9 +97,33 @@ class Session:
         """
         return calibrator_of(self.folder, self.config)
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Most tokens of a prompt with examples."""
+        usual = self.config.likelihood.max_tokens
+        return max(usual, PROMPT_TOKENS) if self.base.device.type == "cuda" else usual
+
+    def answer(self, rows: Sequence[Question]) -> tuple[Answer, ...]:
+        """Answers by phi as it is now, at the temperature of its task.
+
+        Raises:
+            AbmllError, NonFiniteError: as `System.answer`.
+        """
+        stated = self.system.answer(rows, self.drawing)
+        return stated if self.temperature is None else self.temperature.answers(stated)
+
+    def learn_temperature(self, out_of_folds: ChoiceRows | None = None) -> TaskTemperature:
+        """The temperature of answers after adapting, see `abmll.systems.temperature.learn_temperature`."""
+        return learn_temperature(self.folder, self.config, out_of_folds)
+
     def about_long_rows(self, count: int) -> str:
         """That so many rows were too long, and what was left out of them."""
         text, rows = self.config.likelihood, "1 row is" if count == 1 else f"{count:,} rows are"
+        if text.pieces > 1:
+            return (
+                f"{rows} longer than {text.pieces} pieces of likelihood.max_tokens={text.max_tokens}: pieces between "
+                "them, evenly spread, were left out (likelihood.pieces); what is adapted to is cut in any case"
+            )
         return (
             f"{rows} longer than likelihood.max_tokens={text.max_tokens}: the {text.cut} of their text was left out "
             "(likelihood.cut)"
@@ -110,6 +149,24 @@ class Session:
         choice = choose_likelihood(self.config, self.base, rows)
         return replace(self.read_by(choice.kind), choice=choice)
 
+    def prompting(self, rows: Sequence[Question]) -> "Session":
+        """The same with labelled rows before each row in its prompt, and no step of adapting; this system is closed.
+
+        Args:
+            rows: as many of them as fit into `prompt_tokens` are shown, in a random order: a file may be sorted.
+
+        Raises:
+            AbmllError: see `choose_likelihood`; or `likelihood.template=chat`, which has no place for examples.
+        """
+        if self.config.likelihood.template == "chat":
+            raise AbmllError("likelihood.template=chat has no place for examples; use plain, or a template of your own")
+        tuned = self.tuned({"adaptation": {"steps": 0}, "likelihood": {"max_tokens": self.prompt_tokens}})
+        session = tuned.decided(rows) if tuned.undecided else tuned.read_by(tuned.config.likelihood.decided)
+        order = np.random.default_rng(self.config.adaptation.seed).permutation(len(rows))
+        system = session.system
+        system.batcher = replace(system.batcher, examples=tuple(rows[i] for i in order))
+        return session
+
     def read_by(self, kind: LikelihoodKind) -> "Session":
         """The same with another likelihood; its system takes the place of this one's, which is closed."""
         self.system.close()
@@ -127,18 +184,38 @@ def open_run(
     Args:
         folder: the run directory.
         overrides: values laid on its configuration, section by section.
-        saved: a saved task of it, which brings the likelihood and the draws that it was adapted with.
+        saved: a saved task of it, which brings the likelihood and the draws that it was adapted with, and its
+            temperature.
 
     Raises:
         AbmllError: there is no such run, it was not trained to its end, or the base model cannot be had.
     """
     config = settings_of(folder, overrides, saved)
+    temperature = None if saved is None else temperature_of(saved, config)
     with _leaving_no_trace(folder):
         system = start(config, folder)
     if saved is not None:
         with closing_on_error(system):
             put_posterior(saved, system)
-    return Session(folder, config, system, _steps_in(config, overrides))
+    return Session(folder, config, system, _steps_in(config, overrides), temperature=temperature)
+
+
+def temperature_of(saved: SavedPosterior, config: RunConfig) -> TaskTemperature | None:
+    """The temperature of a saved task, for answers by these settings; None if it has none, or is of other answers.
+
+    Raises:
+        AbmllError: it is damaged.
+    """
+    found = read_temperature(saved.details.get("temperature"), saved.folder / DETAILS_FILE)
+    if found is None or not (others := found.differs_from(config)):
+        return found
+    if found.changes:
+        logger.warning(
+            "%s: its temperature is that of answers with another %s, so probabilities are as the model states them",
+            saved.folder,
+            " and ".join(others),
+        )
+    return None
 
 
 def open_base(config: RunConfig, overrides: Mapping[str, Any] = MappingProxyType({})) -> Session:

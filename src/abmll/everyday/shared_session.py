@@ -9,12 +9,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from abmll.adapters.facts import AdapterFacts
-from abmll.adapters.folder import read_adapter, write_adapter
+from abmll.adapters.folder import checksum, read_adapter, write_adapter
+from abmll.calibrators import ChoiceRows
 from abmll.config import RunConfig, load_config
+from abmll.errors import AbmllError, NonFiniteError
 from abmll.everyday.bases import base_config, find_base
+from abmll.everyday.labelled import FEWEST, Labelled
 from abmll.everyday.session import Session, open_base, open_run
 from abmll.everyday.shipped import find_run
 from abmll.files import write_text
@@ -22,11 +26,15 @@ from abmll.question import Question, Task
 from abmll.runs.card import About, about_run, write_card
 from abmll.systems.adapters import use_adapter
 from abmll.systems.build import build_system, load_base
+from abmll.systems.folds import deal
 from abmll.systems.predict import Answer
+from abmll.systems.temperature import TaskTemperature, choice_rows
 
 CONFIG_FILE = "config.yaml"
 logger = logging.getLogger(__name__)
 Overrides = Mapping[str, Any]
+TEMPERATURES = ("folds", "prior", "none")
+"""What an estimator's temperature is learned by."""
 NOTHING: Overrides = MappingProxyType({})
 Posterior = dict[str, Tensor]
 """phi as named tensors, apart from any model."""
@@ -74,6 +82,25 @@ class SharedSession:
                 return session.system.answer(rows, session.drawing)
             finally:
                 self._tell_of_long_rows(session)
+
+    def learn_temperature(
+        self, labelled: Labelled, tuning: Overrides = NOTHING, by: str = "folds"
+    ) -> TaskTemperature | None:
+        """The temperature of a task's answers.
+
+        Args:
+            labelled: the rows that were fitted to.
+            tuning: as they were fitted with.
+            by: one of `TEMPERATURES`: answers to each fifth of them, after adapting to the others; what the run knows
+                of it by itself, as where rows are too few or an answer is not finite; or none at all.
+        """
+        if by == "none":
+            return None
+        with self._turn:
+            session = self._tuned(tuning)
+            stated = out_of_folds(session, labelled) if by == "folds" else None
+            session.system.batcher.encoder.forget()  # of long rows `fit` has told
+            return session.learn_temperature(stated)
 
     def write(
         self, posterior: Posterior, folder: Path, also: Callable[[Path], None], tuning: Overrides = NOTHING
@@ -127,6 +154,25 @@ class SharedSession:
         self.session.system.method.adapters.load_state_dict("task", posterior)
 
 
+def out_of_folds(session: Session, labelled: Labelled) -> ChoiceRows | None:
+    """Answers to labelled rows, each by phi as it is after adapting to the other parts; it is used up by that.
+
+    Returns:
+        None where rows are too few for parts, or an answer is not finite.
+    """
+    if len(set(labelled.clusters)) < FEWEST:
+        logger.warning("fewer than %d different rows, so no temperature is learned from them", FEWEST)
+        return None
+    answers = [row.answer for row in labelled.rows]
+    folds = deal(answers, labelled.clusters, seed=session.config.adaptation.seed)
+    try:
+        found = session.system.answer_by_folds(labelled.rows, folds, session.drawing, session.plan)
+    except NonFiniteError as error:
+        logger.warning("no temperature is learned from the rows, as an answer to one is not finite: %s", error)
+        return None
+    return choice_rows([answer.probabilities for answer in found], np.array(answers, dtype=np.int64))
+
+
 def shared_session_of(run: Path | str, overrides: Overrides = NOTHING) -> SharedSession:
     """The shared session of a run: the one that is loaded already, if it is the same run with the same settings.
 
@@ -154,6 +200,30 @@ def read_shared_session(folder: Path) -> tuple[SharedSession, Posterior]:
         system.close()
         raise
     return SharedSession(Session(folder, config, system)), dict(stored.tensors)
+
+
+def check_free_folder(folder: Path, file: str, replace: bool) -> None:
+    """Refuse a folder that an estimator cannot be saved in.
+
+    Args:
+        folder: where.
+        file: that every estimator's folder has.
+        replace: whether it may take the place of another estimator.
+
+    Raises:
+        AbmllError: something is there already.
+    """
+    if not folder.exists():
+        return
+    if not (folder / file).is_file():
+        raise AbmllError(f"{folder}: is there already, and no folder of Classifier.save; choose another name")
+    if not replace:
+        raise AbmllError(f"{folder}: is there already; choose another name, or replace it (replace=True)")
+
+
+def saved_in(folder: Path) -> tuple[str, str]:
+    """Where an estimator is, and which one it is."""
+    return str(folder.resolve()), checksum(folder)
 
 
 def _written(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""The mean as a LoRA, with the temperature that brings its probabilities nearest to those of averaged draws."""
+"""The mean as a LoRA, with what its probabilities need: to be as those of averaged draws, and as a task has them."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,10 @@ from abmll.question import Question, Task
 from abmll.runs.card import About, write_card
 from abmll.systems.plans import PredictionPlan
 from abmll.systems.system import System
+from abmll.systems.temperature import TaskTemperature
 
 CALIBRATION_FILE = "calibration.json"
-FORMAT = 1
+FORMAT = 2  # the first had no `task_temperature`, and always draws
 DRAWN = PredictionPlan("weight")
 """As many posterior draws as predictions average by default."""
 USE = {
@@ -46,6 +47,11 @@ PREMISE = (
     "`premise`, without a context."
 )
 """More of `USE`, for a likelihood that has one."""
+OF_TASK = (
+    " Last, with q the probabilities so far, `task_temperature` gives p_k = sum over g of weights_g q_k^(1/T_g) / (sum "
+    "over the choices j of q_j^(1/T_g)), T_g = exp(log_temperatures_g)."
+)
+"""More of `USE`, for a task whose temperature was learned."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,8 @@ class Calibration:
         temperature: what scores are divided by before the softmax over choices; includes the likelihood's own.
         relative_temperature: the same relative to the likelihood's own, 1 if the mean needs no calibration.
         questions: fitted to and measured on.
-        draws: posterior draws 0 to draws - 1 that were averaged.
-        before: the mean as it is, against the averaged draws.
+        draws: posterior draws 0 to draws - 1 that were averaged; 0 where the mean itself is what answers.
+        before: the mean as it is, against the averaged draws; None without draws.
         after: the mean at this temperature, against them.
     """
 
@@ -80,8 +86,8 @@ class Calibration:
     relative_temperature: float
     questions: int
     draws: int
-    before: Difference
-    after: Difference
+    before: Difference | None
+    after: Difference | None
 
 
 def export_calibrated(
@@ -115,13 +121,43 @@ def export_calibrated(
         OSError: the disk is full, ...; nothing is left then.
     """
     out, plan = Path(out), _plan_with(plan, old)
-    if not stored.facts.has_std:
-        raise AbmllError("this system holds no stds: its mean is all there is, and needs no calibration to draws")
+    check_has_draws(stored)
     check_size(stored.bytes, out, confirmed)
     found = calibrate(system, questions, plan)
+    write_calibrated(stored, found, out, confirmed=confirmed, about=about)
+    return found
+
+
+def write_calibrated(
+    stored: StoredAdapter,
+    found: Calibration,
+    out: Path | str,
+    *,
+    temperature: TaskTemperature | None = None,
+    confirmed: bool = False,
+    about: About | None = None,
+) -> None:
+    """Write the mean, and how another program gets the library's probabilities from it.
+
+    Args:
+        stored: what is written.
+        found: of `calibrate` or `of_the_mean`.
+        out: a folder that is new or empty.
+        temperature: of the task whose weights these are; None: none was learned.
+        confirmed: whether more than a gigabyte is meant.
+        about: for its model card; None: the card has the adapter's own facts alone.
+
+    Raises:
+        AbmllError, OSError: as `export_calibrated`.
+    """
+    out = Path(out)
+    check_size(stored.bytes, out, confirmed)
     likelihood = stored.facts.likelihood
-    use = USE[likelihood.kind] + ("" if likelihood.premise is None else PREMISE)
+    learned = temperature if temperature is not None and temperature.changes else None
+    use = USE[likelihood.kind] + ("" if likelihood.premise is None else PREMISE) + ("" if learned is None else OF_TASK)
     text = {"format": FORMAT, "likelihood": likelihood.model_dump(), **asdict(found), "use": use}
+    of_task = {"learned_from", "rows", "log_temperatures", "weights"}
+    text["task_temperature"] = None if learned is None else learned.model_dump(mode="json", include=of_task)
 
     def calibration_too(beside: Path) -> None:
         write_sealed_json(beside / CALIBRATION_FILE, text)
@@ -129,7 +165,21 @@ def export_calibrated(
         write_card(beside, about or About(out.name, stored.facts))
 
     write_adapter(stored, out, calibration_too)
-    return found
+
+
+def check_has_draws(stored: StoredAdapter) -> None:
+    """Refuse weights that have no draws.
+
+    Raises:
+        AbmllError: there are no stds.
+    """
+    if not stored.facts.has_std:
+        raise AbmllError("this system holds no stds: its mean is all there is, and needs no calibration to draws")
+
+
+def of_the_mean(stored: StoredAdapter) -> Calibration:
+    """The calibration of weights that answer by their mean: there are no draws to come near to."""
+    return Calibration(stored.facts.likelihood.temperature, 1.0, 0, 0, None, None)
 
 
 def _plan_with(plan: PredictionPlan, old: Mapping[str, int]) -> PredictionPlan:

@@ -213,19 +213,23 @@ def recover(folder: Path) -> None:
         old.rename(folder)
 
 
-def tidy(folder: Path) -> list[Path]:
+def tidy(folder: Path, *, deep: bool = True) -> list[Path]:
     """Remove what processes that died in the middle of a write left below `folder`, and undo their half replacements.
 
     Only for who has `folder` for himself: what others are writing looks just the same.
 
+    Args:
+        folder: where to look.
+        deep: in the folders below it, too.
+
     Returns:
         What was removed or put back.
     """
-    found = []
-    for part in sorted(folder.rglob(f".*{PART}")):
+    found, below = [], "**/" if deep else ""
+    for part in sorted(folder.glob(f"{below}.*{PART}")):
         shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
         found.append(part)
-    for old in sorted(folder.rglob(f".*{OLD}")):
+    for old in sorted(folder.glob(f"{below}.*{OLD}")):
         if old.is_dir():
             recover(replaced_by(old))
             shutil.rmtree(old, ignore_errors=True)

@@ -375,7 +375,7 @@ USE = {
     VECTORS: "use sentence vectors + logistic regression, without adapting",
     PRETRAINED: "use the pretrained model as it is",
     SCALED: "use the pretrained model + temperature, without adapting",
-    PROMPT: "use the labelled rows as examples in the prompt, without adapting",
+    PROMPT: "use the labelled rows as examples in the prompt, without adapting (adapt BASE ROWS --in-prompt)",
     FRESH: "use a fresh LoRA",
     RUN: "use this run",
     RUN_SCALED: "use this run + temperature",

@@ -20,12 +20,17 @@ log = logging.getLogger(__name__)
 LOCK, OWNER = ".lock", ".owner.json"
 
 
+class InUseError(AbmllError):
+    """Another process has the folder."""
+
+
 @contextmanager
 def locked_folder(
     folder: Path,
     world: World = World(),  # noqa: B008 - frozen
     *,
     wait: bool = False,
+    deep: bool = True,
 ) -> Iterator[None]:
     """Keep other processes out of a folder in the block; what dead owners left half written is removed first.
 
@@ -37,20 +42,22 @@ def locked_folder(
         folder: made if it is missing.
         world: the ranks of one job are one owner: the main one takes the lock, the others wait for it.
         wait: wait for another process that has it, however long that takes; else refuse.
+        deep: the folders below are no one else's; else they have locks of their own, and are left alone.
 
     Raises:
-        AbmllError: it is locked; says by which process, where, and since when. Or it is no folder. On every rank.
+        InUseError: it is locked; says by which process, where, and since when. On other ranks an AbmllError.
+        AbmllError: it is no folder. On every rank.
         OSError: the folder cannot be written, ...
     """
     with ExitStack() as stack:
         with agree_on_failure(world):
             if world.is_main:
-                stack.enter_context(_locked(folder, wait))
+                stack.enter_context(_locked(folder, wait, deep))
         yield
 
 
 @contextmanager
-def _locked(folder: Path, wait: bool) -> Iterator[None]:
+def _locked(folder: Path, wait: bool, deep: bool) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise AbmllError(f"{folder}: a file is there; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,23 +66,23 @@ def _locked(folder: Path, wait: bool) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         if not wait:
-            raise AbmllError(
+            raise InUseError(
                 f"{folder} is in use by {_owner(folder)}. Wait for it, stop it, or choose another folder"
             ) from error
         log.info("%s is in use by %s; waiting for it", folder, _owner(folder))
         lock.acquire(timeout=-1)
     try:
-        _take_over(folder)
+        _take_over(folder, deep)
         yield
     finally:
         (folder / OWNER).unlink(missing_ok=True)
         lock.release()
 
 
-def _take_over(folder: Path) -> None:
+def _take_over(folder: Path, deep: bool) -> None:
     if (folder / OWNER).exists():
         log.info("%s: taken over from %s, which ended without a word", folder, _owner(folder))
-    for path in tidy(folder):
+    for path in tidy(folder, deep=deep):
         log.info("%s: half written by a process that ended, removed", path)
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     write_sealed_json(folder / OWNER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})

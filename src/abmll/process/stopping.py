@@ -1,9 +1,11 @@
 """Signals that ask a process to stop, and where in its work it does.
 
-The command line runs inside `listening()`. Where nothing needs to be saved (loading a model) SIGINT, SIGTERM and
-SIGUSR1 raise `Stopped` at once. Inside `gently()` the handler only sets a flag; the work there calls `stop_if_asked()`
-between inner steps and between batches of questions, and whoever holds state catches `Stopped`, saves the state and
-raises it on. A second signal ends the process at once, whatever it is doing: every file is whole or absent at any time.
+The command line runs inside `listening()`. Where nothing needs to be saved (loading a model) SIGINT, SIGTERM, SIGUSR1
+and SIGUSR2 raise `Stopped` at once. Inside `gently()` the handler only sets a flag; the work there calls
+`stop_if_asked()` between inner steps and between batches of questions, and whoever holds state catches `Stopped`,
+saves the state and raises it on. A second signal ends the process at once, whatever it is doing: every file is whole or
+absent at any time. What comes within a second of the first is the same request: terminals, `timeout` and schedulers
+send a signal to a process and to the one that started it, which passes it on.
 
 Without `listening()` (the library in a notebook, say) there is no handler, the flag is never set, and Ctrl-C is
 Python's own KeyboardInterrupt.
@@ -13,11 +15,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+ONE_REQUEST = 1.0
+"""Seconds within which several signals are one request to stop."""
 SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 
 
@@ -46,12 +51,13 @@ class _State:
     """One per process, as signal handlers are."""
 
     asked = 0
+    since = 0.0
     gentle = 0
 
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Take SIGINT, SIGTERM and SIGUSR1 as requests to stop, until the block ends.
+    """Take SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 as requests to stop, until the block ends.
 
     Outside the main thread, where Python allows no handlers, nothing changes.
     """
@@ -89,9 +95,11 @@ def stop_if_asked() -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
+    if _State.asked and time.monotonic() - _State.since < ONE_REQUEST:
+        return
     if _State.asked:
         os.write(2, (SHOW_CURSOR if sys.stderr.isatty() else b"") + b"\nstopped at once\n")
         os._exit(128 + number)
-    _State.asked = number
+    _State.asked, _State.since = number, time.monotonic()
     if not _State.gentle:
         raise Stopped(number)

@@ -16,6 +16,12 @@ THREADS, WAITING = "OMP_NUM_THREADS", "OMP_WAIT_POLICY"
 HIERARCHY = "sys/fs/cgroup"
 
 
+class _State:
+    """One per process, as its environment is."""
+
+    defaulted = False
+
+
 def set_thread_defaults(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set the number of threads, where the environment does not say so already; how they wait is left to OpenMP.
 
@@ -23,7 +29,14 @@ def set_thread_defaults(environment: MutableMapping[str, str] = os.environ) -> N
     library has the threads that it chose. Threads that wait asleep (OMP_WAIT_POLICY=PASSIVE) won a tenth on busy cores,
     and on two idle ones took 2.5 times as long (six meta-iterations of SmolLM2-135M, AMD EPYC, torch 2.13.0).
     """
-    environment.setdefault(THREADS, str(default_threads()))
+    if THREADS not in environment:
+        environment[THREADS] = str(default_threads())
+        _State.defaulted = _State.defaulted or environment is os.environ
+
+
+def threads_are_given() -> bool:
+    """Whether who called this process chose the number of threads: `set_thread_defaults` did not."""
+    return THREADS in os.environ and not _State.defaulted
 
 
 def default_threads() -> int:

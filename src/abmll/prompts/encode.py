@@ -23,6 +23,7 @@ from abmll.prompts.branches import fed_tokens
 from abmll.prompts.content_free import without_content
 from abmll.prompts.control import ControlTokens, NoOtherWay
 from abmll.prompts.rendering import TemplateError, check_template, render, render_chat
+from abmll.prompts.seam import ids_of_all, split_at_seam
 from abmll.question import Question, QuestionWithExamples
 
 LikelihoodKind = Literal["letter", "cloze"]
@@ -217,18 +218,23 @@ class Encoder:
         Raises:
             AbmllError: an example has no answer, or the template is a chat.
         """
+        shown = "".join(self.fitting(question, examples))
+        return replace(question, context=MarkedText(shown + self.marked(question.context)))
+
+    def fitting(self, question: Question, examples: Sequence[Question]) -> list[MarkedText]:
+        """The examples that fit in front of a question, as they stand there; see `with_examples`."""
         if self.chat:
             raise AbmllError(
                 "adaptation.in_context needs likelihood.template=plain or a template of your own, not chat"
             )
-        left, shown = self.max_tokens - self(question).tokens, list[str]()
+        left, shown = self.max_tokens - self(question).tokens, list[MarkedText]()
         for example in examples:
             text = MarkedText(self.example(example) + SEPARATOR)
             size = self.count(text)
             if size <= left:
                 shown.append(text)
                 left -= size
-        return replace(question, context=MarkedText("".join(shown) + self.marked(question.context)))
+        return shown
 
     def marked(self, text: str) -> MarkedText:
         """A text of a user's, see `ControlTokens.mark`; one that is marked already as it is."""
@@ -289,11 +295,10 @@ class Encoder:
         answers, texts = self._answers(question), partial(self._before, question)
 
         def size(asked: Sequence[str], context: str) -> int:
-            before = "".join(texts(context))
-            return max(len(self._ids(before + answer)) for answer in asked)
+            return max(map(len, ids_of_all(self._ids, *texts(context), asked, self._inner_ids)))
 
         context = question.context
-        prefix, continuations = split_at_seam(self._ids, *texts(context), answers)
+        prefix, continuations = split_at_seam(self._ids, *texts(context), answers, self._inner_ids)
         if context and (whole := _length(prefix, continuations)) > self.max_tokens:
             longest = answers[max(range(len(answers)), key=lambda i: len(continuations[i]))]
             for asked in ((longest,), answers):
@@ -301,7 +306,7 @@ class Encoder:
                 context = type(question.context)(kept)  # of what is marked, a part is marked too
                 if not context or size(answers, context) <= self.max_tokens:
                     break  # else, with another context, another answer is the longest
-            prefix, continuations = split_at_seam(self._ids, *texts(context), answers)
+            prefix, continuations = split_at_seam(self._ids, *texts(context), answers, self._inner_ids)
         if context != question.context:
             self.truncated.add(question)
         self._check(question, prefix, continuations)
@@ -327,7 +332,13 @@ class Encoder:
 
     def _ids(self, text: str) -> list[int]:
         """Ids of a text; an end-of-sequence token that a tokenizer appends by itself is no part of an answer."""
-        ids = self._control.ids(text, add_special_tokens=not self.chat)
+        return self._open_ended(self._control.ids(text, add_special_tokens=not self.chat))
+
+    def _inner_ids(self, text: str) -> list[int]:
+        """Ids of the end of a text, whose beginning is encoded by itself."""
+        return self._open_ended(self._control.ids(text, add_special_tokens=False))
+
+    def _open_ended(self, ids: list[int]) -> list[int]:
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
     def _lengths(self, question: Question, continuations: tuple[tuple[int, ...], ...]) -> tuple[float, ...]:
@@ -353,30 +364,6 @@ class Encoder:
                 f"question {question.id!r} needs {longest} tokens for its stem and choices, the model has "
                 f"{self.limit} positions; shorten or remove it"
             )
-
-
-def split_at_seam(
-    ids: Callable[[str], list[int]], prompt: str, separator: str, answers: Sequence[str]
-) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """Tokenise prompt + separator + answer as one text each, and cut where the answers begin.
-
-    Tokenising the two sides apart gives ids that the model never saw where a token spans the seam. The cut is the
-    longest run of ids that every full text shares with the prompt alone, so a merged token belongs to the answer.
-
-    Returns:
-        The shared prefix, and what follows it for each answer.
-    """
-    alone = ids(prompt)
-    full = [ids(prompt + separator + answer) for answer in answers]
-    cut = min(_common(alone, row) for row in full)
-    return tuple(alone[:cut]), tuple(tuple(row[cut:]) for row in full)
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    for i, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return i
-    return min(len(first), len(second))
 
 
 def _length(prefix: Sequence[int], continuations: Sequence[Sequence[int]]) -> int:

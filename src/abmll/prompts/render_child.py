@@ -70,7 +70,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Answer until the input ends, which it does when the asking process ends, however that came about."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):  # sent to whole groups of processes; the asking one decides
+    # sent to whole groups of processes; the asking one decides
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     sys.path[:] = json.loads(sys.argv[1])

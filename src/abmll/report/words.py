@@ -94,7 +94,8 @@ def footnotes(summary: Summary) -> list[str]:
     lines = [summary["note"]] if summary["note"] else []
     lines += [
         f"{scope(summary)}. Scores are unweighted means over tasks, seeds and draws.",
-        f"{spread}; [ ] is a 95 % bootstrap interval over {_asked(summary)} (tasks, seeds, draws held fixed).",
+        f"{spread}; [\N{NO-BREAK SPACE}] is a 95 % bootstrap interval over {_asked(summary)} (tasks, seeds, draws held "
+        "fixed).",
         "Gain: nats over a uniform guess; below 0 is worse than guessing.",
         f"ECE: {summary['bins']} equal-width bins of the probability of the predicted choice, renormalised over "
         f"the choices (confidence kind: {summary['confidence']}).",
@@ -111,7 +112,8 @@ def footnotes(summary: Summary) -> list[str]:
         )
     if LABEL_FREQUENCY in entries:
         tasks = entries[LABEL_FREQUENCY]["n_tasks"]
-        part = "" if tasks == len(summary["tasks"]) else f"; * over the {tasks} tasks with fixed labels only"
+        over = "task" if tasks == 1 else f"{tasks} tasks"
+        part = "" if tasks == len(summary["tasks"]) else f"; * over the {over} with fixed labels only"
         lines.append(f"{LABEL_FREQUENCY}: label shares among the adaptation examples (plus one each){part}.")
     return lines
 

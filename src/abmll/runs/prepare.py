@@ -54,6 +54,11 @@ class Run(ResolvedRun):
     predictions: tuple[Path, ...]
     record_non_finite: bool
 
+    @property
+    def target(self) -> str:
+        """Its name among the targets of a comparison: SYSTEM.seed-N."""
+        return f"{self.name}.seed-{self.seed}"
+
     def tracking(self) -> Tracking:
         """Its trackers, which begin with its first numbers."""
         title, to = f"{self.name}-seed-{self.seed}", self.config.tracking
@@ -173,7 +178,7 @@ def load_run_tasks(config: RunConfig, runs: Sequence[RunConfig] = ()) -> RunTask
     chosen = [run for run in (runs or (config,)) if run.training.validate_every is not None]
     if not chosen and config.tasks.validation is not None:
         log.warning("tasks.validation is named, but not used: training.validate_every is not set")
-    return _every_role(config, config.tasks.unseen)
+    return _every_role((config, *runs), config.tasks.unseen)
 
 
 def tasks_to_score(config: RunConfig, source: TaskSource | None) -> RunTasks:
@@ -188,13 +193,14 @@ def tasks_to_score(config: RunConfig, source: TaskSource | None) -> RunTasks:
     Raises:
         AbmllError: as `without_leaks`.
     """
-    tasks = _every_role(config, source or config.tasks.unseen)
+    tasks = _every_role((config,), source or config.tasks.unseen)
     return without_leaks_of_trained(tasks, config.tasks.leak_check, others=source is not None)
 
 
-def _every_role(config: RunConfig, unseen: TaskSource | None) -> RunTasks:
-    t = config.tasks
-    return RunTasks(tasks_of(t.train), tasks_of(t.validation, "validation"), tasks_of(unseen, "unseen"))
+def _every_role(configs: Sequence[RunConfig], unseen: TaskSource | None) -> RunTasks:
+    """The tasks that the first names; the others are its systems."""
+    t, answers_test = configs[0].tasks, any(config.adaptation.meta_rows > 0 for config in configs)
+    return RunTasks(tasks_of(t.train), tasks_of(t.validation, "validation"), tasks_of(unseen, "unseen"), answers_test)
 
 
 def prepare_run(

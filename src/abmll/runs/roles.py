@@ -12,17 +12,24 @@ from abmll.tasks.leaks import ComparedRow, Overlap, overlaps, repeats, rows_of
 log = logging.getLogger(__name__)
 
 SHOWN = 20
-TRAINED, CHOSEN = "trained on", "chosen by"
+TRAINED, SCALED, CHOSEN = "trained on", "learned from by adaptation.meta_rows", "chosen by"
 WORDS = {"same": "the same question as", "near": "nearly the same question as"}
 
 
 @dataclass(frozen=True)
 class RunTasks:
-    """A run's tasks: meta-trained on, chosen by, reported."""
+    """A run's tasks: meta-trained on, chosen by, reported.
+
+    Attributes:
+        train, validation, unseen: the tasks.
+        scale_from_test: whether test rows of training tasks are learned from as well, for the prior of the temperature
+            (`adaptation.meta_rows`).
+    """
 
     train: tuple[Task, ...]
     validation: tuple[Task, ...]
     unseen: tuple[Task, ...]
+    scale_from_test: bool = False
 
     @property
     def every(self) -> tuple[Task, ...]:
@@ -98,7 +105,7 @@ def without_leaks_of_trained(tasks: RunTasks, leak_check: LeakCheck, *, others: 
     """
     leaks = () if leak_check == "off" else find_leaks(tasks, repeated=False)
     if others:
-        leaks = tuple(leak.turned() if leak.first in (TRAINED, CHOSEN) else leak for leak in leaks)
+        leaks = tuple(leak.turned() if leak.first in (TRAINED, SCALED, CHOSEN) else leak for leak in leaks)
     return _without(tasks, leaks, leak_check)
 
 
@@ -130,8 +137,10 @@ def find_leaks(tasks: RunTasks, repeated: bool = True) -> tuple[Leak, ...]:
         for what, split in (("adapted on", "train"), ("scored", "test"))
         for row in _rows(tasks_of_role, split)
     }
-    trained = _rows(tasks.train, "train")
-    leaks += [Leak(pair, TRAINED, purpose[pair.second]) for pair in overlaps(trained, tuple(purpose))]
+    learned = dict.fromkeys(_rows(tasks.train, "train"), TRAINED)
+    learned |= {row: SCALED for row in _rows(tasks.train, "test") if tasks.scale_from_test}
+    pairs = overlaps(tuple(learned), tuple(purpose))
+    leaks += [Leak(pair, learned[pair.first], purpose[pair.second]) for pair in pairs]
     for task in tasks.validation + tasks.unseen:
         within = overlaps(rows_of(task.name, task.train), rows_of(task.name, task.test), near=False)
         leaks += [Leak(pair, "adapted on", "scored") for pair in within]
@@ -166,4 +175,4 @@ def _dropped(tasks: RunTasks, leaks: Iterable[Leak]) -> RunTasks:
     def clean(of: tuple[Task, ...]) -> tuple[Task, ...]:
         return tuple(replace(task, train=without(task.train), test=without(task.test)) for task in of)
 
-    return RunTasks(clean(tasks.train), clean(tasks.validation), clean(tasks.unseen))
+    return replace(tasks, train=clean(tasks.train), validation=clean(tasks.validation), unseen=clean(tasks.unseen))

@@ -256,7 +256,8 @@ def train(
     check_run(resolved, Path(folder))
     for task in (*tasks, *validation):
         check_answers(task, test=True)
-    given = without_leaks(RunTasks(tuple(tasks), tuple(validation), ()), config.tasks.leak_check)
+    by_role = RunTasks(tuple(tasks), tuple(validation), (), scale_from_test=config.adaptation.meta_rows > 0)
+    given = without_leaks(by_role, config.tasks.leak_check)
     check_roles(given, config.adaptation.examples)
 
     def as_new() -> System:

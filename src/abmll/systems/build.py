@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -142,7 +143,7 @@ def renew(system: System, config: RunConfig) -> bool:
         (system.adapting, method.task()),
     ):
         optimizer.take_rates(groups)
-    system.shown, system.posterior = (), _posterior_of(system)
+    system.batcher, system.posterior = replace(system.batcher, examples=()), _posterior_of(system)
     system.batcher.encoder.truncated.clear()
     return True
 
@@ -177,7 +178,8 @@ def build_batcher(config: RunConfig, base: LanguageModel) -> Batcher:
     buckets = base.device.type == "cuda" and config.engine.capture
     least = config.engine.least_width
     micro_batch = config.training.micro_batch
-    return Batcher(encoder, base.device, micro_batch, text.share_prefix, buckets, least, text.share_labels)
+    batcher = Batcher(encoder, base.device, micro_batch, text.share_prefix, buckets, least, text.share_labels)
+    return replace(batcher, pieces=text.pieces)
 
 
 def _std_options(settings: Settings) -> StdOptions:

@@ -37,6 +37,7 @@ Draw = tuple[Float[np.ndarray, "B K"], Float[np.ndarray, "B K"] | None]
 """Probabilities of a batch under one draw, over its choices and (letter) over the vocabulary; float64."""
 Drawn = Iterable[tuple[list[int], list[Draw]]]
 """Places of a batch's questions among all, and its draws."""
+_LEAST = float(np.finfo(np.float64).tiny)  # of a probability whose logarithm is taken
 
 
 def adapt(
@@ -238,8 +239,65 @@ def draw_by_batch(
 ) -> Iterator[tuple[list[int], list[Draw]]]:
     """What `predict` averages: the places of a batch's questions, and its probabilities under each draw.
 
+    A question that is read in pieces comes alone, once all of its pieces are answered.
+
     Args and errors as `predict`: no probability that is not finite leaves the model.
     """
+    if batcher.pieces < 2:
+        yield from _draw_by_batch(method, likelihood, batcher, questions, plan, coordinates, graphs)
+        return
+    pieces = batcher.in_pieces(questions)
+    flat = [piece for one in pieces for piece in one]
+    of_question = [i for i, one in enumerate(pieces) for _ in one]
+    waiting: dict[int, list[list[Draw]]] = {}
+    for indices, draws in _draw_by_batch(method, likelihood, batcher, flat, plan, coordinates, graphs):
+        whole = [row for row, i in enumerate(indices) if len(pieces[of_question[i]]) == 1]
+        if whole:
+            yield [of_question[indices[row]] for row in whole], _of(draws, whole)
+        for row in sorted(set(range(len(indices))) - set(whole)):
+            i = of_question[indices[row]]
+            waiting.setdefault(i, []).append(_of(draws, [row]))
+            if len(waiting[i]) == len(pieces[i]):
+                yield [i], pooled(waiting.pop(i))
+
+
+def _of(draws: Sequence[tuple[np.ndarray, np.ndarray | None]], rows: list[int]) -> list[Draw]:
+    """Some questions of each draw."""
+    return [(p[rows], None if vocabulary is None else vocabulary[rows]) for p, vocabulary in draws]
+
+
+def pooled(pieces: Sequence[Sequence[Draw]]) -> list[Draw]:
+    """Draws of a question from those of its pieces: log-probabilities averaged over them.
+
+    p_k proportional to exp(mean over pieces of log p_k); of the letters in the vocabulary the mean is not normalised.
+
+    >>> one, other = np.array([[0.9, 0.1]]), np.array([[0.5, 0.5]])
+    >>> pooled([[(one, None)], [(other, None)]])[0][0].round(2)  # sqrt(.9 * .5) and sqrt(.1 * .5), to sum to 1
+    array([[0.75, 0.25]])
+    """
+    out: list[Draw] = []
+    for draws in zip(*pieces, strict=True):
+        p, vocabulary = _geometric_mean([d[0] for d in draws]), [d[1] for d in draws if d[1] is not None]
+        out.append((p / p.sum(axis=1, keepdims=True), _geometric_mean(vocabulary) if vocabulary else None))
+    return out
+
+
+def _geometric_mean(tables: Sequence[np.ndarray]) -> np.ndarray:
+    widest = max(table.shape[1] for table in tables)
+    padded = [np.pad(table, ((0, 0), (0, widest - table.shape[1]))) for table in tables]
+    return np.exp(np.mean(np.log(np.maximum(padded, _LEAST)), axis=0)) * (np.max(padded, axis=0) > 0)
+
+
+def _draw_by_batch(
+    method: Method,
+    likelihood: ChoiceLikelihood,
+    batcher: Batcher,
+    questions: Sequence[Question],
+    plan: PredictionPlan,
+    coordinates: Coordinates,
+    graphs: Graphs | None,
+) -> Iterator[tuple[list[int], list[Draw]]]:
+    """`draw_by_batch` of questions that are read as they are."""
     graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
     keys = prediction_keys(coordinates, plan.samples if is_drawing(method, plan) else 1)
     encoded = batcher.encode(questions)

@@ -31,7 +31,7 @@ OWN, MEAN = "own", "mean"
 """The rows of a system: its answers as they are drawn, and those by its mean weights."""
 FEWEST_TASKS = 2
 """Of fewer tasks a spread over tasks says nothing: the prior stays near the weak one it begins at."""
-_NO_OTHER_SCALE = ("cut", "max_tokens", "share_prefix", "share_labels")
+NO_OTHER_SCALE = ("cut", "max_tokens", "share_prefix", "share_labels")
 """Settings of a likelihood that say how long texts are cut, and how scores are computed, not what a score is."""
 TOO_SMALL = "too few rows to adapt to some and answer others"
 log = logging.getLogger(__name__)
@@ -230,14 +230,19 @@ def calibrator_of(folder: Path, config: RunConfig) -> PosteriorTemperature:
     Raises:
         AbmllError: as `read_scale`.
     """
+    return prior_of(folder, config)[0]
+
+
+def prior_of(folder: Path, config: RunConfig) -> tuple[PosteriorTemperature, int]:
+    """`calibrator_of`, and the number of training tasks that its prior was learned from: 0 for the weak one."""
     stored = read_scale(folder)
     if stored is None:
-        return PosteriorTemperature()
+        return PosteriorTemperature(), 0
     now = config.likelihood.model_dump(mode="json")
-    if any(now[name] != value for name, value in stored.answering["likelihood"].items() if name not in _NO_OTHER_SCALE):
-        return PosteriorTemperature()
+    if any(now[name] != value for name, value in stored.answering["likelihood"].items() if name not in NO_OTHER_SCALE):
+        return PosteriorTemperature(), 0
     by_mean = config.adaptation.sampler == "mean" and MEAN in stored.scale.calibrators
-    return stored.scale.calibrator(MEAN if by_mean else OWN)
+    return stored.scale.calibrator(MEAN if by_mean else OWN), stored.scale.fitted_tasks
 
 
 def drop_stale_scale(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from abmll.adapters.attach import detach
@@ -55,14 +55,13 @@ class System:
         language_model: the base model, whose layers hold the adapters until `close`.
         method: theta, phi, and the losses that move them.
         likelihood: reads choices from the model.
-        batcher: encodes and pads questions.
+        batcher: encodes and pads questions; its `examples` are those that phi was adapted to, where the method has
+            demonstrations.
         alpha: LoRA's, of the scale alpha / rank.
         graphs: captured steps, on CUDA.
         adapting: steps of adaptation; those of training, unless their moments go on from task to task.
         training: steps of meta-training.
         config: what it was built from, or renewed to.
-        shown: labelled rows that stand in front of each question that is asked: those that phi was adapted to, where
-            the method has demonstrations.
         posterior: made of phi after each adaptation, for answers to draw from; None: answers go by the method alone.
     """
 
@@ -75,7 +74,6 @@ class System:
     adapting: GroupOptimizer
     training: Optimizers
     config: RunConfig
-    shown: tuple[Question, ...] = ()
     posterior: Posterior | None = None
 
     @property
@@ -111,6 +109,8 @@ class System:
         examples, batches = adaptation_batches(
             task, examples=plan.examples, steps=plan.steps, batch_size=plan.batch_size, seed=plan.seed, draw=draw
         )
+        if self.method.demonstrations:
+            self.batcher = replace(self.batcher, examples=())
         self.batcher.encode(examples)  # what does not fit is said before anything moves
         asked = examples
         if self.method.demonstrations:
@@ -127,7 +127,8 @@ class System:
                 plan.schedule,
             )
         check_adapted(task.name, self.method.adapters)
-        self.shown = examples if self.method.demonstrations else ()
+        if self.method.demonstrations:
+            self.batcher = replace(self.batcher, examples=examples)
         if self.posterior is not None and batches:
             self.posterior.fit(adaptation)
             self.posterior.fitted = True
@@ -289,9 +290,8 @@ class System:
     ) -> tuple[Drawn, bool]:
         """Draws of what the questions' choices have, and whether they differ: by the posterior, or by the method."""
         plan = self._drawing if plan is None else plan
-        if self.shown:
-            questions = [self.batcher.after(question, self.shown) for question in questions]
         if self.posterior is not None and self.posterior.fitted and plan.sampler != "mean":
+            questions = list(map(self.batcher.shown, questions))  # whose own batcher has no examples
             return self.posterior.draw_by_batch(questions, plan, coordinates), True
         parts = (self.method, self.likelihood, self.batcher)
         return draw_by_batch(*parts, questions, plan, coordinates, self.graphs), is_drawing(self.method, plan)

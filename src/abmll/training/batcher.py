@@ -12,7 +12,8 @@ from abmll.prompts.batches import ChoiceBatch
 from abmll.prompts.branches import MANY_CHOICES
 from abmll.prompts.collate import collate
 from abmll.prompts.encode import EncodedQuestion, Encoder
-from abmll.question import Question
+from abmll.prompts.pieces import pieces_of
+from abmll.question import Question, QuestionWithExamples
 from abmll.tasks.episodes import Episode
 
 
@@ -29,6 +30,8 @@ class Batcher:
         least: the smallest of these for gradient steps.
         share_labels: choices share the tokens that they begin with; `auto`: those of questions with more choices than
             there are letters.
+        pieces: most of them that a long context is answered by, see `pieces_of`; 1: it is cut.
+        examples: labelled questions that stand before every question in its prompt, as many as fit; () for none.
     """
 
     encoder: Encoder
@@ -38,6 +41,8 @@ class Batcher:
     buckets: bool = False
     least: int = 1
     share_labels: Literal["auto"] | bool = "auto"
+    examples: tuple[Question, ...] = ()
+    pieces: int = 1
 
     def __call__(self, questions: Sequence[Question]) -> list[ChoiceBatch]:
         """The batches of one gradient step: one, or as many as `micro_batch` makes."""
@@ -61,7 +66,7 @@ class Batcher:
             AbmllError: it does not fit the model by itself.
         """
         with self._naming(question):
-            return self.encoder.with_examples(question, [row for row in rows if row != question])
+            return self.encoder.with_examples(question, others(question, rows))
 
     def encode(self, questions: Sequence[Question]) -> list[EncodedQuestion]:
         """The token ids of questions.
@@ -69,7 +74,18 @@ class Batcher:
         Raises:
             AbmllError: one does not fit the model; names its file and line.
         """
-        return [self._encode(question) for question in questions]
+        return [self._encode(self.shown(question)) for question in questions]
+
+    def in_pieces(self, questions: Sequence[Question]) -> list[tuple[Question, ...]]:
+        """The questions that each question is answered by: itself, or its pieces; errors as `encode`."""
+        self.encode(questions)
+        return [pieces_of(self.encoder, self.shown(question), self.pieces) for question in questions]
+
+    def shown(self, question: Question) -> Question:
+        """A question as it is asked: with `examples` before it, but for itself; one that has some already stays."""
+        if not self.examples or isinstance(question, QuestionWithExamples):
+            return question
+        return QuestionWithExamples.of(question, others(question, self.examples))
 
     def _encode(self, question: Question) -> EncodedQuestion:
         with self._naming(question):
@@ -104,3 +120,14 @@ class Batcher:
         if self.device.type != "cuda":
             return batch.to(self.device)
         return batch.pin_memory().to(self.device, non_blocking=True)
+
+
+def others(question: Question, rows: Sequence[Question]) -> list[Question]:
+    """The rows that ask something else than a question, whatever their ids and answers are: none shows it its answer.
+
+    >>> rows = [Question(str(i), "Good?", ("yes", "no"), i, f"text {i}") for i in (0, 1)]
+    >>> [row.id for row in others(Question("x", "Good?", ("yes", "no"), None, "text 1"), rows)]
+    ['0']
+    """
+    asked = (question.context, question.question, question.choices)
+    return [row for row in rows if (row.context, row.question, row.choices) != asked]

@@ -33,6 +33,10 @@ def adapt(
         int, typer.Option(help="Rows kept out of adapting, for `abmll predict --abstain-below-risk`.", min=0)
     ] = 0,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not check whether adapting is worth it.")] = False,
+    in_prompt: Annotated[
+        bool,
+        typer.Option("--in-prompt", help="Adapt nothing: your rows stand as examples in every prompt (base models)."),
+    ] = False,
     vectors: Annotated[
         str | None,
         typer.Option(help="Sentence encoder, folder or hub id, to compare with; needs sentence-transformers."),
@@ -61,6 +65,8 @@ def adapt(
 
     from abmll.everyday.labelled import check_tasks_to_score, read_own_rows  # after the arguments
 
+    if in_prompt and (save is None or "steps" in values.get("adaptation", {})):
+        raise AbmllError("--in-prompt needs --save, and takes no adaptation.steps: nothing is adapted")
     if save is None:
         check_tasks_to_score(tasks)
 
@@ -78,5 +84,7 @@ def adapt(
 
     from abmll.cli.work.adapt import SaveRequest, adapt_to_rows  # after the arguments
 
-    request = SaveRequest(save, Path(tasks).name, hold_back, check=not no_check, replace=replace, vectors=vectors)
+    request = SaveRequest(
+        save, Path(tasks).name, hold_back, check=not no_check, replace=replace, vectors=vectors, in_prompt=in_prompt
+    )
     adapt_to_rows(run, labelled, values, request)

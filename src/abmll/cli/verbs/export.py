@@ -24,7 +24,7 @@ def export(
     task: Annotated[str | None, typer.Option(help="A saved task's posterior instead of the shared weights.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="A whole model with the adapter merged into it.")] = False,
     draw: Annotated[int | None, typer.Option(help="With --merge: posterior draw of this number.", min=0)] = None,
-    calibrated: Annotated[bool, typer.Option("--calibrated", help="The mean, and the temperature it needs.")] = False,
+    calibrated: Annotated[bool, typer.Option("--calibrated", help="The mean, and the temperatures it needs.")] = False,
     questions: Annotated[
         Path | None, typer.Option(help="With --calibrated: a file of questions. Default: the run's training tasks.")
     ] = None,
@@ -34,13 +34,14 @@ def export(
 ) -> None:
     """Export a run's adapter: the mean as a LoRA, a merged model, one posterior draw, or a calibrated mean.
 
-    Whatever is written is read again and compared before the folder gets its name. docs/adapters-and-exports.md says
-    how vLLM and llama.cpp take each of them.
+    With --calibrated, a saved task brings the temperature that was learned with it. Whatever is written is read again
+    and compared before the folder gets its name. docs/adapters-and-exports.md says how vLLM and llama.cpp take each of
+    them.
 
     Examples: `abmll export runs/mine -o lora`, `abmll export runs/mine -o model --merge --draw 0`,
     `abmll export runs/mine -o served --calibrated --questions my.jsonl`
     """
-    _check_options(task, merge, draw, calibrated, questions)
+    _check_options(merge, draw, calibrated, questions)
     existing(questions)
     values = parse_overrides(overrides or [])
     if questions is not None:
@@ -54,7 +55,7 @@ def export(
     export_adapter(run, out, task, values, options)
 
 
-def _check_options(task: str | None, merge: bool, draw: int | None, calibrated: bool, questions: Path | None) -> None:
+def _check_options(merge: bool, draw: int | None, calibrated: bool, questions: Path | None) -> None:
     if merge and calibrated:
         raise AbmllError("--merge and --calibrated are two exports: choose one")
     if draw is not None and not merge:
@@ -63,5 +64,3 @@ def _check_options(task: str | None, merge: bool, draw: int | None, calibrated: 
         )
     if questions is not None and not calibrated:
         raise AbmllError("--questions is for --calibrated")
-    if calibrated and task is not None and questions is None:
-        raise AbmllError("--calibrated with --task needs --questions: rows like those that the task will be asked")

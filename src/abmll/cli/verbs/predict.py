@@ -46,16 +46,20 @@ def predict(
         str | None,
         typer.Option(help="With --abstain-below-risk: prediction of the rows that are not answered, such as 'other'."),
     ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Probabilities as the model states them, without the task's temperature.")
+    ] = False,
 ) -> None:
     """Predict rows: your own columns, in their order, then prediction, confidence, probabilities and spread.
 
     Columns added: prediction; confidence, its probability; p_LABEL for each label, or probabilities where rows have
     choices of their own; spread, the standard deviation of the confidence over posterior draws; information, how much
-    the draws disagree (mutual information, nats). The file is written whole, or not at all.
+    the draws disagree (mutual information, nats). Probabilities are at the temperature that was learned with the task.
+    The file is written whole, or not at all.
 
     Example: `abmll predict runs/mine --task mytask rows.csv -o out.csv`
     """
-    _check_options(task, labels, abstain_below_risk, held_back)
+    _check_options(task, labels, abstain_below_risk, held_back, raw)
     _check_other(other, abstain_below_risk)
     existing(held_back)
     layout = Layout(None if labels is None else parse_labels(labels), text, ask=ask)
@@ -71,7 +75,7 @@ def predict(
 
     from abmll.cli.work.predict import PredictRequest, predict_rows  # after the arguments
 
-    predict_rows(run, values, PredictRequest(surveyed, task, abstain_below_risk, held_back))
+    predict_rows(run, values, PredictRequest(surveyed, task, abstain_below_risk, held_back, raw))
 
 
 def _columns_or_why_not(run: str, task: str) -> Layout:
@@ -86,7 +90,7 @@ def _check_held_back(file: Path, layout: Layout) -> None:
     read_labelled(file, layout, fixed=layout.labels is not None)
 
 
-def _check_options(task: str | None, labels: str | None, risk: float | None, held_back: Path | None) -> None:
+def _check_options(task: str | None, labels: str | None, risk: float | None, held_back: Path | None, raw: bool) -> None:
     if risk is not None:
         check_share("--abstain-below-risk", risk)
     if risk is not None and task is None:
@@ -95,6 +99,8 @@ def _check_options(task: str | None, labels: str | None, risk: float | None, hel
         raise AbmllError("--held-back is for --abstain-below-risk")
     if task is not None and labels is not None:
         raise AbmllError("--labels: the labels are those that the task was adapted with; leave it out")
+    if raw and task is None:
+        raise AbmllError("--raw is for --task: what was adapted to no task has no temperature")
 
 
 def _check_other(other: str | None, risk: float | None) -> None:

@@ -27,7 +27,7 @@ def train(
 ) -> None:
     """Meta-train one system, going on from its last checkpoint if it was stopped.
 
-    SIGINT (Ctrl-C), SIGTERM and SIGUSR1 save where it stands and leave with 128 + the signal's number (130, 143, 138).
+    SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGUSR2 save where it stands and leave with 128 + the signal's number.
 
     Leaves a run directory: config.yaml, journal.jsonl, checkpoints/ and adapter/ (a stock PEFT LoRA of the mean).
     Under torchrun, ranks share the tasks of a meta-batch.

@@ -3,22 +3,30 @@
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from abmll.cli.console import err_console, note, out_console, say
 from abmll.cli.progress import ProgressDisplay, duration
+from abmll.config import RunConfig
+from abmll.errors import AbmllError
 from abmll.everyday.adapt import Adapted, adapt_and_save, hold_back
-from abmll.everyday.check import FEWEST, check_usefulness, estimate_seconds
-from abmll.everyday.labelled import MOST_SHOWN, Labelled
+from abmll.everyday.bases import base_name
+from abmll.everyday.check import Checked, check_and_learn, estimate_seconds
+from abmll.everyday.labelled import FEWEST, MOST_SHOWN, Labelled
 from abmll.everyday.saved import check_free, write_details
-from abmll.everyday.session import Session, open_run, settings_of
+from abmll.everyday.session import Session, is_trained, open_run, settings_of
 from abmll.everyday.shipped import find_run
 from abmll.metrics.usefulness import Usefulness, UsefulnessRow
 from abmll.process.stopping import Stopped
 from abmll.systems.folds import Fold
+from abmll.systems.temperature import TaskTemperature
 from abmll.text_classifiers import Encode, load_encoder
+
+TRIED = 20
+"""Rows by which it is told how many examples fit before one."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class SaveRequest:
         check: whether adapting was worth it is checked at the end.
         replace: a saved task of this name is replaced.
         vectors: the sentence encoder that the check compares with; None: it does not.
+        in_prompt: nothing is adapted: the rows stand before every row in its prompt.
     """
 
     name: str
@@ -40,6 +49,7 @@ class SaveRequest:
     check: bool
     replace: bool
     vectors: str | None = None
+    in_prompt: bool = False
 
 
 def adapt_to_rows(run: str, labelled: Labelled, overrides: Mapping[str, Any], request: SaveRequest) -> None:
@@ -48,15 +58,22 @@ def adapt_to_rows(run: str, labelled: Labelled, overrides: Mapping[str, Any], re
     check_free(folder, request.name, replace=request.replace)
     for remark in labelled.remarks():
         note(f"note: {remark}")
-    dealt = hold_back(labelled.clusters, request.hold_back, settings_of(folder, overrides).adaptation.seed)
+    config = settings_of(folder, overrides)
+    if request.in_prompt:
+        _check_base(config, folder)
+    dealt = hold_back(labelled.clusters, request.hold_back, config.adaptation.seed)
     encode = None if request.vectors is None or not request.check else load_encoder(request.vectors)
     err_console.print(f"loading the model of {folder}", highlight=False)
     session = open_run(folder, overrides)
-    if session.undecided:
-        session = session.decided([labelled.rows[i] for i in dealt.fitted])
-        note(f"likelihood: {session.choice.why}" if session.choice else "")
-    count = len(dealt.fitted)
-    note(f"adapting to {count} rows: {session.plan(count).steps} steps")
+    fitted, count = [labelled.rows[i] for i in dealt.fitted], len(dealt.fitted)
+    if request.in_prompt:
+        session = session.prompting(fitted)
+    elif session.undecided:
+        session = session.decided(fitted)
+    if session.choice:
+        note(f"likelihood: {session.choice.why}")
+    adapting = f"adapting to {count} rows: {session.plan(count).steps} steps"
+    note(_about_prompt(session) if request.in_prompt else adapting)
     adapted = _adapt_with_progress(session, labelled, dealt, request)
     cut = len(session.system.batcher.encoder.truncated)
     if cut:
@@ -65,10 +82,35 @@ def adapt_to_rows(run: str, labelled: Labelled, overrides: Mapping[str, Any], re
     labels = labelled.layout.labels or ()
     names = f"; labels: {', '.join(labels)}" if len(labels) <= MOST_SHOWN else f"; {len(labels)} labels"
     kinds = names if labels else ""
-    say(f"Saved: {folder / 'tasks' / request.name} ({count} rows adapted to{aside}{kinds})")
-    if request.check:
-        _check(session, request.name, adapted, encode)
+    used = "as examples in the prompt" if request.in_prompt else "adapted to"
+    say(f"Saved: {folder / 'tasks' / request.name} ({count} rows {used}{aside}{kinds})")
+    if not request.in_prompt:  # its prompt has no answers out of folds to learn a temperature from
+        temperature = _check(session, request.name, adapted, encode) if request.check else None
+        _tell_of(temperature or adapted.temperature)
     say(f"\nNext: abmll predict {folder} --task {request.name} ROWS.csv -o OUT.csv")
+
+
+def _check_base(config: RunConfig, folder: Path) -> None:
+    """Refuse a trained run: the check, which advises the prompt, asks the base model alone."""
+    if is_trained(config, folder):
+        base = base_name(config.model.source or "BASE")
+        raise AbmllError(
+            f"--in-prompt is for a base model, and {folder} was trained: "
+            f"abmll adapt {base} ROWS --in-prompt --save NAME"
+        )
+
+
+def _about_prompt(session: Session) -> str:
+    """That nothing is adapted, and how many of the rows fit into a prompt."""
+    batcher, most = session.system.batcher, session.config.likelihood.max_tokens
+    rows = batcher.examples
+    fitting = [len(batcher.encoder.fitting(row, [r for r in rows if r is not row])) for row in rows[:TRIED]]
+    least, top = min(fitting), max(fitting)
+    count = f"{top}" if least == top else f"{least} to {top}"
+    return (
+        f"no adapting: {count} of {len(rows)} labelled rows fit before a row in {most:,} tokens "
+        "(likelihood.max_tokens), and are saved with the task"
+    )
 
 
 def _adapt_with_progress(session: Session, labelled: Labelled, dealt: Fold, request: SaveRequest) -> Adapted:
@@ -82,14 +124,22 @@ def _adapt_with_progress(session: Session, labelled: Labelled, dealt: Fold, requ
         return adapt_and_save(session, request.name, labelled, dealt, **keep, tell=show_progress)
 
 
-def _check(session: Session, name: str, adapted: Adapted, encode: Encode | None) -> None:
+def _tell_of(temperature: TaskTemperature) -> None:
+    """What `abmll predict` will do to the probabilities."""
+    say(f"\nTemperature of the answers: {temperature.describe()}.")
+    if not temperature.changes:
+        say("The check learns one, from the rows that it answers out of their parts.")
+
+
+def _check(session: Session, name: str, adapted: Adapted, encode: Encode | None) -> TaskTemperature | None:
+    """Check, show and keep what was found; the temperature that was learned, None where there was no such check."""
     count = len(set(adapted.used.clusters))
     if count < FEWEST:
         say(
             f"\nIs it worth it on this task? {count} different rows or groups cannot tell: {FEWEST} is the fewest, 20 "
             "or more are better."
         )
-        return
+        return None
     lengths = [len(q.context) + len(q.question) + sum(map(len, q.choices)) for q in adapted.used.rows]
     seconds = estimate_seconds(session, lengths, adapted.step_seconds, adapted.answer_seconds)
     note(
@@ -97,17 +147,21 @@ def _check(session: Session, name: str, adapted: Adapted, encode: Encode | None)
         "stops the check alone, and --no-check leaves it out"
     )
     try:
-        worth = _check_with_progress(session, adapted, encode)
+        checked = _check_with_progress(session, adapted, encode)
     except Stopped as stopped:
         note("the check was stopped; the task is saved")
         if stopped.signal != signal.SIGINT:
             raise
-        return
-    _show(worth)
-    write_details(session.folder, name, {**adapted.details, "check": worth.to_dict()}, before=adapted.details)
+        return None
+    _show(checked.worth)
+    found: dict[str, Any] = {"check": checked.worth.to_dict()}
+    if checked.temperature is not None:
+        found["temperature"] = checked.temperature.model_dump(mode="json")
+    write_details(session.folder, name, {**adapted.details, **found}, before=adapted.details)
+    return checked.temperature
 
 
-def _check_with_progress(session: Session, adapted: Adapted, encode: Encode | None) -> Usefulness:
+def _check_with_progress(session: Session, adapted: Adapted, encode: Encode | None) -> Checked:
     with ProgressDisplay(err_console) as display:
         reported = 0.0
 
@@ -118,7 +172,7 @@ def _check_with_progress(session: Session, adapted: Adapted, encode: Encode | No
             display({"event": "counted", "what": "parts of the check", "units": folds - reported})
             reported = folds
 
-        return check_usefulness(session, adapted.used, show_progress, encode)
+        return check_and_learn(session, adapted.used, show_progress, encode)
 
 
 def _show(worth: Usefulness) -> None:

@@ -13,10 +13,17 @@ from abmll.everyday.adapt import layout_of
 from abmll.everyday.labelled import read_unlabelled
 from abmll.everyday.probe import read_probe, with_same_tokenizer
 from abmll.everyday.saved import SavedPosterior, read_posterior
-from abmll.everyday.session import closing_on_error, read_shared, settings_of
+from abmll.everyday.session import closing_on_error, read_shared, settings_of, temperature_of
 from abmll.everyday.shipped import find_run
-from abmll.exporting import check_size, export_calibrated, export_mean, export_merged, merged_bytes
-from abmll.exporting.calibrated import spread_questions
+from abmll.exporting import check_size, export_mean, export_merged, merged_bytes
+from abmll.exporting.calibrated import (
+    Calibration,
+    calibrate,
+    check_has_draws,
+    of_the_mean,
+    spread_questions,
+    write_calibrated,
+)
 from abmll.exporting.size import describe_bytes
 from abmll.question import Question
 from abmll.runs.card import About, about_run
@@ -26,6 +33,7 @@ from abmll.systems.adapters import use_adapter
 from abmll.systems.build import build_system, load_base
 from abmll.systems.plans import PredictionPlan
 from abmll.systems.system import System
+from abmll.systems.temperature import TaskTemperature
 from abmll.tables.layouts import Layout
 
 
@@ -69,6 +77,8 @@ def export_adapter(run: str, out: Path, task: str | None, overrides: Mapping[str
     """Export the shared weights of a run, or those of a saved task."""
     folder = find_run(run, copy=task is not None)
     saved = None if task is None else read_posterior(folder, task)
+    if saved is not None:
+        saved.check_adapted("export")
     fixed = {name: why for name, why in OWN_ROWS.items() if name != "tasks"}  # --calibrated asks the training tasks
     config = settings_of(folder, overrides, saved, fixed)
     stored = read_shared(folder) if saved is None else saved.adapter
@@ -111,11 +121,14 @@ def _merge(export: _Export) -> None:
 
 def _calibrate(export: _Export) -> None:
     _announce(export, "the mean as a PEFT LoRA, and its temperature", export.stored.bytes)
-    a = export.config.adaptation
-    rows = _questions(export)
+    temperature = None if export.task is None else temperature_of(export.task, export.config)
+    calibration = _calibration(export, temperature)
     options: dict[str, Any] = {"confirmed": export.options.confirmed, "about": export.about}
-    options["plan"] = PredictionPlan("weight", a.samples, a.batch_tokens)
-    calibration = export_calibrated(export.stored, _system(export), rows, export.out, **options)
+    write_calibrated(export.stored, calibration, export.out, temperature=temperature, **options)
+    if temperature is not None:
+        say(f"Temperature of the task: {temperature.describe()}")
+    if calibration.before is None or calibration.after is None:
+        return
     say(
         f"Temperature {calibration.temperature:.4g}, from {calibration.questions} questions and {calibration.draws} "
         "posterior draws"
@@ -125,6 +138,26 @@ def _calibrate(export: _Export) -> None:
             f"The mean {name}, against the averaged draws: KL {distance.mean_kl:.2g} nats, largest difference "
             f"{distance.largest:.2g}, same answer {100 * distance.same_answer:.4g} %"
         )
+
+
+def _calibration(export: _Export, temperature: TaskTemperature | None) -> Calibration:
+    """What brings the mean near to the answers of `abmll predict`: nothing where the task is answered by the mean.
+
+    A task without a temperature is compared with its draws, whatever it is answered by.
+
+    Raises:
+        AbmllError: there are no draws to come near to, or no questions.
+    """
+    a, questions = export.config.adaptation, export.options.questions
+    by_mean = a.sampler == "mean" or not export.stored.facts.has_std
+    if temperature is not None and temperature.changes and by_mean:
+        if questions is not None:
+            say(f"{questions}: not asked, as this task is answered by its mean weights and there are no draws")
+        return of_the_mean(export.stored)
+    if export.task is not None and questions is None:
+        raise AbmllError("--calibrated with --task needs --questions: rows like those that the task will be asked")
+    check_has_draws(export.stored)
+    return calibrate(_system(export), _questions(export), PredictionPlan("weight", a.samples, a.batch_tokens))
 
 
 def _questions(export: _Export) -> tuple[Question, ...]:

@@ -1,7 +1,7 @@
 """The work of `abmll predict`: rows answered and written, and the threshold below which nothing is predicted."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,14 @@ class PredictRequest:
         task: a saved task; None: the shared weights as they were trained.
         risk: share of answers that may be wrong; None: every row is answered.
         held_back: labelled rows that nothing was fitted to, for the threshold; None: those saved with the task.
+        raw: probabilities as the model states them, without the temperature of the task.
     """
 
     surveyed: Survey
     task: str | None
     risk: float | None
     held_back: Path | None
+    raw: bool = False
 
 
 def predict_rows(run: str, overrides: Mapping[str, Any], request: PredictRequest) -> None:
@@ -52,6 +54,10 @@ def predict_rows(run: str, overrides: Mapping[str, Any], request: PredictRequest
         raise AbmllError(f"{folder}: another process has replaced its task {request.task!r} meanwhile; predict again")
     err_console.print(f"{surveyed.rows:,} rows; loading the model of {folder}", highlight=False)
     session = open_run(folder, overrides, saved)
+    if request.raw:
+        session = replace(session, temperature=None)
+    if session.temperature is not None:
+        note(f"temperature: {session.temperature.describe()}")
     if session.undecided:
         note("likelihood: `cloze`, as no labelled rows decide; likelihood.kind=letter asks for letters")
     choose = None

@@ -1,0 +1,135 @@
+"""`abmll adapt BASE ROWS --in-prompt`: labelled rows as examples in every prompt, in place of adapting."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import abmll.cli as command_line
+from abmll.errors import AbmllError
+from abmll.everyday.bases import base_config
+from abmll.everyday.labelled import read_labelled, read_unlabelled
+from abmll.everyday.saved import load_posterior, read_posterior
+from abmll.everyday.session import open_base, open_run
+from abmll.prompts.examples import examples_from_json, examples_to_json
+from abmll.question import Question
+from abmll.tables.layouts import Layout
+from tests.everyday import place_run, texts, write_csv, write_texts
+from tests.tiny import save_tiny
+
+Call = Callable[[str], tuple[int, str]]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    save_tiny(tmp_path / "model")
+    write_texts(tmp_path / "my.csv", 12)
+    write_csv(tmp_path / "new.csv", ["text"], [[text] for text, _ in texts(5, seed=3)])
+    monkeypatch.chdir(tmp_path)
+
+    def run(words: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["abmll", *words.split()])
+        with pytest.raises(SystemExit) as stopped:
+            command_line.main()
+        shown = capsys.readouterr()
+        return int(stopped.value.code or 0), " ".join((shown.out + shown.err).split())
+
+    return run
+
+
+def predicted(path: Path) -> np.ndarray:
+    with path.open(newline="") as file:
+        return np.array([[float(row["p_bad"]), float(row["p_good"])] for row in csv.DictReader(file)])
+
+
+def test_answers_are_those_of_the_base_model_behind_the_written_out_rows(call: Call, tmp_path: Path) -> None:
+    write_texts(tmp_path / "my.csv", 6)
+    code, told = call("adapt model my.csv --save shown --in-prompt likelihood.kind=cloze adaptation.seed=4")
+    assert code == 0, told
+    assert "no adapting: 5 of 6 labelled rows fit" in told
+    assert "6 rows as examples in the prompt" in told
+    assert "Is it worth it" not in told
+    assert call("predict runs/model --task shown new.csv -o out.jsonl")[0] == 0
+    labelled = read_labelled(Path("my.csv"), Layout())
+    order = np.random.default_rng(4).permutation(6)
+    written = "".join(
+        f"{row.context}\n\nQuestion: {row.question}\nAnswer: {row.choices[row.answer or 0]}\n\n"
+        for row in (labelled.rows[i] for i in order)
+    )
+    base = open_base(base_config("model"), {"likelihood": {"kind": "cloze"}})
+    rows = [
+        Question(row.id, row.question, row.choices, None, written + row.context)
+        for row in read_unlabelled(Path("new.csv"), labelled.layout)
+    ]
+    expected = [answer.probabilities for answer in base.system.answer(rows, base.drawing)]
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose([[row["p_bad"], row["p_good"]] for row in found], expected, atol=1e-6)
+    plain = [answer.probabilities for answer in base.system.answer(read_unlabelled(Path("new.csv"), labelled.layout))]
+    assert not np.allclose(plain, expected, atol=1e-4)
+
+
+def test_a_task_without_examples_follows_one_with_them(call: Call) -> None:
+    assert call("adapt model my.csv --save shown --in-prompt likelihood.kind=cloze")[0] == 0
+    assert call("adapt model my.csv --save adapted --no-check likelihood.kind=cloze adaptation.steps=0")[0] == 0
+    session = open_run(Path("runs/model"), {}, read_posterior("runs/model", "shown"))
+    assert len(session.system.batcher.examples) == 12
+    load_posterior("runs/model", "adapted", session.system)
+    assert session.system.batcher.examples == ()
+
+
+def test_rows_held_back_are_no_examples(call: Call) -> None:
+    assert call("adapt model my.csv --save shown --in-prompt --hold-back 4 likelihood.kind=letter")[0] == 0
+    saved = read_posterior("runs/model", "shown")
+    rows = {row.context for row in read_labelled(Path("my.csv"), Layout()).rows}
+    shown = {row.context for row in saved.examples_in_prompt}
+    assert shown < rows
+    assert len(shown) == 8
+    assert len(saved.details["held_back"]["answers"]) == 4
+    assert saved.details["temperature"] is None, "the run's prior, if it has one, is of answers without examples"
+    assert saved.details["steps"] == 0
+
+
+def test_as_many_rows_as_fit_are_told(call: Call) -> None:
+    code, told = call("adapt model my.csv --save few --in-prompt likelihood.kind=cloze likelihood.max_tokens=120")
+    assert code == 0, told
+    assert "labelled rows fit before a row in 120 tokens" in told
+    assert "no adapting: 11 of 12" not in told
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("adapt model my.csv --in-prompt", "needs --save"),
+        ("adapt model my.csv --save t --in-prompt adaptation.steps=3", "takes no adaptation.steps"),
+        ("adapt model my.csv --save t --in-prompt likelihood.template=chat likelihood.kind=cloze", "no place for exam"),
+        ("adapt runs/mine my.csv --save t --in-prompt", "--in-prompt is for a base model"),
+    ],
+)
+def test_what_cannot_be_is_one_message(words: str, why: str, call: Call, tmp_path: Path) -> None:
+    place_run(tmp_path)
+    code, told = call(words)
+    assert code == 2
+    assert why in told
+
+
+def test_no_adapter_is_made_of_it(call: Call) -> None:
+    assert call("adapt model my.csv --save shown --in-prompt likelihood.kind=cloze")[0] == 0
+    code, told = call("export runs/model --out out --task shown")
+    assert code == 2
+    assert "answers by labelled rows in the prompt" in told
+    assert not Path("out").exists()
+
+
+def test_examples_come_back_and_damaged_ones_are_refused(call: Call) -> None:
+    rows = read_labelled(Path("my.csv"), Layout()).rows
+    back = examples_from_json(json.loads(json.dumps(examples_to_json(rows))))
+    kept = [(row.question, row.choices, row.answer, row.context) for row in rows]
+    assert [(row.question, row.choices, row.answer, row.context) for row in back] == kept
+    assert call("adapt model my.csv --save shown --in-prompt likelihood.kind=cloze")[0] == 0
+    saved = read_posterior("runs/model", "shown")
+    saved.details["examples_in_prompt"]["rows"][0]["answer"] = 2
+    with pytest.raises(AbmllError, match=r"shown: its examples are damaged \(example 0: answer 2 of 2 choices\)"):
+        _ = saved.examples_in_prompt
