@@ -147,14 +147,17 @@ def main() -> None:
     else:
         base = random_model(options.shape, dtype="bfloat16", device="cuda")
     configs = systems_of(options.systems, options.tokens)
-    rounds = [round_of(configs, base, options) for _ in range(options.rounds)]
-    result = {**describe(), "model": base.name, "tokens": options.tokens, "systems": summary(rounds)}
+    out = options.out or (None if options.dry_run else "benchmarks/results/rivals.json")
+    rounds: list[dict[str, Any]] = []
+    for _ in range(options.rounds):
+        rounds.append(round_of(configs, base, options))
+        result = {**describe(), "model": base.name, "tokens": options.tokens, "rounds": len(rounds)}
+        result["systems"] = summary(rounds)
+        if out is not None:  # after each round: what ends the next one leaves these
+            write_result(out, result)
     if options.dry_run:
         for name, phases in result["systems"].items():
             print(name, {phase: round(values["times_lora"], 2) for phase, values in phases.items()})
-    out = options.out or (None if options.dry_run else "benchmarks/results/rivals.json")
-    if out is not None:
-        write_result(out, result)
 
 
 if __name__ == "__main__":
