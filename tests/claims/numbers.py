@@ -12,7 +12,7 @@ README, EVIDENCE, EVERYDAY = "README.md", "docs/evidence.md", "docs/everyday.md"
 UNSEEN_TASKS, TRAINING_TASKS = "docs/evidence/unseen-tasks.md", "docs/evidence/training-tasks.md"
 SETTINGS, STDS, COST = "docs/evidence/settings.md", "docs/evidence/stds.md", "docs/evidence/cost.md"
 DEFAULT, FIRST_RUN = "docs/evidence/default.md", "docs/evidence/first-run.md"
-BENCHMARKS, UNSEEN = "benchmarks/README.md", "experiments/unseen/README.md"
+BENCHMARKS, UNSEEN, RIVALS = "benchmarks/README.md", "experiments/unseen/README.md", "docs/rivals.md"
 SEARCHED, SHIPPED = "src/abmll/recipes/searched.yaml", "src/abmll/recipes/shipped.yaml"
 """Documents; where one is split, point its claims to the page that they went to."""
 

@@ -7,8 +7,10 @@ from typing import Any
 from tests.claims.numbers import (
     BENCH,
     BENCHMARKS,
+    RIVALS,
     Claim,
     Number,
+    read,
 )
 
 
@@ -141,3 +143,24 @@ def _overhead(key: str) -> Callable[[Any], float]:
 def _least_and_most_overhead(end: int) -> Callable[[Any], float]:
     key = "all_rank8_2x256"
     return lambda s: s[key]["abmll_captured"]["spread_ms"][end] / s[key]["lora_captured"]["spread_ms"][1 - end]
+
+
+def rivals() -> list[Claim]:
+    """The table of costs of docs/rivals.md: every system that was measured, and the times that they are told in."""
+    file = BENCH.format("rivals")
+    measured: dict[str, dict[str, Any]] = read(file)["systems"]
+
+    def times(name: str, phase: str) -> Number:
+        return Number(file, f"systems/{name}/{phase}/times_lora", ".1f!")
+
+    def peak(name: str) -> Number:
+        return Number(file, lambda t: max(phase["peak_gib"] for phase in t["systems"][name].values()), ".1f!")
+
+    def row(name: str) -> Claim:
+        phases = [phase for phase in ("train_step", "adapt", "answer") if phase in measured[name]]
+        cells = "| " * (3 - len(phases)) + "| {} " * len(phases)
+        return Claim(RIVALS, f"| `{name}` {cells}| {{}} |", (*(times(name, phase) for phase in phases), peak(name)))
+
+    texts = {"train_step": "{} ms for `structured`", "adapt": "work: {} ms", "answer": "of eight: {} ms"}
+    reference = [Claim(RIVALS, t, (Number(file, f"systems/structured/{p}/ms", ".0f!"),)) for p, t in texts.items()]
+    return reference + [row(name) for name in measured if name != "structured"]

@@ -14,7 +14,7 @@ from tests.claims.numbers import QUESTIONS, ROOT, Claim, filled, read, squeezed
 from tests.claims.one_seed import one_seed
 from tests.claims.settings import defaults, forgetting, searched
 from tests.claims.sizes import sizes
-from tests.claims.speed import benchmarks
+from tests.claims.speed import benchmarks, rivals
 from tests.claims.unseen import unseen_rows, verdicts
 
 CLAIMS = [
@@ -25,6 +25,7 @@ CLAIMS = [
     *defaults(),
     *searched(),
     *benchmarks(),
+    *rivals(),
     *sizes(),
 ]
 

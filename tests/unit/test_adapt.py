@@ -97,9 +97,9 @@ def test_steps_and_examples_need_not_match() -> None:
 
 
 def test_adaptation_is_the_training_loops_own_inner_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    from abmll.training import inner, train
+    from abmll.training import inner, through_steps
 
-    assert adapting.inner_steps is train.inner_steps is inner.inner_steps
+    assert adapting.inner_steps is through_steps.inner_steps is inner.inner_steps
     seen: list[int] = []
 
     def count(method: Any, optimizer: Any, batcher: Any, batches: Any, *others: Any) -> list[Any]:

@@ -72,6 +72,7 @@ OWN: dict[str, Any] = {  # fields that a system may have of its own, and a value
     "adaptation.lengths": True,
     "adaptation.content_free": True,
     "likelihood.premise": "",
+    "posterior.name": "laplace",
     "engine.kernels": "eager",
     "engine.packed": False,
     "engine.capture": False,
@@ -111,7 +112,10 @@ SHARED: dict[str, Any] = {  # fields that it cannot have of its own
     "adaptation.test_questions": 2,
     "adaptation.meta_rows": 3,
 }
-NEEDS = {"likelihood.share_prefix": {"method": {"training_sampler": "weight"}}}
+NEEDS = {
+    "likelihood.share_prefix": {"method": {"training_sampler": "weight"}},
+    "posterior.name": {"method": {"name": "reptile"}},
+}
 """What a value can be had with alone."""
 ELSEWHERE = {"adapter.start": "tests of its own below: it is a folder"}
 
@@ -235,6 +239,7 @@ BUNDLES: dict[str, tuple[str, ...]] = {  # what can be had together
     "premise": ("likelihood.premise",),
     "method": ("method.name",),
     "preset": ("method.preset",),
+    "posterior": ("posterior.name",),
 }
 
 
