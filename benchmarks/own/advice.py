@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from abmll.calibrators.temperature import PosteriorTemperature
 from abmll.everyday.check import calibrated_by_folds, tables_without_adapting
 from abmll.metrics.baselines import smoothed_shares
 from abmll.metrics.scores import negative_log_likelihood
@@ -72,7 +71,7 @@ def advised(cell: Cell, answers: Mapping[str, Answers], base: str) -> Advised | 
     questions = [Question(str(i), "", names, int(answer)) for i, answer in enumerate(right)]
     tables |= tables_without_adapting(questions, folds, tables.get(PRETRAINED), right, names)
     if RUN in tables:
-        tables[RUN_SCALED] = calibrated_by_folds(floored(tables[RUN]), folds, right, PosteriorTemperature())
+        tables[RUN_SCALED] = calibrated_by_folds(floored(tables[RUN]), folds, right, rows[RUN].prior)
     seconds = {row: said.seconds[1] for row, said in finite.items()}
     seconds |= {UNIFORM: 0.0, FREQUENCY: 0.0}
     seconds |= {row: seconds[of] for row, of in TEMPERED.items() if of in seconds}

@@ -6,14 +6,14 @@
 `test_answers` and `own_answers`.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from abmll.calibrators import ChoiceRows
+from abmll.calibrators import ChoiceRows, TaskRows
 from abmll.calibrators.temperature import PosteriorTemperature
 from abmll.metrics.calibration import calibration_noise_floor, expected_calibration_error
 from abmll.metrics.scores import confidence_and_correct, floor_probabilities, negative_log_likelihood
@@ -29,6 +29,7 @@ class Answers:
         test_answers, own_answers: the right ones.
         seconds: of fitting, and of answering 1,000 rows.
         not_finite: why there is no answer, and a uniform guess stands for it; None where there is one.
+        prior: of the temperature; the weak one, or one that was learned from other sets, see `with_learned_priors`.
     """
 
     test: np.ndarray
@@ -37,11 +38,12 @@ class Answers:
     own_answers: np.ndarray
     seconds: tuple[float, float]
     not_finite: str | None = None
+    prior: PosteriorTemperature = field(default_factory=PosteriorTemperature)
 
     @cached_property
     def calibrated(self) -> np.ndarray:
         """Probabilities of the test rows at the posterior temperature that the labelled rows give."""
-        return PosteriorTemperature().fit(rows_of(self.own, self.own_answers)).apply(rows_of(self.test))
+        return self.prior.fit(rows_of(self.own, self.own_answers)).apply(rows_of(self.test))
 
     def scores(self) -> dict[str, float]:
         """Accuracy; NLL and ECE as stated, and at the posterior temperature, with the floor of each ECE; seconds."""
@@ -68,6 +70,41 @@ def floored(probabilities: np.ndarray) -> np.ndarray:
 def rows_of(probabilities: np.ndarray, answers: np.ndarray | None = None) -> ChoiceRows:
     """Probabilities as what a calibrator takes."""
     return ChoiceRows.from_scores(np.log(floored(probabilities)), answers)
+
+
+ADAPTED = " adapted"
+"""How the name of a system ends that is a new LoRA."""
+Found = dict[tuple[str, Cell], Answers]
+"""System and cell -> answers."""
+
+
+def with_learned_priors(found: Mapping[tuple[str, Cell], Answers]) -> Found:
+    """The same answers, those of a new LoRA with the prior of the temperature that the *other* sets' cells give.
+
+    So no number of a set depends on that set's prior. Answers that are not finite teach nothing.
+    """
+    sets = dict.fromkeys((system, cell.name) for system, cell in found if system.endswith(ADAPTED))
+    priors = {(system, name): learned_prior(found, system, but=name) for system, name in sets}
+    return {
+        (system, cell): replace(said, prior=priors.get((system, cell.name), said.prior))
+        for (system, cell), said in found.items()
+    }
+
+
+def learned_prior(found: Mapping[tuple[str, Cell], Answers], system: str, but: str = "") -> PosteriorTemperature:
+    """The prior by empirical Bayes of the answers out of folds that a system has in all cells but those of one set.
+
+    Args:
+        found: all answers.
+        system: whose; the end of its name is enough, and then it is of all that end so.
+        but: name of the set that is left out.
+    """
+    cells = [
+        TaskRows(cell.file, rows_of(said.own, said.own_answers), rows_of(said.test, said.test_answers))
+        for (name, cell), said in found.items()
+        if name.endswith(system) and cell.name != but and said.not_finite is None
+    ]
+    return PosteriorTemperature().meta_fit(cells)
 
 
 def read_answers(folder: Path) -> Iterator[tuple[str, Cell, Answers]]:

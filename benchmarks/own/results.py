@@ -16,7 +16,7 @@ from typing import Any
 
 from abmll.files import write_bytes, write_text
 from benchmarks.own.advice import Advised, advised
-from benchmarks.own.answers import Answers, read_answers
+from benchmarks.own.answers import ADAPTED, Answers, learned_prior, read_answers, with_learned_priors
 from benchmarks.own.draws import ASK, Cell
 from benchmarks.own.figure import draw
 from benchmarks.own.tables import with_tables
@@ -33,8 +33,9 @@ SIZES = ("few", "more")
 
 def write_results(answers: Path, base: str, out: Path) -> None:
     """Read all answers; write results.json and results.png, and the tables into README.md."""
-    found = {(system, cell): said for system, cell, said in read_answers(answers)}
-    results = results_of(found, base)
+    found = with_learned_priors({(system, cell): said for system, cell, said in read_answers(answers)})
+    prior = learned_prior(found, ADAPTED)
+    results = {**results_of(found, base), "prior_of_new_lora": {"mu": prior.mu, "sd": prior.sd}}
     about = {path.parent.name: json.loads(path.read_text()) for path in sorted(answers.glob("*/about.json"))}
     write_text(out / "results.json", short_json({**results, "about": about}))
     write_bytes(out / "results.png", draw(results, base))

@@ -27,6 +27,7 @@ DEFAULTS = "experiments/unseen/defaults/{}/summary.json"
 DEFAULT_FORGETTING = "experiments/unseen/defaults/forgetting.json"
 SIZE = "experiments/size/results.json"
 BENCH = "benchmarks/results/{}.json"
+OWN, OWN_RESULTS = "benchmarks/own/README.md", "benchmarks/own/results.json"
 
 Way = str | Callable[[Any], Any]
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.claims.numbers import QUESTIONS, ROOT, Claim, filled, read, squeezed
 from tests.claims.one_seed import one_seed
+from tests.claims.own import own
 from tests.claims.settings import defaults, forgetting, searched
 from tests.claims.sizes import sizes
 from tests.claims.speed import benchmarks, rivals
@@ -26,6 +27,7 @@ CLAIMS = [
     *searched(),
     *benchmarks(),
     *rivals(),
+    *own(),
     *sizes(),
 ]
 

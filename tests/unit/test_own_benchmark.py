@@ -9,13 +9,15 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import accuracy_score, log_loss
 
+from abmll.calibrators import TaskRows
+from abmll.calibrators.temperature import PosteriorTemperature
 from abmll.config import ModelConfig
 from abmll.metrics.usefulness import FREQUENCY, PRETRAINED, PROMPT, RUN, RUN_SCALED, SCALED, TFIDF, UNIFORM
 from abmll.models import random_model
 from abmll.systems.folds import deal
 from abmll.text_classifiers import TfidfClassifier
 from benchmarks.own.advice import advised
-from benchmarks.own.answers import Answers, read_answers
+from benchmarks.own.answers import Answers, read_answers, rows_of, with_learned_priors
 from benchmarks.own.cells import answer_entries, ask, claimed, not_finite_entries, write_cell
 from benchmarks.own.cheap import RememberedVectors, cheap_answers
 from benchmarks.own.draws import ASK, Cell, LabelledSet, cells_of, read_set
@@ -89,6 +91,27 @@ def test_the_posterior_temperature_is_that_of_a_fine_grid() -> None:
     weights = np.exp(weights - weights.max())
     expected = np.tensordot(weights / weights.sum(), np.exp(scaled), 1)
     np.testing.assert_allclose(answers.calibrated, expected, atol=2e-3)
+
+
+def test_the_prior_of_a_set_is_learned_from_the_other_sets() -> None:
+    """Whatever a set says itself; the other systems keep the weak one, and what is not finite teaches nothing."""
+    rng, found = np.random.default_rng(2), {}
+    for name in ("a", "b", "c", "d"):
+        table, right = rng.dirichlet(np.full(3, 0.3), 30), rng.integers(0, 3, 30)
+        answers = said(table.tolist(), right.tolist(), table.tolist(), right.tolist())
+        found |= {(f"q {system}", Cell(name, 20, 0)): answers for system in ("adapted", "prompt")}
+    broken = replace(found["q adapted", Cell("d", 20, 0)], not_finite="why", own=np.eye(3)[[0] * 30])
+    found["q adapted", Cell("d", 20, 0)] = broken
+    learned = with_learned_priors(found)
+    of_a = learned["q adapted", Cell("a", 20, 0)]
+    assert learned["q prompt", Cell("a", 20, 0)].prior == PosteriorTemperature()
+    assert of_a.prior not in (PosteriorTemperature(), learned["q adapted", Cell("b", 20, 0)].prior)
+    rows = [found["q adapted", Cell(name, 20, 0)] for name in ("b", "c")]
+    tasks = [TaskRows("", rows_of(r.own, r.own_answers), rows_of(r.test, r.test_answers)) for r in rows]
+    assert of_a.prior == PosteriorTemperature().meta_fit(tasks)
+    sure = replace(found["q adapted", Cell("a", 20, 0)], own=np.eye(3)[[1] * 30])
+    changed = with_learned_priors(found | {("q adapted", Cell("a", 20, 0)): sure})
+    assert changed["q adapted", Cell("a", 20, 0)].prior == of_a.prior
 
 
 def test_cheap_answers_are_out_of_fold_and_of_all_rows(tmp_path: Path) -> None:

@@ -22,25 +22,28 @@ from abmll.adapters.folder import checksum
 from abmll.calibrators import ChoiceRows, calibrated
 from abmll.calibrators.temperature import PosteriorTemperature
 from abmll.classifier import Classifier
+from abmll.config import RunConfig, check, merge
 from abmll.errors import AbmllError
 from abmll.everyday import shared_session as sharing
 from abmll.everyday.adapt import HeldBackRows
+from abmll.everyday.bases import base_config
 from abmll.everyday.labelled import Labelled, read_labelled
 from abmll.everyday.saved import read_posterior, write_details
-from abmll.everyday.session import open_run
+from abmll.everyday.session import OWN_DEFAULTS, open_run
 from abmll.files import read_sealed_json, write_sealed_json
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.question import Task
 from abmll.systems.folds import deal
 from abmll.systems.plans import resolve
-from abmll.systems.scale import MEAN, OWN, Scale, write_scale
+from abmll.systems.scale import MEAN, NEW_LORA_PRIOR, OWN, Scale, write_scale
 from abmll.systems.temperature import TaskTemperature, choice_rows, learn_temperature, read_temperature
 from abmll.tables.layouts import Layout
+from benchmarks.own.draws import ASK
 from tests.commands import Command, command, place_saved_task
 from tests.everyday import texts, write_csv
 from tests.runs import config_in
 
-NAN = float("nan")
+NAN, ROOT = float("nan"), Path(__file__).parents[2]
 RAW = {"sampler": "mean", "likelihood": {}}
 
 
@@ -115,6 +118,28 @@ def test_the_weak_prior_alone_changes_nothing_and_says_so(config: Any, tmp_path:
     assert (found.learned_from, found.changes, found.temperature) == ("nothing", False, 1.0)
     assert found.apply([(0.9, 0.1)]) == ((0.9, 0.1),)
     assert "as the model states them" in found.describe()
+
+
+def test_a_new_lora_on_a_base_has_the_prior_that_its_like_had_on_other_data(tmp_path: Path) -> None:
+    """Without rows, too; but not where it is fitted in another way, or begins elsewhere."""
+    usual = check(RunConfig, merge(base_config("base.gguf").model_dump(mode="json"), OWN_DEFAULTS), "base")
+    alone = learn_temperature(tmp_path, usual)
+    assert (alone.learned_from, alone.prior.tasks) == ("prior", 12)
+    assert (alone.mean, alone.sd) == pytest.approx((0.23, 0.32), abs=1e-6)
+    held, truth = world(np.random.default_rng(1), 20)
+    assert learn_temperature(tmp_path, usual, choice_rows(held.tolist(), truth)).prior == alone.prior
+    other: dict[str, Any] = {"steps": {"adaptation": {"steps": 40}}, "rate": {"method": {"inner_lr": 1e-3}}}
+    other |= {"posterior": {"posterior": {"name": "laplace"}}, "start": {"adapter": {"start": "folder"}}}
+    for values in other.values():
+        config = check(RunConfig, merge(usual.model_dump(mode="json"), values), "other")
+        assert learn_temperature(tmp_path, config).learned_from == "nothing"
+
+
+def test_the_prior_of_a_new_lora_is_the_one_that_the_benchmark_has() -> None:
+    found = json.loads((ROOT / "benchmarks/own/results.json").read_text(encoding="utf-8"))["prior_of_new_lora"]
+    prior, sets = NEW_LORA_PRIOR
+    assert (prior.mu, prior.sd) == pytest.approx((found["mu"], found["sd"]), abs=0.005)
+    assert sets == len(ASK)
 
 
 ROW = st.lists(st.floats(0, 1), min_size=2, max_size=6).filter(lambda row: sum(row) > 0)

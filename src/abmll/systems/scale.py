@@ -31,6 +31,12 @@ OWN, MEAN = "own", "mean"
 """The rows of a system: its answers as they are drawn, and those by its mean weights."""
 FEWEST_TASKS = 2
 """Of fewer tasks a spread over tasks says nothing: the prior stays near the weak one it begins at."""
+NEW_LORA = {"method": {"name": "pretrained", "inner_lr": 3e-4}, "adaptation": {"steps": 20, "batch_size": 2}}
+"""How `abmll adapt BASE` fits a new LoRA to own rows, which nothing was meta-trained for."""
+NEW_LORA_PRIOR = (PosteriorTemperature(mu=0.23, sd=0.32), 12)
+"""The prior of log T of such a LoRA, and the data sets that it was learned from: by empirical Bayes on answers out of
+folds to 20 and 60 rows of each, from base models of 0.5 and 1.5 billion weights. benchmarks/own has it and what it is
+worth on sets that it was not learned from."""
 NO_OTHER_SCALE = ("cut", "max_tokens", "share_prefix", "share_labels")
 """Settings of a likelihood that say how long texts are cut, and how scores are computed, not what a score is."""
 TOO_SMALL = "too few rows to adapt to some and answer others"
@@ -220,6 +226,8 @@ def read_scale(folder: Path) -> StoredScale | None:
 def calibrator_of(folder: Path, config: RunConfig) -> PosteriorTemperature:
     """The calibrator of a run's answers to a user's rows: with the prior that was learned, or with the weak one.
 
+    A run that carries none has that of a new LoRA (`NEW_LORA_PRIOR`) if it is one, and adapts as that was.
+
     How many rows are adapted to, in how many steps, and what a long text loses is up to the user; another likelihood is
     another scale, and answers by the mean weights have a prior of their own.
 
@@ -234,15 +242,21 @@ def calibrator_of(folder: Path, config: RunConfig) -> PosteriorTemperature:
 
 
 def prior_of(folder: Path, config: RunConfig) -> tuple[PosteriorTemperature, int]:
-    """`calibrator_of`, and the number of training tasks that its prior was learned from: 0 for the weak one."""
+    """`calibrator_of`, and the number of tasks that its prior was learned from: 0 for the weak one."""
     stored = read_scale(folder)
     if stored is None:
-        return PosteriorTemperature(), 0
+        return NEW_LORA_PRIOR if _is_new_lora(config) else (PosteriorTemperature(), 0)
     now = config.likelihood.model_dump(mode="json")
     if any(now[name] != value for name, value in stored.answering["likelihood"].items() if name not in NO_OTHER_SCALE):
         return PosteriorTemperature(), 0
     by_mean = config.adaptation.sampler == "mean" and MEAN in stored.scale.calibrators
     return stored.scale.calibrator(MEAN if by_mean else OWN), stored.scale.fitted_tasks
+
+
+def _is_new_lora(config: RunConfig) -> bool:
+    values = config.model_dump(mode="json")
+    alike = all(values[section] | settings == values[section] for section, settings in NEW_LORA.items())
+    return alike and config.adapter.start is None and config.posterior.name == "none"
 
 
 def drop_stale_scale(folder: Path) -> None:
