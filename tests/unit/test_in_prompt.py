@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import abmll.cli as command_line
+from abmll.calibrators import ChoiceRows
+from abmll.calibrators.temperature import PosteriorTemperature
 from abmll.errors import AbmllError
 from abmll.everyday.bases import base_config
 from abmll.everyday.labelled import read_labelled, read_unlabelled
@@ -52,7 +54,7 @@ def test_answers_are_those_of_the_base_model_behind_the_written_out_rows(call: C
     assert "no adapting: 5 of 6 labelled rows fit" in told
     assert "6 rows as examples in the prompt" in told
     assert "Is it worth it" not in told
-    assert call("predict runs/model --task shown new.csv -o out.jsonl")[0] == 0
+    assert call("predict runs/model --task shown new.csv -o out.jsonl --raw")[0] == 0
     labelled = read_labelled(Path("my.csv"), Layout())
     order = np.random.default_rng(4).permutation(6)
     written = "".join(
@@ -69,6 +71,33 @@ def test_answers_are_those_of_the_base_model_behind_the_written_out_rows(call: C
     np.testing.assert_allclose([[row["p_bad"], row["p_good"]] for row in found], expected, atol=1e-6)
     plain = [answer.probabilities for answer in base.system.answer(read_unlabelled(Path("new.csv"), labelled.layout))]
     assert not np.allclose(plain, expected, atol=1e-4)
+
+
+def test_its_temperature_is_learned_from_rows_behind_the_others_but_their_group(call: Call, tmp_path: Path) -> None:
+    written = texts(8, seed=5)
+    rows = [[text, label, f"g{i // 2}"] for i, (text, label) in enumerate(written)]
+    write_csv(tmp_path / "my.csv", ["text", "label", "group"], rows)
+    code, told = call("adapt model my.csv --save shown --in-prompt likelihood.kind=cloze adaptation.seed=2")
+    assert code == 0, told
+    found = read_posterior("runs/model", "shown").details["temperature"]
+    assert (found["learned_from"], found["rows"]) == ("rows", 8)
+    labelled, order = read_labelled(Path("my.csv"), Layout()).rows, np.random.default_rng(2).permutation(8)
+    base, tables = open_base(base_config("model"), {"likelihood": {"kind": "cloze"}}), []
+    for row in labelled:
+        others = [labelled[i] for i in order if labelled[i].group != row.group]
+        assert len(others) == 6
+        asked = base.system.batcher.encoder.with_examples(row, others)
+        tables.append(base.system.answer([asked], base.drawing)[0].probabilities)
+    answers = np.array([row.answer for row in labelled])
+    fitted = PosteriorTemperature().fit(ChoiceRows.from_scores(np.log(tables), answers))
+    assert found["mean"] == pytest.approx(float(fitted.weights @ fitted.log_temperatures), abs=1e-5)
+    for options in ("--raw", ""):
+        assert call(f"predict runs/model --task shown new.csv -o out{options}.csv {options}")[0] == 0
+    raw, tempered = (predicted(tmp_path / f"out{options}.csv") for options in ("--raw", ""))
+    expected = fitted.apply(ChoiceRows.from_scores(np.log(raw), None))
+    np.testing.assert_allclose(tempered, expected, atol=1e-5)
+    assert call("adapt model my.csv --save bare --in-prompt --no-check likelihood.kind=cloze")[0] == 0
+    assert read_posterior("runs/model", "bare").details["temperature"] is None
 
 
 def test_a_task_without_examples_follows_one_with_them(call: Call) -> None:
@@ -88,7 +117,7 @@ def test_rows_held_back_are_no_examples(call: Call) -> None:
     assert shown < rows
     assert len(shown) == 8
     assert len(saved.details["held_back"]["answers"]) == 4
-    assert saved.details["temperature"] is None, "the run's prior, if it has one, is of answers without examples"
+    assert saved.details["temperature"]["rows"] == 8
     assert saved.details["steps"] == 0
 
 

@@ -15,10 +15,10 @@ from abmll.everyday.saved import SavedPosterior, beside_phi, save_posterior
 from abmll.everyday.session import Session, is_trained
 from abmll.metrics.abstention import check_share, choose_threshold, rows_needed
 from abmll.process.timer import Pace
-from abmll.question import Question, Task
+from abmll.question import Question, QuestionWithExamples, Task
 from abmll.systems.folds import Fold
 from abmll.systems.predict import Answer
-from abmll.systems.temperature import TaskTemperature
+from abmll.systems.temperature import TaskTemperature, choice_rows
 from abmll.tables.identity import context_key, distinct_keys
 from abmll.tables.layouts import Layout
 
@@ -188,6 +188,28 @@ def adapt_and_save(
         details["temperature"] = None  # a prior that the run carries is of answers without them
     save_posterior(session.folder, name, session.config, session.system, details, replace=replace)
     return Adapted(details, used, aside, step_seconds, _answer_seconds(session, used.rows[:TIMED]), temperature)
+
+
+def temperature_in_prompt(session: Session, used: Labelled) -> TaskTemperature:
+    """The temperature of answers with labelled rows in the prompt: each of them is answered with the others before it.
+
+    One at a time is left out, with all rows of its cluster, so a prompt is that of a new row but for these.
+
+    Args:
+        session: whose prompts have the rows, see `Session.prompting`.
+        used: these rows, of two clusters or more.
+
+    Raises:
+        NonFiniteError: an answer is NaN or infinite.
+    """
+    clusters = dict(zip(used.rows, used.clusters, strict=True))
+    examples = session.system.batcher.examples
+    asked = [
+        QuestionWithExamples.of(row, [other for other in examples if clusters[other] != clusters[row]])
+        for row in used.rows
+    ]
+    stated = [answer.probabilities for answer in session.system.answer(asked, session.drawing)]
+    return session.learn_temperature(choice_rows(stated, np.array([row.answer for row in used.rows])))
 
 
 def _answer_seconds(session: Session, rows: Sequence[Question]) -> float:

@@ -12,7 +12,7 @@ from abmll.cli.console import err_console, note, out_console, say
 from abmll.cli.progress import ProgressDisplay, duration
 from abmll.config import RunConfig
 from abmll.errors import AbmllError
-from abmll.everyday.adapt import Adapted, adapt_and_save, hold_back
+from abmll.everyday.adapt import Adapted, adapt_and_save, hold_back, temperature_in_prompt
 from abmll.everyday.bases import base_name
 from abmll.everyday.check import Checked, check_and_learn, estimate_seconds
 from abmll.everyday.labelled import FEWEST, MOST_SHOWN, Labelled
@@ -84,9 +84,9 @@ def adapt_to_rows(run: str, labelled: Labelled, overrides: Mapping[str, Any], re
     kinds = names if labels else ""
     used = "as examples in the prompt" if request.in_prompt else "adapted to"
     say(f"Saved: {folder / 'tasks' / request.name} ({count} rows {used}{aside}{kinds})")
-    if not request.in_prompt:  # its prompt has no answers out of folds to learn a temperature from
-        temperature = _check(session, request.name, adapted, encode) if request.check else None
-        _tell_of(temperature or adapted.temperature)
+    learn = _learn_in_prompt if request.in_prompt else _check
+    temperature = learn(session, request.name, adapted, encode) if request.check else None
+    _tell_of(temperature or adapted.temperature)
     say(f"\nNext: abmll predict {folder} --task {request.name} ROWS.csv -o OUT.csv")
 
 
@@ -129,6 +129,19 @@ def _tell_of(temperature: TaskTemperature) -> None:
     say(f"\nTemperature of the answers: {temperature.describe()}.")
     if not temperature.changes:
         say("The check learns one, from the rows that it answers out of their parts.")
+
+
+def _learn_in_prompt(session: Session, name: str, adapted: Adapted, encode: Encode | None) -> TaskTemperature | None:
+    """Learn the temperature from every labelled row with the others in its prompt, and keep it with the task."""
+    used = adapted.used
+    if len(set(used.clusters)) < FEWEST:
+        return None
+    seconds = adapted.answer_seconds * len(used.rows) * session.drawing.samples
+    note(f"its temperature: each labelled row is answered with the others in its prompt, in about {duration(seconds)}")
+    temperature = temperature_in_prompt(session, used)
+    found = {"temperature": temperature.model_dump(mode="json")}
+    write_details(session.folder, name, {**adapted.details, **found}, before=adapted.details)
+    return temperature
 
 
 def _check(session: Session, name: str, adapted: Adapted, encode: Encode | None) -> TaskTemperature | None:
