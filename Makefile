@@ -48,6 +48,10 @@ oracles: setup  ## the rivals against the packages of their authors: ivon-opt, l
 	$(BIN)/pip install --quiet --constraint constraints.txt ivon-opt==0.1.3 laplace-torch==0.3
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/pytest tests/oracles
 
+gpu-tests: setup  ## what only a CUDA device shows: kernels, captured steps, attention; and bitsandbytes, which is installed
+	$(BIN)/pip install --quiet --constraint constraints.txt bitsandbytes
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -rs tests/gpu tests/unit/test_quantised.py
+
 docs: setup  ## install sphinx and build the documentation into docs/_build; warnings are errors, nothing is fetched
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	HF_HUB_OFFLINE=1 $(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
