@@ -3,12 +3,14 @@
 A system s knows row n by z = a_s e_y + noise, noise ~ N(0, 1) in K dimensions, which correlates between systems by
 `SHARED` (a hard row is hard for all). Then softmax(a_s z) is exactly its posterior over the K labels, so a_s sets its
 NLL, and everything else about it is true. The run and the fresh LoRA state it too surely (to the power `SHARPER`); the
-run's temperature is learned as the check learns it, from the answers in the other folds.
+run's temperature is learned as the check learns it, from the answers in the other folds, by the prior of a run that
+learned none or by that of a new LoRA on a base model.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,7 @@ from abmll.metrics.usefulness import (
     verdict_of,
 )
 from abmll.systems.folds import Fold, deal
+from abmll.systems.scale import NEW_LORA_PRIOR
 
 COUNT = 400
 ROWS = (24, 60)
@@ -48,6 +51,10 @@ RIVALS = {TFIDF: 0.25, VECTORS: 0.1, PRETRAINED: 0.3, PROMPT: 0.1}
 """How much worse each is than the best of them, where one is alone at the top; nats."""
 BEST = 0.7
 """NLL of the best rival; a guess has 1.1."""
+
+WEAK = PosteriorTemperature()
+PRIORS = {"weak": WEAK, "new LoRA": NEW_LORA_PRIOR[0]}
+"""Of the temperature of the run."""
 
 Systems = dict[str, Float[np.ndarray, "N K"]]
 
@@ -80,17 +87,15 @@ def worlds() -> Iterator[World]:
 
 def check_rows(count: int = COUNT) -> Iterator[dict[str, Any]]:
     """Of `count` sets of rows of each world and size: how often the check says that adapting helps, and hurts."""
-    for world in worlds():
-        for shared in SHARED:
-            for rows in ROWS:
-                if (shared, rows) == (SHARED[0], ROWS[0]):
-                    continue  # the least that can be told
-                said = [say(world, rows, shared, seed) for seed in range(count)]
-                counts = {word: [verdict for verdict, _ in said].count(word) for word in ("helps", "hurts")}
-                near = sum(advised in within(world) for _, advised in said)
-                gain = world.run < min(world.nll.values())
-                where = {"world": world.name, "gain": gain, "shared": shared, "rows": rows}
-                yield {**where, "sets": count, **counts, "advised_within_03": near}
+    for prior, world, shared, rows in product(PRIORS, worlds(), SHARED, ROWS):
+        if (shared, rows) == (SHARED[0], ROWS[0]):
+            continue  # the least that can be told
+        said = [say(world, rows, shared, seed, PRIORS[prior]) for seed in range(count)]
+        counts = {word: [verdict for verdict, _ in said].count(word) for word in ("helps", "hurts")}
+        near = sum(advised in within(world) for _, advised in said)
+        gain = world.run < min(world.nll.values())
+        where = {"world": world.name, "prior": prior, "gain": gain, "shared": shared, "rows": rows}
+        yield {**where, "sets": count, **counts, "advised_within_03": near}
 
 
 def within(world: World, most: float = 0.03) -> set[str]:
@@ -100,18 +105,23 @@ def within(world: World, most: float = 0.03) -> set[str]:
     return {name for name, value in nll.items() if value <= min(nll.values()) + most}
 
 
-def say(world: World, rows: int, shared: float, seed: int) -> tuple[str, str]:
+def say(world: World, rows: int, shared: float, seed: int, prior: PosteriorTemperature = WEAK) -> tuple[str, str]:
     """The verdict on one set of rows, and what is advised."""
     rng = np.random.default_rng([seed, rows])
     answers = rng.integers(0, LABELS, rows)
     folds = deal(answers.tolist(), range(rows), seed=seed)
-    measures = losses_of(systems_of(world, answers, folds, shared, rng), answers)
+    measures = losses_of(systems_of(world, answers, folds, shared, rng, prior), answers)
     expected = expected_nll({n: nll for n, nll in measures["NLL"].items() if n not in AS_IT_IS}, np.arange(rows))
     return verdict_of(measures, np.arange(rows))[0], min(expected, key=lambda name: expected[name])
 
 
 def systems_of(
-    world: World, answers: Int[np.ndarray, "N"], folds: tuple[Fold, ...], shared: float, rng: np.random.Generator
+    world: World,
+    answers: Int[np.ndarray, "N"],
+    folds: tuple[Fold, ...],
+    shared: float,
+    rng: np.random.Generator,
+    prior: PosteriorTemperature = WEAK,
 ) -> Systems:
     """What each system says of rows whose right labels are `answers`."""
     of_row = rng.normal(size=(len(answers), LABELS))
@@ -123,8 +133,8 @@ def systems_of(
 
     found = {name: says(nll) for name, nll in world.nll.items()}
     found[RUN], found[FRESH] = says(world.run, SHARPER), says(world.run + 0.1, SHARPER)
-    found[SCALED] = calibrated_by_folds(found[PRETRAINED], folds, answers, PosteriorTemperature())
-    found[RUN_SCALED] = calibrated_by_folds(found[RUN], folds, answers, PosteriorTemperature())
+    found[SCALED] = calibrated_by_folds(found[PRETRAINED], folds, answers, WEAK)
+    found[RUN_SCALED] = calibrated_by_folds(found[RUN], folds, answers, prior)
     found[UNIFORM] = np.full(of_row.shape, 1 / LABELS)
     found[FREQUENCY] = np.zeros(of_row.shape)
     for fold in folds:

@@ -51,7 +51,8 @@ clusters of five the noise correlates by .6; they are counted as clusters, and a
 CHECKS = """
 The same with all rows of the table (TF-IDF, sentence vectors, the prompt, the temperature), {sets} sets each: three
 labels; every system states the exact posterior of what it knows, only the run and a fresh LoRA are too sure; the run's
-temperature is learned in the check. The best rival has .7 nats, a gain is .2. "Alike" is how much of a row's difficulty
+temperature is learned in the check, by the weak prior or by that of a new LoRA on a base model. The best rival has .7
+nats, a gain is .2. "Alike" is how much of a row's difficulty
 systems share: at .85 the NLLs of two systems correlate by .8, at .7 by .64; those of TF-IDF and of sentence vectors
 did by .74 on real texts (the median of 25 draws of 20 to 60 rows from seven sets; half of them between .68 and .86).
 "Helps" is about the run with its temperature, against seven rivals, and may be wrong in 5 %: at most 27 of 400
@@ -140,8 +141,8 @@ def _everyday(rows: Sequence[Mapping[str, Any]]) -> TextTable:
 
 def _checks(rows: Sequence[Mapping[str, Any]]) -> TextTable:
     counts = ("rows", "helps", "hurts", "advised_within_03")
-    table = [(row["world"], f"{row['shared']:g}", *(str(row[name]) for name in counts)) for row in rows]
-    return TextTable("", ("World", "Alike", "Number", "helps", "hurts", "Advised within .03"), tuple(table))
+    table = [(row["world"], row["prior"], f"{row['shared']:g}", *(str(row[name]) for name in counts)) for row in rows]
+    return TextTable("", ("World", "Prior", "Alike", "Number", "helps", "hurts", "Advised within .03"), tuple(table))
 
 
 def _promises(rows: Sequence[Mapping[str, Any]]) -> TextTable:
