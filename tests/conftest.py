@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
+from tests.annotations import enforce
 from tests.rounding import OtherRounding
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from more, and workers would fight over the cores
 
-install_import_hook("abmll", "beartype.beartype")  # from here on: annotations of abmll are enforced
+enforce("abmll")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
