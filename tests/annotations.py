@@ -5,6 +5,7 @@ checks them twice, most of the time of a test that calls small functions often. 
 shapes needs anything of it: that one name means one length in all of them. The others are checked by beartype alone.
 """
 
+import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, TypeCheckError, jaxtyped
 
 _CONF = BeartypeConf(violation_type=TypeCheckError)
+_MARK = "__annotations_are_enforced__"
 
 
 def enforce(package: str) -> None:
@@ -28,8 +30,18 @@ def checked(fn: Any = None, *, typechecker: Callable[..., Any]) -> Any:
     """A function, or a class of fields, that checks what its annotations say; in place of `jaxtyping.jaxtyped`."""
     if fn is None:
         return partial(checked, typechecker=typechecker)
+    if inspect.isclass(fn):
+        if dataclasses.is_dataclass(fn) and not hasattr(fn.__init__, _MARK):  # not what a decorator put in its place
+            fn.__init__ = checked(fn.__init__, typechecker=typechecker)
+        return fn
     if not inspect.isfunction(fn) or getattr(fn, "__no_type_check__", False):
-        return jaxtyped(fn, typechecker=typechecker)  # a class: its __init__, which comes back as a function
+        return jaxtyped(fn, typechecker=typechecker)
+    made = _checked(fn, typechecker)
+    setattr(made, _MARK, True)
+    return made
+
+
+def _checked(fn: Callable[..., Any], typechecker: Callable[..., Any]) -> Callable[..., Any]:
     shapes = list(_shapes(_hints(fn)))
     if inspect.isgeneratorfunction(fn) or any("{" in shape for shape in shapes):
         return jaxtyped(fn, typechecker=typechecker)  # it needs the values of arguments

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from abmll.kernels.eager import mean_output
 from abmll.kernels.noise import kept, key_tensor, noise_key
+from abmll.metrics.predictions import Prediction
 from abmll.process.world import World
-from abmll.question import Question, Task
+from abmll.question import Task
 from tests.annotations import checked
 
 
@@ -23,7 +24,7 @@ from tests.annotations import checked
         lambda: mean_output(torch.ones(2, 3), torch.ones(2, 4), torch.ones(3, 2), torch.ones(2, 5), 1.0),  # I: 4 and 5
         lambda: mean_output(torch.ones(2, 3), torch.ones(2, 4), torch.ones(3, 2), torch.ones(2, 4), "1"),
         lambda: kept(torch.ones(2), 1, 1, 0.5),  # floats, where keys are whole numbers
-        lambda: Question(1, "?", ("a", "b"), 0),
+        lambda: Prediction(1, 0, (0.5, 0.5)),
         lambda: Task("t", (1,), ()),
         lambda: World(rank="0"),
     ],
