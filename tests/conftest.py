@@ -1,5 +1,6 @@
 """What every test runs under: no network, one thread per worker, the annotations of `abmll` enforced."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of huggingface_hub, which reads it then
@@ -10,18 +11,31 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
+from tests.annotations import enforce
 from tests.rounding import OtherRounding
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from more, and workers would fight over the cores
 
-install_import_hook("abmll", "beartype.beartype")  # from here on: annotations of abmll are enforced
+enforce("abmll")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rounding", type=float, default=0.0, help="imitate another processor: see tests/rounding.py")
     parser.addoption("--rounding-seed", type=int, default=0, help="which of all the possible errors")
+
+
+def pytest_collection() -> None:
+    gc.disable()  # what is imported stays: there is nothing to collect
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()  # modules and 9,000 items are not looked through again in each full collection
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # what is left at the end is taken down in order
 
 
 @pytest.fixture(autouse=True, scope="session")

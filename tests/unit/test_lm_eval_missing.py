@@ -1,28 +1,28 @@
 """`python -m abmll.lm_eval` where the harness is not installed."""
 
-import os
-import subprocess
+import importlib
+import runpy
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-HIDE = "import sys, runpy; sys.modules['lm_eval'] = None; "
+import pytest
+
+from abmll.errors import AbmllError
 
 
-def test_without_the_harness_it_is_one_message_and_an_import_is_an_error() -> None:
-    paths = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    for code, line in (
-        ("runpy.run_module('abmll.lm_eval', run_name='__main__')", "error: abmll.lm_eval needs lm_eval: pip install"),
-        ("import abmll.lm_eval", "abmll.errors.AbmllError: abmll.lm_eval needs lm_eval: pip install lm_eval"),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", HIDE + code],
-            env={**os.environ, "PYTHONPATH": paths},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        last = done.stderr.splitlines()[-1]
-        assert last.startswith(line), done.stderr
-        ours = code.startswith("runpy")
-        assert (done.returncode, "Traceback" in done.stderr) == ((2, False) if ours else (1, True))
+@pytest.fixture(autouse=True)
+def without_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "abmll.lm_eval", raising=False)
+
+
+def test_without_the_harness_the_command_line_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("abmll.lm_eval", run_name="__main__")
+    assert stopped.value.code == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: abmll.lm_eval needs lm_eval: pip install lm_eval")
+
+
+def test_without_the_harness_an_import_is_an_error() -> None:
+    with pytest.raises(AbmllError, match=r"^abmll\.lm_eval needs lm_eval: pip install lm_eval"):
+        importlib.import_module("abmll.lm_eval")

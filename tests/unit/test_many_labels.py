@@ -90,9 +90,9 @@ def test_draws_answer_many_labels_alone_as_in_a_batch(sampler: Any) -> None:
 
 def test_151_labels_are_fitted_saved_loaded_and_predicted(tmp_path: Path) -> None:
     labels = [*LABELS, *(f"out of scope {n}" for n in range(7))]
-    texts = [f"please {label} {row}" for row in range(2) for label in labels]
+    texts = [f"please {label}" for label in labels]
     run = place_run(tmp_path) / "runs" / "mine"
-    fitted = Classifier(run, steps=2, temperature="none").fit(texts, labels * 2)  # folds: five times as long
+    fitted = Classifier(run, steps=2, temperature="none").fit(texts, labels)  # folds: five times as long
     assert len(fitted.classes_) == 151
     probabilities = fitted.predict_proba(texts[:3])
     assert probabilities.shape == (3, 151)

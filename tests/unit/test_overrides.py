@@ -19,7 +19,7 @@ from abmll.classifier import Classifier
 from abmll.config import CompareConfig, MethodConfig, RunConfig, TrackingConfig, load_config, parse_overrides
 from abmll.errors import AbmllError
 from abmll.everyday.session import settings_of
-from abmll.report import write_report
+from abmll.report import collect, summarise
 from abmll.runs import overrides
 from abmll.runs.compare import run_comparison
 from abmll.runs.overrides import STILL, TRAINED, fields_of
@@ -257,7 +257,7 @@ def test_what_is_taken_works_from_training_to_the_report(
     for field in BUNDLES[bundle]:
         own = laid(laid(own, nested(field, OWN[field])), NEEDS.get(field, {}))
     run_comparison(configure(own, seeds=[0]), tmp_path, tiny_base)
-    summary = write_report(tmp_path)
+    summary = summarise(collect(tmp_path))  # from which the page and its figures are drawn, see test_report_page
     assert summary["missing"] == []
     assert np.isfinite([summary["systems"][name]["nll"] for name in ("plain", "mine")]).all()
     assert summary["systems"]["mine"]["against_reference"]["nll"]["n"] == 8

@@ -1,8 +1,5 @@
 """Recipes by name: those of the package, without a checkout."""
 
-import os
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import pytest
 from abmll.config import CompareConfig, load_config
 from abmll.config.recipes import find_recipe, recipe_names
 from abmll.errors import AbmllError
+from tests.commands import exit_code
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,12 +57,10 @@ def test_every_file_beside_the_code_travels_in_the_package() -> None:
     assert {package / "recipes" / f"{name}.yaml" for name in recipe_names()} <= packed
 
 
-def test_the_quickstart_is_planned_by_name_in_a_folder_of_its_own(tmp_path: Path) -> None:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "abmll", "compare", "quickstart", "--dry-run", "model.source=null"]
-    done = subprocess.run(
-        [*command, "model.shape=tiny-llama"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "name: quickstart" in done.stdout
+def test_the_quickstart_is_planned_by_name_in_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert exit_code("compare quickstart --dry-run model.source=null model.shape=tiny-llama", monkeypatch) == 0
+    assert "name: quickstart" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

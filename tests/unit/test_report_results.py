@@ -37,6 +37,11 @@ def summary(original):
     return summarise(collect(original))
 
 
+@pytest.fixture(scope="module")
+def one_seed(tmp_path_factory):
+    return summarise(collect(make_folder(tmp_path_factory.mktemp("one") / "seed", seeds=1, checkpoints=(360,))))
+
+
 @pytest.fixture
 def small(tmp_path):
     """Two systems, one seed, two draws: enough to damage."""
@@ -341,19 +346,18 @@ def test_the_held_out_score_goes_by_the_temperature_of_the_held_out_rows():
     assert without["nll_scaled"] == found["nll_scaled"]
 
 
-def test_one_training_seed_gives_no_p_and_no_verdict(tmp_path):
-    summary = summarise(collect(make_folder(tmp_path, seeds=1)))
+def test_one_training_seed_gives_no_p_and_no_verdict(one_seed):
     for system in ("pretrained", "abmll", "abmll_mean"):
         for metric in ("accuracy", "nll_posterior", "nll", "nll_scaled"):
-            test = summary["systems"][system]["against_reference"][metric]
+            test = one_seed["systems"][system]["against_reference"][metric]
             assert (test["p"], test["p_holm"], test["measured_once"]) == (None, None, ["seeds"])
             assert test["interval"][0] < test["difference"] < test["interval"][1]
-    cells = [cell for row in difference_table(summary).rows for cell in row]
+    cells = [cell for row in difference_table(one_seed).rows for cell in row]
     assert cells.count("one seed") == 9
-    told = " ".join(lede(summary))
+    told = " ".join(lede(one_seed))
     assert "Accuracy: one seed, so nothing is said of which system is better." in told
     assert not re.search(r"\b(better|worse):|told apart|p <", told)
-    assert "No p where there is one seed" in difference_note(summary)
+    assert "No p where there is one seed" in difference_note(one_seed)
 
 
 def advised(**systems):
@@ -394,16 +398,16 @@ def test_nothing_is_chosen_where_nothing_is_better_than_a_guess():
     assert "what each costs was not recorded" in advised(pretrained=(0.1, None, None, None), a=(0.2, 0.0, 1.0, None))
 
 
-def test_the_advice_is_the_last_line_of_the_verdict(tmp_path):
-    summary = summarise(collect(make_folder(tmp_path, seeds=1)))
-    assert lede(summary)[-1] == advice(summary)
-    assert lede(summary)[-1].startswith("These rows do not decide which system to choose")
+def test_the_advice_is_the_last_line_of_the_verdict(one_seed):
+    assert lede(one_seed)[-1] == advice(one_seed)
+    assert lede(one_seed)[-1].startswith("These rows do not decide which system to choose")
 
 
 def test_two_systems_that_were_not_meta_trained_are_tested_at_one_seed(tmp_path):
     """A training seed decides nothing about them. Beside a meta-trained one there is still no p."""
     systems = ("pretrained", "in_context", "abmll")
-    folder = make_folder(tmp_path, systems=systems, seeds=1, draws=6, reference="pretrained", questions=100)
+    size = {"seeds": 1, "draws": 6, "questions": 100, "checkpoints": (360,)}
+    folder = make_folder(tmp_path, systems=systems, reference="pretrained", **size)
     summary = summarise(collect(folder))
     plain, trained = (summary["systems"][name]["against_reference"]["accuracy"] for name in systems[1:])
     assert (trained["p"], trained["measured_once"]) == (None, ["seeds"])
@@ -415,7 +419,7 @@ def test_two_systems_that_were_not_meta_trained_are_tested_at_one_seed(tmp_path)
 
 
 def test_one_draw_of_examples_gives_no_p_either(tmp_path):
-    summary = summarise(collect(make_folder(tmp_path, seeds=3, draws=1)))
+    summary = summarise(collect(make_folder(tmp_path, systems=("lora", "abmll"), draws=1, checkpoints=(360,))))
     test = summary["systems"]["abmll"]["against_reference"]["accuracy"]
     assert (test["p"], test["measured_once"]) == (None, ["draws"])
     assert "one draw" in {cell for row in difference_table(summary).rows for cell in row}
@@ -423,8 +427,9 @@ def test_one_draw_of_examples_gives_no_p_either(tmp_path):
 
 def test_questions_of_a_group_are_resampled_together(tmp_path):
     """Five alike know no more than one: intervals are those of a fifth of the questions, sqrt(5) as wide."""
-    apart = summarise(collect(make_folder(tmp_path / "a", seeds=3, questions=100)))
-    grouped = summarise(collect(make_folder(tmp_path / "b", seeds=3, questions=100, group=5)))
+    size = {"systems": ("lora", "abmll"), "questions": 100, "checkpoints": (360,)}
+    apart = summarise(collect(make_folder(tmp_path / "a", **size)))
+    grouped = summarise(collect(make_folder(tmp_path / "b", **size, group=5)))
     assert (apart["n_groups"], grouped["n_groups"]) == (300, 60)
     widths = [np.ptp(found["systems"]["lora"]["nll_interval"]) for found in (apart, grouped)]
     assert widths[1] / widths[0] == pytest.approx(np.sqrt(5), rel=0.3)
@@ -468,6 +473,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(name, tmp_p
 
 
 def test_questions_that_are_all_of_one_group_have_no_interval(tmp_path):
-    summary = summarise(collect(make_folder(tmp_path, seeds=3, questions=20, group=20)))
+    size = {"systems": ("lora", "abmll"), "questions": 20, "checkpoints": (360,)}
+    summary = summarise(collect(make_folder(tmp_path, **size, group=20)))
     assert summary["systems"]["abmll"]["nll_interval"] is None
     assert summary["systems"]["abmll"]["against_reference"]["nll"]["measured_once"] == ["questions"]

@@ -314,7 +314,7 @@ def test_outputs_are_the_base_s_plus_mean_and_noise_rounded_once(sampler):
 
 # -------------------- the two samplers beside each other
 
-DRAWS = 4000
+DRAWS, TOGETHER = 4000, 500
 
 
 def both_samplers() -> tuple[Tensor, Tensor, Tensor]:
@@ -322,13 +322,13 @@ def both_samplers() -> tuple[Tensor, Tensor, Tensor]:
     variance = some_variance()
     b, a = stds(12, 9, 2, variance)
     x, place = tokens(1, 1, 9).detach(), torch.zeros(1, 1, dtype=torch.int64)
+    many, places = x.expand(TOGETHER, 1, 9), place.expand(TOGETHER, 1)
+    groups = torch.arange(DRAWS).split(TOGETHER)
     with torch.no_grad():
-        weight = torch.cat([weight_noise(x[0], b, a, variance, key_tensor(noise_key("w", i)), 5) for i in range(DRAWS)])
+        keys = [(key_tensor(*(noise_key(name, int(i)) for i in group)) for group in groups) for name in "wa"]
+        weight = torch.cat([weight_noise(many[:, 0], b, a, variance, key, 5) for key in keys[0]])
         activation = torch.cat(
-            [
-                activation_noise(x, b, a, variance, key_tensor(noise_key("a", i)), 5, place[0], place)[0]
-                for i in range(DRAWS)
-            ]
+            [activation_noise(many, b, a, variance, key, 5, places[:, 0], places)[:, 0] for key in keys[1]]
         )
         return weight, activation, dense_activation_variance(x[0, 0], b, a, variance)
 

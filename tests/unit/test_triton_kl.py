@@ -3,6 +3,8 @@
 Above rank 16 torch multiplies, and `triton_entries` is what is between its products.
 """
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from tests.dense import cast, dense_kl, dense_precision_penalty, gradients_of, r
 from tests.unit.test_kernels import FLOORS, Pair, far_pair, near_pair
 
 SHAPES = [(1, 1, 1), (7, 13, 4), (70, 90, 8), (65, 70, 16), (41, 67, 17), (3, 131, 32), (70, 90, 64)]  # O, I, R
+EACH_WAY = [(7, 13, 4), (65, 70, 16), (41, 67, 17)]
 NARROW_AND_WIDE = [8, 33]  # ranks: both ways
 TOLERANCE = 1e-5
 CPU = torch.device("cpu")
@@ -47,7 +50,7 @@ def assert_close(ours: Tensor, factors, theirs: Tensor, wanted, tolerance: float
 
 @pytest.mark.parametrize("stride", [1, 3])
 def test_memory_for_one_layer_at_a_time_changes_nothing(monkeypatch, stride):
-    pairs = [far_pair((70, 30, 4), seed=i).leaves(torch.float32) for i in range(3)]
+    pairs = [far_pair((40, 30, 4), seed=i).leaves(torch.float32) for i in range(2)]
     options = {"stride": stride, "key": key_tensor(noise_key("rows", 0), device=CPU)[0]}
     factors = all_factors(*pairs)
     together = fused_kl(*pairs, **options)
@@ -59,8 +62,7 @@ def test_memory_for_one_layer_at_a_time_changes_nothing(monkeypatch, stride):
         assert relative_error(mine, other) < TOLERANCE
 
 
-@pytest.mark.parametrize("std", FLOORS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "std"), [*((shape, 4.5e-5) for shape in SHAPES), *product(EACH_WAY, (2e-9, 10.0))])
 @pytest.mark.parametrize("make", [far_pair, near_pair])
 def test_kl_and_its_eight_gradients_equal_torch_distributions(make, shape, std):
     rough = make(shape, std=std).leaves(torch.float32)
@@ -191,7 +193,7 @@ def test_wide_tiles_of_a_few_rows_add_up(monkeypatch):
 def test_a_subset_of_rows_is_the_one_that_eager_visits(rows, stride, rank):
     pairs = [far_pair((rows, 20, rank), seed=i).leaves(torch.float32) for i in range(2)]
     exact = [doubled(p) for p in pairs]
-    for draw in range(3):
+    for draw in range(2):
         key = key_tensor(noise_key("rows", draw), device=CPU)[0]
         ours, theirs = (run(*p, stride=stride, key=key) for run, p in ((fused_kl, pairs), (eager_kl, exact)))
         assert_close(ours, all_factors(*pairs), theirs, all_factors(*exact))

@@ -76,7 +76,7 @@ def philox(key: Key, *counters: Int[Tensor, "..."]) -> tuple[Int[Tensor, "..."],
     return torch.broadcast_tensors(c0, c1 & _MASK, c2, c3 & _MASK)
 
 
-def _mixed(product: Int[Tensor, "..."], word: Int[Tensor, "..."], key: Key) -> Int[Tensor, "..."]:
+def _mixed(product: Tensor, word: Tensor, key: int | Tensor) -> Tensor:
     """The high half of a 64-bit product, another word and a key word, exclusively ored."""
     mixed = (product >> 32) ^ word
     mixed = mixed.bitwise_xor_(key) if isinstance(key, int) else mixed ^ key

@@ -1,0 +1,72 @@
+"""Under pytest the annotations of `abmll` are enforced: types, shapes, lengths of one name, results, fields."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from beartype import beartype
+from jaxtyping import Float, TypeCheckError, jaxtyped
+from torch import Tensor
+
+from abmll.kernels.eager import mean_output
+from abmll.kernels.noise import kept, key_tensor, noise_key
+from abmll.metrics.predictions import Prediction
+from abmll.process.world import World
+from abmll.question import Task
+from tests.annotations import checked
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: noise_key(object()),
+        lambda: key_tensor("a key"),
+        lambda: mean_output(torch.ones(2, 3), torch.ones(2, 4), torch.ones(3, 2), torch.ones(2, 5), 1.0),  # I: 4 and 5
+        lambda: mean_output(torch.ones(2, 3), torch.ones(2, 4), torch.ones(3, 2), torch.ones(2, 4), "1"),
+        lambda: kept(torch.ones(2), 1, 1, 0.5),  # floats, where keys are whole numbers
+        lambda: Prediction(1, 0, (0.5, 0.5)),
+        lambda: Task("t", (1,), ()),
+        lambda: World(rank="0"),
+    ],
+)
+def test_the_package_refuses_what_its_annotations_exclude(wrong: Callable) -> None:
+    with pytest.raises(TypeCheckError):
+        wrong()
+
+
+def same_length(a: Float[Tensor, " n"], b: Float[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
+    return a if b is None else torch.cat([a, b])
+
+
+def number(text: str) -> int:
+    return text if text == "itself" else int(text)  # type: ignore[return-value]
+
+
+def as_long(size: int, a: Float[Tensor, "..."]) -> Float[Tensor, "{size}"]:
+    return a
+
+
+def slices(a: Float[Tensor, " n"]) -> Iterator[int]:
+    yield from range(len(a))
+
+
+@pytest.mark.parametrize(
+    ("fn", "right", "wrong"),
+    [
+        (same_length, (torch.ones(2),), (torch.ones(2), torch.ones(3))),  # an argument against another
+        (same_length, (torch.ones(3), None), (torch.ones(2), torch.ones(2))),  # the result against an argument
+        (number, ("1",), (1,)),
+        (number, ("2",), ("itself",)),
+        (as_long, (2, torch.ones(2)), (2, torch.ones(3))),
+        (slices, (torch.ones(2),), (torch.ones(2, 2),)),
+    ],
+)
+def test_right_calls_pass_and_wrong_ones_are_refused_as_jaxtyping_does(
+    fn: Callable, right: tuple, wrong: tuple
+) -> None:
+
+    for made in (checked(fn, typechecker=beartype), jaxtyped(fn, typechecker=beartype)):
+        made(*right)
+        made(*right)  # one call's lengths are forgotten by the next
+        with pytest.raises(TypeCheckError):
+            made(*wrong)
