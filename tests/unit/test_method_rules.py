@@ -321,6 +321,7 @@ DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("anil", "default"): {**QUERY, "second_order": False, "task_modules": ("v_proj",)},
     ("maml", "default"): {**QUERY, "second_order": True, "inner_optimizer": "sgd", "inner_lr": 0.1},
     ("maml-en-llm", "default"): {**QUERY, "second_order": True, "demonstrations": 16},
+    ("imaml", "default"): {**QUERY, "proximal_weight": 2.0, "cg_steps": 5, "inner_optimizer": "sgd", "inner_lr": 0.1},
     ("abmll", "ravi-beatson"): {
         **BAYES,
         "outer_step": "identity",

@@ -153,6 +153,12 @@ class InnerSteps(Protocol):
     def curvature(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """The Hessian of the mean loss of all steps' batches at phi, by what `Method.task` moves, times these."""
 
+    def add_mixed(self, vectors: Sequence[Tensor]) -> None:
+        """Add to .grad of what the steps depend on besides: the derivative by it of the loss's gradient times these.
+
+        The loss is that of `curvature`. What is no such thing (theta, where the loss holds it fixed) gets nothing.
+        """
+
 
 class Method(abc.ABC):
     """A system of docs/method.md, section 4. Subclasses are final, and override nothing concrete.
