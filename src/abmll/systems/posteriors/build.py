@@ -7,6 +7,7 @@ from abmll.systems.posteriors.blob import BLoB
 from abmll.systems.posteriors.ensemble import Ensemble
 from abmll.systems.posteriors.ivon import IVON
 from abmll.systems.posteriors.laplace import Laplace
+from abmll.systems.posteriors.scalabl import ScalaBL
 from abmll.systems.posteriors.settings import resolve_posterior
 from abmll.systems.posteriors.swag import SWAG
 from abmll.systems.posteriors.tfb import TFB
@@ -18,6 +19,7 @@ POSTERIORS: dict[str, type[Posterior]] = {
     "ensemble": Ensemble,
     "ivon": IVON,
     "blob": BLoB,
+    "scalabl": ScalaBL,
 }
 """Every posterior that `posterior.name` can be, besides `none`."""
 
