@@ -14,7 +14,7 @@ from abmll.methods.noise import adaptation_coordinates, step_key
 from abmll.systems.build import build_system
 from abmll.systems.plans import AdaptationPlan
 from abmll.systems.posteriors.base import put
-from abmll.systems.posteriors.scalabl import Core, ScalaBL, core_of, kl_gradients
+from abmll.systems.posteriors.cores.scalabl import Core, ScalaBL, core_of, kl_gradients
 from abmll.systems.posteriors.settings import ScalaBLSettings
 from abmll.systems.system import System
 from abmll.tasks.episodes import adaptation_batches

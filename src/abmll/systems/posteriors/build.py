@@ -4,10 +4,11 @@ from typing import Any
 
 from abmll.systems.posteriors.base import Parts, Posterior
 from abmll.systems.posteriors.blob import BLoB
+from abmll.systems.posteriors.cores.c_lora import CLoRA
+from abmll.systems.posteriors.cores.scalabl import ScalaBL
 from abmll.systems.posteriors.ensemble import Ensemble
 from abmll.systems.posteriors.ivon import IVON
 from abmll.systems.posteriors.laplace import Laplace
-from abmll.systems.posteriors.scalabl import ScalaBL
 from abmll.systems.posteriors.settings import resolve_posterior
 from abmll.systems.posteriors.swag import SWAG
 from abmll.systems.posteriors.tfb import TFB
@@ -20,6 +21,7 @@ POSTERIORS: dict[str, type[Posterior]] = {
     "ivon": IVON,
     "blob": BLoB,
     "scalabl": ScalaBL,
+    "c-lora": CLoRA,
 }
 """Every posterior that `posterior.name` can be, besides `none`."""
 

@@ -136,6 +136,22 @@ class ScalaBLSettings(KLSettings):
     kl: Literal["elbo", "reversed"] = "elbo"
 
 
+class CLoRASettings(PosteriorSettings):
+    """Settings of C-LoRA; numbers are those of c_lora at e706627 (modelwrappers/c_lora.py, scripts/ctx).
+
+    Attributes:
+        hidden: width of each layer's network.
+        prior_std: sigma_p, of the prior on the core, whose mean is 0.
+        core_lr: rate of SGD on the networks.
+        kl_weight: multiplies the KL of a question beside its NLL. The ELBO's is 1, which leaves nothing of the core.
+    """
+
+    hidden: int = Field(64, ge=1)
+    prior_std: float = Field(0.2, gt=0)
+    core_lr: float = Field(0.02, gt=0)
+    kl_weight: float = Field(1e-6 / 65, ge=0)  # published, and multiplied by BLoB's weights besides, which are below 1
+
+
 SETTINGS: dict[str, type[PosteriorSettings]] = {
     "laplace": LaplaceSettings,
     "tfb": TFBSettings,
@@ -144,6 +160,7 @@ SETTINGS: dict[str, type[PosteriorSettings]] = {
     "ivon": IVONSettings,
     "blob": BLoBSettings,
     "scalabl": ScalaBLSettings,
+    "c-lora": CLoRASettings,
 }
 """Every posterior that `posterior.name` can be, besides `none`."""
 
