@@ -11,6 +11,7 @@ from abmll.methods.first_order import FOMAML
 from abmll.methods.lora import LoRA, Pretrained, Reptile, StructuredLoRA
 from abmll.methods.rivals.anil import ANIL
 from abmll.methods.rivals.imaml import IMAML
+from abmll.methods.rivals.lift import LiFT
 from abmll.methods.rivals.maml import MAML, MAMLenLLM
 from abmll.methods.rivals.meta_sgd import MetaSGD
 from abmll.methods.rivals.metaicl import MetaICL
@@ -53,6 +54,7 @@ METHODS: Registry[type[Method]] = Registry(
         "maml": MAML,
         "maml-en-llm": MAMLenLLM,
         "imaml": IMAML,
+        "lift": LiFT,
     },
     check=_check_method,
     guide="docs/add-a-method.md",

@@ -112,8 +112,9 @@ def conjugate_gradients(product: Callable[[Vectors], Vectors], right: Vectors, s
         x, of the A-norm's least error among the combinations of b, A b, A^2 b, ... that so many products allow.
 
     >>> a = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
-    >>> conjugate_gradients(lambda v: [a @ v[0]], [torch.tensor([4.0, 7.0])], steps=2)
-    [tensor([1., 2.])]
+    >>> (x,) = conjugate_gradients(lambda v: [a @ v[0]], [torch.tensor([4.0, 7.0])], steps=2)
+    >>> [round(float(number), 4) for number in x]
+    [1.0, 2.0]
     """
     solution, residual = [torch.zeros_like(b) for b in right], [b.clone() for b in right]
     direction, squared = right, _dot(right, right)
