@@ -1,6 +1,7 @@
 """C-LoRA: its KL against torch.distributions, its outputs against a loop over tokens, and plain steps without noise."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from abmll.config import PosteriorConfig
+from abmll.errors import AbmllError
 from abmll.kernels.noise import noise_key
 from abmll.systems.build import build_system
 from abmll.systems.plans import AdaptationPlan, PredictionPlan
@@ -126,9 +128,12 @@ def test_without_noise_and_steps_of_the_networks_it_is_the_plain_system(monkeypa
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
 
 
-def gradients(system: System, count: int = 4) -> list[Tensor]:
+UNEVEN = tuple(replace(row, question=row.question + " or not" * n) for n, row in enumerate(questions(4)))
+
+
+def gradients(system: System) -> list[Tensor]:
     posterior = begun(system)
-    posterior._gradients(questions(count), (0, 1, 2, 3))
+    posterior._gradients(UNEVEN, (0, 1, 2, 3))
     moved = [*posterior.parameters, *(part for net in posterior._nets for part in net)]
     return [part.grad.clone() for part in moved if part.grad is not None]
 
@@ -139,7 +144,8 @@ def test_micro_batches_and_padding_change_nothing() -> None:
         whole = system_with(exact_base(), kl_weight=0.1)
         apart = system_with(exact_base(), kl_weight=0.1)
         object.__setattr__(apart.batcher, "micro_batch", 1)
-        assert len(apart.batcher(questions(4))) == 4
+        assert len(apart.batcher(UNEVEN)) == 4
+        assert bool((whole.batcher.batch(UNEVEN).reach == 0).any()), "some is padding"
         for one, other in zip(gradients(whole), gradients(apart), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-10)
             assert float(one.abs().max()) > 0
@@ -182,6 +188,15 @@ def test_the_networks_descend_nll_and_kl() -> None:
             return nll + 1e-3 * kl
 
         assert (loss(1e-7) - loss(-1e-7)) / 2e-7 == pytest.approx(slope, rel=1e-6)
+
+
+def test_a_method_that_moves_b_alone_is_refused_by_the_posterior_s_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = system_with()
+    (group,) = system.method.task()
+    alone = [group._replace(parameters=group.parameters[::2])]
+    monkeypatch.setattr(system.method, "task", lambda: alone)
+    with pytest.raises(AbmllError, match=r"posterior\.name=c-lora needs a method that moves B and A"):
+        system.adapt(TASKS[0], PLAN)
 
 
 def test_outside_its_passes_layers_are_plain() -> None:
