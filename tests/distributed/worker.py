@@ -27,6 +27,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     "lora": ("lora", SHORT, 2),
     "abmll-persistent": ("abmll", {**SHORT, "phi": "persistent"}, 2),
     "fomaml-three-tasks": ("fomaml", SHORT, 3),
+    "lift": ("lift", SHORT, 2),
     "structured": ("structured", SHORT, 2),
     "structured-one-task": ("structured", {**SHORT, "inner_optimizer_state": "fresh"}, 1),
 }

@@ -46,6 +46,7 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "metaicl": ("metaicl", "default", {"demonstrations": 3}),
     "meta-sgd": ("meta-sgd", "default", {}),
     "anil": ("anil", "default", {}),
+    "imaml": ("imaml", "default", {}),
     "abmll": ("abmll", "default", FIRST_ORDER),
     "abmll-default": ("abmll", "default", {}),
     "abmll-weight-sampler": ("abmll", "default", {**FIRST_ORDER, "training_sampler": "weight", "std_init": 0.01}),

@@ -321,6 +321,17 @@ DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("anil", "default"): {**QUERY, "second_order": False, "task_modules": ("v_proj",)},
     ("maml", "default"): {**QUERY, "second_order": True, "inner_optimizer": "sgd", "inner_lr": 0.1},
     ("maml-en-llm", "default"): {**QUERY, "second_order": True, "demonstrations": 16},
+    ("imaml", "default"): {**QUERY, "proximal_weight": 2.0, "cg_steps": 5, "inner_optimizer": "sgd", "inner_lr": 0.1},
+    ("lift", "default"): {
+        **MEANS,
+        "task_std": 1e-2,
+        "shared_std": 1.0,
+        "task_rows": 12.0,
+        "noise": 1.0,
+        "inner_optimizer": "sgd",
+        "inner_lr": 1e-5,
+        "outer_lr": 1e-6,
+    },
     ("abmll", "ravi-beatson"): {
         **BAYES,
         "outer_step": "identity",

@@ -1,9 +1,9 @@
 """The adapted linear layer with its two slots, and the set of all adapted layers of a model."""
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -16,6 +16,8 @@ from abmll.kernels.noise import kept
 
 Sampler = Literal["mean", "weight", "activation"]
 Part = Literal["mean", "std"]
+Core = Callable[[Tensor, Tensor], Tensor]
+"""Base output and input of an adapted layer -> its output."""
 
 
 @dataclass(slots=True)
@@ -29,6 +31,7 @@ class Noise:
         questions: question keys of the batch's rows (activation noise).
         tokens: position of each token within its question (activation noise).
         kept: dropout masks, one for each key and layer, or None: what the means see of their inputs.
+        cores: by their numbers the layers whose output somebody else makes of the base's: see `AdapterSet.with_cores`.
     """
 
     sampler: Sampler = "mean"
@@ -36,6 +39,7 @@ class Noise:
     questions: Int[Tensor, " B"] | None = None
     tokens: Int[Tensor, "B T"] | None = None
     kept: Float[Tensor, "S L W"] | None = None
+    cores: Mapping[int, Core] = field(default_factory=dict)
 
 
 class AdaptedLinear(nn.Module):
@@ -57,6 +61,8 @@ class AdaptedLinear(nn.Module):
         y, noise, task = self.base(x), self.noise, self.task
         if noise.kept is not None:
             x = _dropped(x, noise.kept[:, self.index])
+        if self.index in noise.cores:
+            return noise.cores[self.index](y, x)
         if noise.sampler == "mean" or not task.has_std:
             return op("mean_output", x.device)(y, x, task.mean_b, task.mean_a, task.variance.scale)
         drawn = (y, x, task.factors(), task.variance, noise.keys, self.index)
@@ -196,6 +202,15 @@ class AdapterSet:
             yield
         finally:
             self.noise.kept = None
+
+    @contextmanager
+    def with_cores(self, cores: Mapping[int, Core]) -> Iterator[None]:
+        """Forward passes inside take the outputs of some layers, by number, from these functions: no captured ones."""
+        self.noise.cores = cores
+        try:
+            yield
+        finally:
+            self.noise.cores = {}
 
     @torch.no_grad()
     def mean_squared_distance(self) -> Float[Tensor, ""]:

@@ -10,6 +10,8 @@ from abmll.methods.base import Group, Method, Settings, Terms
 from abmll.methods.first_order import FOMAML
 from abmll.methods.lora import LoRA, Pretrained, Reptile, StructuredLoRA
 from abmll.methods.rivals.anil import ANIL
+from abmll.methods.rivals.imaml import IMAML
+from abmll.methods.rivals.lift import LiFT
 from abmll.methods.rivals.maml import MAML, MAMLenLLM
 from abmll.methods.rivals.meta_sgd import MetaSGD
 from abmll.methods.rivals.metaicl import MetaICL
@@ -51,6 +53,8 @@ METHODS: Registry[type[Method]] = Registry(
         "anil": ANIL,
         "maml": MAML,
         "maml-en-llm": MAMLenLLM,
+        "imaml": IMAML,
+        "lift": LiFT,
     },
     check=_check_method,
     guide="docs/add-a-method.md",

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from abmll.adapters.layer import AdapterSet
+from abmll.methods.task_weights import TaskWeights
 from abmll.prompts.batches import ChoiceBatch
 
 OptimizerName = Literal["adamw", "sgd"]
@@ -153,6 +154,12 @@ class InnerSteps(Protocol):
     def curvature(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """The Hessian of the mean loss of all steps' batches at phi, by what `Method.task` moves, times these."""
 
+    def add_mixed(self, vectors: Sequence[Tensor]) -> None:
+        """Add to .grad of what the steps depend on besides: the derivative by it of the loss's gradient times these.
+
+        The loss is that of `curvature`. What is no such thing (theta, where the loss holds it fixed) gets nothing.
+        """
+
 
 class Method(abc.ABC):
     """A system of docs/method.md, section 4. Subclasses are final, and override nothing concrete.
@@ -171,6 +178,8 @@ class Method(abc.ABC):
         uses_query: the last batch of an episode is kept for the outer step.
         moves_weights: training changes theta's factors (not so for the pretrained model).
         keeps_phi: phi goes on from task to task.
+        keeps_tasks: in training each task goes on from its own phi of the last visit, once `begin_task` was called.
+        task_weights: what these are, with such a method; the visit that `outer_gradient` ends is in them.
         learned_start: name -> vector that training starts from, of what theta has besides factors.
         learned: the same as parameters; kept in checkpoints and in stored adapters.
         dropout: share of inputs that predictions drop, another one in each draw; for methods without stds.
@@ -186,6 +195,7 @@ class Method(abc.ABC):
     inner_taken: InnerSteps | None = None
     uses_query: bool = False
     keeps_phi: bool = False
+    keeps_tasks: bool = False
     dropout: float = 0.0
     demonstrations: int = 0
 
@@ -194,6 +204,7 @@ class Method(abc.ABC):
     ) -> None:
         self.adapters, self.nll, self.settings = adapters, nll, settings
         self.temperature = [temperature] if temperature is not None and temperature.requires_grad else []
+        self.task_weights = TaskWeights()
         self.learned = {name: nn.Parameter(start.to(adapters.device)) for name, start in self.learned_start.items()}
 
     @property

@@ -1,6 +1,6 @@
 """What every system without stds shares: inner steps on the means, by plain NLL."""
 
-from typing import ClassVar, final
+from typing import ClassVar
 
 from jaxtyping import Int
 from pydantic import Field
@@ -48,7 +48,6 @@ class MeansOnly(Method):
         """phi <- theta."""
         self.adapters.begin_task()
 
-    @final
     def inner_loss(self, batch: ChoiceBatch, key: Int[Tensor, ""]) -> Terms:
         """Mean NLL of the batch, and the prior of the means if it has a weight."""
         s, adapters = self.settings, self.adapters

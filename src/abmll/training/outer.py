@@ -16,6 +16,7 @@ from abmll.training.inner import as_values, clear, not_finite, terms_of
 from abmll.training.optimizers import GroupOptimizer
 
 NOT_CAPTURED = "it goes back through the inner steps, and captured steps have no gradients of gradients"
+READS_TASKS = "it reads the weights of every task, which are not in the memory that captured steps go by"
 
 
 def add_outer_gradient(
@@ -45,8 +46,8 @@ def add_outer_gradient(
     temperature = {id(p): p.grad for p in method.temperature}  # left by the last inner step
     step = partial(_gradient, method, outer.parameters, totals, share)
     name = f"outer gradient {id(outer)} {share}"
-    if method.inner_taken is not None and graphs.capture:
-        graphs.fallbacks[name] = NOT_CAPTURED
+    if graphs.capture and (method.inner_taken is not None or method.keeps_tasks):
+        graphs.fallbacks[name] = READS_TASKS if method.keeps_tasks else NOT_CAPTURED
     outputs = graphs.run(name, step, batcher(query) if query else [], step_key(coordinates))
     for parameter, total in zip(outer.parameters, totals, strict=True):
         gradient = temperature.get(id(parameter))

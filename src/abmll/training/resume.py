@@ -48,6 +48,7 @@ class TrainingState:
             optimizer |= {f"inner.{name}": tensor for name, tensor in self.inner.state_dict().items()}
         if method.keeps_phi:
             optimizer |= {f"phi.{name}": tensor for name, tensor in method.adapters.state_dict("task").items()}
+        optimizer |= {f"tasks.{name}": tensor for name, tensor in method.task_weights.state_dict().items()}
         state = {k: v for k, v in vars(self.progress).items() if k != "step" and v != float("inf")}
         checkpoint = Checkpoint(self.progress.step, theta(method), optimizer, state)
         if not copy:
@@ -61,7 +62,7 @@ class TrainingState:
             KeyError, ValueError: it is of other adapters.
         """
         load_theta(self.method, checkpoint.shared)
-        parts: dict[str, dict[str, Tensor]] = {"outer": {}, "inner": {}, "phi": {}}
+        parts: dict[str, dict[str, Tensor]] = {"outer": {}, "inner": {}, "phi": {}, "tasks": {}}
         for name, tensor in checkpoint.optimizer.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
@@ -69,6 +70,7 @@ class TrainingState:
         self.inner.load_state_dict(parts["inner"])
         if parts["phi"]:
             self.method.adapters.load_state_dict("task", parts["phi"])
+        self.method.task_weights.load_state_dict(parts["tasks"], self.method.adapters.parameters("task"))
         vars(self.progress).update({**vars(Progress()), **checkpoint.state, "step": checkpoint.step})
 
 

@@ -93,11 +93,27 @@ class TakenSteps:
 
     def curvature(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """As `InnerSteps.curvature`."""
-        phi, totals = self.points[-1].phi, [torch.zeros_like(v) for v in vectors]
+        products, _ = self._mean_products(vectors, [])
+        return products
+
+    def add_mixed(self, vectors: Sequence[Tensor]) -> None:
+        """As `InnerSteps.add_mixed`."""
+        others = self._others()
+        add_gradients(others, self._mean_products(vectors, others)[1])
+
+    def _mean_products(
+        self, vectors: Sequence[Tensor], others: Sequence[nn.Parameter]
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """As `_products`, at phi as the steps left it, averaged over them."""
+        phi, share = self.points[-1].phi, 1 / len(self.batches)
+        own: list[Tensor | None] = [None] * len(vectors)
+        rest: list[Tensor | None] = [None] * len(others)
         for step in range(len(self.batches)):
-            products, _ = self._products(step, phi, vectors, self.optimizer.parameters)
-            torch._foreach_add_(totals, products, alpha=1 / len(self.batches))
-        return totals
+            by_phi, by_others = self._products(step, phi, vectors, [*self.optimizer.parameters, *others])
+            own = [_sum(total, share * part) for total, part in zip(own, by_phi, strict=True)]
+            shares = [None if part is None else share * part for part in by_others]
+            rest = [_sum(total, part) for total, part in zip(rest, shares, strict=True)]
+        return [total for total in own if total is not None], rest
 
     def _point(self) -> _Point:
         state = {name: value.clone() for name, value in self.optimizer.state_dict().items()}

@@ -202,6 +202,7 @@ def meta_train(
         OSError: the disk is full, ...; earlier checkpoints are as they were.
     """
     learner.optimizers.restart()
+    learner.method.task_weights.load_state_dict({}, ())
     progress = Progress()
     work = _Work(learner, episodes, plan, run, world, validate, progress)
     with run.locked_by_caller_or(world), gently():
@@ -302,8 +303,8 @@ def _visits(method: Method, meta_batch: int) -> list[range]:
 
 
 def _sequential(method: Method) -> bool:
-    """Moments or a phi that go on from task to task: tasks follow each other, and every rank runs all of them."""
-    return method.settings.inner_optimizer_state == "persistent" or method.keeps_phi
+    """Moments or a phi that go on: tasks follow each other, and every rank runs all of them."""
+    return method.settings.inner_optimizer_state == "persistent" or method.keeps_phi or method.keeps_tasks
 
 
 def _meta_step(work: _Work, step: int, positions: range) -> TaskInfo:
@@ -337,6 +338,9 @@ def _run_task(work: _Work, step: int, position: int, share: float) -> TaskInfo:
     support = batches[:-1] if method.uses_query else batches
     query = batches[-1] if method.uses_query else ()
     method.begin_task(first=step == 0 and position == 0)
+    phi = method.adapters.parameters("task")
+    if method.keeps_tasks:
+        method.task_weights.put_into(episode.task, phi)
     if s.inner_optimizer_state == "fresh":
         inner.restart()
     else:
@@ -346,6 +350,8 @@ def _run_task(work: _Work, step: int, position: int, share: float) -> TaskInfo:
     try:
         steps = TakenSteps(method, inner, work.batcher, support, coordinates, [factor] * len(support))
         taken = steps.take(work.graphs)
+        if method.keeps_tasks:
+            method.task_weights.keep(episode.task, phi)
         batch = FailedBatch(tuple(query), (*coordinates, len(support)), outer=True)
         sums = (work.outer, work.totals)
         with going_back(method, steps):
@@ -418,7 +424,7 @@ def _save(state: Checkpoint, run: RunDirectory, plan: TrainingPlan, best_step: i
     Raises:
         NonFiniteError: a weight is not finite: a finite gradient at too high a rate. It is not written.
     """
-    weights = {n: t for n, t in state.optimizer.items() if n.startswith("phi.") or n.endswith(".master")}
+    weights = {n: t for n, t in state.optimizer.items() if n.startswith(("phi.", "tasks.")) or n.endswith(".master")}
     bad = [n for n, t in {**state.shared, **weights}.items() if not bool(t.isfinite().all())]
     if bad:  # moments apart: a second moment that overflows stops a parameter, and is no number of a weight
         raise NonFiniteError(

@@ -14,7 +14,7 @@ from abmll.methods.base import Method, Schedule
 from abmll.methods.noise import Coordinates, StepCoordinates, prediction_keys
 from abmll.question import Question
 from abmll.systems.plans import PredictionPlan
-from abmll.systems.posteriors.settings import PosteriorSettings
+from abmll.systems.posteriors.settings import SETTINGS, PosteriorSettings
 from abmll.systems.predict import Draw, draw_by_batch
 from abmll.training.batcher import Batcher
 from abmll.training.graphs import Graphs
@@ -168,6 +168,6 @@ def factor_pairs(posterior: Posterior) -> list[tuple[Tensor, Tensor]]:
     factors = posterior.parameters
     pairs: list[tuple[Tensor, Tensor]] = list(zip(factors[::2], factors[1::2], strict=False))
     if len(factors) % 2 or any(b.shape[1] != a.shape[0] for b, a in pairs):
-        name = type(posterior).__name__.lower()
+        name = next(name for name, kind in SETTINGS.items() if type(posterior.settings) is kind)
         raise AbmllError(f"posterior.name={name} needs a method that moves B and A of each layer in adaptation")
     return pairs

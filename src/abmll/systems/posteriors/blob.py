@@ -9,7 +9,7 @@ from torch import Tensor
 from abmll.kernels.noise import noise_key, normal
 from abmll.systems.posteriors.base import factor_pairs
 from abmll.systems.posteriors.settings import BLoBSettings
-from abmll.systems.posteriors.variational import Variational
+from abmll.systems.posteriors.variational import Variational, kl_weight
 
 
 class BLoB(Variational):
@@ -49,7 +49,8 @@ class BLoB(Variational):
     def step(self, gradients: list[Tensor], key: int) -> None:
         """AdamW on B and M, SGD on G and on M by the KL."""
         assert self._adam is not None, "start comes first"
-        weight, s = self._kl_weight(), self.settings
+        s = self.settings
+        weight = kl_weight(s, self._examples, self._steps, self.parts.method.settings.batch_size)
         kl_lr = s.kl_lr * self.rate_factor
         self._adam.param_groups[0]["lr"] = self.parts.method.settings.inner_lr * self.rate_factor
         of_kl = [kl_gradients(*q, s.prior_std) for q in zip(self._mean, self._root_std, self._centre, strict=True)]
@@ -89,14 +90,6 @@ class BLoB(Variational):
     def _noise(self, index: int, key: int) -> Tensor:
         mean = self._mean[index]
         return normal(key, mean.shape[1], torch.arange(mean.shape[0], device=mean.device), layer=index).to(mean)
-
-    def _kl_weight(self) -> float:
-        """Of the KL of this step, beside a mean NLL."""
-        if self.settings.kl_schedule == "elbo":
-            return self.settings.kl_weight / max(1, self._examples)
-        batches = max(1, round(100 * self._examples ** (math.pi / 8) / self.parts.method.settings.batch_size))
-        number = (self._steps + 1) % batches or batches
-        return self.settings.kl_weight * 2.0 ** (number - batches - 1) / (1 - 2.0 ** -(batches + 1))
 
 
 def kl_gradients(

@@ -4,6 +4,8 @@ from typing import Any
 
 from abmll.systems.posteriors.base import Parts, Posterior
 from abmll.systems.posteriors.blob import BLoB
+from abmll.systems.posteriors.cores.c_lora import CLoRA
+from abmll.systems.posteriors.cores.scalabl import ScalaBL
 from abmll.systems.posteriors.ensemble import Ensemble
 from abmll.systems.posteriors.ivon import IVON
 from abmll.systems.posteriors.laplace import Laplace
@@ -18,6 +20,8 @@ POSTERIORS: dict[str, type[Posterior]] = {
     "ensemble": Ensemble,
     "ivon": IVON,
     "blob": BLoB,
+    "scalabl": ScalaBL,
+    "c-lora": CLoRA,
 }
 """Every posterior that `posterior.name` can be, besides `none`."""
 

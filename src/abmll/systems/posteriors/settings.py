@@ -92,7 +92,19 @@ class IVONSettings(PosteriorSettings):
     centre: Literal["theta", "zero"] = "theta"
 
 
-class BLoBSettings(PosteriorSettings):
+class KLSettings(PosteriorSettings):
+    """What the posteriors with a KL beside the NLL have in common.
+
+    Attributes:
+        kl_schedule: `elbo`, the KL over the number of examples in every step; or `published`, most of it in late steps.
+        kl_weight: multiplies the KL.
+    """
+
+    kl_schedule: Literal["elbo", "published"] = "elbo"
+    kl_weight: float = Field(1.0, ge=0)
+
+
+class BLoBSettings(KLSettings):
     """Settings of BLoB; numbers are those of bayesian-peft at bc6a4a7 (modelwrappers/blob.py, scripts/blob).
 
     Attributes:
@@ -100,16 +112,44 @@ class BLoBSettings(PosteriorSettings):
         prior_std: sigma_p, of the prior on A.
         centre: mean of that prior: `zero` as published, or `theta`, where steps begin.
         kl_lr: rate of SGD on the KL, and on the stds.
-        kl_schedule: `elbo`, the KL over the number of examples in every step; or `published`, most of it in late steps.
-        kl_weight: multiplies the KL.
     """
 
     epsilon: float = Field(0.05, gt=0)
     prior_std: float = Field(0.2, gt=0)
     centre: Literal["theta", "zero"] = "zero"
     kl_lr: float = Field(0.02, gt=0)
-    kl_schedule: Literal["elbo", "published"] = "elbo"
-    kl_weight: float = Field(1.0, ge=0)
+
+
+class ScalaBLSettings(KLSettings):
+    """Settings of ScalaBL; numbers are those of BayesAdapt at 3843000 (lorawrappers/scalabl.py, conf/optim/vi.yaml).
+
+    Attributes:
+        epsilon: largest std that steps begin with.
+        prior_std: of the prior on the singular values, whose mean is 0.
+        kl_lr: rate of SGD on the KL.
+        kl: `elbo`, KL(q || p); or `reversed`, KL(p || q), as published.
+    """
+
+    epsilon: float = Field(0.05, gt=0)
+    prior_std: float = Field(1.0, gt=0)
+    kl_lr: float = Field(0.2, gt=0)
+    kl: Literal["elbo", "reversed"] = "elbo"
+
+
+class CLoRASettings(PosteriorSettings):
+    """Settings of C-LoRA; numbers are those of c_lora at e706627 (modelwrappers/c_lora.py, scripts/ctx).
+
+    Attributes:
+        hidden: width of each layer's network.
+        prior_std: sigma_p, of the prior on the core, whose mean is 0.
+        core_lr: rate of SGD on the networks.
+        kl_weight: multiplies the KL of a question beside its NLL. The ELBO's is 1, which leaves nothing of the core.
+    """
+
+    hidden: int = Field(64, ge=1)
+    prior_std: float = Field(0.2, gt=0)
+    core_lr: float = Field(0.02, gt=0)
+    kl_weight: float = Field(1e-6 / 65, ge=0)  # published, and multiplied by BLoB's weights besides, which are below 1
 
 
 SETTINGS: dict[str, type[PosteriorSettings]] = {
@@ -119,6 +159,8 @@ SETTINGS: dict[str, type[PosteriorSettings]] = {
     "ensemble": EnsembleSettings,
     "ivon": IVONSettings,
     "blob": BLoBSettings,
+    "scalabl": ScalaBLSettings,
+    "c-lora": CLoRASettings,
 }
 """Every posterior that `posterior.name` can be, besides `none`."""
 

@@ -1,6 +1,7 @@
 """What posteriors share that are learned by steps of their own: from theta, on the batches that made phi."""
 
 import abc
+import math
 from functools import partial
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from abmll.methods.noise import step_key
 from abmll.process.stopping import stop_if_asked
 from abmll.question import Question
 from abmll.systems.posteriors.base import Adaptation, FactorDraws, check_shapes, copied, put
+from abmll.systems.posteriors.settings import KLSettings
 from abmll.training.failed_batch import FailedBatch
 from abmll.training.inner import check_finite, clear
 from abmll.training.optimizers import schedule_factor
@@ -70,3 +72,22 @@ class Variational(FactorDraws):
         values = [state[f"{part}.{index}"].to(self.parts.batcher.device) for index in range(len(parameters))]
         check_shapes(parameters, values)
         return values
+
+
+def kl_weight(settings: KLSettings, examples: int, steps: int, batch_size: int) -> float:
+    """Of the KL of the step after so many, beside a mean NLL.
+
+    Args:
+        settings: whether it is the ELBO's.
+        examples: that steps are taken on.
+        steps: that were taken.
+        batch_size: questions of a step.
+
+    >>> kl_weight(KLSettings(), examples=20, steps=0, batch_size=2)
+    0.05
+    """
+    if settings.kl_schedule == "elbo":
+        return settings.kl_weight / max(1, examples)
+    batches = max(1, round(100 * examples ** (math.pi / 8) / batch_size))
+    number = (steps + 1) % batches or batches
+    return settings.kl_weight * 2.0 ** (number - batches - 1) / (1 - 2.0 ** -(batches + 1))

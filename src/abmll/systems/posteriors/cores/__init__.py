@@ -1,0 +1,1 @@
+"""Posteriors over a core between the factors: W - W0 = s B R A, where R is drawn."""
