@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from abmll.errors import AbmllError, unknown_name
 
@@ -18,13 +18,25 @@ class LaplaceSettings(PosteriorSettings):
 
     Attributes:
         centre: mean of the Gaussian prior on the factors: `zero` as published, or `theta`, where adaptation began.
-        precision: of that prior; None: where the evidence of the examples is largest.
+        precision: of that prior; None: where the evidence of the examples is largest; `pooled`: where that of training
+            tasks, each adapted to as an unseen one, is largest in sum, learned at the end of training.
+        form: of the curvature: all its entries, which few examples bear, or Kronecker factors (`kfac`).
+        inputs_mean: over which the inputs' factor of `kfac` is a mean.
         samples: draws of the scores, from a Gaussian of as many dimensions as there are choices.
     """
 
     centre: Literal["theta", "zero"] = "theta"
-    precision: float | None = Field(None, gt=0)
+    precision: float | Literal["pooled"] | None = None
+    form: Literal["full", "kfac"] = "full"
+    inputs_mean: Literal["tokens", "examples"] = "tokens"
     samples: int = Field(1000, ge=1)  # published: 1e5; a draw costs a softmax, and 1,000 leave an error of .016 at most
+
+    @field_validator("precision")
+    @classmethod
+    def _above_zero(cls, value: Any) -> Any:
+        if isinstance(value, float) and value <= 0:
+            raise ValueError("a precision is above 0")
+        return value
 
 
 class TFBSettings(PosteriorSettings):
@@ -147,5 +159,4 @@ def resolve_posterior(name: str, given: dict[str, Any]) -> PosteriorSettings | N
 
 
 def _in_words(fault: Any) -> str:
-    setting = ".".join(map(str, ("posterior", *fault["loc"])))
-    return f"{setting}: {fault['msg']}, found {fault['input']!r}"
+    return f"posterior.{fault['loc'][0]}: {fault['msg'].removeprefix('Value error, ')}, found {fault['input']!r}"
