@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,26 @@ from torch import Tensor, nn
 
 from abmll.adapters.gaussian import LowRankGaussian
 from abmll.adapters.layer import AdaptedLinear, Noise
-from abmll.config import PosteriorConfig
+from abmll.config import PosteriorConfig, RunConfig
 from abmll.errors import AbmllError
+from abmll.everyday.saved import save_posterior
+from abmll.everyday.session import open_run
+from abmll.files import write_sealed_json
 from abmll.kernels import Variance
-from abmll.question import Question
+from abmll.process.world import World
+from abmll.question import Question, Task
+from abmll.runs import evaluate_run as evaluation
+from abmll.runs.compare import complete_run
 from abmll.systems.build import build_system
 from abmll.systems.plans import AdaptationPlan, PredictionPlan
 from abmll.systems.posteriors.laplace import Laplace
 from abmll.systems.posteriors.laplace.curvature import FullCurvature, KroneckerCurvature, KroneckerSums, Passes, Seen
+from abmll.systems.posteriors.laplace.evidence import Evidence, pooled
+from abmll.systems.posteriors.laplace.pooled import PRECISION_FILE, learn_precision, read_precision
 from abmll.systems.posteriors.settings import resolve_posterior
 from abmll.systems.system import System
 from tests.exact import exact_base, float64
+from tests.runs import UNSEEN, config_in, place_tiny, run_in, system_in, train_run
 from tests.systems import TASKS, questions, run_config, scramble, tiny_base
 
 PLAN, MEAN = AdaptationPlan(6, 6), PredictionPlan("mean", 1)
@@ -187,3 +197,131 @@ def test_a_precision_is_above_zero_or_a_word_that_is_known() -> None:
             resolve_posterior("laplace", {"precision": value})
     with pytest.raises(AbmllError, match=r"posterior.precision: Input should be 'pooled', found 'poled'"):
         resolve_posterior("laplace", {"precision": "poled"})
+
+
+# -------------------- the precision that is learned over training tasks
+
+
+def test_of_sharp_likelihoods_the_pooled_precision_is_that_of_the_displacements() -> None:
+    """Where each phi is known, it is 1 over the maximum likelihood variance of their entries around theta."""
+    moved = np.random.default_rng(0).normal(0, 0.3, (7, 50))
+    evidences = [Evidence(np.full(50, 1e12), float(np.square(row).sum())) for row in moved]
+    assert pooled(evidences).best_precision() == pytest.approx(1 / np.square(moved).mean(), rel=1e-4)
+    assert evidences[0].best_precision() == pytest.approx(1 / np.square(moved[0]).mean(), rel=1e-4)
+
+
+def test_the_pooled_precision_has_the_largest_sum_of_dense_evidences() -> None:
+    with float64():
+        system = adapted(exact_base(), precision="pooled")
+        posterior, dense = laplace_of(system), []
+
+        def adapt(task: Task) -> None:
+            examples = system.adapt(task, PLAN)
+            rows = np.concatenate([dense_rows(posterior, row) for row in examples])
+            parts = (flat(system.method.adapters.parameters(slot, "mean")) for slot in ("task", "shared"))
+            distance = float(np.square(np.subtract(*parts)).sum())
+            dense.append((rows.T @ rows, distance))
+
+        learned = learn_precision(posterior, {**{task.name: task for task in TASKS[:3]}, "small": None}, adapt)
+
+    def log_evidence(precision: float) -> float:
+        dets = [np.linalg.slogdet(np.eye(len(h)) + h / precision)[1] for h, _ in dense]
+        return -0.5 * sum(precision * d + det for (_, d), det in zip(dense, dets, strict=True))
+
+    best = learned.precision
+    assert all(log_evidence(best) > log_evidence(best * factor) for factor in (0.9, 0.99, 1.01, 1.1))
+    assert list(learned.tasks) == [task.name for task in TASKS[:3]]
+    assert min(learned.tasks.values()) < best < max(learned.tasks.values())
+    assert list(learned.left_out) == ["small"]
+
+
+def dense_rows(posterior: Laplace, row: Question) -> np.ndarray:
+    f, rows, _ = posterior.jacobian(row)
+    return np.asarray(f.exp().sqrt()[:, None] * rows)
+
+
+def flat(parameters: list[Any]) -> np.ndarray:
+    return torch.cat([p.detach().flatten() for p in parameters]).numpy()
+
+
+def pooled_run(folder: Path, **adaptation: Any) -> tuple[RunConfig, Path]:
+    config = config_in(
+        place_tiny(folder), "reptile", posterior={"name": "laplace", "precision": "pooled"}, adaptation=adaptation
+    )
+    run = folder / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    return config, run
+
+
+def test_a_run_stores_the_precision_for_tasks_that_it_has_not_seen(tmp_path: Path) -> None:
+    config, run = pooled_run(tmp_path)
+    posterior = laplace_of(train_run(config, run))
+    stored = read_precision(run)
+    assert stored is not None
+    assert stored.learned.precision == posterior.pooled
+    assert len(stored.learned.tasks) == 3
+    session = open_run(run)
+    session.system.adapt(UNSEEN, AdaptationPlan(6, 3))
+    assert laplace_of(session.system).precision == stored.learned.precision
+    assert session.system.answer(UNSEEN.test[:2])[0].spread
+    (run / PRECISION_FILE).unlink()
+    bare = open_run(run).system
+    bare.adapt(UNSEEN, AdaptationPlan(6, 3))
+    with pytest.raises(AbmllError, match=r"posterior.precision=pooled: no precision was learned .* give a number"):
+        bare.answer(UNSEEN.test[:2])
+    with pytest.raises(AbmllError, match="no precision was learned"):
+        save_posterior(run, "mine", config, bare)
+    assert not (run / "tasks" / "mine").exists()
+
+
+def test_a_precision_of_other_weights_or_damaged_is_refused_and_learned_again(tmp_path: Path) -> None:
+    config, run = pooled_run(tmp_path)
+    train_run(config, run)
+    text = (run / PRECISION_FILE).read_text()
+    stored = read_precision(run)
+    assert stored is not None
+    other = stored.model_copy(update={"weights": "0" * 64})
+    write_sealed_json(run / PRECISION_FILE, other.model_dump(mode="json"))
+    with pytest.raises(AbmllError, match="was learned with other weights"):
+        open_run(run)
+    train_run(config, run)
+    assert (run / PRECISION_FILE).read_text() == text
+    (run / PRECISION_FILE).write_text(text.replace("tiny0", "tiny9"))
+    with pytest.raises(AbmllError, match=PRECISION_FILE):
+        open_run(run)
+
+
+def test_other_settings_of_the_curvature_do_not_take_it(tmp_path: Path) -> None:
+    config, run = pooled_run(tmp_path)
+    train_run(config, run)
+    assert laplace_of(open_run(run, {"posterior": {"form": "kfac"}}).system).pooled is None
+    assert laplace_of(open_run(run, {"adaptation": {"steps": 5}}).system).pooled is not None
+
+
+def test_without_rows_to_learn_it_from_nothing_is_trained(tmp_path: Path) -> None:
+    config, run = pooled_run(tmp_path, examples=17)
+    with pytest.raises(AbmllError, match=r"no training task has adaptation.examples=17 rows to adapt to and one more"):
+        train_run(config, run)
+    assert not (run / "adapter").exists()
+
+
+def test_each_point_of_a_curve_has_the_precision_of_its_weights(tmp_path: Path, monkeypatch: Any) -> None:
+    config, _ = pooled_run(tmp_path)
+    run = run_in(tmp_path / "runs" / "curve", config, unseen=[UNSEEN], curve=2)
+    system, steps = system_in(config), []
+    learn = evaluation.learn_run_precision
+
+    def note(run: Any, system: System, step: int, *rest: Any) -> None:
+        learn(run, system, step, *rest)
+        steps.append((step, laplace_of(system).pooled))
+
+    monkeypatch.setattr(evaluation, "learn_run_precision", note)
+    complete_run(run, system, lambda event: None, World())
+    assert [step for step, _ in steps] == [0, 3]
+    stored = read_precision(run.folder)
+    assert stored is not None
+    assert steps[1][1] == stored.learned.precision != steps[0][1]
+    steps.clear()
+    complete_run(run, system, lambda event: None, World())
+    assert steps == [], "all is there"
