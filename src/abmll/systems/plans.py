@@ -200,7 +200,7 @@ def _check_answering(config: RunConfig, settings: Settings) -> None:
 def _posterior_settings(config: RunConfig) -> PosteriorSettings | None:
     """Those of the posterior, if there is one. Refuses one that is unknown, or of a phi that is one already."""
     chosen = config.posterior
-    settings = resolve_posterior(chosen.name, chosen.settings())
+    settings = resolve_posterior(chosen.name, chosen.settings(), chosen.preset)
     if settings is not None and method_class(config.method.name).has_std:
         raise AbmllError(
             f"posterior.name={chosen.name} is made of a phi without stds, but method.name="

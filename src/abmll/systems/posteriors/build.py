@@ -1,7 +1,6 @@
 """A posterior by its name."""
 
-from typing import Any
-
+from abmll.config import PosteriorConfig
 from abmll.systems.posteriors.base import Parts, Posterior
 from abmll.systems.posteriors.blob import BLoB
 from abmll.systems.posteriors.ensemble import Ensemble
@@ -22,11 +21,11 @@ POSTERIORS: dict[str, type[Posterior]] = {
 """Every posterior that `posterior.name` can be, besides `none`."""
 
 
-def build_posterior(name: str, given: dict[str, Any], parts: Parts) -> Posterior | None:
+def build_posterior(chosen: PosteriorConfig, parts: Parts) -> Posterior | None:
     """A posterior with nothing to draw from yet; None where it is `none`.
 
     Raises:
-        AbmllError: unknown name or setting, or a value out of range.
+        AbmllError: unknown name, preset or setting, or a value out of range.
     """
-    settings = resolve_posterior(name, given)
-    return None if settings is None else POSTERIORS[name](parts, settings)
+    settings = resolve_posterior(chosen.name, chosen.settings(), chosen.preset)
+    return None if settings is None else POSTERIORS[chosen.name](parts, settings)

@@ -160,7 +160,8 @@ def use_precision(system: System, folder: Path) -> None:
 def _settings(config: RunConfig) -> dict[str, dict[str, Any]]:
     """The settings that phi and its curvature depend on, besides the weights; as JSON has them."""
     values = config.model_dump(mode="json")
-    posterior = resolve_posterior(config.posterior.name, config.posterior.settings())
+    chosen = config.posterior
+    posterior = resolve_posterior(chosen.name, chosen.settings(), chosen.preset)
     assert posterior is not None, "there is a precision"
     curvature = posterior.model_dump(mode="json", include=set(_OF_CURVATURE))
     adaptation = {name: values["adaptation"][name] for name in ("examples", "steps", "batch_size", "schedule", "seed")}
