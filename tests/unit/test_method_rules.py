@@ -320,7 +320,14 @@ DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("meta-sgd", "default"): {**QUERY, "second_order": False, "rate_lr": 1e-2},
     ("anil", "default"): {**QUERY, "second_order": False, "task_modules": ("v_proj",)},
     ("maml", "default"): {**QUERY, "second_order": True, "inner_optimizer": "sgd", "inner_lr": 0.1},
-    ("maml-en-llm", "default"): {**QUERY, "second_order": True, "demonstrations": 16},
+    ("maml-en-llm", "default"): {**QUERY, "second_order": True, "demonstrations": 16, "moments": "separate"},
+    ("maml-en-llm", "as-published"): {
+        **QUERY,
+        "second_order": True,
+        "demonstrations": 16,
+        "moments": "shared",
+        "inner_optimizer_state": "persistent",
+    },
     ("abmll", "ravi-beatson"): {
         **BAYES,
         "outer_step": "identity",

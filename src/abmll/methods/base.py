@@ -171,6 +171,7 @@ class Method(abc.ABC):
         uses_query: the last batch of an episode is kept for the outer step.
         moves_weights: training changes theta's factors (not so for the pretrained model).
         keeps_phi: phi goes on from task to task.
+        shares_moments: inner and outer steps go by the same moments of AdamW, one after the other.
         learned_start: name -> vector that training starts from, of what theta has besides factors.
         learned: the same as parameters; kept in checkpoints and in stored adapters.
         dropout: share of inputs that predictions drop, another one in each draw; for methods without stds.
@@ -186,6 +187,7 @@ class Method(abc.ABC):
     inner_taken: InnerSteps | None = None
     uses_query: bool = False
     keeps_phi: bool = False
+    shares_moments: bool = False
     dropout: float = 0.0
     demonstrations: int = 0
 
