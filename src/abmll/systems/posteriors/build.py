@@ -1,6 +1,7 @@
 """A posterior by its name."""
 
-from abmll.config import PosteriorConfig
+from typing import Any
+
 from abmll.systems.posteriors.base import Parts, Posterior
 from abmll.systems.posteriors.blob import BLoB
 from abmll.systems.posteriors.ensemble import Ensemble
@@ -21,11 +22,11 @@ POSTERIORS: dict[str, type[Posterior]] = {
 """Every posterior that `posterior.name` can be, besides `none`."""
 
 
-def build_posterior(chosen: PosteriorConfig, parts: Parts) -> Posterior | None:
+def build_posterior(name: str, preset: str, given: dict[str, Any], parts: Parts) -> Posterior | None:
     """A posterior with nothing to draw from yet; None where it is `none`.
 
     Raises:
         AbmllError: unknown name, preset or setting, or a value out of range.
     """
-    settings = resolve_posterior(chosen.name, chosen.settings(), chosen.preset)
-    return None if settings is None else POSTERIORS[chosen.name](parts, settings)
+    settings = resolve_posterior(name, given, preset)
+    return None if settings is None else POSTERIORS[name](parts, settings)
