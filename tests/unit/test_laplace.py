@@ -24,6 +24,7 @@ from abmll.runs import evaluate_run as evaluation
 from abmll.runs.compare import complete_run
 from abmll.systems.build import build_system
 from abmll.systems.plans import AdaptationPlan, PredictionPlan
+from abmll.systems.posteriors.base import Adaptation
 from abmll.systems.posteriors.laplace import Laplace
 from abmll.systems.posteriors.laplace.curvature import FullCurvature, KroneckerCurvature, KroneckerSums, Passes, Seen
 from abmll.systems.posteriors.laplace.evidence import Evidence, pooled
@@ -157,8 +158,10 @@ def test_covariance_and_evidence_are_those_of_the_dense_kronecker_products(input
     with float64():
         system = adapted(exact_base(), form="kfac", inputs_mean=inputs_mean, precision=PRECISION)
         posterior = laplace_of(system)
-        posterior.precision = PRECISION
-        curvature = dense_blocks(posterior, system.adapt(TASKS[0], PLAN), inputs_mean)
+        posterior.parts = posterior.parts._replace(batcher=replace(system.batcher, share_prefix=False))
+        rows_adapted_to = tuple(replace(row, choices=LONG) for row in questions(3))  # rows of the batch have padding
+        posterior.fit(Adaptation(rows_adapted_to, (), (0, 0, 0)))
+        curvature = dense_blocks(posterior, rows_adapted_to, inputs_mean)
         posterior.precision = PRECISION
         inverse = np.linalg.inv(curvature + PRECISION * np.eye(len(curvature)))
         _, rows, _ = posterior.jacobian(TASKS[0].test[0])
