@@ -11,7 +11,10 @@ from abmll.question import Question
 from abmll.systems.posteriors.base import Adaptation
 from abmll.systems.posteriors.ivon import IVONState, ivon_step
 from abmll.systems.posteriors.laplace import Laplace
+from abmll.systems.posteriors.laplace.curvature import KroneckerSums, Seen
+from abmll.systems.posteriors.laplace.evidence import Evidence
 from abmll.systems.posteriors.settings import IVONSettings, LaplaceSettings
+from tests.exact import float64
 
 
 def test_ivon_is_ivon_opt_step_by_step() -> None:
@@ -72,7 +75,7 @@ def test_laplace_is_laplace_torch_s_with_the_full_gauss_newton_matrix() -> None:
         return float(found.detach() - theirs.log_likelihood)
 
     for precision in (0.1, 1.0, 30.0):
-        assert ours.log_evidence(precision) == pytest.approx(evidence(precision), rel=1e-6)
+        assert ours.evidence().log_at(precision) == pytest.approx(evidence(precision), rel=1e-6)
     grid = [ours.precision * math.exp(step) for step in np.linspace(-2, 2, 41)]
     assert evidence(ours.precision) >= max(map(evidence, grid)) - 1e-6
     theirs.prior_precision = torch.tensor([ours.precision], dtype=torch.float64)
@@ -84,3 +87,37 @@ def test_laplace_is_laplace_torch_s_with_the_full_gauss_newton_matrix() -> None:
         f, jacobian, _ = ours.jacobian(Question("0", "?", ("a", "b", "c"), None))
         centred = torch.eye(3, dtype=torch.float64) - f.exp()[None]  # scores without what moves all of them alike
         np.testing.assert_allclose(ours.covariance(jacobian), centred @ expected.detach() @ centred.T, rtol=1e-6)
+
+
+def test_kronecker_factors_are_laplace_torch_s() -> None:
+    """Log evidence and predictive of a network whose examples are one token each."""
+    laplace = pytest.importorskip("laplace")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Linear(5, 3, bias=False)).double()
+    inputs, labels = torch.randn(12, 4, dtype=torch.float64), torch.randint(0, 3, (12,))
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, labels), batch_size=12)
+    theirs = laplace.Laplace(network, "classification", "all", "kron")
+    theirs.fit(data)
+    first, last = network[0], network[2]
+    sums = KroneckerSums()
+    for x in inputs:
+        middle = torch.tanh(first(x))
+        f = last(middle).log_softmax(-1)
+        by_last = torch.eye(3, dtype=torch.float64) - f.exp()[None]
+        by_first = (by_last @ last.weight) * (1 - middle.square())
+        seen = [Seen(x[None], by_first[:, None].detach()), Seen(middle[None].detach(), by_last[:, None].detach())]
+        sums.add(seen, f.detach().exp())
+    with float64():
+        ours = sums.curvature()
+    distance = sum(float(p.detach().square().sum()) for p in network.parameters())
+    asked = torch.randn(5, 4, dtype=torch.float64)
+    for precision in (0.1, 1.0, 30.0):
+        found = theirs.log_marginal_likelihood(prior_precision=torch.tensor([precision], dtype=torch.float64))
+        expected = float(found.detach() - theirs.log_likelihood)
+        assert Evidence(ours.spectrum(), distance).log_at(precision) == pytest.approx(expected, rel=1e-6)
+        _, covariances = theirs._glm_predictive_distribution(asked)
+        for x, covariance in zip(asked, covariances, strict=True):
+            scores = network(x)
+            rows = [torch.autograd.grad(score, list(network.parameters()), retain_graph=True) for score in scores]
+            jacobian = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+            np.testing.assert_allclose(ours.covariance(jacobian, precision), covariance.detach(), rtol=1e-6)

@@ -320,7 +320,6 @@ DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("meta-sgd", "default"): {**QUERY, "second_order": False, "rate_lr": 1e-2},
     ("anil", "default"): {**QUERY, "second_order": False, "task_modules": ("v_proj",)},
     ("maml", "default"): {**QUERY, "second_order": True, "inner_optimizer": "sgd", "inner_lr": 0.1},
-    ("maml-en-llm", "default"): {**QUERY, "second_order": True, "demonstrations": 16},
     ("imaml", "default"): {**QUERY, "proximal_weight": 2.0, "cg_steps": 5, "inner_optimizer": "sgd", "inner_lr": 0.1},
     ("lift", "default"): {
         **MEANS,
@@ -331,6 +330,14 @@ DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
         "inner_optimizer": "sgd",
         "inner_lr": 1e-5,
         "outer_lr": 1e-6,
+    },
+    ("maml-en-llm", "default"): {**QUERY, "second_order": True, "demonstrations": 16, "moments": "separate"},
+    ("maml-en-llm", "as-published"): {
+        **QUERY,
+        "second_order": True,
+        "demonstrations": 16,
+        "moments": "shared",
+        "inner_optimizer_state": "persistent",
     },
     ("abmll", "ravi-beatson"): {
         **BAYES,

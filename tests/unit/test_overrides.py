@@ -73,6 +73,7 @@ OWN: dict[str, Any] = {  # fields that a system may have of its own, and a value
     "adaptation.content_free": True,
     "likelihood.premise": "",
     "posterior.name": "laplace",
+    "posterior.preset": "as-published",
     "engine.kernels": "eager",
     "engine.packed": False,
     "engine.capture": False,
@@ -115,6 +116,7 @@ SHARED: dict[str, Any] = {  # fields that it cannot have of its own
 NEEDS = {
     "likelihood.share_prefix": {"method": {"training_sampler": "weight"}},
     "posterior.name": {"method": {"name": "reptile"}},
+    "posterior.preset": {"method": {"name": "reptile"}, "posterior": {"name": "swag"}, "adaptation": {"steps": 4}},
 }
 """What a value can be had with alone."""
 ELSEWHERE = {"adapter.start": "tests of its own below: it is a folder"}
@@ -240,6 +242,7 @@ BUNDLES: dict[str, tuple[str, ...]] = {  # what can be had together
     "method": ("method.name",),
     "preset": ("method.preset",),
     "posterior": ("posterior.name",),
+    "preset of a posterior": ("posterior.preset",),
 }
 
 

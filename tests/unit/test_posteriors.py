@@ -202,6 +202,38 @@ def test_what_cannot_be_is_refused_by_name() -> None:
     assert POSTERIORS.keys() == SETTINGS.keys()
 
 
+def test_a_preset_lies_between_the_defaults_and_what_is_given() -> None:
+    for name, kind in SETTINGS.items():
+        assert "default" in kind.presets
+        assert resolve_posterior(name, {}) == kind()
+        for preset, settings in kind.presets.items():
+            found = resolve_posterior(name, {}, preset)
+            assert found == kind(**settings)
+            assert settings.keys() <= kind.model_fields.keys()
+            assert resolve(config_of(name, preset=preset)).rows == ("run", "run_mean")
+    given = resolve_posterior("swag", {"scale": 0.5}, "as-published")
+    assert given is not None
+    assert given.model_dump()["scale"] == 0.5
+    with pytest.raises(AbmllError, match=r"preset of posterior swag 'published'.*as-published"):
+        resolve_posterior("swag", {}, "published")
+    with pytest.raises(AbmllError, match=r"preset of posterior none 'as-published'"):
+        resolve(run_config("reptile").model_copy(update={"posterior": PosteriorConfig(preset="as-published")}))
+
+
+def test_as_published_laplace_ivon_and_blob_are_the_settings_of_their_traps() -> None:
+    laplace = resolve_posterior("laplace", {}, "as-published")
+    assert laplace == resolve_posterior(
+        "laplace", {"centre": "zero", "form": "kfac", "inputs_mean": "examples", "samples": 100_000}
+    )
+    assert resolve_posterior("ivon", {}, "as-published") == resolve_posterior("ivon", {})
+    ten_steps = blob_of(adapted("blob", preset="as-published"))
+    weights = []
+    for step in range(10):
+        ten_steps._steps = step
+        weights.append(ten_steps._kl_weight())
+    assert 0 < sum(weights) < 1e-20, "nearly all of the KL comes after an adaptation has ended"
+
+
 def test_a_posterior_of_another_name_drops_the_settings_of_the_base() -> None:
     found = parse_overrides(["posterior.columns=3", "posterior.name=swag"])
     assert found == {"posterior": {"name": "swag", "columns": 3}}
@@ -289,14 +321,14 @@ def test_covariance_and_evidence_are_those_of_the_dense_gauss_newton_matrix(cent
             np.testing.assert_allclose(posterior.covariance(rows), rows.numpy() @ inverse @ rows.numpy().T, rtol=1e-8)
             _, log_det = np.linalg.slogdet(np.eye(len(curvature)) + curvature / precision)
             expected = -precision / 2 * distance - log_det / 2
-            assert posterior.log_evidence(precision) == pytest.approx(expected, rel=1e-9)
+            assert posterior.evidence().log_at(precision) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_precision_has_the_largest_evidence_and_is_mackay_s_fixed_point() -> None:
     posterior = laplace_of(adapted("laplace"))
     best = posterior.precision
     grid = best * np.exp(np.linspace(-3, 3, 61))
-    assert posterior.log_evidence(best) >= max(map(posterior.log_evidence, grid)) - 1e-6
+    assert posterior.evidence().log_at(best) >= max(map(posterior.evidence().log_at, grid)) - 1e-6
     rows = posterior.state()["rows"].double().numpy()
     spectrum = np.linalg.eigvalsh(rows @ rows.T).clip(min=0)
     effective = float((spectrum / (spectrum + best)).sum())
@@ -386,6 +418,21 @@ def test_tfb_s_std_is_the_largest_that_is_tolerated(tolerance: float, expected: 
     assert posterior.sigma**2 <= tolerance * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("tolerance", [0.01, 1.0, 1e-8])
+def test_as_published_tfb_returns_the_smallest_std_that_exceeds_the_tolerance(tolerance: float) -> None:
+    """Of the 32 parts that five bisections of .001 to .2 make, the upper end of that in which the limit lies."""
+    system = adapted("tfb")
+    assert system.posterior is not None
+    settings = resolve_posterior("tfb", {"tolerance": tolerance}, "as-published")
+    assert isinstance(settings, TFBSettings)
+    posterior = Parabola(system.posterior.parts, settings)
+    posterior.fit(Adaptation((), (), (0, 0, 0)))
+    ends = 0.001 + (0.2 - 0.001) * np.arange(1, 33) / 32
+    beyond = ends[np.square(ends) > tolerance]
+    assert posterior.sigma == pytest.approx(beyond.min() if len(beyond) else 0.2, abs=1e-6)
+    assert len(beyond) == 0 or posterior.sigma**2 > tolerance
+
+
 # -------------------- SWAG
 
 
@@ -426,6 +473,16 @@ def test_swag_s_draws_have_half_the_diagonal_and_half_the_low_rank_covariance() 
     expected = 0.5 * (diagonal + low_rank)
     np.testing.assert_allclose(np.cov(drawn.T), expected, atol=0.2 * expected.max())
     np.testing.assert_allclose(drawn.mean(0), state["mean.0"].flatten()[:6], atol=5 * (expected.max() / 1000) ** 0.5)
+
+
+def test_as_published_swag_has_twice_the_covariance_and_that_of_b_lora_xs_four_times() -> None:
+    drawn = {name: adapted("swag", preset=name).posterior for name in ("default", "as-published", "b-lora-xs")}
+    deviations = {}
+    for name, posterior in drawn.items():
+        assert isinstance(posterior, SWAG)
+        deviations[name] = posterior.draw(0, 7)[0] - posterior.state()["mean.0"]
+    torch.testing.assert_close(deviations["as-published"], math.sqrt(2) * deviations["default"], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(deviations["b-lora-xs"], 2 * deviations["default"], rtol=1e-3, atol=1e-6)
 
 
 def test_swag_needs_two_weights_or_more() -> None:

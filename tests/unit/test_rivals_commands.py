@@ -20,6 +20,10 @@ RIVALS: dict[str, dict[str, Any]] = {
     "metaicl": {"method": {"name": "metaicl"}},
     "meta-sgd": {"method": {"name": "meta-sgd", "inner_steps": 2}},
     "laplace": {"method": {"name": "reptile", "inner_steps": 2}, "posterior": {"name": "laplace"}},
+    "laplace-pooled": {
+        "method": {"name": "reptile", "inner_steps": 2},
+        "posterior": {"name": "laplace", "form": "kfac", "precision": "pooled"},
+    },
 }
 every_rival = pytest.mark.parametrize("rival", RIVALS)
 
@@ -46,7 +50,7 @@ def test_own_rows_are_adapted_to_answered_and_exported(rival: str, abmll: Comman
     code, _, err = abmll("adapt runs/mine my.csv --save t --no-check")
     assert code == 0, err
     folder = tmp_path / "runs/mine/tasks/t"
-    assert (folder / POSTERIOR_FILE).exists() == (rival == "laplace")
+    assert (folder / POSTERIOR_FILE).exists() == rival.startswith("laplace")
     assert (IN_PROMPT in read_posterior(tmp_path / "runs/mine", "t").details) == (rival == "metaicl")
     answers = []
     for name in ("one.csv", "two.csv"):
@@ -54,7 +58,7 @@ def test_own_rows_are_adapted_to_answered_and_exported(rival: str, abmll: Comman
         assert code == 0, err
         answers.append(read_csv(tmp_path / name))
     assert answers[0] == answers[1]
-    assert all((row["spread"] != "") == (rival == "laplace") for row in answers[0])
+    assert all((row["spread"] != "") == rival.startswith("laplace") for row in answers[0])
     saved = read_posterior(tmp_path / "runs/mine", "t")
     assert bool(open_run(tmp_path / "runs/mine", saved=saved).system.batcher.examples) == (rival == "metaicl")
     code, _, err = abmll("export runs/mine --task t -o lora")
@@ -85,8 +89,8 @@ def test_a_comparison_of_rivals_goes_on_and_reports(abmll: Command, tmp_path: Pa
     code, _, err = abmll("compare rivals.yaml -o out")
     assert code == 0, err
     files = {path: path.read_bytes() for path in sorted((tmp_path / "out").glob("**/draw-0/*.jsonl"))}
-    lost = [path for path in files if {"metaicl", "laplace"} & set(path.parts)]
-    assert len(lost) >= 2
+    lost = [path for path in files if {"metaicl", "laplace", "laplace-pooled"} & set(path.parts)]
+    assert len(lost) >= 3
     for path in lost:
         path.unlink()
     code, _, err = abmll("compare rivals.yaml -o out")

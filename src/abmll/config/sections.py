@@ -90,7 +90,7 @@ class MethodConfig(BaseModel):
 
 
 class PosteriorConfig(BaseModel):
-    """What is made of phi after adaptation for answers to draw from, and any of its settings.
+    """What is made of phi after adaptation for answers to draw from, by name and preset, and any of its settings.
 
     For methods without stds: `none`, `laplace`, `tfb`, `swag`, `ensemble`, `ivon` or `blob` (docs/rivals.md).
     """
@@ -98,9 +98,10 @@ class PosteriorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     name: str = "none"
+    preset: str = "default"
 
     def settings(self) -> dict[str, Any]:
-        """What was given besides the name."""
+        """What was given besides name and preset."""
         return dict(self.model_extra or {})
 
 

@@ -29,6 +29,7 @@ from abmll.systems.adapters import use_adapter
 from abmll.systems.build import build_system, load_base
 from abmll.systems.likelihood_choice import LikelihoodChoice, choose_likelihood
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, adaptation_plan, plan_for, prediction_plan, resolve
+from abmll.systems.posteriors.laplace.pooled import use_precision
 from abmll.systems.predict import Answer
 from abmll.systems.scale import calibrator_of
 from abmll.systems.system import System
@@ -362,6 +363,7 @@ def start(config: RunConfig, folder: Path) -> System:
     with closing_on_error(system):
         stored = with_same_tokenizer(stored, probe, system.language_model, system.batcher.encoder)
         use_adapter(stored, system, folder)
+        use_precision(system, folder)
         warn_of_other_weights(stored, probe, system, folder)
     return system
 

@@ -180,6 +180,7 @@ class Method(abc.ABC):
         keeps_phi: phi goes on from task to task.
         keeps_tasks: in training each task goes on from its own phi of the last visit, once `begin_task` was called.
         task_weights: what these are, with such a method; the visit that `outer_gradient` ends is in them.
+        shares_moments: inner and outer steps go by the same moments of AdamW, one after the other.
         learned_start: name -> vector that training starts from, of what theta has besides factors.
         learned: the same as parameters; kept in checkpoints and in stored adapters.
         dropout: share of inputs that predictions drop, another one in each draw; for methods without stds.
@@ -196,6 +197,7 @@ class Method(abc.ABC):
     uses_query: bool = False
     keeps_phi: bool = False
     keeps_tasks: bool = False
+    shares_moments: bool = False
     dropout: float = 0.0
     demonstrations: int = 0
 

@@ -7,9 +7,12 @@ from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
+ONCE = ("scale_seconds", "precision_seconds")
+"""What is learned over training tasks, by runs that ask for it."""
+
 
 class Timer:
-    """Adds up seconds under names, on top of what was `spent` before; `scale_seconds` only where there were some.
+    """Adds up seconds under names, on top of what was `spent` before; those of `ONCE` only where there were some.
 
     >>> timer = Timer()
     >>> with timer("train_seconds"):
@@ -20,7 +23,7 @@ class Timer:
 
     def __init__(self, spent: Mapping[str, Any] = MappingProxyType({})) -> None:
         self.seconds = dict.fromkeys(("train_seconds", "adapt_seconds", "predict_seconds"), 0.0)
-        self.seconds |= {name: spent[name] for name in (*self.seconds, "scale_seconds") if name in spent}
+        self.seconds |= {name: spent[name] for name in (*self.seconds, *ONCE) if name in spent}
         self._name, self._began = "", 0.0
 
     def __call__(self, name: str) -> "Timer":

@@ -19,6 +19,7 @@ from abmll.runs.cells import BEFORE, Cell, Cells
 from abmll.runs.prepare import Run
 from abmll.runs.record import COST, ENVIRONMENT, folder_name, mean_scores, owner
 from abmll.runs.tracking import Tracking
+from abmll.runs.train_run import learn_run_precision
 from abmll.systems.scale import has_scale
 from abmll.systems.system import System
 from abmll.training.resume import restore_theta
@@ -48,7 +49,10 @@ def evaluate_run(run: Run, system: System, final: int, listener: Listener, timer
     with gently():
         for step, of_step in itertools.groupby(_every_cell(run, final), lambda cell: cell.step):
             restore_theta(system.method, run.directory, step)
-            for cell in of_step:
+            at_step = list(of_step)
+            if not all(cells.exist(cell.where, cell.draw, (cell.task,)) for cell in at_step):
+                learn_run_precision(run, system, step, listener, timer)
+            for cell in at_step:
                 cells.make(system, cell, timer)
                 listener(_evaluated(run, cell))
 
@@ -75,6 +79,7 @@ def evaluate_once(run: Run, system: System, step: int, listener: Listener, timer
     """
     files, cells, draws = [], Cells(run), range(run.config.adaptation.draws)
     with run.directory.locked(), gently():
+        learn_run_precision(run, system, step, listener, timer)
         for draw, task in itertools.product(draws, run.tasks.unseen):
             cell = _adapted_cell(run, task, draw, step, run.folds(run.adaptation.steps))
             cells.make(system, cell, timer, anew=True)

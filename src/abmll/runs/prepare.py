@@ -79,6 +79,7 @@ class Run(ResolvedRun):
         points = [0] * (len(self.curve) - 1) + [self.folds(steps)]
         adapted = sum(self.evaluation_units(task, steps, folds) for task in unseen for folds in points) * draws
         meta = self.meta_units() * len(spread_tasks(self.tasks.train))
+        meta += self.pooling_units * len(spread_tasks(self.tasks.train)) * len(points)
         return training + meta + adapted + sum(self.evaluation_units(task, 0, self.folds(0)) for task in unseen)
 
     def folds(self, steps: int) -> int:
@@ -89,6 +90,12 @@ class Run(ResolvedRun):
         """Question forward passes of adapting to a training task and answering `adaptation.meta_rows` of its rows."""
         rows = self.config.adaptation.meta_rows
         return 3 * self.adaptation.steps * self.adaptation.batch_size + rows * self._passes if rows else 0
+
+    @property
+    def pooling_units(self) -> int:
+        """The same of adapting to a training task for `posterior.precision: pooled`, and of its examples' curvature."""
+        a = self.adaptation
+        return 3 * (a.steps * a.batch_size + a.examples) if self.pools_precision else 0
 
     def evaluation_units(self, task: Task, steps: int, folds: int) -> int:
         """Question forward passes of adapting to a task and predicting; a backward pass counts as two."""

@@ -18,7 +18,7 @@ from abmll.process.agreement import agree_on_failure
 from abmll.process.stopping import gently
 from abmll.process.timer import Timer
 from abmll.process.world import World
-from abmll.question import Task
+from abmll.question import Question, Task
 from abmll.runs.card import about_run, write_card
 from abmll.runs.cells import Cells
 from abmll.runs.prepare import PYTHON, Run, check_run, prepare_run
@@ -31,6 +31,8 @@ from abmll.systems.build import renew
 from abmll.systems.folds import Answered
 from abmll.systems.meta_rows import META_DRAW, held_back_episode, rows_trained_on, spread_tasks
 from abmll.systems.plans import PredictionPlan, resolve
+from abmll.systems.posteriors.laplace import Laplace
+from abmll.systems.posteriors.laplace.pooled import learn_precision, read_precision, write_precision
 from abmll.systems.scale import (
     FEWEST_TASKS,
     MEAN,
@@ -101,6 +103,7 @@ def train_in_folder(
             tracking.step(event, rates_at(system.method, event["step"] - 1, iterations))
 
     iterations = run.training.iterations
+    _check_pooling(run)
     with agree_on_failure(world):
         if world.is_main:
             provenance = provenance_of(system.language_model, run.tasks.train, run.tasks.validation)
@@ -111,6 +114,7 @@ def train_in_folder(
     with agree_on_failure(world, long=True):
         if world.is_main:
             _write_adapter(run, system, final)
+            learn_run_precision(run, system, final, listener, timer, store=True)
             learn_run_scale(run, system, final, listener, timer)
     return final
 
@@ -159,6 +163,63 @@ def _write_adapter(run: Run, system: System, final: int) -> None:
     write_adapter(stored, run.folder / "adapter", lambda beside: write_card(beside, about))
 
 
+def _check_pooling(run: Run) -> None:
+    """Refuse, before anything is trained, a precision that no training task has the rows to be learned from."""
+    if run.pools_precision and not any(_episodes(run, frozenset()).values()):
+        raise AbmllError(
+            f"posterior.precision=pooled: no training task has adaptation.examples={run.adaptation.examples} rows to "
+            "adapt to and one more, so there is nothing to learn it from; give fewer examples, a number, or null"
+        )
+
+
+def _episodes(run: Run, drawn: Collection[Question], rows: int = 1) -> dict[str, Task | None]:
+    """Of each training task an episode as at test time."""
+    tasks = spread_tasks(run.tasks.train)
+    return {task.name: held_back_episode(task, run.adaptation, rows, drawn) for task in tasks}
+
+
+def learn_run_precision(
+    run: Run, system: System, step: int, listener: Listener, timer: Timer, *, store: bool = False
+) -> None:
+    """Let the posterior go by a precision that is learned over the training tasks, if it asks for that.
+
+    It is taken from the run directory, if it was stored for these weights and settings.
+
+    Args:
+        run: its training tasks are adapted to.
+        system: holds the weights of `step`; phi is used up by it.
+        step: a meta-iteration.
+        listener: is called with an event after each task.
+        timer: adds up the seconds.
+        store: keep what is learned in the run directory, whose adapter holds the weights of `step`.
+
+    Raises:
+        AbmllError: no training task is left to learn it from, or the file is damaged.
+        Stopped: the process was asked to stop; the next call begins with the first task again.
+    """
+    posterior = system.posterior
+    if not isinstance(posterior, Laplace) or not run.pools_precision:
+        return
+    stored = read_precision(run.folder)
+    if stored is not None and stored.is_of(run.folder, run, step):
+        posterior.pooled = stored.learned.precision
+        return
+    cells, event = Cells(run), {"event": "evaluated", "system": run.name, "draw": META_DRAW, "step": step}
+
+    def adapt(episode: Task) -> None:
+        cells.adapt(system, episode, run.adaptation, META_DRAW)
+        listener({**event, "task": episode.name, "adapted": True, "units": run.pooling_units})
+
+    with timer("precision_seconds"), gently():
+        drawn = rows_trained_on(run.episodes, step, run.training.meta_batch)
+        learned = learn_precision(posterior, _episodes(run, drawn), adapt)
+    posterior.pooled = learned.precision
+    if store:
+        write_precision(run.folder, run, step, learned)
+    for task, why in learned.left_out.items():
+        log.warning("posterior.precision=pooled: task %s is not among those that it was learned from: %s", task, why)
+
+
 def learn_run_scale(run: Run, system: System, final: int, listener: Listener, timer: Timer) -> None:
     """Learn the prior of the temperature into the run directory, if `adaptation.meta_rows` asks for it and it lacks.
 
@@ -187,9 +248,7 @@ def learn_run_scale(run: Run, system: System, final: int, listener: Listener, ti
 
     with timer("scale_seconds"), gently():
         drawn = rows_trained_on(run.episodes, final, run.training.meta_batch)
-        tasks = spread_tasks(run.tasks.train)
-        episodes = {task.name: held_back_episode(task, run.adaptation, rows, drawn) for task in tasks}
-        scale = learn_scale(episodes, answer, (OWN, MEAN)[: len(run.rows)])
+        scale = learn_scale(_episodes(run, drawn, rows), answer, (OWN, MEAN)[: len(run.rows)])
     write_scale(run.folder, run, final, scale)
     _tell(run.folder, scale)
 

@@ -93,7 +93,8 @@ def build_system(
 
 def _posterior_of(system: System) -> Posterior | None:
     parts = Parts(system.method, system.likelihood, system.batcher, system.graphs, system.adapting)
-    return build_posterior(system.config.posterior.name, system.config.posterior.settings(), parts)
+    chosen = system.config.posterior
+    return build_posterior(chosen.name, chosen.preset, chosen.settings(), parts)
 
 
 def configuration_for(config: RunConfig | Mapping[str, Any] | str, base: LanguageModel) -> RunConfig:

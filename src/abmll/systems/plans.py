@@ -15,7 +15,7 @@ from abmll.methods.base import Schedule, Settings
 from abmll.models.load import choose_device
 from abmll.prompts.encode import LETTER_PREMISE
 from abmll.question import Question, Task
-from abmll.systems.posteriors.settings import resolve_posterior
+from abmll.systems.posteriors.settings import PosteriorSettings, resolve_posterior
 from abmll.tasks.episodes import Episodes
 from abmll.training.train import TrainingPlan
 
@@ -64,6 +64,7 @@ class ResolvedRun:
         prediction: how their probabilities are made.
         rows: names of the rows that it makes in a table: its own and, where predictions draw weights, that of its mean
             weights.
+        pools_precision: a number of its posterior's prior is learned over the training tasks.
     """
 
     name: str
@@ -75,6 +76,7 @@ class ResolvedRun:
     adaptation: AdaptationPlan
     prediction: PredictionPlan
     rows: tuple[str, ...]
+    pools_precision: bool
 
     @property
     def shows_examples(self) -> bool:
@@ -122,7 +124,7 @@ def resolve(config: RunConfig) -> ResolvedRun:
     """
     settings = method_settings(config)
     _check_answering(config, settings)
-    _check_posterior(config)
+    posterior = _posterior_settings(config)
     draws = method_class(config.method.name).has_std or getattr(settings, "dropout", 0.0) > 0
     draws = (draws or config.posterior.name != "none") and config.adaptation.sampler != "mean"
     return ResolvedRun(
@@ -135,6 +137,7 @@ def resolve(config: RunConfig) -> ResolvedRun:
         adaptation=adaptation_plan(config),
         prediction=prediction_plan(config),
         rows=(config.name, f"{config.name}_mean") if draws else (config.name,),
+        pools_precision=getattr(posterior, "precision", None) == "pooled" and config.adaptation.steps > 0,
     )
 
 
@@ -194,14 +197,16 @@ def _check_answering(config: RunConfig, settings: Settings) -> None:
         )
 
 
-def _check_posterior(config: RunConfig) -> None:
-    """Refuse a posterior that is unknown, or of a phi that is one already."""
+def _posterior_settings(config: RunConfig) -> PosteriorSettings | None:
+    """Those of the posterior, if there is one. Refuses one that is unknown, or of a phi that is one already."""
     chosen = config.posterior
-    if resolve_posterior(chosen.name, chosen.settings()) is not None and method_class(config.method.name).has_std:
+    settings = resolve_posterior(chosen.name, chosen.settings(), chosen.preset)
+    if settings is not None and method_class(config.method.name).has_std:
         raise AbmllError(
             f"posterior.name={chosen.name} is made of a phi without stds, but method.name="
             f"{config.method.name} holds stds, which answers draw by; leave one of the two out"
         )
+    return settings
 
 
 def _pinned(config: RunConfig, settings: Settings) -> RunConfig:

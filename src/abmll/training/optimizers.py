@@ -164,6 +164,14 @@ class Optimizers:
         outer = GroupOptimizer(method.shared())
         return cls(GroupOptimizer(method.task()), outer, [torch.zeros_like(p) for p in outer.parameters])
 
+    def step_outer(self, *, shared: bool) -> None:
+        """An outer step; with `shared` it takes the inner steps' moments and counters, and gives them back moved."""
+        if shared:
+            self.outer.load_state_dict({**self.outer.state_dict(), **self.inner.state_dict()})
+        self.outer.step()
+        if shared:
+            self.inner.load_state_dict(self.outer.state_dict())
+
     def restart(self) -> None:
         """As new: no moments, no counters, the parameters' present values as masters."""
         self.inner.restart()

@@ -324,7 +324,7 @@ def _meta_step(work: _Work, step: int, positions: range) -> TaskInfo:
     for parameter, gradient in zip(work.outer.parameters, totals, strict=True):
         parameter.grad = gradient
     work.outer.set_rates(schedule_factor(s.outer_schedule, step, work.plan.iterations, s.warmup))
-    work.outer.step()
+    work.learner.optimizers.step_outer(shared=work.method.shares_moments)
     work.outer.zero_grad()
     return info
 

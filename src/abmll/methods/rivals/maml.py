@@ -1,10 +1,10 @@
 """MAML (Finn et al. 2017) and MAML-en-LLM (Sinha et al. 2024) on LoRA: second order, through the inner steps."""
 
 from collections.abc import Sequence
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 from jaxtyping import Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from abmll.methods.base import OptimizerName, Terms
@@ -29,11 +29,24 @@ class MAMLenLLMSettings(MAMLSettings):
 
     Attributes:
         demonstrations: k, at most so many other rows of the episode stand with their answers in front of each question.
+        moments: of AdamW: inner and outer steps have their own, or `shared`, as published: the outer step goes on from
+            those that a task's inner steps left, with their counter, and the next task's inner steps from the outer's.
     """
 
     demonstrations: int = Field(16, ge=0)  # of MetaICL, whose format it takes
     inner_optimizer: OptimizerName = "adamw"
     inner_lr: float = Field(1.2e-3, gt=0)  # unknown: no code, and no number in the paper's abstract; first-order MAML's
+    moments: Literal["separate", "shared"] = "separate"
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "MAMLenLLMSettings":
+        rules = (self.inner_optimizer, self.outer_optimizer, self.inner_optimizer_state)
+        if self.moments == "shared" and rules != ("adamw", "adamw", "persistent"):
+            raise ValueError(
+                "method.moments=shared needs one rule on both sides whose moments go on from task to task: give "
+                "method.inner_optimizer=adamw, method.outer_optimizer=adamw and method.inner_optimizer_state=persistent"
+            )
+        return self
 
 
 class Unrolled(FirstOrder):
@@ -74,14 +87,23 @@ class MAML(Unrolled):
 class MAMLenLLM(Unrolled):
     """MAML on MetaICL's prompts: support and query rows stand behind other labelled rows of their task.
 
-    Inner and outer steps have AdamW moments of their own. The paper's are shared, and its rates and numbers of steps
-    are unknown.
+    Inner and outer steps have AdamW moments of their own, unless `moments: shared`, which the preset `as-published` has
+    (with an outer step after each task, as all that goes on from task to task). Rates and numbers of steps are unknown.
     """
 
     settings_class: ClassVar = MAMLenLLMSettings
+    presets: ClassVar = {
+        "default": {},
+        "as-published": {"moments": "shared", "inner_optimizer_state": "persistent"},  # of losses of another scale
+    }
     settings: MAMLenLLMSettings
 
     @property
     def demonstrations(self) -> int:  # type: ignore[override]
         """k."""
         return self.settings.demonstrations
+
+    @property
+    def shares_moments(self) -> bool:  # type: ignore[override]
+        """Whether the outer step goes on from the inner steps' moments."""
+        return self.settings.moments == "shared"

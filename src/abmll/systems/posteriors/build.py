@@ -26,11 +26,11 @@ POSTERIORS: dict[str, type[Posterior]] = {
 """Every posterior that `posterior.name` can be, besides `none`."""
 
 
-def build_posterior(name: str, given: dict[str, Any], parts: Parts) -> Posterior | None:
+def build_posterior(name: str, preset: str, given: dict[str, Any], parts: Parts) -> Posterior | None:
     """A posterior with nothing to draw from yet; None where it is `none`.
 
     Raises:
-        AbmllError: unknown name or setting, or a value out of range.
+        AbmllError: unknown name, preset or setting, or a value out of range.
     """
-    settings = resolve_posterior(name, given)
+    settings = resolve_posterior(name, given, preset)
     return None if settings is None else POSTERIORS[name](parts, settings)

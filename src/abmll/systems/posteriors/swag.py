@@ -15,7 +15,7 @@ class SWAG(FactorDraws):
     r"""w = mean + sqrt(scale / 2) (diag^(1/2) z1 + D z2 / sqrt(C - 1)) over the weights after each of the last steps.
 
     Mean and variance are those of the weights collected; D holds the last C of their deviations from the mean at that
-    time. (The published code of SWAG on LoRA leaves the 1 / sqrt 2 out: its covariance is twice this.)
+    time. (The published code of SWAG on LoRA leaves the 1 / sqrt 2 out: its covariance is twice this, `scale` 2.)
     """
 
     settings: SWAGSettings

@@ -25,8 +25,8 @@ class TFB(FactorDraws):
     r"""A = A* + sigma V D^-1 E with E standard normal, where B = U D V^T: the product s B A has noise s sigma U E.
 
     So each weight of the product varies alike within B's range, by s sigma in each direction U. The std sigma is the
-    largest, by bisection, whose NLL on the examples exceeds phi's own by at most `tolerance`, relatively. (Both
-    published codes return the smallest one tried that exceeds it.)
+    largest, by bisection, whose NLL on the examples exceeds phi's own by at most `tolerance`, relatively. Both
+    published codes return the smallest one tried that exceeds it (`returned: exceeding`).
     """
 
     settings: TFBSettings
@@ -38,25 +38,38 @@ class TFB(FactorDraws):
 
     def fit(self, adaptation: Adaptation) -> None:
         """The SVD of every B, and sigma."""
-        s = self.settings
         self._decompose()
-        limit = self._nll(0.0, adaptation.examples) * (1 + s.tolerance)
-        low, high = s.least, s.most
-        if self._nll(high, adaptation.examples) <= limit:
-            low = high
-        elif self._nll(low, adaptation.examples) > limit:
-            low = high = 0.0
+        limit = self._nll(0.0, adaptation.examples) * (1 + self.settings.tolerance)
+        found = self._within if self.settings.returned == "within" else self._exceeding
+        self.sigma = float(np.float32(found(limit, adaptation.examples)))  # as it is stored
+
+    def _within(self, limit: float, examples: Sequence[Question]) -> float:
+        """The largest std that was seen within the limit; 0 where the smallest is beyond."""
+        s = self.settings
+        if self._nll(s.most, examples) <= limit:
+            return s.most
+        if self._nll(s.least, examples) > limit:
             log.warning(
                 "posterior.name=tfb: noise of std %g costs more than posterior.tolerance=%g lets pass, so answers are "
                 "those of the mean weights",
                 s.least,
                 s.tolerance,
             )
-        for _ in range(s.bisections if low < high else 0):
+            return 0.0
+        return self._bisected(limit, examples)[0]
+
+    def _exceeding(self, limit: float, examples: Sequence[Question]) -> float:
+        """The smallest std that was seen beyond the limit, the ends of the interval unseen."""
+        return self._bisected(limit, examples)[1]
+
+    def _bisected(self, limit: float, examples: Sequence[Question]) -> tuple[float, float]:
+        """What is left of the interval."""
+        low, high = self.settings.least, self.settings.most
+        for _ in range(self.settings.bisections):
             middle = (low + high) / 2
-            within = self._nll(middle, adaptation.examples) <= limit
+            within = self._nll(middle, examples) <= limit
             low, high = (middle, high) if within else (low, middle)
-        self.sigma = float(np.float32(low))  # as it is stored
+        return low, high
 
     def draw(self, number: int, key: int) -> list[Tensor]:
         """phi with noise on every A."""

@@ -6,51 +6,94 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 from torch import Tensor
 
+from abmll.errors import AbmllError
 from abmll.kernels.noise import noise_key, normal
 from abmll.methods.noise import Coordinates, prediction_keys
 from abmll.process.stopping import stop_if_asked
 from abmll.question import Question
 from abmll.systems.plans import PredictionPlan
 from abmll.systems.posteriors.base import Adaptation, Posterior
+from abmll.systems.posteriors.laplace.curvature import (
+    Curvature,
+    FullCurvature,
+    KroneckerCurvature,
+    KroneckerSums,
+    Passes,
+)
+from abmll.systems.posteriors.laplace.evidence import Evidence
 from abmll.systems.posteriors.settings import LaplaceSettings
 from abmll.systems.predict import Draw
 from abmll.training.finite import no_answers
 
-PRECISIONS = (1e-6, 1e12)
-"""Between which the prior's precision is looked for."""
-
 
 class Laplace(Posterior):
-    r"""N(phi, (H + lambda)^-1) with H the generalised Gauss-Newton matrix of the examples, all its entries.
+    r"""N(phi, (H + lambda)^-1) with H the generalised Gauss-Newton matrix of the examples.
 
     With $f$ the log-probabilities of a question's choices, $J = \partial f / \partial \phi$ over the factors and
     $p = \mathrm{softmax} f$, a question adds $J^\top (\mathrm{diag}\, p - p p^\top) J$ to $H$. As
     $\sum_k p_k J_k = 0$ that is $G^\top G$ with the rows $\sqrt{p_k} J_k$, so that of n examples with K choices
-    only the n K x n K matrix $G G^\top$ is ever inverted. The prior's precision has the largest evidence
+    only the n K x n K matrix $G G^\top$ is ever inverted (`posterior.form: full`; `kfac` is an approximation by
+    Kronecker factors, which the published code has: `KroneckerCurvature`). The prior's precision has the largest
+    evidence
 
-    $$ \log Z(\lambda) = \text{const} - \tfrac\lambda2 |\phi - a_0|^2 - \tfrac12 \log\det(I + G G^\top / \lambda), $$
+    $$ \log Z(\lambda) = \text{const} - \tfrac\lambda2 |\phi - a_0|^2 - \tfrac12 \log\det(I + H / \lambda), $$
 
-    which is concave in $\log \lambda$. A question is answered by the softmax of draws from
-    $N(f, J (H + \lambda)^{-1} J^\top)$. The published code has Kronecker factors in place of H, and $a_0 = 0$.
+    which is concave in $\log \lambda$: that of the examples or, with `posterior.precision: pooled`, summed over
+    training tasks. A question is answered by the softmax of draws from $N(f, J (H + \lambda)^{-1} J^\top)$.
+
+    Attributes:
+        precision: of the prior; NaN before `fit`, and where it is to be pooled and was not learned.
+        pooled: the precision that was learned over training tasks; None: none was.
     """
 
     settings: LaplaceSettings
 
     def __init__(self, *given: object) -> None:
         super().__init__(*given)  # type: ignore[arg-type]
-        self._rows: Float[Tensor, "N P"] | None = None
+        self._curvature: Curvature | None = None
         self.precision = math.nan
+        self.pooled: float | None = None
+
+    @property
+    def curvature(self) -> Curvature:
+        """H of the examples."""
+        assert self._curvature is not None, "fit comes first"
+        return self._curvature
 
     def fit(self, adaptation: Adaptation) -> None:
-        """G of the examples, and the prior's precision."""
-        parts = [self.jacobian(question) for question in adaptation.examples]
-        self._rows = torch.cat([f.exp().sqrt()[:, None] * rows for f, rows, _ in parts])
+        """H of the examples, and the prior's precision."""
+        of_examples = self._full if self.settings.form == "full" else self._kronecker
+        self._curvature = of_examples(adaptation.examples)
         given = self.settings.precision
-        self.precision = self._evidence_precision() if given is None else given
+        if given == "pooled":
+            self.precision = math.nan if self.pooled is None else self.pooled
+        else:
+            found = self.evidence().best_precision() if given is None else given
+            self.precision = float(np.float32(found))  # as it is stored
+
+    def _full(self, examples: Sequence[Question]) -> Curvature:
+        parts = [self.jacobian(question) for question in examples]
+        return FullCurvature(torch.cat([f.exp().sqrt()[:, None] * rows for f, rows, _ in parts]))
+
+    def _kronecker(self, examples: Sequence[Question]) -> Curvature:
+        sums = KroneckerSums(per_example=self.settings.inputs_mean == "examples")
+        passes = Passes(list(self.parts.method.adapters.layers.values()), self.parameters)
+        for question in examples:
+            batch = self.parts.batcher.batch([question])
+            with torch.enable_grad(), passes.listening():
+                f = self.parts.likelihood.scores(batch).log_probabilities[0, : len(question.choices)]
+                seen = passes.seen(f, batch.reach > 0)
+            if not all(bool(part.isfinite().all()) for each in seen for part in each):
+                raise no_answers([question], self.parts.method.adapters)
+            sums.add(seen, f.detach().exp())
+        return sums.curvature()
+
+    def evidence(self) -> Evidence:
+        """Of the examples, by the prior's precision."""
+        return Evidence(self.curvature.spectrum(), self._squared_distance())
 
     def draw_by_batch(
         self, questions: Sequence[Question], plan: PredictionPlan, coordinates: Coordinates
@@ -84,12 +127,21 @@ class Laplace(Posterior):
         return f.detach(), rows, None if scores.vocabulary is None else scores.vocabulary[0, :count].detach()
 
     def covariance(self, rows: Float[Tensor, "K P"]) -> Float[np.ndarray, "K K"]:
-        """J (H + lambda)^-1 J^T by the matrix inversion lemma, float64."""
-        assert self._rows is not None, "fit comes first"
-        own, cross = _product(rows, rows), _product(rows, self._rows)
-        inner = _product(self._rows, self._rows) + self.precision * np.eye(len(self._rows))
-        found: Float[np.ndarray, "K K"] = (own - cross @ np.linalg.solve(inner, cross.T)) / self.precision
-        return found
+        """J (H + lambda)^-1 J^T, float64.
+
+        Raises:
+            AbmllError: lambda is to be pooled over training tasks, and was not learned.
+        """
+        return self.curvature.covariance(rows, self._known_precision())
+
+    def _known_precision(self) -> float:
+        if math.isnan(self.precision):
+            raise AbmllError(
+                "posterior.precision=pooled: no precision was learned over training tasks with these weights; "
+                "`abmll train` and `abmll compare` learn it where the run has posterior.precision=pooled. Here give a "
+                "number, or null for the examples' own"
+            )
+        return self.precision
 
     def sampled(
         self, f: Float[Tensor, " K"], covariance: Float[np.ndarray, "K K"], key: int
@@ -101,36 +153,17 @@ class Laplace(Posterior):
         found: Float[np.ndarray, "S K"] = softmax(f.double().cpu().numpy() + drawn, axis=1)
         return found
 
-    def log_evidence(self, precision: float) -> float:
-        """log Z of the examples by the prior's precision, without their log-likelihood, which does not depend on it."""
-        assert self._rows is not None, "fit comes first"
-        spectrum = np.linalg.eigvalsh(_product(self._rows, self._rows)).clip(min=0)
-        return _log_evidence(precision, spectrum, self._squared_distance())
-
     def state(self) -> dict[str, Tensor]:
-        """G and the prior's precision."""
-        assert self._rows is not None, "fit comes first"
-        return {"rows": self._rows, "precision": torch.tensor([self.precision], dtype=torch.float32)}
+        """H and the prior's precision."""
+        precision = torch.tensor([self._known_precision()], dtype=torch.float32)
+        return {**self.curvature.state(), "precision": precision}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """The inverse."""
-        rows, size = state["rows"], sum(parameter.numel() for parameter in self.parameters)
-        if rows.ndim != 2 or rows.shape[1] != size:
-            raise ValueError(f"rows has the shape {tuple(rows.shape)}, here there are {size} numbers in phi")
-        self._rows, self.precision = rows.to(self.parts.batcher.device), float(state["precision"])
-        if self.precision <= 0:
+        kind = FullCurvature if self.settings.form == "full" else KroneckerCurvature
+        self._curvature, self.precision = kind.of_state(state, self.parameters), float(state["precision"])
+        if not self.precision > 0:
             raise ValueError(f"the precision is {self.precision}")
-
-    def _evidence_precision(self) -> float:
-        assert self._rows is not None
-        spectrum = np.linalg.eigvalsh(_product(self._rows, self._rows)).clip(min=0)
-        distance = self._squared_distance()
-
-        def loss(log_precision: float) -> float:
-            return -_log_evidence(math.exp(log_precision), spectrum, distance)
-
-        found = minimize_scalar(loss, bounds=np.log(PRECISIONS), method="bounded", options={"xatol": 1e-6})
-        return float(np.float32(math.exp(found.x)))  # as it is stored
 
     def _squared_distance(self) -> float:
         """|phi - a0|^2."""
@@ -139,12 +172,3 @@ class Laplace(Posterior):
         adapters = self.parts.method.adapters
         theta = dict(zip(map(id, adapters.parameters("task")), adapters.parameters("shared"), strict=True))
         return sum(float((phi - theta[id(phi)]).detach().double().square().sum()) for phi in self.parameters)
-
-
-def _log_evidence(precision: float, spectrum: Float[np.ndarray, " N"], squared_distance: float) -> float:
-    return -0.5 * precision * squared_distance - 0.5 * float(np.log1p(spectrum / precision).sum())
-
-
-def _product(one: Float[Tensor, "N P"], other: Float[Tensor, "M P"]) -> Float[np.ndarray, "N M"]:
-    found: Float[np.ndarray, "N M"] = (one @ other.T).double().cpu().numpy()
-    return found
