@@ -27,7 +27,7 @@ from abmll.systems.posteriors.build import POSTERIORS
 from abmll.systems.posteriors.ensemble import Ensemble, reordered
 from abmll.systems.posteriors.ivon import IVON, IVONState, ivon_step
 from abmll.systems.posteriors.laplace import Laplace
-from abmll.systems.posteriors.settings import SETTINGS, IVONSettings, TFBSettings, resolve_posterior
+from abmll.systems.posteriors.settings import SETTINGS, IVONSettings, KLSettings, TFBSettings, resolve_posterior
 from abmll.systems.posteriors.stored import POSTERIOR_FILE, read_posterior_into, write_posterior
 from abmll.systems.posteriors.swag import SWAG
 from abmll.systems.posteriors.tfb import TFB
@@ -226,12 +226,11 @@ def test_as_published_laplace_ivon_and_blob_are_the_settings_of_their_traps() ->
         "laplace", {"centre": "zero", "form": "kfac", "inputs_mean": "examples", "samples": 100_000}
     )
     assert resolve_posterior("ivon", {}, "as-published") == resolve_posterior("ivon", {})
-    ten_steps = blob_of(adapted("blob", preset="as-published"))
-    weights = []
-    for step in range(10):
-        ten_steps._steps = step
-        weights.append(ten_steps._kl_weight())
-    assert 0 < sum(weights) < 1e-20, "nearly all of the KL comes after an adaptation has ended"
+    for name in ("blob", "scalabl"):
+        settings = resolve_posterior(name, {}, "as-published")
+        assert isinstance(settings, KLSettings)
+        weights = [kl_weight(settings, examples=20, steps=step, batch_size=2) for step in range(10)]
+        assert 0 < sum(weights) < 1e-20, "nearly all of the KL comes after an adaptation has ended"
 
 
 def test_a_posterior_of_another_name_drops_the_settings_of_the_base() -> None:

@@ -17,7 +17,7 @@ from scipy.stats import norm
 from abmll.adapters.folder import read_adapter
 from abmll.calibrators import ChoiceRows, TaskRows
 from abmll.calibrators.temperature import PosteriorTemperature
-from abmll.config import CompareConfig
+from abmll.config import CompareConfig, PosteriorConfig
 from abmll.errors import AbmllError
 from abmll.everyday.session import open_run
 from abmll.everyday.ship import ship
@@ -34,7 +34,7 @@ from abmll.runs.train_run import train, train_run
 from abmll.systems.adapters import use_adapter
 from abmll.systems.meta_rows import held_back_episode, rows_trained_on
 from abmll.systems.plans import PredictionPlan
-from abmll.systems.scale import SCALE_FILE, read_scale
+from abmll.systems.scale import SCALE_FILE, calibrator_of, read_scale
 from abmll.systems.system import System
 from tests.poison import mark, poison, poisoned_base
 from tests.runs import UNSEEN, config_in, never, place_tiny, run_in, silent, system_in
@@ -325,6 +325,15 @@ def test_it_goes_with_a_shipped_adapter_and_a_session_reads_it(place: Path, run:
     assert session.tuned({"adaptation": {"steps": 1}}).calibrator == by_mean
     assert session.tuned({"adaptation": {"samples": 4, "sampler": "weight"}}).calibrator == drawn
     assert session.tuned({"likelihood": {"normalisation": "sum"}}).calibrator == PosteriorTemperature()
+    by_weights, by_draws = (
+        session.config.model_copy(
+            update={"adaptation": session.config.adaptation.model_copy(update={"sampler": sampler})}
+            | {"posterior": PosteriorConfig(name="tfb")}
+        )
+        for sampler in ("mean", "weight")
+    )
+    assert calibrator_of(shipped, by_weights) == by_mean, "by the mean weights no posterior draws"
+    assert calibrator_of(shipped, by_draws) == PosteriorTemperature()
     session.system.close()
     (shipped / SCALE_FILE).unlink()
     assert session.calibrator == PosteriorTemperature()

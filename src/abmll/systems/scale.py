@@ -18,12 +18,13 @@ from abmll.adapters.folder import checksum
 from abmll.calibrators import ChoiceRows, TaskRows, calibrator_from_dict
 from abmll.calibrators.quadrature import posterior
 from abmll.calibrators.temperature import PosteriorTemperature, log_likelihood_of
-from abmll.config import RunConfig
+from abmll.config import PosteriorConfig, RunConfig
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import MOST_JSON, read_sealed_json, write_sealed_json
 from abmll.question import Task
 from abmll.systems.folds import Answered
 from abmll.systems.plans import ResolvedRun
+from abmll.systems.posteriors.settings import PosteriorSettings, resolve_posterior
 from abmll.training.finite import without_folders
 
 SCALE_FILE, ADAPTER = "calibrator.json", "adapter"
@@ -90,7 +91,7 @@ class Scale(_Part):
         return found
 
 
-Section = Literal["method", "likelihood", "adaptation"]
+Section = Literal["method", "likelihood", "adaptation", "posterior"]
 
 
 class StoredScale(_Part):
@@ -193,7 +194,8 @@ def answering_settings(run: ResolvedRun) -> dict[Section, dict[str, Any]]:
     values = run.pinned.model_dump(mode="json")
     names = ("examples", "steps", "batch_size", "schedule", "sampler", "samples", "in_context")
     adaptation = {name: values["adaptation"][name] for name in names}
-    return {"method": values["method"], "likelihood": values["likelihood"], "adaptation": adaptation}
+    sections: dict[Section, dict[str, Any]] = {"adaptation": adaptation}
+    return sections | {name: values[name] for name in ("method", "likelihood", "posterior")}
 
 
 def write_scale(folder: Path, run: ResolvedRun, step: int, scale: Scale) -> None:
@@ -229,7 +231,7 @@ def calibrator_of(folder: Path, config: RunConfig) -> PosteriorTemperature:
     A run that carries none has that of a new LoRA (`NEW_LORA_PRIOR`) if it is one, and adapts as that was.
 
     How many rows are adapted to, in how many steps, and what a long text loses is up to the user; another likelihood is
-    another scale, and answers by the mean weights have a prior of their own.
+    another scale, so is another posterior, and answers by the mean weights have a prior of their own.
 
     Args:
         folder: the run directory.
@@ -250,7 +252,14 @@ def prior_of(folder: Path, config: RunConfig) -> tuple[PosteriorTemperature, int
     if any(now[name] != value for name, value in stored.answering["likelihood"].items() if name not in NO_OTHER_SCALE):
         return PosteriorTemperature(), 0
     by_mean = config.adaptation.sampler == "mean" and MEAN in stored.scale.calibrators
+    then = PosteriorConfig.model_validate(stored.answering.get("posterior", {}))  # of before there were any: none
+    if not by_mean and _drawn_from(then) != _drawn_from(config.posterior):
+        return PosteriorTemperature(), 0
     return stored.scale.calibrator(MEAN if by_mean else OWN), stored.scale.fitted_tasks
+
+
+def _drawn_from(posterior: PosteriorConfig) -> tuple[str, PosteriorSettings | None]:
+    return posterior.name, resolve_posterior(posterior.name, posterior.settings(), posterior.preset)
 
 
 def _is_new_lora(config: RunConfig) -> bool:

@@ -185,7 +185,7 @@ class ScalaBLSettings(KLSettings):
 
     presets: ClassVar = {
         "default": {},
-        # The KL of the prior from q, and nearly all of it in late steps: lorawrappers/scalabl.py of BayesAdapt at 3843000.
+        # The KL of the prior from q, nearly all of it in late steps: lorawrappers/scalabl.py of BayesAdapt at 3843000.
         "as-published": {"kl": "reversed", "kl_schedule": "published"},
     }
     epsilon: float = Field(0.05, gt=0)
