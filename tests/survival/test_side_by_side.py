@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,18 @@ COMPARE = ("compare", "compare.yaml", LONG)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny comparison of two targets, made by one process into `whole`."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A tiny comparison of two targets, made by one process into `whole`, on one thread as everything here.
+
+    A program of its own: a fork has the threads that OpenMP began with in the process of the tests.
+    """
     folder = place_comparison(tmp_path_factory.mktemp("targets"))
-    assert run(folder, "whole") == (0, "")
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        line = [sys.executable, "-m", "abmll", *COMPARE, "-o", "whole"]
+        done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        yield folder
 
 
 def start(place: Path, out: str, *more: str) -> Child:
