@@ -81,13 +81,15 @@ time.sleep(60)
 def test_gpus_go_round_and_threads_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("abmll.process.pool.default_threads", lambda: 7)
     monkeypatch.delenv(threads.THREADS, raising=False)
-    monkeypatch.setattr(threads._State, "defaulted", False)
+    monkeypatch.setattr(threads._State, "default", None)
     threads.set_thread_defaults()
     slots = share_machine(3, ["2", "GPU-5f"])
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["2", "GPU-5f", "2"]
     assert [slot["OMP_NUM_THREADS"] for slot in slots] == ["2"] * 3
     assert share_machine(9, []) == [{"OMP_NUM_THREADS": "1"}] * 9
-    monkeypatch.setattr(threads._State, "defaulted", False)  # who called said how many
+    monkeypatch.setenv(threads.THREADS, "5")  # said by somebody else since then
+    assert share_machine(2, []) == [{}, {}]
+    monkeypatch.setattr(threads._State, "default", None)  # or before
     threads.set_thread_defaults()
     assert share_machine(2, []) == [{}, {}]
 

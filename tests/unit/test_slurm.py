@@ -32,7 +32,7 @@ def bin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_an_array_of_jobs_with_what_was_asked_for(bin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(threads.THREADS, "64")  # of the machine that submits
-    monkeypatch.setattr(threads._State, "defaulted", True)
+    monkeypatch.setattr(threads._State, "default", "64")
     asked = {"partition": "gpu", "time": 240, "gpus_per_node": 1, "array_parallelism": 2}
     executor = slurm_executor(tmp_path / "out", asked)
     found = submit_commands({f"t{n}": [sys.executable, "-c", ""] for n in range(3)}, executor, tmp_path / "logs")

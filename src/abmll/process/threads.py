@@ -19,7 +19,7 @@ HIERARCHY = "sys/fs/cgroup"
 class _State:
     """One per process, as its environment is."""
 
-    defaulted = False
+    default: str | None = None
 
 
 def set_thread_defaults(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -31,12 +31,13 @@ def set_thread_defaults(environment: MutableMapping[str, str] = os.environ) -> N
     """
     if THREADS not in environment:
         environment[THREADS] = str(default_threads())
-        _State.defaulted = _State.defaulted or environment is os.environ
+        if environment is os.environ:
+            _State.default = environment[THREADS]
 
 
 def threads_are_given() -> bool:
-    """Whether who called this process chose the number of threads: `set_thread_defaults` did not."""
-    return THREADS in os.environ and not _State.defaulted
+    """Whether somebody else than `set_thread_defaults` chose the number of threads, before or after it was called."""
+    return os.environ.get(THREADS, _State.default) != _State.default
 
 
 def default_threads() -> int:
