@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from abmll.config import RunConfig
@@ -67,20 +66,6 @@ def test_cloze_has_gradients_where_cudnn_s_attention_has_none(capture: bool) -> 
     (batch,) = system.batcher(rows[:4])
     assert (batch.signature.columns % 128, batch.signature.causal) == (64, False), "of these widths, with a mask"
     system.adapt(Task("far", rows), AdaptationPlan(8, 4))
-
-
-def test_that_fault_is_seen_where_it_is() -> None:
-    """The test above would catch it: the same shapes by cuDNN alone; skips where PyTorch has mended it."""
-    q, k = torch.full((2, 2, 64, 64), 6.0), torch.full((2, 2, 64, 64), -6.0)
-    q, k, v = (x.to(CUDA, torch.bfloat16).requires_grad_() for x in (q, k, torch.randn(2, 2, 64, 64)))
-    mask = torch.zeros(2, 1, 64, 64, device=CUDA, dtype=torch.bfloat16)
-    try:
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            torch.nn.functional.scaled_dot_product_attention(q, k, v, mask).sum().backward()
-    except RuntimeError as error:
-        pytest.skip(f"no attention by cuDNN here: {str(error).splitlines()[0]}")
-    if q.grad is not None and bool(torch.isfinite(q.grad).all()):
-        pytest.skip(f"cuDNN's gradients are finite by torch {torch.__version__} on this device")
 
 
 def test_kernels_agree_with_float64() -> None:
