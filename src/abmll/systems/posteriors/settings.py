@@ -201,7 +201,7 @@ class CLoRASettings(PosteriorSettings):
         hidden: width of each layer's network.
         prior_std: sigma_p, of the prior on the core, whose mean is 0.
         core_lr: rate of SGD on the networks.
-        kl_weight: multiplies the KL of a question beside its NLL. The ELBO's is 1, which leaves nothing of the core.
+        kl_weight: multiplies the KL of a question, summed over its tokens, beside its NLL. The ELBO's is 1.
     """
 
     hidden: int = Field(64, ge=1)
