@@ -50,7 +50,7 @@ oracles: setup  ## the rivals against the packages of their authors: ivon-opt, l
 
 gpu-tests: setup  ## what only a CUDA device shows: kernels, captured steps, attention; and bitsandbytes, which is installed
 	$(BIN)/pip install --quiet --constraint constraints.txt bitsandbytes
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -rs tests/gpu tests/unit/test_quantised.py
+	HF_HUB_OFFLINE=1 TRITON_INTERPRET=0 $(BIN)/pytest -rs tests/gpu tests/unit/test_quantised.py
 
 docs: setup  ## install sphinx and build the documentation into docs/_build; warnings are errors, nothing is fetched
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'

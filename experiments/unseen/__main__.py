@@ -20,7 +20,7 @@ from experiments.unseen.cells import read_targets, write_cells
 from experiments.unseen.clock import since_start
 from experiments.unseen.forgetting import chunks_of, forgetting, general_text
 from experiments.unseen.groups import GROUPS, groups_in
-from experiments.unseen.pool import DONE, OVER, TASKS, exit_code, jobs, run_jobs, starter, told
+from experiments.unseen.pool import DONE, OVER, TASKS, exit_code, is_made, jobs, run_jobs, starter, told
 from experiments.unseen.prepare import TRAIN_ROWS, prepare
 from experiments.unseen.protocol import CHOSEN, HERE, PROTOCOL, RESULTS, Protocol, load_protocol
 from experiments.unseen.questions import QUESTIONS, ask, read_points, write_answers
@@ -227,7 +227,7 @@ def _all(given: argparse.Namespace) -> int:
     common += [] if given.tasks is None else ["--tasks", str(given.tasks)]
     commit = ["--commit", given.commit] if given.commit else []
     gpus = given.gpus.split(",")
-    todo = list(
+    asked = list(
         jobs(
             _protocol(given),
             read_points(given.questions),
@@ -242,6 +242,7 @@ def _all(given: argparse.Namespace) -> int:
             ask=["--questions", str(given.questions), *commit],
         )
     )
+    todo = [job for job in asked if not is_made(job, given.out)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     state = run_jobs(
         todo,
@@ -252,7 +253,8 @@ def _all(given: argparse.Namespace) -> int:
         over=lambda: given.minutes is not None and since_start() > 60 * given.minutes,
     )
     left = {name: value for name, value in state.items() if value != DONE}
-    print(f"{len(state) - len(left)} of {len(state)} jobs done; {left or 'nothing left'}")
+    before = f", {len(asked) - len(todo)} before" if len(asked) > len(todo) else ""
+    print(f"{len(state) - len(left)} of {len(state)} jobs done{before}; {left or 'nothing left'}")
     return exit_code(state)
 
 

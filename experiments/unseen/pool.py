@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import Any
 from typing import Protocol as Typed
 
+import yaml
+
 from abmll.files import write_json
+from experiments.unseen.bundles import Bundles
 from experiments.unseen.protocol import Protocol
 from experiments.unseen.questions import Point
+from experiments.unseen.run import LOG, failures
 
 RANK = "rank"
 JOIN = "join"
@@ -114,6 +118,17 @@ def jobs(
         laid = [part for text in asked["set"] for part in ("--set", text.format(tasks=tasks))]
         for system, seed in protocol.selected(asked["targets"]):
             yield target(name, system, seed, *laid, "--packed", str(packed.parent / name / "packed"))
+
+
+def is_made(job: Job, out: Path) -> bool:
+    """Whether what a job makes was made by an earlier call: it is not started again, which would take its seconds."""
+    if job.name == RANK:
+        return (out / "ranking.json").exists()
+    folder = Path(job.arguments[job.arguments.index("--out") + 1])
+    if job.arguments[0] == "search":
+        chosen = out / f"search-{job.arguments[job.arguments.index('--only') + 1]}" / "chosen.yaml"
+        return chosen.exists() and bool(yaml.safe_load(chosen.read_text(encoding="utf-8")))
+    return job.arguments[0] == "run" and bool(Bundles(folder).names() or failures(folder / LOG))
 
 
 def _protocol_of(common: Sequence[str]) -> Sequence[str]:

@@ -28,7 +28,7 @@ from experiments.unseen.clock import deadline, since_start
 from experiments.unseen.protocol import Protocol
 from experiments.unseen.run import Renewing
 
-CRITERION = "nll_scaled_cv"
+CRITERION = "nll_posterior"
 Space = Mapping[str, Any]
 
 

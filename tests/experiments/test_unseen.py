@@ -18,6 +18,7 @@ from abmll.adapters.folder import write_adapter
 from abmll.adapters.gaussian import LowRankGaussian
 from abmll.config import ModelConfig, RunConfig
 from abmll.errors import AbmllError
+from abmll.files import append_line, write_text
 from abmll.kernels import Variance
 from abmll.methods import resolve_settings
 from abmll.metrics.ensemble import ensemble
@@ -37,7 +38,7 @@ from experiments.unseen.evidence import Values, against, entry, paired
 from experiments.unseen.forgetting import chunks_of, forgetting
 from experiments.unseen.groups import groups_in, with_groups
 from experiments.unseen.packing import Packed, read_packed, write_packed
-from experiments.unseen.pool import Job, exit_code, jobs, run_jobs
+from experiments.unseen.pool import Job, exit_code, is_made, jobs, run_jobs
 from experiments.unseen.protocol import load_protocol
 from experiments.unseen.questions import read_points
 from experiments.unseen.rank import gains
@@ -653,6 +654,24 @@ def test_the_exit_code_says_whether_going_on_helps(states: list[str], code: int)
 def test_no_job_begins_when_time_is_over() -> None:
     state = run_jobs([Job("a", ())], lambda job, gpu: Ended(0, 0), [""], 1, over=lambda: True, pause=0)
     assert state == {"a": "waiting"}
+
+
+def test_what_an_earlier_call_made_is_not_started_again(tmp_path: Path) -> None:
+    protocol = load_protocol(HARNESS / "qwen-1.5b.yaml", NOTHING)
+    todo = list(jobs(protocol, (), tmp_path, ["--protocol", "p.yaml"], (), shares=2, packed=tmp_path / "packed"))
+
+    def made() -> set[str]:
+        return {job.name for job in todo if is_made(job, tmp_path)}
+
+    assert made() == set()
+    write_text(tmp_path / "search-lora" / "chosen.yaml", "# not finished\n{}\n")
+    assert made() == set()
+    write_text(tmp_path / "ranking.json", "{}")
+    write_text(tmp_path / "search-lora" / "chosen.yaml", "lora: {inner_lr: 1.0e-3}\n")
+    Bundles(tmp_path / "run-lora.seed-1").add("lora.letter.seed-1.parquet", b"")
+    append_line(tmp_path / "run-maml.seed-0" / "log.jsonl", json.dumps({"target": "maml", "why": "not finite"}))
+    searched = {f"search-lora-{rung}-{share}" for rung in (0, 1) for share in (1, 2)} | {"search-lora"}
+    assert made() == {"rank", "run-lora.seed-1", "run-maml.seed-0", *searched}
 
 
 def test_every_target_is_a_job_after_the_search_that_it_takes_its_settings_from(tmp_path: Path) -> None:
