@@ -19,7 +19,7 @@ from experiments.calibrators.worlds import losses
 from experiments.short_json import short_json
 
 HERE = Path(__file__).parent
-STORED = HERE.parent / "unseen" / "results" / "in_domain" / "packed"
+STORED = HERE.parent / "unseen" / "results" / "smollm2" / "in_domain" / "packed"
 
 
 def of_training_tasks(learned_from: Systems) -> dict[str, Any]:

@@ -14,10 +14,10 @@ Written by `python -m experiments.size report`. In every simulated world two sys
     python -m experiments.size run                                           # results.json and this page, half an hour
 
 **Components** are the standard deviations of a paired difference that training seeds, adaptation draws, questions and
-their interactions make, by the analysis of variance of the predictions stored in `experiments/unseen/results`: five
-seeds, five draws, eight tasks; median and largest over the 28 pairs of eight meta-trained systems, and one pair that
-was not meta-trained (the plain model adapted, and examples in the prompt). Effects are drawn from normal distributions,
-100 questions a task.
+their interactions make, by the analysis of variance of the predictions stored in
+`experiments/unseen/results/smollm2`: five seeds, five draws, eight tasks; median and largest over the 28 pairs of
+eight meta-trained systems, and one pair that was not meta-trained (the plain model adapted, and examples in the
+prompt). Effects are drawn from normal distributions, 100 questions a task.
 
 **The test** is `abmll.metrics.paired.paired_test`: the contributions of seeds, draws and questions added up, each
 against Student's t with its own degrees of freedom (Cochran and Cox 1950). Beside it: the crossed percentile bootstrap

@@ -9,20 +9,22 @@ from pathlib import Path
 
 from abmll.config import ModelConfig
 from abmll.errors import AbmllError
-from abmll.files import write_bytes, write_json
+from abmll.files import write_bytes, write_json, write_text
 from abmll.models import LanguageModel
 from abmll.runs.prepare import load_run_tasks
 from abmll.runs.roles import RunTasks
 from abmll.systems.build import load_base
 from abmll.tasks.sources import load_tasks
+from experiments.short_json import short_json
 from experiments.unseen.bundles import unpack
 from experiments.unseen.cells import read_targets, write_cells
 from experiments.unseen.clock import since_start
+from experiments.unseen.first_draw import first_draw
 from experiments.unseen.forgetting import chunks_of, forgetting, general_text
 from experiments.unseen.groups import GROUPS, groups_in
 from experiments.unseen.pool import DONE, OVER, TASKS, exit_code, is_made, jobs, run_jobs, starter, told
 from experiments.unseen.prepare import TRAIN_ROWS, prepare
-from experiments.unseen.protocol import CHOSEN, HERE, PROTOCOL, RESULTS, Protocol, load_protocol
+from experiments.unseen.protocol import CHOSEN, PROTOCOL, RESULTS, SMOLLM2, Protocol, load_protocol
 from experiments.unseen.questions import QUESTIONS, ask, read_points, write_answers
 from experiments.unseen.rank import rank, without_test
 from experiments.unseen.report import report
@@ -84,7 +86,7 @@ def _add_verbs_of_the_protocol(add: Add) -> None:
         if name in ("questions", "all"):
             one.add_argument("--questions", type=Path, default=QUESTIONS)
     made["prepare"].add_argument("--train-rows", type=int, default=TRAIN_ROWS)
-    made["rank"].add_argument("--ranking", type=Path, default=HERE / "ranking.json")
+    made["rank"].add_argument("--ranking", type=Path, default=SMOLLM2 / "ranking.json")
     made["search"].add_argument("--only", help="systems, separated by commas")
     made["search"].add_argument(
         "--part", type=_part, metavar="RUNG:I/N", help="only share I of N of a rung (0 is the first)"
@@ -99,10 +101,10 @@ def _add_verbs_of_files(add: Add) -> None:
     one = add("forgetting", _forgetting)
     one.add_argument("adapters", nargs="+", metavar="NAME=FOLDER", help="adapter folders of runs that were kept")
     one.add_argument("--source", default="smollm2-135m-instruct", help="the base model")
-    one.add_argument("--out", type=Path, default=RESULTS / "forgetting.json")
+    one.add_argument("--out", type=Path, default=SMOLLM2 / "forgetting.json")
     one = add("stds", _stds)
     one.add_argument("adapters", nargs="+", metavar="NAME=FOLDER", help="adapter folders of runs that were kept")
-    one.add_argument("--place", type=Path, default=RESULTS)
+    one.add_argument("--place", type=Path, default=SMOLLM2)
     one = add("join", _join)
     one.add_argument("folders", type=Path, nargs="+", help="those with a search.json each")
     one.add_argument("--protocol", type=Path, default=PROTOCOL)
@@ -113,7 +115,7 @@ def _add_verbs_of_files(add: Add) -> None:
     one = add("answers", _answers)
     one.add_argument("--questions", type=Path, default=QUESTIONS)
     one.add_argument("--out", type=Path, required=True, help="where the bundles of `questions` are")
-    one.add_argument("--place", type=Path, default=RESULTS)
+    one.add_argument("--place", type=Path, default=SMOLLM2)
     one.add_argument("--packed", type=Path, help="files at the chosen settings, to compare with; default: PLACE/packed")
     one = add("groups", _groups)
     one.add_argument("tasks", type=Path, nargs="+", help="folders of the tasks whose test questions were answered")
@@ -126,11 +128,17 @@ def _add_verbs_of_files(add: Add) -> None:
     one = add("rescore", _rescore)
     one.add_argument("place", type=Path, help="a folder with summary.json and the answers that are kept")
     one.add_argument("--training", type=Path, help="answers to training tasks, for the prior of the temperature")
+    one = add("first", _first)
+    one.add_argument("--packed", type=Path, required=True)
+    one.add_argument("--kind", default="letter", choices=("cloze", "letter"))
+    one.add_argument("--validation", required=True, help="names of the validation tasks, separated by commas")
+    one.add_argument("--out", type=Path, default=RESULTS / "first_draw.json")
     one = add("report", _report)
     one.add_argument("--packed", type=Path, required=True, help="whole files: the committed cells lack what it tells")
-    one.add_argument("--ranking", type=Path, default=HERE / "ranking.json")
+    one.add_argument("--ranking", type=Path, default=SMOLLM2 / "ranking.json")
     one.add_argument("--out", type=Path, required=True)
     one.add_argument("--kind", default="cloze", choices=("cloze", "letter"))
+    one.add_argument("--only", help="tasks, separated by commas: the files may have those of several roles")
 
 
 def _part(text: str) -> Part:
@@ -317,8 +325,19 @@ def _rescore(given: argparse.Namespace) -> int:
     return 0
 
 
+def _first(given: argparse.Namespace) -> int:
+    targets, validation = read_targets(given.packed, given.kind), given.validation.split(",")
+    answered = dict.fromkeys(task for one in targets for files in one.found.values() for _, _, task in files)
+    parts = {"validation": validation, "unseen": [task for task in answered if task not in validation]}
+    found = first_draw(targets, parts)
+    write_text(given.out, short_json({"seed": 0, "draw": 0, "tasks": parts, "systems": found}))
+    print(f"{len(found)} systems in {given.out}")
+    return 0
+
+
 def _report(given: argparse.Namespace) -> int:
-    summary = report(given.packed, given.out, ranking=given.ranking, kind=given.kind)
+    tasks = given.only.split(",") if given.only else None
+    summary = report(given.packed, given.out, ranking=given.ranking, kind=given.kind, tasks=tasks)
     primary = summary["primary"]
     print(f"best other system: {primary['best_other']}; {primary['tests']}")
     return 0

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import yaml
 
 from abmll.errors import AbmllError
 from abmll.files import write_bytes
@@ -216,8 +217,9 @@ def read_targets(folder: Path, kind: str = "*") -> list[Packed]:
 
 
 def names_in(folder: Path) -> set[str]:
-    """`SYSTEM.KIND.seed-N.parquet` of each target of a folder; tables are of cloze."""
+    """`SYSTEM.KIND.seed-N.parquet` of each target of a folder."""
     if not (folder / TARGETS).exists():
         return {path.name for path in folder.glob("*.parquet")}
-    targets = pyarrow.parquet.read_table(folder / TARGETS, columns=["system", "seed"]).to_pylist()
-    return {f"{target['system']}.cloze.seed-{target['seed']}.parquet" for target in targets}
+    targets = pyarrow.parquet.read_table(folder / TARGETS).to_pylist()
+    kinds = [yaml.safe_load(json.loads(target["about"])["config"])["likelihood"]["kind"] for target in targets]
+    return {f"{t['system']}.{kind}.seed-{t['seed']}.parquet" for t, kind in zip(targets, kinds, strict=True)}

@@ -14,7 +14,8 @@ from abmll.errors import AbmllError
 HERE = Path(__file__).parent
 PROTOCOL = HERE / "protocol.yaml"
 RESULTS = HERE / "results"
-CHOSEN = RESULTS / "chosen.yaml"
+SMOLLM2 = RESULTS / "smollm2"
+CHOSEN = SMOLLM2 / "chosen.yaml"
 
 
 @dataclass(frozen=True)

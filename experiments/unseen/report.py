@@ -18,7 +18,7 @@ from experiments.short_json import short_json
 from experiments.unseen.cells import read_targets
 from experiments.unseen.evidence import REPEATS, Values, against, entry, per_task
 from experiments.unseen.figures import controls, reliability_after_scaling, seed_by_seed
-from experiments.unseen.results import BEFORE, UNSEEDED, Results, comparison, read_results
+from experiments.unseen.results import BEFORE, UNSEEDED, Results, comparison, of_tasks, read_results
 
 REFERENCE = "abmll"
 PRIMARY = "nll_posterior"
@@ -84,10 +84,13 @@ def _against_before(results: Results, tasks: Sequence[str], signal: Sequence[str
     return against(Values(found, results.tasks, 1), PLAIN, tasks, signal, adapted=False) if PLAIN in found else {}
 
 
-def report(packed: Path, out: Path, *, ranking: Path | None = None, kind: str = "cloze") -> dict[str, Any]:
+def report(
+    packed: Path, out: Path, *, ranking: Path | None = None, kind: str = "cloze", tasks: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Write `summary.json`, `tables.md` and `figures/` into `out`; returns the summary.
 
-    Tables and figures leave out the mean weights of all but the reference, which tell nothing apart.
+    `tasks` are those that are reported, where the files have more; None: all. Tables and figures leave out the mean
+    weights of all but the reference, which tell nothing apart.
 
     Raises:
         AbmllError: there is nothing to compare with, or a file is damaged.
@@ -95,7 +98,7 @@ def report(packed: Path, out: Path, *, ranking: Path | None = None, kind: str = 
     signal = []
     if ranking is not None and ranking.exists():
         signal = [e["task"] for e in json.loads(ranking.read_text(encoding="utf-8"))["tasks"] if e["signal"]]
-    results = read_results(read_targets(packed, kind))
+    results = read_results(of_tasks(read_targets(packed, kind), tasks))
     summary = summary_of(results, signal)
     write_text(out / "summary.json", short_json(summary))
     shown = {n for n in results.final if not n.endswith("_mean") or n == f"{REFERENCE}_mean"}

@@ -46,6 +46,24 @@ class Results:
     tasks: tuple[str, ...]
 
 
+def of_tasks(targets: Iterable[Packed], names: Sequence[str] | None) -> list[Packed]:
+    """The targets with the answers to some tasks alone; None: to all.
+
+    Raises:
+        AbmllError: a target has no answers to one of them.
+    """
+    if names is None:
+        return list(targets)
+    out = []
+    for one in targets:
+        kept = {row: {k: f for k, f in files.items() if k[2] in names} for row, files in one.found.items()}
+        for row, files in kept.items():
+            if missing := sorted(set(names) - {task for _, _, task in files}):
+                raise AbmllError(f"{row}: no answers to {', '.join(missing)}")
+        out.append(Packed(one.about, kept))
+    return out
+
+
 def read_results(targets: Iterable[Packed], reference: str = "abmll") -> Results:
     """Repeat systems without training seeds, and make the baselines and the ensemble.
 

@@ -28,7 +28,6 @@ from experiments.unseen.clock import deadline, since_start
 from experiments.unseen.protocol import Protocol
 from experiments.unseen.run import Renewing
 
-CRITERION = "nll_posterior"
 Space = Mapping[str, Any]
 
 
@@ -107,7 +106,9 @@ class Search:
         except NonFiniteError as error:  # a rate too high is an answer, not an accident
             renewing.close()
             return {**found, "score": None, "why": str(error)[:200], "seconds": round(time.perf_counter() - began, 2)}
-        by_task = {task: float(np.mean([s[CRITERION] for s in each])) for task, each in scores.items()}
+        by_task = {
+            task: float(np.mean([s[self.protocol.search["criterion"]] for s in each])) for task, each in scores.items()
+        }
         others = {
             name: float(np.mean([np.mean([s[name] for s in each]) for each in scores.values()]))
             for name in ("accuracy", "nll", "nll_scaled", "ece", "nll_over_uniform")
@@ -248,7 +249,7 @@ def search(
 
 
 def _known(given: Mapping[str, Any], logs: Iterable[Path]) -> list[dict[str, Any]]:
-    """The trials of all logs, each once; those of other settings or rungs than the protocol's do not count."""
+    """The trials of all logs, each once; those of another criterion, settings or rungs do not count."""
     tried = {
         system: trials(system, spaces, given["trials"], given["seed"]) for system, spaces in given["spaces"].items()
     }
@@ -262,7 +263,8 @@ def _known(given: Mapping[str, Any], logs: Iterable[Path]) -> list[dict[str, Any
         seeded = entry["seed"] in _seeds(given, number)
         return same and seeded and bool(entry["settings"] == tried[system][trial])
 
-    found = [entry for path in logs for entry in json.loads(path.read_text(encoding="utf-8"))["trials"]]
+    read = [json.loads(path.read_text(encoding="utf-8")) for path in logs]
+    found = [entry for log in read if log["criterion"] == given["criterion"] for entry in log["trials"]]
     return list({(e["system"], e["rung"], e["trial"], e["seed"]): e for e in found if fits(e)}.values())
 
 
@@ -335,7 +337,8 @@ def _write(log: list[dict[str, Any]], path: Path, protocol: Protocol) -> None:
         system: round(sum(e["seconds"] for e in log if e["system"] == system), 1)
         for system in {e["system"] for e in log}
     }
-    write_json(path, {"criterion": CRITERION, "search": protocol.search, "seconds": spent, "trials": log})
+    criterion = protocol.search["criterion"]
+    write_json(path, {"criterion": criterion, "search": protocol.search, "seconds": spent, "trials": log})
 
 
 def _choose(protocol: Protocol, log: list[dict[str, Any]], path: Path) -> None:
@@ -346,5 +349,6 @@ def _choose(protocol: Protocol, log: list[dict[str, Any]], path: Path) -> None:
         for trial in best(log, system, last, 1) if _finished(protocol.search, log, system) else ():
             entry = next(e for e in log if (e["system"], e["rung"], e["trial"]) == (system, last, trial))
             chosen[system] = entry["settings"]
-    head = f"# Written by `python -m experiments.unseen search`: the lowest {CRITERION} over the validation tasks.\n"
+    judged = protocol.search["criterion"]
+    head = f"# Written by `python -m experiments.unseen search`: the lowest {judged} over the validation tasks.\n"
     write_text(path, head + yaml.safe_dump(chosen, sort_keys=True))

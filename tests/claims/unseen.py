@@ -4,7 +4,6 @@ from typing import Any
 
 from tests.claims.numbers import (
     BEFORE,
-    EVIDENCE,
     LETTERS,
     README,
     SECOND,
@@ -68,26 +67,6 @@ def unseen_rows() -> list[Claim]:
         numbers = (of(SECOND, system, "accuracy", "%"), *(of(SECOND, system, metric) for metric in metrics))
         numbers += (against(SECOND, system, "nll_scaled", "difference"),)
         out.append(Claim(UNSEEN_TASKS, f"| {label} | 1 | {{}} | {{}} | {{}} | {{}} | {{}} | one seed |", numbers))
-    return [*out, *_rows_of_the_first_page()]
-
-
-def _rows_of_the_first_page() -> list[Claim]:
-    """The table of docs/evidence.md."""
-    out = []
-    for label, system, p in (
-        ("examples in the prompt", "in_context", "1"),
-        ("FOMAML", "fomaml", "1"),
-        ("the plain model, adapted", "pretrained", "1"),
-        ("ABMLL, stds frozen", "abmll_frozen", "1"),
-        ("Reptile", "reptile", "1"),
-        ("LoRA", "lora", "1"),
-        ("structured LoRA, `fresh`", "structured", "1"),
-        ("a uniform guess", "uniform", ".5f"),
-    ):
-        numbers = (of(SECOND, system, PRIMARY), *with_interval(SECOND, system, PRIMARY))
-        numbers += (against(SECOND, system, PRIMARY, "p", p), of(SECOND, system, "nll"))
-        numbers += (of(SECOND, system, "accuracy", "%"),)
-        out.append(Claim(EVIDENCE, f"| {label} | {{}} | {SHOWN} | {{}} | {{}} | {{}} |", numbers))
     return out
 
 

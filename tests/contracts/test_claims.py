@@ -10,6 +10,7 @@ import re
 
 import pytest
 
+from tests.claims.larger_base import larger_base
 from tests.claims.numbers import QUESTIONS, ROOT, Claim, filled, read, squeezed
 from tests.claims.one_seed import one_seed
 from tests.claims.own import own
@@ -19,6 +20,7 @@ from tests.claims.speed import benchmarks, rivals
 from tests.claims.unseen import unseen_rows, verdicts
 
 CLAIMS = [
+    *larger_base(),
     *unseen_rows(),
     *verdicts(),
     *one_seed(),

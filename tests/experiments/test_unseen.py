@@ -43,7 +43,7 @@ from experiments.unseen.protocol import load_protocol
 from experiments.unseen.questions import read_points
 from experiments.unseen.rank import gains
 from experiments.unseen.report import BEFORE_TESTS, difference_tables
-from experiments.unseen.results import ENSEMBLE, read_results
+from experiments.unseen.results import ENSEMBLE, of_tasks, read_results
 from experiments.unseen.run import Renewing, failures, told_seconds
 from experiments.unseen.search import Search, best, join, search, trials
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
@@ -129,11 +129,11 @@ def test_structured_is_what_the_committed_results_are_of(name: str, tmp_path: Pa
 
 @pytest.mark.parametrize("folder", ["", "letter", "in_domain", "curve"])
 def test_tables_say_whose_moments_begin_anew(folder: str) -> None:
-    summary = json.loads((HARNESS / "results" / folder / "summary.json").read_text())
+    summary = json.loads((HARNESS / "results/smollm2" / folder / "summary.json").read_text())
     fresh = [name for name in summary["systems"] if name.startswith("structured")]
     assert summary["fresh_moments"] == sorted(fresh) != []
     sentence = f"(`inner_optimizer_state: fresh`) in {', '.join(sorted(fresh))};"
-    assert sentence in (HARNESS / "results" / folder / "tables.md").read_text()
+    assert sentence in (HARNESS / "results/smollm2" / folder / "tables.md").read_text()
 
 
 def test_prepare_caps_and_drops_leaks(place: Path, tmp_path: Path) -> None:
@@ -251,6 +251,31 @@ def test_cells_are_the_answers_to_half_a_step(measured: Path, tmp_path: Path) ->
         read_targets(tmp_path)
 
 
+def test_a_report_can_be_of_some_tasks(measured: Path, tmp_path: Path) -> None:
+    unpack(Bundles(measured).paths(), tmp_path)
+    targets = read_targets(tmp_path)
+    assert of_tasks(targets, None) == targets
+    name = next(task for _, _, task in targets[0].found["abmll"])
+    assert {t for one in of_tasks(targets, [name]) for files in one.found.values() for _, _, t in files} == {name}
+    with pytest.raises(AbmllError, match=r"no answers to nothing"):
+        of_tasks(targets, [name, "nothing"])
+
+
+def test_the_cells_of_the_larger_base_give_its_scores() -> None:
+    """Of both roles: the sheet of systems that were run once, and one seed of the summary of each role."""
+    once = json.loads((HARNESS / "results/first_draw.json").read_text())
+    for role, summary_file in (("unseen", "summary.json"), ("validation", "validation/summary.json")):
+        summary = json.loads((HARNESS / "results" / summary_file).read_text())["systems"]
+        for one in of_tasks(read_cells(HARNESS / "results/packed", ["abmll", "ensemble"]), once["tasks"][role]):
+            system, seed = one.about["system"], one.about["seed"]
+            scores = {key: score(found).to_dict() for key, found in one.found[system].items() if key[0] != BEFORE}
+            mean = np.mean([found["nll_posterior"] for found in scores.values()])
+            assert mean == pytest.approx(summary[system]["by_seed"][str(seed)]["nll_posterior"], abs=3e-4)
+            if seed == 0:
+                first = [found["nll_posterior"] for (_, draw, _), found in scores.items() if draw == 0]
+                assert np.mean(first) == pytest.approx(once["systems"][system][role]["nll_posterior"], abs=3e-4)
+
+
 def _same_answers(cells: Predictions, whole: Predictions) -> None:
     assert cells.label_counts == whole.label_counts
     assert cells.examples_consumed == whole.examples_consumed
@@ -267,10 +292,10 @@ def test_the_committed_cells_give_the_committed_scores() -> None:
 
     The NLL at the posterior temperature was computed from these cells.
     """
-    summary = json.loads((HARNESS / "results/in_domain/summary.json").read_text())["systems"]
+    summary = json.loads((HARNESS / "results/smollm2/in_domain/summary.json").read_text())["systems"]
     for system in ("abmll", "pretrained"):
         by_task: dict[str, list[list[float]]] = {}
-        for one in read_cells(HARNESS / "results/in_domain/packed", [system]):
+        for one in read_cells(HARNESS / "results/smollm2/in_domain/packed", [system]):
             for (place, _, task), cells in one.found[system].items():
                 if place != BEFORE:
                     prior = summary[system]["scale_prior"]
@@ -451,7 +476,7 @@ def test_nothing_is_chosen_before_a_search_is_finished(tmp_path: Path) -> None:
     here = Path(__file__).parents[2] / "experiments/unseen"
     folder = tmp_path / "log"
     folder.mkdir()
-    log = json.loads((here / "results/search.json").read_text())
+    log = json.loads((here / "results/smollm2/search.json").read_text())
     last = next(e for e in log["trials"] if (e["system"], e["rung"]) == ("reptile", 1))
     log["trials"].remove(last)
     (folder / "search.json").write_text(json.dumps(log))
@@ -474,7 +499,7 @@ def test_a_search_in_which_every_trial_fails_chooses_nothing_and_says_so(tmp_pat
     about |= {"system": "lora", "rung": 0, "seed": given["seed"], "score": None, "seconds": 1}
     tried = trials("lora", spaces, given["trials"], given["seed"])
     lost = [{"trial": number, "settings": settings, **about} for number, settings in enumerate(tried)]
-    (tmp_path / "log.json").write_text(json.dumps({"trials": lost}))
+    (tmp_path / "log.json").write_text(json.dumps({"criterion": protocol.search["criterion"], "trials": lost}))
     files = tmp_path / "search.json", tmp_path / "chosen.yaml"
     options = {"work": tmp_path, "systems": ["lora"], "others": [tmp_path / "log.json"]}
     with pytest.raises(AbmllError, match="every trial of rung 0 failed"):
@@ -722,11 +747,14 @@ def test_a_log_counts_only_for_the_settings_and_rungs_that_it_was_made_with(tmp_
     here = Path(__file__).parents[2] / "experiments/unseen"
     folder = tmp_path / "log"
     folder.mkdir()
-    (folder / "search.json").write_text((here / "results/search.json").read_text())
+    (folder / "search.json").write_text((here / "results/smollm2/search.json").read_text())
     first, second = load_protocol(), load_protocol(here / "second.yaml")
+    other = replace(second, search={**second.search, "criterion": "nll_posterior"})
+    join(other, [folder], tmp_path / "other")
+    assert json.loads((tmp_path / "other/search.json").read_text())["trials"] == [], "judged by another score"
     join(second, [folder], tmp_path / "second")
     assert yaml.safe_load((tmp_path / "second/chosen.yaml").read_text()) == yaml.safe_load(
-        (here / "results/chosen.yaml").read_text()
+        (here / "results/smollm2/chosen.yaml").read_text()
     )
     join(first, [folder], tmp_path / "first")
     kept = json.loads((tmp_path / "first/search.json").read_text())["trials"]
