@@ -1,4 +1,4 @@
-"""What every test runs under: no network, one thread per worker, the annotations of `abmll` enforced."""
+"""What every test runs under: no network, one thread per worker, no waiting for disks, annotations enforced."""
 
 import gc
 import os
@@ -14,9 +14,11 @@ import torch
 
 from tests.annotations import enforce
 from tests.rounding import OtherRounding
+from tests.syncing import without_waiting
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from more, and workers would fight over the cores
 
+os.fsync = without_waiting
 enforce("abmll")
 
 
