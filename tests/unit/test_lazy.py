@@ -60,6 +60,46 @@ def test_nothing_is_collected_between_imports_and_all_is_at_the_end(monkeypatch:
         pass
 
 
+ENDS = """
+import atexit, sys, threading, time
+import abmll.__main__ as entry
+
+class Object:
+    def __del__(self):
+        print("taken down")
+
+def main():
+    threading.Thread(target=lambda: (time.sleep(0.1), print("thread"))).start()
+    atexit.register(print, "exit function")
+    print("output")
+    sys.exit(CODE)
+
+alive = Object()
+alive.itself = alive
+entry.main = main
+entry.run()
+"""
+
+
+@pytest.mark.parametrize(("code", "ends"), [("None", 0), ("0", 0), ("2", 2), ("143", 143), ("'what'", 1)])
+def test_a_process_ends_with_all_done_and_takes_nothing_down(code: str, ends: int) -> None:
+    line = [sys.executable, "-c", ENDS.replace("CODE", code)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == ends
+    assert done.stdout.splitlines()[:3] == ["output", "thread", "exit function"]
+    assert ("taken down" in done.stdout) == (code == "'what'"), "text is printed by Python, which then ends as ever"
+    assert done.stderr == ("what\n" if code == "'what'" else "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is full")
+def test_output_that_cannot_be_written_is_no_success() -> None:
+    with Path("/dev/full").open("w") as full:
+        line = [sys.executable, "-c", ENDS.replace("CODE", "0")]
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode != 0
+    assert "No space left" in done.stderr
+
+
 @contextmanager
 def disabled() -> Iterator[None]:
     """A program may have switched collection off: it stays so."""
