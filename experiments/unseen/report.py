@@ -1,4 +1,4 @@
-"""Packed files -> `summary.json`, tables and figures; no model, no device."""
+"""Packed files -> `summary.json.gz`, tables and figures; no model, no device."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from abmll.metrics.baselines import UNIFORM
 from abmll.report import summarise
 from abmll.report.figures import pictures
 from abmll.report.tables import TextTable, markdown, number, percent, signed
-from experiments.short_json import short_json
+from experiments.short_json import write_gzipped
 from experiments.unseen.cells import read_targets
 from experiments.unseen.evidence import REPEATS, Values, against, entry, per_task
 from experiments.unseen.figures import controls, reliability_after_scaling, seed_by_seed
@@ -32,7 +32,7 @@ FEWEST_SEEDS = 3
 
 
 def summary_of(results: Results, signal: Sequence[str]) -> dict[str, Any]:
-    """Everything that `summary.json` says. Differences are system minus abmll; p is Holm's."""
+    """Everything that `summary.json.gz` says. Differences are system minus abmll; p is Holm's."""
     values = Values(results.final, results.tasks, results.draws)
     systems = {name: entry(values, name, results.before.get(name, {})) for name in results.final}
     told = results.tasks, [t for t in results.tasks if t in signal]
@@ -85,7 +85,7 @@ def _against_before(results: Results, tasks: Sequence[str], signal: Sequence[str
 
 
 def report(packed: Path, out: Path, *, ranking: Path | None = None, kind: str = "cloze") -> dict[str, Any]:
-    """Write `summary.json`, `tables.md` and `figures/` into `out`; returns the summary.
+    """Write `summary.json.gz`, `tables.md` and `figures/` into `out`; returns the summary.
 
     Tables and figures leave out the mean weights of all but the reference, which tell nothing apart.
 
@@ -97,7 +97,7 @@ def report(packed: Path, out: Path, *, ranking: Path | None = None, kind: str = 
         signal = [e["task"] for e in json.loads(ranking.read_text(encoding="utf-8"))["tasks"] if e["signal"]]
     results = read_results(read_targets(packed, kind))
     summary = summary_of(results, signal)
-    write_text(out / "summary.json", short_json(summary))
+    write_gzipped(out / "summary.json.gz", summary)
     shown = {n for n in results.final if not n.endswith("_mean") or n == f"{REFERENCE}_mean"}
     told = {
         **summary,

@@ -16,7 +16,7 @@ def run() -> NoReturn:
     down one by one, which took a quarter of the time of a command that imports torch and transformers. Files are whole
     or absent at any moment (`abmll.files`), so none is waiting for that.
     """
-    code: object = None
+    code: str | int | None = None
     try:
         main()
     except SystemExit as end:

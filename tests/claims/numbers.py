@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.short_json import read_gzipped
+
 ROOT = Path(__file__).parents[2]
 README, EVIDENCE, EVERYDAY = "README.md", "docs/evidence.md", "docs/everyday.md"
 UNSEEN_TASKS, TRAINING_TASKS = "docs/evidence/unseen-tasks.md", "docs/evidence/training-tasks.md"
@@ -16,16 +18,16 @@ BENCHMARKS, UNSEEN, RIVALS = "benchmarks/README.md", "experiments/unseen/README.
 SEARCHED, SHIPPED = "src/abmll/recipes/searched.yaml", "src/abmll/recipes/shipped.yaml"
 """Documents; where one is split, point its claims to the page that they went to."""
 
-SECOND = "experiments/unseen/results/summary.json"
-IN_DOMAIN = "experiments/unseen/results/in_domain/summary.json"
-LETTERS = "experiments/unseen/results/letter/summary.json"
-QUESTIONS = "experiments/unseen/results/questions.json"
+SECOND = "experiments/unseen/results/summary.json.gz"
+IN_DOMAIN = "experiments/unseen/results/in_domain/summary.json.gz"
+LETTERS = "experiments/unseen/results/letter/summary.json.gz"
+QUESTIONS = "experiments/unseen/results/questions.json.gz"
 SEARCH = "experiments/unseen/results/search.json"
 FORGETTING = "experiments/unseen/results/forgetting.json"
 FIRST_FORGETTING = "experiments/unseen/results/forgetting_first_run.json"
-DEFAULTS = "experiments/unseen/defaults/{}/summary.json"
+DEFAULTS = "experiments/unseen/defaults/{}/summary.json.gz"
 DEFAULT_FORGETTING = "experiments/unseen/defaults/forgetting.json"
-SIZE = "experiments/size/results.json"
+SIZE = "experiments/size/results.json.gz"
 BENCH = "benchmarks/results/{}.json"
 OWN, OWN_RESULTS = "benchmarks/own/README.md", "benchmarks/own/results.json"
 
@@ -67,7 +69,8 @@ def written(value: float, form: str) -> str:
 
 @cache
 def read(file: str) -> Any:
-    return json.loads((ROOT / file).read_text(encoding="utf-8"))
+    path = ROOT / file
+    return read_gzipped(path) if path.suffix == ".gz" else json.loads(path.read_text(encoding="utf-8"))
 
 
 def text_of(number: Number) -> str:

@@ -10,6 +10,7 @@ import re
 
 import pytest
 
+from experiments.short_json import read_gzipped
 from tests.claims.numbers import QUESTIONS, ROOT, Claim, filled, read, squeezed
 from tests.claims.one_seed import one_seed
 from tests.claims.own import own
@@ -40,8 +41,8 @@ def test_the_document_says_what_the_file_says(claim: Claim) -> None:
 def test_one_training_seed_has_no_p_in_any_result_file() -> None:
     """Nor has any comparison whose level was measured once."""
     wrong = []
-    for path in sorted((ROOT / "experiments/unseen").rglob("summary.json")):
-        summary = json.loads(path.read_text(encoding="utf-8"))
+    for path in sorted((ROOT / "experiments/unseen").rglob("summary.json.gz")):
+        summary = read_gzipped(path)
         for key in ("against_abmll", "against_pretrained", "before_adaptation_against_pretrained"):
             for system, tests in summary.get(key, {}).items():
                 once = [

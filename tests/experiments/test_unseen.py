@@ -29,7 +29,7 @@ from abmll.scoring.scores import score
 from abmll.systems.build import load_base
 from abmll.systems.plans import method_settings
 from abmll.systems.system import System
-from experiments.short_json import short_json
+from experiments.short_json import read_gzipped, short_json
 from experiments.unseen.__main__ import main
 from experiments.unseen.bundles import Bundles, read_bundle, unpack
 from experiments.unseen.cells import BEFORE, STEP, names_in, read_cells, read_targets, write_cells
@@ -128,7 +128,7 @@ def test_structured_is_what_the_committed_results_are_of(name: str, tmp_path: Pa
 
 @pytest.mark.parametrize("folder", ["", "letter", "in_domain", "curve"])
 def test_tables_say_whose_moments_begin_anew(folder: str) -> None:
-    summary = json.loads((HARNESS / "results" / folder / "summary.json").read_text())
+    summary = read_gzipped(HARNESS / "results" / folder / "summary.json.gz")
     fresh = [name for name in summary["systems"] if name.startswith("structured")]
     assert summary["fresh_moments"] == sorted(fresh) != []
     sentence = f"(`inner_optimizer_state: fresh`) in {', '.join(sorted(fresh))};"
@@ -266,7 +266,7 @@ def test_the_committed_cells_give_the_committed_scores() -> None:
 
     The NLL at the posterior temperature was computed from these cells.
     """
-    summary = json.loads((HARNESS / "results/in_domain/summary.json").read_text())["systems"]
+    summary = read_gzipped(HARNESS / "results/in_domain/summary.json.gz")["systems"]
     for system in ("abmll", "pretrained"):
         by_task: dict[str, list[list[float]]] = {}
         for one in read_cells(HARNESS / "results/in_domain/packed", [system]):
@@ -497,7 +497,7 @@ def test_report_of_what_was_measured(place: Path, measured: Path, tmp_path: Path
     (tmp_path / "ranking.json").write_text(json.dumps({"tasks": ranking}))
     arguments = ["report", "--packed", str(tmp_path / "packed"), "--ranking", str(tmp_path / "ranking.json")]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = read_gzipped(tmp_path / "summary.json.gz")
     systems = summary["systems"]
     assert {"uniform", "label_frequency", ENSEMBLE, "reptile_dropout_mean", "in_context"} <= set(systems)
     for metrics in systems.values():
@@ -559,7 +559,7 @@ def test_questions_are_points_of_the_same_harness(place: Path, tmp_path: Path, m
     unpack(Bundles(tmp_path / "chosen").paths(), tmp_path / "packed")
     answered = ["answers", *arguments, "--place", str(tmp_path)]
     assert main(answered) == 0
-    found = json.loads((tmp_path / "questions.json").read_text())
+    found = read_gzipped(tmp_path / "questions.json.gz")
     assert [e["value"] for e in found["steps"]["structured"]] == [0, 2]
     assert {"abmll", "abmll_mean", "structured", "uniform"} <= set(found["steps"])
     assert [e["value"] for e in found["steps"]["uniform"]] == [0, 2], "once, though it stands beside each system"
