@@ -11,7 +11,8 @@ quickstart: setup  ## set up and run the main job: meta-train and compare on a s
 	$(BIN)/abmll compare quickstart
 
 test: setup  ## set up and run lint, types and tests, at most 8 minutes on two cores
-	@$(MAKE) --no-print-directory lint types unit
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory --jobs 2 types unit
 
 setup: $(VENV)/complete  ## make the virtual environment .venv, if it is missing or out of date
 
@@ -25,8 +26,8 @@ lint: setup  ## ruff: rules and formatting
 types: setup  ## mypy, strict
 	$(BIN)/mypy
 
-unit: setup  ## pytest on JOBS processes
-	$(BIN)/pytest -n $(JOBS)
+unit: setup  ## pytest on JOBS processes: neighbours share fixtures, and who is done takes half of what another has left
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
 soak: setup  ## the long campaigns (kills, signals, damage, memory), about half an hour; writes tests/survival/results
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=.:src $(BIN)/python -m tests.survival.soak

@@ -10,6 +10,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
+from types import CodeType, FunctionType
 from typing import Any
 
 import jaxtyping
@@ -18,6 +19,8 @@ from jaxtyping import AbstractArray, TypeCheckError, jaxtyped
 
 _CONF = BeartypeConf(violation_type=TypeCheckError)
 _MARK = "__annotations_are_enforced__"
+_GUARDED = "__beartype_func"
+_INNER: dict[CodeType, tuple[Callable[..., Any], dict[str, Any]]] = {}
 
 
 def enforce(package: str) -> None:
@@ -45,7 +48,27 @@ def _checked(fn: Callable[..., Any], typechecker: Callable[..., Any]) -> Callabl
     shapes = list(_shapes(_hints(fn)))
     if inspect.isgeneratorfunction(fn) or any("{" in shape for shape in shapes):
         return jaxtyped(fn, typechecker=typechecker)  # it needs the values of arguments
-    return _in_one_scope(beartype(fn, conf=_CONF)) if shapes else beartype(fn, conf=_CONF)
+    return _in_one_scope(_by_beartype(fn)) if shapes else _by_beartype(fn)
+
+
+def _by_beartype(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """What beartype makes of a function: once, also of an inner one, which each call of the outer one makes again.
+
+    beartype writes and compiles checks, a millisecond each time, and names the function that they stand before in a
+    default argument: with another one there, the checks are those of another call's function.
+    """
+    if "<locals>" not in fn.__qualname__ or not isinstance(fn, FunctionType):
+        return beartype(fn, conf=_CONF)
+    first, annotations = _INNER.get(fn.__code__, (None, None))
+    if first is None or annotations != fn.__annotations__:
+        first = beartype(fn, conf=_CONF)
+        _INNER[fn.__code__] = first, fn.__annotations__
+        return first
+    if not isinstance(first, FunctionType) or _GUARDED not in (first.__kwdefaults__ or {}):
+        return beartype(fn, conf=_CONF)  # nothing to check, or another beartype
+    again = FunctionType(first.__code__, first.__globals__, first.__name__, first.__defaults__, first.__closure__)
+    again.__kwdefaults__ = first.__kwdefaults__ | {_GUARDED: fn}
+    return wraps(fn)(again)
 
 
 def _hints(fn: Callable[..., Any]) -> list[Any]:

@@ -1,9 +1,10 @@
-"""What every test runs under: no network, one thread per worker, the annotations of `abmll` enforced."""
+"""What every test runs under: no network, one thread per worker, no waiting for disks, annotations enforced."""
 
 import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of huggingface_hub, which reads it then
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of numpy's and scikit-learn's libraries, too: they spin while they wait
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; read where a kernel is defined
 
@@ -14,9 +15,11 @@ import torch
 
 from tests.annotations import enforce
 from tests.rounding import OtherRounding
+from tests.syncing import without_waiting
 
-torch.set_num_threads(1)  # tiny tensors gain nothing from more, and workers would fight over the cores
+torch.set_num_threads(1)  # whatever the environment says: tiny tensors gain nothing from more, and workers would fight
 
+os.fsync = without_waiting
 enforce("abmll")
 
 

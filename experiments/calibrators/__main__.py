@@ -16,7 +16,7 @@ from experiments.calibrators.files import Systems, read_systems
 from experiments.calibrators.report import markdown, numbers, rounded, weak_numbers
 from experiments.calibrators.weak import weak_priors
 from experiments.calibrators.worlds import losses
-from experiments.short_json import short_json
+from experiments.short_json import write_gzipped
 
 HERE = Path(__file__).parent
 STORED = HERE.parent / "unseen" / "results" / "smollm2" / "in_domain" / "packed"
@@ -43,7 +43,7 @@ def of_others(systems: Systems, learned_from: Systems) -> dict[str, Any]:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Compare, and write results.json and tables.md; of `--others` others.json and others.md instead."""
+    """Compare, and write results.json.gz and tables.md; of `--others` others.json.gz and others.md instead."""
     parser = argparse.ArgumentParser(prog="python -m experiments.calibrators", description=__doc__)
     parser.add_argument("folders", nargs="*", type=Path, default=[STORED], help="predictions of training tasks")
     parser.add_argument("--others", nargs="+", type=Path, default=[], help="predictions of validation tasks")
@@ -59,7 +59,7 @@ def main(given: Sequence[str] | None = None) -> None:
         )
     except AbmllError as error:
         parser.exit(2, f"{error}\n")
-    write_text(arguments.out / f"{name}.json", short_json(compared))
+    write_gzipped(arguments.out / f"{name}.json.gz", compared)
     write_text(arguments.out / f"{tables}.md", markdown(compared))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from abmll.files import write_json, write_text
+from experiments.short_json import read_gzipped, write_gzipped
 from experiments.size.check_worlds import check_rows
 from experiments.size.components import measure
 from experiments.size.everyday import everyday_rows
@@ -15,7 +16,7 @@ from experiments.size.report import readme
 from experiments.size.run import comparison_rows
 
 HERE = Path(__file__).parent
-COMPONENTS, RESULTS, README = HERE / "components.json", HERE / "results.json", HERE / "README.md"
+COMPONENTS, RESULTS, README = HERE / "components.json", HERE / "results.json.gz", HERE / "README.md"
 
 
 PARTS = ("comparisons", "everyday", "checks", "promises")
@@ -51,12 +52,12 @@ def main() -> None:
         write_json(COMPONENTS, measure(given.packed))
         return
     if given.verb == "run":
-        before = json.loads(RESULTS.read_text(encoding="utf-8")) if set(given.parts) != set(PARTS) else {}
+        before = read_gzipped(RESULTS) if set(given.parts) != set(PARTS) else {}
         if before and before["worlds"] != given.worlds:
             parser.error(f"--worlds {given.worlds}: the other parts are of {before['worlds']}")
         rows = {part: printed(rows_of(part, given.worlds)) for part in given.parts}
-        write_json(RESULTS, {"worlds": given.worlds} | {part: rows.get(part) or before[part] for part in PARTS})
-    write_text(README, readme(json.loads(RESULTS.read_text(encoding="utf-8"))))
+        write_gzipped(RESULTS, {"worlds": given.worlds} | {part: rows.get(part) or before[part] for part in PARTS})
+    write_text(README, readme(read_gzipped(RESULTS)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""README.md of this folder, written from `results.json`."""
+"""README.md of this folder, written from `results.json.gz`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ Written by `python -m experiments.size report`. In every simulated world two sys
 .05 should find a difference in 5 % of them, and no test of ours may do so in more than 6 % ({most} of {worlds:,}).
 
     python -m experiments.size components PACKED                     # components.json: what scatters, how far
-    python -m experiments.size run                                           # results.json and this page, half an hour
+    python -m experiments.size run                                        # results.json.gz and this page, half an hour
 
 **Components** are the standard deviations of a paired difference that training seeds, adaptation draws, questions and
 their interactions make, by the analysis of variance of the predictions stored in

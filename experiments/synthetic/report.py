@@ -1,10 +1,10 @@
-"""summary.json, tables.md and the figures, from the results."""
+"""summary.json.gz, tables.md and the figures, from the results."""
 
 from pathlib import Path
 from typing import Any
 
 from abmll.files import write_bytes, write_text
-from experiments.short_json import short_json
+from experiments.short_json import write_gzipped
 from experiments.synthetic.figures import CENTRE, COMBINATIONS, figures
 from experiments.synthetic.problem import SPREADS
 from experiments.synthetic.settings import CENTRES, LONG
@@ -37,9 +37,9 @@ _REFERENCES = {
 
 
 def report(folder: Path) -> None:
-    """Write `summary.json`, `tables.md` and the figures beside the results."""
+    """Write `summary.json.gz`, `tables.md` and the figures beside the results."""
     summary = summarise(folder)
-    write_text(folder / "summary.json", short_json(summary))
+    write_gzipped(folder / "summary.json.gz", summary)
     write_text(folder / "tables.md", tables(summary))
     for name, png in figures(summary).items():
         write_bytes(folder / f"{name}.png", png)

@@ -126,7 +126,7 @@ def _add_verbs_of_files(add: Add) -> None:
     one.add_argument("--out", type=Path, required=True, help="where the tables go")
     one.add_argument("--means", default="abmll", help="systems whose mean weights are kept, separated by commas")
     one = add("rescore", _rescore)
-    one.add_argument("place", type=Path, help="a folder with summary.json and the answers that are kept")
+    one.add_argument("place", type=Path, help="a folder with summary.json.gz and the answers that are kept")
     one.add_argument("--training", type=Path, help="answers to training tasks, for the prior of the temperature")
     one = add("first", _first)
     one.add_argument("--packed", type=Path, required=True)
@@ -294,7 +294,7 @@ def _join(given: argparse.Namespace) -> int:
 
 def _answers(given: argparse.Namespace) -> int:
     found = write_answers(read_points(given.questions), given.out, given.place, given.packed)
-    print(f"{len(found)} questions answered in {given.place}/questions.json")
+    print(f"{len(found)} questions answered in {given.place}/questions.json.gz")
     return 0
 
 

@@ -3,7 +3,7 @@
 `cells.parquet` has a row for each system, seed, draw, task and split; `questions.parquet` says once which questions a
 cell answers; `targets.parquet` has the configuration, cost and environment of each system and seed. Of a target the
 adapted answers at its last checkpoint are there, `test` and `held_out`; of `pretrained` also those before adapting,
-`test` and `adaptation`. Left out are spreads, confidences over the vocabulary and journals: `summary.json` was made
+`test` and `adaptation`. Left out are spreads, confidences over the vocabulary and journals: `summary.json.gz` was made
 from the full files, and means, NLL and accuracy can be computed from here again.
 
 Log-probabilities are stored as differences to the first choice, log p_k - log p_0 for k = 1, ..., K - 1, in whole steps

@@ -1,4 +1,4 @@
-"""The paired tests and the numbers of `summary.json`."""
+"""The paired tests and the numbers of `summary.json.gz`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

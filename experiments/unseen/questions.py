@@ -16,7 +16,7 @@ from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM
 from abmll.models import LanguageModel
 from abmll.report.tables import TextTable, markdown, number, percent, signed
 from abmll.runs.prepare import load_run_tasks
-from experiments.short_json import short_json
+from experiments.short_json import write_gzipped
 from experiments.unseen.bundles import Bundles, unpack
 from experiments.unseen.cells import read_targets
 from experiments.unseen.clock import since_start
@@ -204,7 +204,9 @@ def _test(test: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def write_answers(chosen: tuple[Point, ...], out: Path, place: Path = HERE, base: Path | None = None) -> dict[str, Any]:
-    """Write `questions.json`, `questions.md` and the figure from bundles; `base` has the packed files to compare with.
+    """Write `questions.json.gz`, `questions.md` and the figure from bundles.
+
+    `base` has the packed files to compare with.
 
     Raises:
         AbmllError: there are none.
@@ -212,7 +214,7 @@ def write_answers(chosen: tuple[Point, ...], out: Path, place: Path = HERE, base
     found = answers(chosen, out, base or place / "packed")
     if not found:
         raise AbmllError(f"{out}: nothing of any question is there; run `questions` with --out {out} first")
-    write_text(place / "questions.json", short_json(found))
+    write_gzipped(place / "questions.json.gz", found)
     write_text(place / "questions.md", f"{HEAD}\n\n{answer_table(found)}\n")
     write_bytes(place / "figures" / "questions.png", sensitivity(found))
     return found

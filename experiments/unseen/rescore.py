@@ -1,4 +1,4 @@
-"""Answers that are kept -> what `summary.json` did not have when it was made: the scores at the posterior temperature.
+"""Answers that are kept -> what `summary.json.gz` had not when it was made: the scores at the posterior temperature.
 
 The prior of log T is learned on the training tasks that the same system answered, where these answers are kept
 (`results/in_domain`, one seed, 34 tasks), and is the weak one elsewhere; `scale_prior` says which. The baselines need
@@ -6,7 +6,6 @@ no answers and are made anew: their accuracy is now what a guess is expected to 
 from the whole files.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from abmll.calibrators.temperature import PosteriorTemperature
 from abmll.files import write_text
 from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM
 from abmll.metrics.statistics import holm
-from experiments.short_json import short_json
+from experiments.short_json import read_gzipped, write_gzipped
 from experiments.unseen.cells import read_targets
 from experiments.unseen.evidence import Values, against, entry, is_below, paired, per_task, posterior_numbers, short
 from experiments.unseen.report import PLAIN, PRIMARY, REFERENCE, tables
@@ -43,10 +42,10 @@ def learned_priors(training: Path) -> dict[str, Prior]:
 
 
 def rescore(place: Path, training: Path | None) -> dict[str, Any]:
-    """Add the scores at the posterior temperature to `summary.json` of a folder, and write its `tables.md` again.
+    """Add the scores at the posterior temperature to `summary.json.gz` of a folder, and write its `tables.md` again.
 
     Args:
-        place: with `summary.json` and `packed/`.
+        place: with `summary.json.gz` and `packed/`.
         training: a folder of packed answers to training tasks; None: the weak prior for all.
 
     Raises:
@@ -55,9 +54,9 @@ def rescore(place: Path, training: Path | None) -> dict[str, Any]:
     priors = {} if training is None else learned_priors(training)
     results = read_results(read_targets(place / "packed"))
     results = replace(results, final=with_priors(results.final, priors))
-    summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
+    summary = read_gzipped(place / "summary.json.gz")
     added = rescored(summary, results)
-    write_text(place / "summary.json", short_json(added))
+    write_gzipped(place / "summary.json.gz", added)
     if "tasks" in added:  # of so many training tasks they are in the tables alone
         write_text(place / "tables.md", tables(shown(added)))
     return added

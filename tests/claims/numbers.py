@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.short_json import read_gzipped
+
 ROOT = Path(__file__).parents[2]
 README, EVIDENCE, EVERYDAY = "README.md", "docs/evidence.md", "docs/everyday.md"
 UNSEEN_TASKS, TRAINING_TASKS = "docs/evidence/unseen-tasks.md", "docs/evidence/training-tasks.md"
@@ -19,19 +21,19 @@ SEARCHED_LARGER = "src/abmll/recipes/searched-1.5b.yaml"
 
 LARGER_BASE = "docs/evidence/larger-base.md"
 LARGER = "experiments/unseen/results/summary.json"
-LARGER_VALIDATION = "experiments/unseen/results/validation/summary.json"
+LARGER_VALIDATION = "experiments/unseen/results/validation/summary.json.gz"
 LARGER_ONCE = "experiments/unseen/results/first_draw.json"
 LARGER_SEARCH = "experiments/unseen/results/search.json"
-SECOND = "experiments/unseen/results/smollm2/summary.json"
-IN_DOMAIN = "experiments/unseen/results/smollm2/in_domain/summary.json"
-LETTERS = "experiments/unseen/results/smollm2/letter/summary.json"
-QUESTIONS = "experiments/unseen/results/smollm2/questions.json"
+SECOND = "experiments/unseen/results/smollm2/summary.json.gz"
+IN_DOMAIN = "experiments/unseen/results/smollm2/in_domain/summary.json.gz"
+LETTERS = "experiments/unseen/results/smollm2/letter/summary.json.gz"
+QUESTIONS = "experiments/unseen/results/smollm2/questions.json.gz"
 SEARCH = "experiments/unseen/results/smollm2/search.json"
 FORGETTING = "experiments/unseen/results/smollm2/forgetting.json"
 FIRST_FORGETTING = "experiments/unseen/results/smollm2/forgetting_first_run.json"
-DEFAULTS = "experiments/unseen/defaults/{}/summary.json"
+DEFAULTS = "experiments/unseen/defaults/{}/summary.json.gz"
 DEFAULT_FORGETTING = "experiments/unseen/defaults/forgetting.json"
-SIZE = "experiments/size/results.json"
+SIZE = "experiments/size/results.json.gz"
 BENCH = "benchmarks/results/{}.json"
 OWN, OWN_RESULTS = "benchmarks/own/README.md", "benchmarks/own/results.json"
 
@@ -73,7 +75,8 @@ def written(value: float, form: str) -> str:
 
 @cache
 def read(file: str) -> Any:
-    return json.loads((ROOT / file).read_text(encoding="utf-8"))
+    path = ROOT / file
+    return read_gzipped(path) if path.suffix == ".gz" else json.loads(path.read_text(encoding="utf-8"))
 
 
 def text_of(number: Number) -> str:

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny(folder / "model")
     write_tasks(folder / "train", tiny_tasks(3))
     write_tasks(folder / "validation", tuple(_renamed(tiny_tasks(1, seed=5), "validation")))
-    write_tasks(folder / "unseen", tuple(_renamed(tiny_tasks(2, seed=9), "unseen")))
+    write_tasks(folder / "unseen", tuple(_renamed(tiny_tasks(1, seed=9), "unseen")))
     return folder
 
 

@@ -115,6 +115,19 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the modules
 
 
+def test_a_plan_reaches_no_report() -> None:
+    """--dry-run waits for models, whose parameters it counts, and not for figures."""
+    name_of = {path: ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts) for path in FILES}
+    modules = {name.removesuffix(".__init__"): path for path, name in name_of.items()}
+    seen, left = set(), ["abmll.cli.work.plan"]
+    while left:
+        if (name := left.pop()) not in seen:
+            seen.add(name)
+            left += imported_modules(modules[name], set(modules))
+    assert "abmll.models.load" in seen, "this test sees nothing"
+    assert not {name for name in seen if name.startswith("abmll.report")}
+
+
 def imported_modules(path: Path, modules: set[str]) -> set[str]:
     """The modules of abmll that a file imports when it is imported."""
     names: set[str] = set()

@@ -1,6 +1,5 @@
 """The comparison of calibrators: what it reads, that it leaves the scored task out, and its tables."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +17,7 @@ from experiments.calibrators.__main__ import main
 from experiments.calibrators.compare import Entry, TaskScores, average_system, compare, difference
 from experiments.calibrators.files import read_systems
 from experiments.calibrators.weak import left_out
+from experiments.short_json import read_gzipped
 from experiments.unseen.packing import Packed, write_packed
 from tests.calibrators import mean_nll, simulated_rows, simulated_tasks
 
@@ -143,7 +143,7 @@ def test_end_to_end(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cost, "ROWS", 20)
     out = tmp_path / "results"
     main([str(folder), "--out", str(out)])
-    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    results = read_gzipped(out / "results.json.gz")
     assert set(results) == {"environment", "training", "weak_prior", "worlds", "cost"}
     assert results["training"]["all systems"]["posterior temperature"]["tasks"] == 3
     assert results["training"]["reptile"]["none"]["minus_none"] == [0.0, 0.0, 0.0]
@@ -153,11 +153,11 @@ def test_end_to_end(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     _predictions("lora", "first", 7).write(tmp_path / "more" / "lora" / "examples-00000010" / "draw-0" / "first.jsonl")
     main([str(folder), "--others", str(folder), str(tmp_path / "more"), "--out", str(out)])
-    others = json.loads((out / "others.json").read_text(encoding="utf-8"))
+    others = read_gzipped(out / "others.json.gz")
     assert set(others["others"]) == {"all systems", "pretrained", "pretrained, not adapted", "reptile"}
     assert others["left_out"] == ["lora"]
     assert "learn from: lora." in (out / "others.md").read_text(encoding="utf-8")
-    assert json.loads((out / "results.json").read_text(encoding="utf-8")) == results, "it is left as it was"
+    assert read_gzipped(out / "results.json.gz") == results, "it is left as it was"
     with pytest.raises(SystemExit):
         main([str(folder), "--others", str(tmp_path / "more"), "--out", str(out)])
     assert "no system of the training tasks among the others (lora)" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from scipy.stats import binom
 
 from abmll.metrics.usefulness import RUN, RUN_SCALED, losses_of
 from abmll.systems.folds import deal
+from experiments.short_json import read_gzipped
 from experiments.size.__main__ import COMPONENTS, README, RESULTS
 from experiments.size.check_worlds import LABELS, SHARED, systems_of, within
 from experiments.size.check_worlds import say as say_check
@@ -21,7 +22,7 @@ from experiments.size.run import ALONE, DRAWN, META_TRAINED, TEST, count_below, 
 from experiments.size.worlds import Design, worlds
 
 MEASURED = json.loads(COMPONENTS.read_text(encoding="utf-8"))["components"]
-FOUND = json.loads(RESULTS.read_text(encoding="utf-8"))
+FOUND = read_gzipped(RESULTS)
 WORLDS = 150
 MOST = int(binom.isf(1e-3, WORLDS, 0.06))
 """Rejections that a test of size .06 exceeds once in a thousand times."""

@@ -30,7 +30,7 @@ from abmll.scoring.scores import score
 from abmll.systems.build import load_base
 from abmll.systems.plans import method_settings
 from abmll.systems.system import System
-from experiments.short_json import short_json
+from experiments.short_json import read_gzipped, short_json
 from experiments.unseen.__main__ import main
 from experiments.unseen.bundles import Bundles, read_bundle, unpack
 from experiments.unseen.cells import BEFORE, STEP, names_in, read_cells, read_targets, write_cells
@@ -129,7 +129,7 @@ def test_structured_is_what_the_committed_results_are_of(name: str, tmp_path: Pa
 
 @pytest.mark.parametrize("folder", ["", "letter", "in_domain", "curve"])
 def test_tables_say_whose_moments_begin_anew(folder: str) -> None:
-    summary = json.loads((HARNESS / "results/smollm2" / folder / "summary.json").read_text())
+    summary = read_gzipped(HARNESS / "results/smollm2" / folder / "summary.json.gz")
     fresh = [name for name in summary["systems"] if name.startswith("structured")]
     assert summary["fresh_moments"] == sorted(fresh) != []
     sentence = f"(`inner_optimizer_state: fresh`) in {', '.join(sorted(fresh))};"
@@ -264,8 +264,9 @@ def test_a_report_can_be_of_some_tasks(measured: Path, tmp_path: Path) -> None:
 def test_the_cells_of_the_larger_base_give_its_scores() -> None:
     """Of both roles: the sheet of systems that were run once, and one seed of the summary of each role."""
     once = json.loads((HARNESS / "results/first_draw.json").read_text())
-    for role, summary_file in (("unseen", "summary.json"), ("validation", "validation/summary.json")):
-        summary = json.loads((HARNESS / "results" / summary_file).read_text())["systems"]
+    for role, summary_file in (("unseen", "summary.json"), ("validation", "validation/summary.json.gz")):
+        file = HARNESS / "results" / summary_file
+        summary = (read_gzipped(file) if file.suffix == ".gz" else json.loads(file.read_text()))["systems"]
         for one in of_tasks(read_cells(HARNESS / "results/packed", ["abmll", "ensemble"]), once["tasks"][role]):
             system, seed = one.about["system"], one.about["seed"]
             scores = {key: score(found).to_dict() for key, found in one.found[system].items() if key[0] != BEFORE}
@@ -292,7 +293,7 @@ def test_the_committed_cells_give_the_committed_scores() -> None:
 
     The NLL at the posterior temperature was computed from these cells.
     """
-    summary = json.loads((HARNESS / "results/smollm2/in_domain/summary.json").read_text())["systems"]
+    summary = read_gzipped(HARNESS / "results/smollm2/in_domain/summary.json.gz")["systems"]
     for system in ("abmll", "pretrained"):
         by_task: dict[str, list[list[float]]] = {}
         for one in read_cells(HARNESS / "results/smollm2/in_domain/packed", [system]):
@@ -585,7 +586,7 @@ def test_questions_are_points_of_the_same_harness(place: Path, tmp_path: Path, m
     unpack(Bundles(tmp_path / "chosen").paths(), tmp_path / "packed")
     answered = ["answers", *arguments, "--place", str(tmp_path)]
     assert main(answered) == 0
-    found = json.loads((tmp_path / "questions.json").read_text())
+    found = read_gzipped(tmp_path / "questions.json.gz")
     assert [e["value"] for e in found["steps"]["structured"]] == [0, 2]
     assert {"abmll", "abmll_mean", "structured", "uniform"} <= set(found["steps"])
     assert [e["value"] for e in found["steps"]["uniform"]] == [0, 2], "once, though it stands beside each system"

@@ -11,6 +11,13 @@ from abmll.training.checkpoints import Checkpoint, RunDirectory
 from tests.survival.children import Child, command, in_child
 from tests.survival.disks import limit_files, small_disk
 from tests.survival.places import assert_same_run, leftovers, place_comparison, trainer
+from tests.syncing import FSYNC
+
+
+@pytest.fixture(autouse=True)
+def _to_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room that is promised and missing shows when a file is synchronised."""
+    monkeypatch.setattr(os, "fsync", FSYNC)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from abmll.kernels.noise import kept, key_tensor, noise_key
 from abmll.metrics.predictions import Prediction
 from abmll.process.world import World
 from abmll.question import Task
-from tests.annotations import checked
+from tests.annotations import _INNER, checked
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,38 @@ def test_right_calls_pass_and_wrong_ones_are_refused_as_jaxtyping_does(
         made(*right)  # one call's lengths are forgotten by the next
         with pytest.raises(TypeCheckError):
             made(*wrong)
+
+
+def outer(least: int) -> Callable:
+    def inner(value: int, other: Float[Tensor, " n"], *more: Float[Tensor, " n"]) -> int:
+        """Of a call."""
+        return "none" if value < least else value - least  # type: ignore[return-value]
+
+    return inner
+
+
+def test_an_inner_function_is_checked_each_time_it_is_made() -> None:
+    """By the same checks, before the function of that call."""
+    known = len(_INNER)
+    first, second, third = (checked(outer(least), typechecker=beartype) for least in (1, 2, 3))
+    assert len(_INNER) == known + 1
+    for least, made in ((2, second), (1, first), (3, third)):
+        assert made(5, torch.ones(2), torch.ones(2)) == 5 - least
+        assert (made.__name__, made.__doc__) == ("inner", "Of a call.")
+        for wrong in (("5", torch.ones(2)), (5, torch.ones(2), torch.ones(3)), (0, torch.ones(2))):
+            with pytest.raises(TypeCheckError):
+                made(*wrong)
+
+
+def test_an_inner_function_with_annotations_of_its_call_has_checks_of_its_own() -> None:
+    def of(kind: type) -> Callable:
+        def inner(value: kind) -> kind:  # type: ignore[valid-type]
+            return value
+
+        return checked(inner, typechecker=beartype)
+
+    number, text = of(int), of(str)
+    assert (number(1), text("a"), of(int)(2)) == (1, "a", 2)
+    for made, wrong in ((number, "a"), (text, 1), (of(int), "a")):
+        with pytest.raises(TypeCheckError):
+            made(wrong)

@@ -1,11 +1,14 @@
 """What is not imported until it is needed: public names, and the commands of `abmll`."""
 
 import ast
+import gc
 import importlib.metadata
 import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from typer.testing import CliRunner
 
 import abmll
 from abmll.cli import COMMANDS, app
+from abmll.cli.lazy import quick_imports
 from abmll.tables.layouts import Layout
 
 MODELS = {"torch", "transformers", "peft", "sklearn", "matplotlib", "scipy.stats"}
@@ -35,6 +39,75 @@ def imported_by(code: str) -> set[str]:
 @pytest.mark.parametrize("code", ["import abmll", "from abmll.cli import app\nlen(str(app))"])
 def test_heavy_libraries_are_not_imported(code: str) -> None:
     assert not HEAVY & imported_by(code)
+
+
+def test_nothing_is_collected_between_imports_and_all_is_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen: list[str] = []
+    monkeypatch.setattr("gc.freeze", lambda: frozen.append("freeze"))
+    monkeypatch.setattr("atexit.register", lambda function: frozen.append(function.__name__))
+    assert gc.isenabled()
+    with quick_imports():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert frozen == [], "nothing was imported: what is garbage must be collected"
+    with quick_imports():
+        monkeypatch.setitem(sys.modules, "new", sys)
+    assert frozen == ["freeze", "unfreeze"]
+    with pytest.raises(ImportError), quick_imports():
+        raise ImportError
+    assert gc.isenabled()
+    with disabled(), quick_imports():
+        pass
+
+
+ENDS = """
+import atexit, sys, threading, time
+import abmll.__main__ as entry
+
+class Object:
+    def __del__(self):
+        print("taken down")
+
+def main():
+    threading.Thread(target=lambda: (time.sleep(0.1), print("thread"))).start()
+    atexit.register(print, "exit function")
+    print("output")
+    sys.exit(CODE)
+
+alive = Object()
+alive.itself = alive
+entry.main = main
+entry.run()
+"""
+
+
+@pytest.mark.parametrize(("code", "ends"), [("None", 0), ("0", 0), ("2", 2), ("143", 143), ("'what'", 1)])
+def test_a_process_ends_with_all_done_and_takes_nothing_down(code: str, ends: int) -> None:
+    line = [sys.executable, "-c", ENDS.replace("CODE", code)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == ends
+    assert done.stdout.splitlines()[:3] == ["output", "thread", "exit function"]
+    assert ("taken down" in done.stdout) == (code == "'what'"), "text is printed by Python, which then ends as ever"
+    assert done.stderr == ("what\n" if code == "'what'" else "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is full")
+def test_output_that_cannot_be_written_is_no_success() -> None:
+    with Path("/dev/full").open("w") as full:
+        line = [sys.executable, "-c", ENDS.replace("CODE", "0")]
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode != 0
+    assert "No space left" in done.stderr
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """A program may have switched collection off: it stays so."""
+    gc.disable()
+    yield
+    was = gc.isenabled()
+    gc.enable()
+    assert not was
 
 
 MISSPELT = {

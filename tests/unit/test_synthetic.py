@@ -13,6 +13,7 @@ from sklearn.gaussian_process.kernels import DotProduct
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from experiments.short_json import read_gzipped
 from experiments.synthetic import exact
 from experiments.synthetic.problem import IN, NOISE_VARIANCE, OUT, SPREADS, TRAIN_TASKS, Problem, make_problem
 from experiments.synthetic.report import report
@@ -122,7 +123,7 @@ def test_smallest_run_from_end_to_end(tmp_path: Path):
     assert {name for name, value in scores.items() if value is None} == {"auroc_free", "std_where_shared"}
     assert scores["nll"] > result["reference"]["exact"]["nll"], "two iterations cannot beat exact inference"
     report(tmp_path)
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = read_gzipped(tmp_path / "summary.json.gz")
     (row,) = summary["combinations"].values()
     assert row["theta"]["spearman"] == {"mean": scores["spearman"], "se": None, "seeds": 1}
     assert "| displacement, init | 10 |" in (tmp_path / "tables.md").read_text()

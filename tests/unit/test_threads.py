@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from abmll.diagnosis.machine import diagnose
-from abmll.process.threads import core_limits, default_threads, set_thread_defaults
+from abmll.process.threads import core_limits, default_threads, how_threads_wait, set_thread_defaults
 
 GROUPS = {
     "v2": ("0::/a/b", {"a/b/cpu.max": "50000 100000", "a/cpu.max": "max 100000"}, 0.5),
@@ -64,30 +64,53 @@ def test_one_core_by_affinity_is_one_thread() -> None:
     assert done.stdout.split() == ["1", "1.0"]
 
 
-def test_what_the_environment_says_stays() -> None:
-    chosen = {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "ACTIVE"}
-    set_thread_defaults(chosen)
-    assert chosen == {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "ACTIVE"}
-    empty: dict[str, str] = {}
-    set_thread_defaults(empty)
-    assert empty == {"OMP_NUM_THREADS": str(default_threads())}, (
-        "threads that wait asleep take twice as long on idle cores"
-    )
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ({}, {"OMP_NUM_THREADS", "GOMP_SPINCOUNT"}),
+        ({"OMP_NUM_THREADS": "3"}, {"GOMP_SPINCOUNT"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"OMP_NUM_THREADS"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_NUM_THREADS"}),
+        ({"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "PASSIVE"}, set()),
+    ],
+)
+def test_what_the_environment_says_stays(given: dict[str, str], added: set[str]) -> None:
+    environment = dict(given)
+    set_thread_defaults(environment)
+    defaults = {"OMP_NUM_THREADS": str(default_threads()), "GOMP_SPINCOUNT": "1000"}
+    assert environment == given | {name: defaults[name] for name in added}
+
+
+def test_how_threads_wait_is_said_as_the_environment_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert how_threads_wait() == "as openmp likes"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert how_threads_wait() == "passive"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert how_threads_wait() == "asleep after 7 spins"
 
 
 def test_the_command_sets_threads_before_torch_and_the_library_never_does() -> None:
+    """OMP_DISPLAY_ENV makes GNU OpenMP print what it read when it was loaded; other libraries print other names."""
     command = (
         "import sys, os; sys.argv = ['abmll', 'doctor', '--json', '--no-check']\nfrom abmll.cli import main\nmain()"
     )
-    library = "import os, abmll.process.threads, abmll.cli\nabmll.load_config\nprint(os.environ.get('OMP_NUM_THREADS'))"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    library = (
+        "import os, abmll.process.threads, abmll.cli\nabmll.load_config\n"
+        "print(*(os.environ.get(name) for name in ('OMP_NUM_THREADS', 'GOMP_SPINCOUNT')))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment["OMP_DISPLAY_ENV"] = "VERBOSE"
     said, silent = (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
         for code in (command, library)
     )
-    assert f'"threads": {default_threads()},' in said
-    assert '"threads wait": "as openmp likes"' in said
-    assert silent.split() == ["None"]
+    assert f'"threads": {default_threads()},' in said.stdout
+    assert '"threads wait": "asleep after 1000 spins"' in said.stdout
+    read = [line.split("=")[1].strip(" '") for line in said.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
+    assert set(read) <= {"1000"}, "torch was imported before"
+    assert silent.stdout.split() == ["None", "None"]
 
 
 def test_the_doctor_tells_limits_and_too_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from abmll import kernels
 from abmll.kernels import onednn
 from abmll.kernels.check import check_kernels, is_bad
 from abmll.process.environment import environment
-from abmll.process.threads import THREADS, WAITING, core_limits, default_threads
+from abmll.process.threads import THREADS, core_limits, default_threads, how_threads_wait
 
 PACKAGES = ("numpy", "scikit-learn", "safetensors", "gguf", "huggingface-hub", "pydantic")
 EXTRAS = {
@@ -118,7 +118,7 @@ def _devices() -> dict[str, dict[str, Any]]:
             "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
             "may use": ", ".join(f"{cores:g} by {limit}" for limit, cores in core_limits().items()),
             "threads": torch.get_num_threads(),
-            "threads wait": os.environ.get(WAITING, "as OpenMP likes").lower(),
+            "threads wait": how_threads_wait(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
         }
     }

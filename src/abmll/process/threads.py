@@ -1,4 +1,5 @@
-"""How many threads compute on the CPU: one for each core that this process may use, by affinity and by quota.
+"""How many threads compute on the CPU, and how they wait: one for each core that this process may use, by affinity and
+by quota, and each asleep after a short spin.
 
 Libraries count the cores of the machine. In a container with a quota, or beside other processes, more threads than
 cores wait for each other, actively, which takes longer than one thread does. Importing this module loads no model
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import psutil
 
-THREADS, WAITING = "OMP_NUM_THREADS", "OMP_WAIT_POLICY"
+THREADS, WAITING, SPINS = "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+SHORT_SPIN = "1000"
+"""Looks at the flag that a thread waits for, some 10 microseconds, before it sleeps; GNU OpenMP's own are 300,000."""
 HIERARCHY = "sys/fs/cgroup"
 
 
@@ -23,21 +26,39 @@ class _State:
 
 
 def set_thread_defaults(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set the number of threads, where the environment does not say so already; how they wait is left to OpenMP.
+    """Set the number of threads and how long they spin, each where the environment does not say so already.
 
     It is called by the command `abmll`, before torch is imported, and by nothing else: a program that imports the
-    library has the threads that it chose. Threads that wait asleep (OMP_WAIT_POLICY=PASSIVE) won a tenth on busy cores,
-    and on two idle ones took 2.5 times as long (six meta-iterations of SmolLM2-135M, AMD EPYC, torch 2.13.0).
+    library has the threads that it chose. What is set is inherited by the processes that a command starts.
+
+    Threads of GNU OpenMP, which torch brings on Linux, spin for milliseconds before they sleep, so two processes on the
+    same cores keep each other from working: two at once took 2.1 times as long as one alone. With 1,000 spins that is
+    1.3 times, and one alone is as fast as before; with 10,000 or 100,000 one alone is a twentieth faster, and two at
+    once take 2.9 and 16 times as long. Without any spin (OMP_WAIT_POLICY=PASSIVE) one alone takes 2.5 times as long.
+    (Meta-iterations of SmolLM2-135M on two idle cores, AMD EPYC, torch 2.13.0.) Other OpenMP libraries do not read
+    GOMP_SPINCOUNT.
+
+    Args:
+        environment: is changed; read by OpenMP once, when torch is imported.
     """
     if THREADS not in environment:
         environment[THREADS] = str(default_threads())
         if environment is os.environ:
             _State.default = environment[THREADS]
+    if WAITING not in environment:
+        environment.setdefault(SPINS, SHORT_SPIN)
 
 
 def threads_are_given() -> bool:
     """Whether somebody else than `set_thread_defaults` chose the number of threads, before or after it was called."""
     return os.environ.get(THREADS, _State.default) != _State.default
+
+
+def how_threads_wait() -> str:
+    """What the environment says of it; where both are set, GNU OpenMP goes by the number of spins."""
+    if SPINS in os.environ:
+        return f"asleep after {os.environ[SPINS]} spins"
+    return os.environ.get(WAITING, "as OpenMP likes").lower()
 
 
 def default_threads() -> int:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from abmll.cli.arguments import AskOption, LabelsOption, OverridesArgument, RunArgument, TextOption
-from abmll.cli.lazy import command_app
+from abmll.cli.lazy import command_app, quick_imports
 from abmll.config import parse_overrides
 from abmll.errors import AbmllError
 
@@ -63,14 +63,16 @@ def adapt(
         tasks = None
     values = parse_overrides(overrides or [])
 
-    from abmll.everyday.labelled import check_tasks_to_score, read_own_rows  # after the arguments
+    with quick_imports():
+        from abmll.everyday.labelled import check_tasks_to_score, read_own_rows  # after the arguments
 
     if in_prompt and (save is None or "steps" in values.get("adaptation", {})):
         raise AbmllError("--in-prompt needs --save, and takes no adaptation.steps: nothing is adapted")
     if save is None:
         check_tasks_to_score(tasks)
 
-        from abmll.cli.work.score_unseen import score_unseen  # after the arguments
+        with quick_imports():
+            from abmll.cli.work.score_unseen import score_unseen  # after the arguments
 
         score_unseen(run, tasks, values, step)
         return
@@ -82,7 +84,8 @@ def adapt(
     if vectors is not None and labelled.layout.labels is None:
         raise AbmllError(f"--vectors {vectors}: is for texts and labels; these are questions with choices of their own")
 
-    from abmll.cli.work.adapt import SaveRequest, adapt_to_rows  # after the arguments
+    with quick_imports():
+        from abmll.cli.work.adapt import SaveRequest, adapt_to_rows  # after the arguments
 
     request = SaveRequest(
         save, Path(tasks).name, hold_back, check=not no_check, replace=replace, vectors=vectors, in_prompt=in_prompt

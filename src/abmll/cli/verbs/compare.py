@@ -1,11 +1,12 @@
 """`abmll compare`: several systems, trained, adapted, scored and reported."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from abmll.cli.arguments import DryRunOption, OverridesArgument, RecipeArgument, ResultsOption, StrictOption
-from abmll.cli.lazy import command_app
+from abmll.cli.lazy import command_app, quick_imports
 from abmll.config import CompareConfig, load_config, parse_overrides
 from abmll.errors import AbmllError
 
@@ -68,7 +69,15 @@ def compare(
     if asked and launcher is None:
         raise AbmllError("--slurm says what jobs ask for, and --launcher slurm is not given")
 
-    from abmll.cli.work.compare import Launch, compare_systems  # after the arguments
+    folder = out or Path("runs") / config.name
+    if dry_run:
+        with quick_imports():
+            from abmll.cli.work.plan import show_targets  # after the arguments
 
-    launch = Launch(processes, launcher, asked)
-    compare_systems(config, out, launch, only=only or (), dry_run=dry_run, strict=strict)
+        show_targets(config, folder, only or ())
+        return
+
+    with quick_imports():
+        from abmll.cli.work.compare import Launch, compare_systems  # after the arguments
+
+    compare_systems(config, folder, Launch(processes, launcher, asked), only=only or (), strict=strict)

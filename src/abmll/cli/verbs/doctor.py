@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from abmll.cli.arguments import existing
-from abmll.cli.lazy import command_app
+from abmll.cli.lazy import command_app, quick_imports
 
 app = command_app()
 
@@ -33,11 +33,13 @@ def doctor(
     is not. Example: `abmll doctor --batch runs/mine/non-finite/step-000012-position-0/batch.json`
     """
     if batch is not None:
-        from abmll.cli.work.doctor_batch import show_batch  # after the arguments
+        with quick_imports():
+            from abmll.cli.work.doctor_batch import show_batch  # after the arguments
 
         show_batch(batch)
         return
 
-    from abmll.cli.work.doctor import show_diagnosis  # after the arguments
+    with quick_imports():
+        from abmll.cli.work.doctor import show_diagnosis  # after the arguments
 
     show_diagnosis(as_json=as_json, check=check)

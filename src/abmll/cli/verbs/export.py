@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from abmll.cli.arguments import RunArgument, existing
-from abmll.cli.lazy import command_app
+from abmll.cli.lazy import command_app, quick_imports
 from abmll.config import parse_overrides
 from abmll.errors import AbmllError
 
@@ -45,11 +45,13 @@ def export(
     existing(questions)
     values = parse_overrides(overrides or [])
     if questions is not None:
-        from abmll.everyday.labelled import check_questions  # after the arguments
+        with quick_imports():
+            from abmll.everyday.labelled import check_questions  # after the arguments
 
         check_questions(questions, run, task)
 
-    from abmll.cli.work.export import ExportOptions, export_adapter  # after the arguments
+    with quick_imports():
+        from abmll.cli.work.export import ExportOptions, export_adapter  # after the arguments
 
     options = ExportOptions(merge, draw, calibrated, questions, count, force, confirmed=yes)
     export_adapter(run, out, task, values, options)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from abmll.cli.arguments import AskOption, LabelsOption, OverridesArgument, RunArgument, TextOption, existing
-from abmll.cli.lazy import command_app
+from abmll.cli.lazy import command_app, quick_imports
 from abmll.config import parse_overrides
 from abmll.errors import AbmllError
 from abmll.everyday.survey import columns_of, survey
@@ -73,19 +73,22 @@ def predict(
     if held_back is not None:
         _check_held_back(held_back, layout)
 
-    from abmll.cli.work.predict import PredictRequest, predict_rows  # after the arguments
+    with quick_imports():
+        from abmll.cli.work.predict import PredictRequest, predict_rows  # after the arguments
 
     predict_rows(run, values, PredictRequest(surveyed, task, abstain_below_risk, held_back, raw))
 
 
 def _columns_or_why_not(run: str, task: str) -> Layout:
-    from abmll.cli.work.predict import saved_columns  # after the arguments
+    with quick_imports():
+        from abmll.cli.work.predict import saved_columns  # after the arguments
 
     return saved_columns(run, task)
 
 
 def _check_held_back(file: Path, layout: Layout) -> None:
-    from abmll.everyday.labelled import read_labelled  # after the arguments
+    with quick_imports():
+        from abmll.everyday.labelled import read_labelled  # after the arguments
 
     read_labelled(file, layout, fixed=layout.labels is not None)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from abmll.cli.arguments import all_existing
-from abmll.cli.lazy import command_app
+from abmll.cli.lazy import command_app, quick_imports
 from abmll.errors import AbmllError
 from abmll.metrics.not_finite import END
 
@@ -28,7 +28,8 @@ def score(
     if not files:
         raise AbmllError(f"no predictions (*.jsonl) in {', '.join(map(str, predictions))}")
 
-    from abmll.cli.work.scores import print_scores  # after the arguments
+    with quick_imports():
+        from abmll.cli.work.scores import print_scores  # after the arguments
 
     print_scores(files, metric or [])
 

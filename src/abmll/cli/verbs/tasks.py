@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from abmll.cli.console import out_console, say
+from abmll.cli.lazy import quick_imports
 from abmll.question import Question, Task
 from abmll.tasks.builtin import builtin_names, builtin_task
 from abmll.tasks.catalogue.entries import Entry, catalogue_entry, catalogue_names
@@ -125,7 +126,8 @@ def check(
     """
     trained, scored_tasks = (_load(names, merge_choices, skip_bad_rows) for names in (sources, scored or []))
 
-    from abmll.cli.work.check_tasks import show_check  # after the arguments
+    with quick_imports():
+        from abmll.cli.work.check_tasks import show_check  # after the arguments
 
     if show_check(trained, scored_tasks, model, max_tokens):
         raise typer.Exit(1)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from abmll.cli.arguments import DryRunOption, OverridesArgument, RecipeArgument, ResultsOption, StrictOption
-from abmll.cli.lazy import command_app
+from abmll.cli.lazy import command_app, quick_imports
 from abmll.config import RunConfig, load_config
 
 app = command_app()
@@ -36,6 +36,7 @@ def train(
     """
     config = load_config(RunConfig, recipe, overrides or [])
 
-    from abmll.cli.work.train import meta_train_run  # after the arguments
+    with quick_imports():
+        from abmll.cli.work.train import meta_train_run  # after the arguments
 
     meta_train_run(config, out, dry_run=dry_run, strict=strict, allow_change=allow_change or ())

@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from abmll.cli.console import err_console, note, say
+from abmll.cli.console import err_console, note
 from abmll.cli.progress import ProgressDisplay
-from abmll.cli.work.plan import show_plan
 from abmll.cli.work.report import show_report
 from abmll.config import CompareConfig
 from abmll.errors import AbmllError
@@ -20,9 +19,9 @@ from abmll.process.pool import GPUS, Ended, run_commands, share_machine, visible
 from abmll.process.slurm import slurm_executor, submit_commands
 from abmll.process.stopping import Stopped
 from abmll.process.world import join_world, leave_world
-from abmll.runs.compare import begin_comparison, run_comparison, select_targets, warn_of_non_finite
+from abmll.runs.compare import begin_comparison, run_comparison, warn_of_non_finite
 from abmll.runs.evaluate_run import is_complete
-from abmll.runs.prepare import Run, comparison_runs
+from abmll.runs.prepare import Run
 from abmll.systems.build import load_base
 
 
@@ -47,13 +46,9 @@ class Launch:
 
 
 def compare_systems(
-    config: CompareConfig, out: Path | None, launch: Launch, *, only: Collection[str], dry_run: bool, strict: bool
+    config: CompareConfig, folder: Path, launch: Launch, *, only: Collection[str], strict: bool
 ) -> None:
-    """Show the plan of a comparison, or make whatever is missing of it and report."""
-    folder = out or Path("runs") / config.name
-    if dry_run:
-        _show_targets(config, folder, only)
-        return
+    """Make whatever is missing of a comparison, and report."""
     if not launch.is_here:
         done = _launch(config, folder, launch, only, strict)
     else:
@@ -66,16 +61,6 @@ def compare_systems(
     with locked_folder(folder, wait=True, deep=False):
         tidy(folder / "figures")  # what a process left that was killed as it wrote them
         show_report(folder)
-
-
-def _show_targets(config: CompareConfig, folder: Path, only: Collection[str]) -> None:
-    runs = comparison_runs(config, folder)
-    chosen = select_targets(runs, only)
-    show_plan(config, [run for run in runs if run.seed == config.seeds[0]], runs[0].tasks)
-    there = {run.target: is_complete(run) for run in chosen}
-    say(f"\ntargets in {folder}: {len(there)}, of which {sum(there.values())} are there")
-    for target, done in there.items():
-        say(f"{target}{'  (is there)' if done else ''}")
 
 
 def _make_here(config: CompareConfig, folder: Path, only: Collection[str], strict: bool) -> bool:

@@ -1,12 +1,27 @@
 """What --dry-run prints."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from abmll.cli.console import out_console, say
-from abmll.config import RunConfig
+from abmll.config import CompareConfig, RunConfig
+from abmll.runs.compare import select_targets
 from abmll.runs.estimate import describe, estimate
+from abmll.runs.evaluate_run import is_complete
+from abmll.runs.prepare import comparison_runs
 from abmll.runs.roles import RunTasks
 from abmll.systems.plans import ResolvedRun
+
+
+def show_targets(config: CompareConfig, folder: Path, only: Collection[str]) -> None:
+    """Print the plan of a comparison, and its targets: which are made, and which are there."""
+    runs = comparison_runs(config, folder)
+    chosen = select_targets(runs, only)
+    show_plan(config, [run for run in runs if run.seed == config.seeds[0]], runs[0].tasks)
+    there = {run.target: is_complete(run) for run in chosen}
+    say(f"\ntargets in {folder}: {len(there)}, of which {sum(there.values())} are there")
+    for target, done in there.items():
+        say(f"{target}{'  (is there)' if done else ''}")
 
 
 def show_plan(config: RunConfig, runs: Sequence[ResolvedRun], tasks: RunTasks) -> None:
