@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTHON ?= python3
 
-.PHONY: quickstart test setup lint types unit soak mutants oracles docs lm-eval fuzz audit shipped synthetic clean help
+.PHONY: quickstart test setup lint types unit soak mutants oracles release lock docs lm-eval fuzz audit shipped synthetic clean help
 
 quickstart: setup  ## set up and run the main job: meta-train and compare on a small real model
 	$(BIN)/abmll compare quickstart
@@ -52,6 +52,12 @@ oracles: setup  ## the rivals against the packages of their authors: ivon-opt, l
 gpu-tests: setup  ## what only a CUDA device shows: kernels, captured steps, attention; and bitsandbytes, which is installed
 	$(BIN)/pip install --quiet --constraint constraints.txt bitsandbytes
 	HF_HUB_OFFLINE=1 TRITON_INTERPRET=0 $(BIN)/pytest -rs tests/gpu tests/unit/test_quantised.py
+
+release: setup  ## build wheel and sdist, check them, install into a new venv elsewhere, run README's two commands there
+	$(BIN)/python .ci/release.py
+
+lock: setup  ## requirements.lock again, from constraints.txt: hashes of everything but torch
+	$(BIN)/python .ci/lock.py
 
 docs: setup  ## install sphinx and build the documentation into docs/_build; warnings are errors, nothing is fetched
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'

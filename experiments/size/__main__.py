@@ -14,12 +14,13 @@ from experiments.size.everyday import everyday_rows
 from experiments.size.promise import promise_rows
 from experiments.size.report import readme
 from experiments.size.run import comparison_rows
+from experiments.size.watching import watch_rows
 
 HERE = Path(__file__).parent
 COMPONENTS, RESULTS, README = HERE / "components.json", HERE / "results.json.gz", HERE / "README.md"
 
 
-PARTS = ("comparisons", "everyday", "checks", "promises")
+PARTS = ("comparisons", "everyday", "checks", "promises", "watches")
 
 
 def printed(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -35,7 +36,9 @@ def rows_of(part: str, worlds: int) -> Iterator[dict[str, Any]]:
     """The simulated rows of one part of the page."""
     if part == "comparisons":
         return comparison_rows(json.loads(COMPONENTS.read_text(encoding="utf-8"))["components"], worlds)
-    return everyday_rows(worlds) if part == "everyday" else check_rows() if part == "checks" else promise_rows()
+    if part == "everyday":
+        return everyday_rows(worlds)
+    return {"checks": check_rows, "promises": promise_rows, "watches": watch_rows}[part]()
 
 
 def main() -> None:

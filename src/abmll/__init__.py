@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from abmll.methods import METHODS, Method, register_method, resolve_settings
     from abmll.metrics.predictions import Prediction, Predictions, read_predictions
     from abmll.models import LanguageModel, load_model, random_model
+    from abmll.publishing import Pushed, push_run
     from abmll.question import Question, Task
     from abmll.report import write_report
     from abmll.runs.compare import run_comparison
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from abmll.systems.system import System
     from abmll.tasks.registered import RawTask, register_source
     from abmll.tasks.sources import load_tasks
+    from abmll.watching import Watched, WatchOptions, watch_task
 
 _MODULES = {
     "AbmllError": "abmll.errors",
@@ -58,6 +60,7 @@ _MODULES = {
     "Prediction": "abmll.metrics.predictions",
     "PredictionPlan": "abmll.systems.plans",
     "Predictions": "abmll.metrics.predictions",
+    "Pushed": "abmll.publishing",
     "Question": "abmll.question",
     "RawTask": "abmll.tasks.registered",
     "RunConfig": "abmll.config",
@@ -67,6 +70,8 @@ _MODULES = {
     "StoredAdapter": "abmll.adapters.facts",
     "System": "abmll.systems.system",
     "Task": "abmll.question",
+    "WatchOptions": "abmll.watching",
+    "Watched": "abmll.watching",
     "attach": "abmll.adapters.attach",
     "build_system": "abmll.systems.build",
     "detach": "abmll.adapters.attach",
@@ -80,6 +85,7 @@ _MODULES = {
     "load_posterior": "abmll.everyday.saved",
     "load_system": "abmll.systems.adapters",
     "load_tasks": "abmll.tasks.sources",
+    "push_run": "abmll.publishing",
     "random_model": "abmll.models",
     "read_adapter": "abmll.adapters.folder",
     "read_predictions": "abmll.metrics.predictions",
@@ -91,6 +97,7 @@ _MODULES = {
     "save_posterior": "abmll.everyday.saved",
     "score": "abmll.scoring.scores",
     "train": "abmll.runs.train_run",
+    "watch_task": "abmll.watching",
     "write_adapter": "abmll.adapters.folder",
     "write_peft": "abmll.adapters.peft",
     "write_report": "abmll.report",
@@ -113,6 +120,7 @@ __all__ = [
     "Prediction",
     "PredictionPlan",
     "Predictions",
+    "Pushed",
     "Question",
     "RawTask",
     "RunConfig",
@@ -122,6 +130,8 @@ __all__ = [
     "StoredAdapter",
     "System",
     "Task",
+    "WatchOptions",
+    "Watched",
     "attach",
     "build_system",
     "detach",
@@ -135,6 +145,7 @@ __all__ = [
     "load_posterior",
     "load_system",
     "load_tasks",
+    "push_run",
     "random_model",
     "read_adapter",
     "read_predictions",
@@ -146,6 +157,7 @@ __all__ = [
     "save_posterior",
     "score",
     "train",
+    "watch_task",
     "write_adapter",
     "write_peft",
     "write_report",

@@ -42,7 +42,17 @@ def sizes() -> list[Claim]:
 
     told = [of_checks(min, gain=True, shared=0.85, rows=rows) for rows in (60, 24)]
     shifted = Number(SIZE, lambda s: s["promises"][-1]["kept"], "d")
+    watched = [
+        Claim(
+            EVERYDAY,
+            f"| {risk} % | {{}} | {{}} | {{}} |",
+            tuple(Number(SIZE, f"watches/{n}/{k}", ".0f!") for k in keys),
+        )
+        for n, risk in enumerate((5, 10, 20))
+        for keys in [("false", "doubled", "bound")]
+    ]
     return [
+        *watched,
         Claim(EVIDENCE, "at most {} times in 2,000 at a level of .05", (test,)),
         Claim(EVIDENCE, "a bootstrap that rejects up to {} of 2,000 at three seeds and {} at five", bootstrap),
         Claim(

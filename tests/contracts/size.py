@@ -24,8 +24,8 @@ MEDIAN_LINES, P90_LINES, MOST_LINES = 12, 30, 110
 PARAMETERS = 7
 MANY_PARAMETERS = {"kernels", "cli"}
 """A kernel takes pointers, strides and sizes; a command one parameter for each option."""
-TREE_MEGABYTES = 6.4
-"""Tracked files besides the shipped adapters."""
+TREE_MEGABYTES = 7.2
+"""Tracked files besides the shipped adapters: code, tests and documents are 4.5 of it, results of experiments 1.7."""
 SHIPPED = "src/abmll/shipped/"
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from abmll.metrics.betting import HORIZON
 from abmll.metrics.usefulness import RUN, RUN_SCALED, losses_of
 from abmll.systems.folds import deal
 from experiments.short_json import read_gzipped
@@ -19,6 +20,7 @@ from experiments.size.everyday import say
 from experiments.size.report import readme
 from experiments.size.rivals import crossed_bootstrap, over_seeds
 from experiments.size.run import ALONE, DRAWN, META_TRAINED, TEST, count_below, p_values, row
+from experiments.size.watching import alarms
 from experiments.size.worlds import Design, worlds
 
 MEASURED = json.loads(COMPONENTS.read_text(encoding="utf-8"))["components"]
@@ -135,4 +137,16 @@ def test_the_committed_sizes_hold() -> None:
             assert max(found["helps"], found["hurts"]) <= 120, found
     for found in FOUND["promises"]:
         assert (found["kept"] >= 352) == (not found["world"].startswith("shifted")), found
+    for found in FOUND["watches"]:
+        assert found["streams"] == 400
+        assert found["false"] <= 27, found
+        assert found["doubled"] <= found["bound"], found
+        assert (found["doubled"] >= 320) == (found["bound"] >= 320) == (found["risk"] >= 0.1), found
     assert README.read_text(encoding="utf-8") == readme(FOUND)
+
+
+def test_the_watched_streams_are_those_that_were_counted() -> None:
+    """A part of `watch_rows`, again: the same streams give the same alarms."""
+    found = {row["risk"]: row for row in FOUND["watches"]}
+    assert alarms(0.1, 0.2, HORIZON, 400) == found[0.1]["doubled"]
+    assert alarms(0.2, 0.2, 1000, 400) == found[0.2]["false"]

@@ -12,6 +12,8 @@ from abmll.adapters.folder import read_adapter
 from abmll.cli import main
 from abmll.everyday.saved import list_posteriors
 from abmll.files import write_text
+from tests.everyday import asked, write_asked
+from tests.fake_hub import FakeRunHub
 from tests.runs import UNSEEN, config_in, place_tiny, train_run
 from tests.tiny import tiny_model, write_tasks
 
@@ -37,17 +39,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_page_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(BLOCKS) == 3
-    assert {command.split()[1] for command in COMMANDS} == {"export", "train"}
+    assert {command.split()[1] for command in COMMANDS} == {"export", "train", "push", "predict"}
     monkeypatch.chdir(place)
+    hub = FakeRunHub(place / "cache").install(monkeypatch)
+    write_asked(place / "rows.jsonl", [{k: v for k, v in row.items() if k != "answer"} for row in asked(3)])
     for block in BLOCKS:
         exec(compile(block, "adapters-and-exports.md", "exec"), {})
     assert [task.name for task in list_posteriors(place / "runs" / "mine")] == ["mine"]
     for command in COMMANDS:
-        arguments = shlex.split(command) + (SMALL if command.startswith("abmll train") else [])
+        commit = next((commit for _, commit in hub.commits), "")
+        arguments = shlex.split(command.replace("COMMIT", commit)) + (
+            SMALL if command.startswith("abmll train") else []
+        )
         monkeypatch.setattr(sys, "argv", arguments)
         with pytest.raises(SystemExit) as stopped:
             main()
         assert not stopped.value.code, command
     for name in ("lora", "merged", "draw-0", "served", "wide", "mine-served"):
         assert (place / name / "export.json").exists()
+    assert len((place / "out.csv").read_text().splitlines()) == 4
     assert read_adapter(place / "runs" / "started" / "adapter").facts.rank == 4

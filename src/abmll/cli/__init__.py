@@ -15,10 +15,12 @@ COMMANDS = {
     "bases": "List base models known to work well for your own rows: size, licence, languages, what was measured, the "
     "command.",
     "predict": "Predict rows: your own columns, in their order, then prediction, confidence, probabilities and spread.",
+    "watch": "Tell when new labelled answers say that a saved task's promise fails.",
     "score": "Score predictions files; no model is needed.",
     "compare": "Train, adapt and score several systems, and report. Only what is missing is run.",
     "report": "Make the tables, figures and page of a comparison again, from its files; no model is needed.",
     "export": "Export a run's adapter: the mean as a LoRA, a merged model, one posterior draw, or a calibrated mean.",
+    "push": "Push a run to the Hugging Face hub: its adapter and the saved tasks that are named.",
     "tasks": "List tasks, show their rows, check them for leaks and imbalance, pin those of the hub.",
     "doctor": "Tell versions, devices, which kernels run, why and whether right, free memory, the hub, and what to do.",
 }

@@ -8,6 +8,7 @@ import typer
 from abmll.errors import AbmllError
 from abmll.everyday.shipped import find_run
 from abmll.files import check_regular
+from abmll.hub.runs import run_reference
 
 
 def existing(path: Path | None) -> Path | None:
@@ -34,7 +35,8 @@ def all_existing(paths: list[Path]) -> list[Path]:
 
 
 def _existing_run(run: str) -> str:
-    find_run(run, copy=False)
+    if run_reference(run) is None:  # what is on the hub is fetched once the other arguments are checked
+        find_run(run, copy=False)
     return run
 
 
@@ -51,7 +53,7 @@ RunArgument = Annotated[
     str,
     typer.Argument(
         help="A base model (a name of `abmll bases`, an id of the hub, a folder, a GGUF file), a run directory of "
-        "`abmll train`, or smollm2, which comes along.",
+        "`abmll train`, smollm2, which comes along, or hf://owner/name@COMMIT, a run on the hub.",
         show_default=False,
         callback=_existing_run,
     ),

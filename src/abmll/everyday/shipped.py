@@ -7,9 +7,11 @@ import logging
 import shutil
 from pathlib import Path
 
+from abmll.config import RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.everyday.bases import base_run, find_base
 from abmll.files import folder_beside
+from abmll.hub.runs import RunReference, fetch_run, run_reference
 
 HERE = Path(__file__).parent.parent / "shipped"
 CONFIG_FILE = "config.yaml"
@@ -23,16 +25,18 @@ def shipped_names() -> tuple[str, ...]:
 
 
 def find_run(run: Path | str, *, copy: bool = True) -> Path:
-    """The run directory that a user means: a folder, an adapter that comes with the package, or a base model's.
+    """The run directory that a user means: a folder, an adapter that comes with the package, a base model's, the hub's.
 
     Args:
-        run: a folder, the name of an adapter, or what `find_base` takes.
+        run: a folder, the name of an adapter, what `find_base` takes, or `hf://owner/name@COMMIT`, which is fetched.
         copy: for a name or a base model make `runs/NAME` here, where posteriors can be saved, unless it is there; else
             give the package's own folder, which is for reading only, and for a base model what was given.
 
     Raises:
         AbmllError: there is neither; says which names there are.
     """
+    if (reference := run_reference(run)) is not None:
+        return _fetched(reference)
     folder = Path(run)
     if (folder / CONFIG_FILE).is_file():
         return folder
@@ -52,6 +56,36 @@ def find_run(run: Path | str, *, copy: bool = True) -> Path:
         _copy(HERE / name, folder)
         log.info("%s, which comes with abmll, is now in %s", name, folder)
     return folder
+
+
+def _fetched(reference: RunReference) -> Path:
+    """`runs/NAME-COMMIT` of a run on the hub."""
+    folder = Path("runs") / reference.folder_name
+    if not folder.exists():
+        log.info("%s is fetched into %s", reference, folder)
+    fetch_run(reference, folder, lambda files: _check_fetched(reference, files))
+    return folder
+
+
+def _check_fetched(reference: RunReference, folder: Path) -> None:
+    """`check_shareable` of what was fetched.
+
+    Raises:
+        AbmllError: it is refused, or damaged.
+    """
+    check_shareable(str(reference), load_config(RunConfig, folder / CONFIG_FILE))
+
+
+def check_shareable(run: str, config: RunConfig) -> None:
+    """Refuse a configuration that would run code, or read its maker's files, where others use it.
+
+    Raises:
+        AbmllError: it does.
+    """
+    if config.model.trust_remote_code:
+        raise AbmllError(f"{run}: its configuration sets model.trust_remote_code, which runs code: not shared")
+    if config.adapter.start is not None:
+        raise AbmllError(f"{run}: its configuration names a file of its maker's (adapter.start): not shared")
 
 
 def _copy(source: Path, folder: Path) -> None:

@@ -5,19 +5,21 @@ data and names is text in it, in Markdown as in YAML.
 """
 
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from abmll.adapters.facts import AdapterFacts
 from abmll.adapters.folder import EXTRAS_FILE, read_facts
 from abmll.config import RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.files import seal, write_text
+from abmll.metrics.usefulness import RUN, RUN_SCALED
 from abmll.runs.record import ScoreRow, TaskFacts, TrainingRecord, broken_tasks, read_training_record, score_run
 
 CARD_FILE = "README.md"
@@ -29,6 +31,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PACKAGED = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Models that come as a package -> what they were made of."""
 _WORD = re.compile(r"[a-z0-9_-]{1,40}")
+_METRICS = (("accuracy", "accuracy"), ("nll", "negative log-likelihood, nats"), ("ece", "ECE, 15 bins"))
+_OWN_ROWS = (RUN_SCALED, RUN)
+"""Rows of a check's table that are the task's own answers, as they are given first."""
 _STATED = "not stated: look at the source"
 
 log = logging.getLogger(__name__)
@@ -48,6 +53,7 @@ class About:
         adapting: settings that these were made with.
         details: of a saved task.
         licence: of the adapter itself, as the hub calls it.
+        repository: on the hub, where its run is pushed to.
     """
 
     name: str
@@ -59,6 +65,7 @@ class About:
     adapting: Mapping[str, Any] | None = None
     details: Mapping[str, Any] | None = None
     licence: str | None = None
+    repository: str | None = None
 
 
 def about_run(run: Path, facts: AdapterFacts, details: Mapping[str, Any] | None = None, name: str = "") -> About:
@@ -124,6 +131,7 @@ def card_text(about: About, form: Form = "adapter") -> str:
         *_limits(facts, form),
         "## Use",
         *_use(facts, form),
+        *_from_hub(about),
     ]
     return f"---\n{_metadata(about, form).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -151,7 +159,34 @@ def _metadata(about: About, form: Form) -> ModelCardData:
         library_name="peft" if form == "adapter" else "transformers",
         license=about.licence,
         tags=[*words, *([facts.method] if _WORD.fullmatch(facts.method) else [])],
+        **_model_index(about),
     )
+
+
+def _model_index(about: About) -> dict[str, Any]:
+    """The scores in the hub's form (`model-index`); nothing without scores."""
+    results = [
+        EvalResult("multiple-choice", "abmll-task", name[:MOST_TEXT], metric, round(value, 4), metric_name=title)
+        for name, values in _measured(about)
+        for (metric, title), value in zip(_METRICS, values, strict=True)
+        if value is not None
+    ]
+    return {"model_name": about.name, "eval_results": results} if results else {}
+
+
+def _measured(about: About) -> list[tuple[str, tuple[float | None, ...]]]:
+    """What was asked, and its accuracy, NLL and ECE."""
+    if about.facts.slot == "shared":
+        return [(row.task, (row.accuracy, row.nll, row.ece)) for row in about.scores[:MOST_ROWS]]
+    check = (about.details or {}).get("check")
+    table = check.get("table") if isinstance(check, Mapping) else None
+    row = next((table[name] for name in _OWN_ROWS if name in table), None) if isinstance(table, Mapping) else None
+    if not isinstance(check, Mapping) or not isinstance(row, Mapping) or row.get("not_finite"):
+        return []
+    values = [row.get(key) for key in ("accuracy", "nll")]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        return []
+    return [(f"{check.get('folds')} parts of its labelled rows", (*values, None))]
 
 
 def _hub_base(facts: AdapterFacts) -> str | None:
@@ -333,6 +368,17 @@ def _use(facts: AdapterFacts, form: Form) -> list[str]:
         f"All of it{stds}, by abmll:",
         _code(("import abmll",), *by_us),
     ]
+
+
+def _from_hub(about: About) -> list[str]:
+    """How the whole run is used from where it was pushed to."""
+    if about.repository is None:
+        return []
+    run = f"hf://{about.repository}@COMMIT"
+    task = f" --task {about.name}" if about.facts.slot == "task" else ""
+    what = "The whole run is here, for `abmll`, with the commit of this repository in the place of COMMIT"
+    command = f"abmll predict {run}{task} rows.csv -o out.csv"
+    return [f"{what} (THIS_FOLDER is the folder of an adapter in it):", f"```\n{command}\n```"]
 
 
 def _literal(text: str) -> str:
