@@ -21,7 +21,7 @@ from benchmarks.common import describe
 from benchmarks.own.cells import Arrays, ask, claimed, write_cell
 from benchmarks.own.cheap import RememberedVectors, cheap_answers
 from benchmarks.own.draws import ASK, DRAWS, MOST_TEST, Cell, cells_of, read_set
-from benchmarks.own.models import SYSTEMS, Bench, answers_of, own_config
+from benchmarks.own.models import SYSTEMS, Bench, answers_of, own_config, run_config
 from benchmarks.own.rates import SETTINGS, letters_on, tell, trials, try_setting, with_rate
 from benchmarks.own.results import write_results
 
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(prog="python -m benchmarks.own", description=__doc__)
     verbs = out.add_subparsers(dest="verb", required=True)
     models = verbs.add_parser("models", help="answers of a base model")
+    models.add_argument("--run", type=Path, help="a run whose adapter is adapted; left out: a LoRA that begins at zero")
     models.add_argument("--rate", type=float, help="left out: that of `abmll adapt BASE`")
     models.add_argument("--steps", type=int, help="at least; as many as one pass takes if that is more")
     models.add_argument("--prompt-tokens", type=int, default=2048, help="of the longest prompt with examples")
@@ -148,9 +149,10 @@ def answer_cells(args: argparse.Namespace) -> None:
     method = {} if args.rate is None else {"inner_lr": args.rate}
     likelihood = {} if args.pieces is None else {"pieces": args.pieces}
     settings: dict[str, object] = {"adaptation": adaptation, "method": method, "likelihood": likelihood}
-    bench = Bench(load_base(model), own_config(model, settings), args.prompt_tokens)
-    config = bench.config.model_dump(mode="json", include={"likelihood", "method", "adaptation", "adapter"})
-    about = {**describe(), "base": bench.base.name.rpartition("/")[2], "prompt_tokens": args.prompt_tokens, **config}
+    config = run_config(args.run, model, settings) if args.run else own_config(model, settings)
+    bench = Bench(load_base(model), config, args.prompt_tokens, args.run)
+    told = config.model_dump(mode="json", include={"likelihood", "method", "adaptation", "adapter"})
+    about = {**describe(), "base": bench.base.name.rpartition("/")[2], "prompt_tokens": args.prompt_tokens, **told}
     write_json(args.out / "about.json", about)
     systems = args.systems.split(",")
     answer_all(args, cells, lambda cell: cell, lambda cell: answers_of(bench, ask(sets[cell.name], cell), systems))

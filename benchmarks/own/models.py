@@ -9,22 +9,25 @@ cell that is there stays. What is not finite is a result.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from abmll.adapters.attach import detach
-from abmll.config import ModelConfig, RunConfig, check, merge
+from abmll.adapters.folder import read_adapter
+from abmll.config import ModelConfig, RunConfig, check, load_config, merge
 from abmll.errors import NonFiniteError
 from abmll.everyday.bases import LONGER, NEW_LORA
 from abmll.everyday.session import OWN_DEFAULTS, PROMPT_TOKENS
 from abmll.metrics.predictions import pad_probabilities
 from abmll.models import LanguageModel
 from abmll.prompts.branches import fed_tokens
-from abmll.prompts.encode import LikelihoodKind
+from abmll.prompts.encode import LETTERS, LikelihoodKind
 from abmll.question import Question, Task
+from abmll.systems.adapters import use_adapter
 from abmll.systems.build import build_batcher, build_system
 from abmll.systems.likelihood_choice import choose_likelihood
 from abmll.systems.plans import AdaptationPlan, PredictionPlan
@@ -61,6 +64,14 @@ def own_config(model: ModelConfig, settings: dict[str, object]) -> RunConfig:
     return check(RunConfig, sections, "benchmarks.own")
 
 
+def run_config(run: Path, model: ModelConfig, settings: Mapping[str, object]) -> RunConfig:
+    """A run as `abmll adapt RUN` has it, on a base model of one's own, with other settings of its adaptation."""
+    sections = load_config(RunConfig, run / "config.yaml").model_dump(mode="json")
+    for more in ({"model": model.model_dump(mode="json")}, OWN_DEFAULTS, settings):
+        sections = merge(sections, more)
+    return check(RunConfig, sections, str(run))
+
+
 @dataclass
 class Bench:
     """A base model, and a system of each likelihood, of which at most one is on the model.
@@ -69,28 +80,47 @@ class Bench:
 
     Attributes:
         base: the model.
-        config: of a LoRA from zero on it, whose likelihood is `auto`.
+        config: of a LoRA from zero on it, whose likelihood is `auto`; or of a run.
         prompt_tokens: of the longest prompt with examples.
+        run: a run directory whose adapter is adapted; None: one that begins at zero.
         systems: by likelihood, as they were first asked for.
     """
 
     base: LanguageModel
     config: RunConfig
     prompt_tokens: int = PROMPT_TOKENS
+    run: Path | None = None
     systems: dict[LikelihoodKind, System] = field(default_factory=dict)
 
+    def close(self) -> None:
+        """Take the adapters off the base model."""
+        for system in self.systems.values():
+            system.close()
+
     def system_for(self, rows: Sequence[Question]) -> System:
-        """A system with the likelihood that the base model reads labelled rows best by; it is on the model."""
+        """A system, which is on the model: with the likelihood that the base reads labelled rows best by, or the run's.
+
+        A run that answers by letters reads by `cloze` where there are more labels than letters.
+        """
         for system in self.systems.values():
             detach(self.base.model, system.method.adapters)
-        kind = choose_likelihood(self.config, self.base, rows).kind
+        kind = self._kind_for(rows)
         if kind in self.systems:
             for path, layer in self.systems[kind].method.adapters.layers.items():
                 self.base.model.set_submodule(path, layer)
         else:
             likelihood = self.config.likelihood.model_copy(update={"kind": kind})
-            self.systems[kind] = build_system(self.config.model_copy(update={"likelihood": likelihood}), self.base)
+            system = build_system(self.config.model_copy(update={"likelihood": likelihood}), self.base)
+            self.systems[kind] = system
+            if self.run is not None:
+                use_adapter(read_adapter(self.run / "adapter"), system, self.run)
         return self.systems[kind]
+
+    def _kind_for(self, rows: Sequence[Question]) -> LikelihoodKind:
+        kind = self.config.likelihood.kind
+        if kind == "auto":
+            return choose_likelihood(self.config, self.base, rows).kind
+        return "cloze" if len(rows[0].choices) > len(LETTERS) else kind
 
 
 def answers_of(bench: Bench, asked: Asked, systems: Sequence[str] = SYSTEMS) -> Arrays:

@@ -40,9 +40,9 @@ def prepare(config: CompareConfig, out: Path, train_rows: int = TRAIN_ROWS) -> d
     check_roles(clean, config.adaptation.examples)
     for role in ("train", "validation", "unseen"):
         for task in getattr(clean, role):
-            _write(task, out / role)
+            write_task(task, out / role)
     for task in _in_domain(tasks.train, clean.train):
-        _write(task, out / IN_DOMAIN)
+        write_task(task, out / IN_DOMAIN)
     told = {"rows": _counts(clean), "rows_before": _counts(capped), "leaks": [str(leak) for leak in leaks]}
     write_json(out / "prepared.json", told)
     return told
@@ -67,7 +67,8 @@ def _counts(tasks: RunTasks) -> dict[str, dict[str, list[int]]]:
     return {role: {t.name: [len(t.train), len(t.test)] for t in getattr(tasks, role)} for role in roles}
 
 
-def _write(task: Task, folder: Path) -> None:
+def write_task(task: Task, folder: Path) -> None:
+    """Write a task's rows as a folder of tasks has them."""
     for split, rows in (("train", task.train), ("test", task.test)):
         if rows:
             write_text(folder / f"{task.name}.{split}.jsonl", _lines(rows))

@@ -1,0 +1,68 @@
+"""`python -m experiments.user_tasks prepare | work | report`; README.md says what each is for."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from abmll.errors import AbmllError
+from abmll.files import write_text
+from benchmarks.own.draws import DRAWS, MOST_TEST
+from experiments.short_json import short_json
+from experiments.user_tasks.prepare import PROTOCOL, prepare, read_protocol
+from experiments.user_tasks.report import report
+from experiments.user_tasks.work import Worker, units_of
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; returns 0, or 1 for a mistake."""
+    args = _parser().parse_args(arguments)
+    try:
+        {"prepare": _prepare, "work": _work, "report": _report}[args.verb](args)
+    except AbmllError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.user_tasks")
+    parser.add_argument("--protocol", type=Path, default=PROTOCOL)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    one = verbs.add_parser("prepare", help="the training tasks of every fold, and a configuration of every run")
+    one.add_argument("--own", type=Path, required=True, help="folder of the labelled sets")
+    one.add_argument("--questions", type=Path, required=True, help="folder of the question sets to train on")
+    one.add_argument("--out", type=Path, required=True)
+    one = verbs.add_parser("work", help="train runs and answer cells until all is done; start as many as fit")
+    one.add_argument("--prepared", type=Path, required=True, help="what `prepare` wrote; adapters stay in it")
+    one.add_argument("--own", type=Path, required=True)
+    one.add_argument("--model", help="a folder or file; left out: a tiny random one, on the CPU")
+    one.add_argument("--out", type=Path, required=True, help="where the files of the cells go")
+    one.add_argument("--draws", type=int, default=DRAWS)
+    one.add_argument("--test-rows", type=int, default=MOST_TEST)
+    one.add_argument("--number", type=int, default=0, help="of this process: it begins with the unit of this number")
+    one.add_argument("--until", type=float, default=float("inf"), help="seconds after which nothing new is begun")
+    one = verbs.add_parser("report", help="results.json and README's table from all answers")
+    one.add_argument("answers", type=Path)
+    one.add_argument("--out", type=Path, default=Path(__file__).parent)
+    return parser
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    told = prepare(read_protocol(args.protocol), args.own, args.questions, args.out)
+    print(short_json(told))
+
+
+def _work(args: argparse.Namespace) -> None:
+    units = units_of(read_protocol(args.protocol), args.prepared)
+    worker = Worker(args.model, args.own, args.out, args.draws, args.test_rows, time.monotonic() + args.until)
+    worker.work(units[args.number % len(units) :] + units[: args.number % len(units)])
+
+
+def _report(args: argparse.Namespace) -> None:
+    write_text(args.out / "results.json", short_json(report(args.answers)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""What all answers come to: scores by set and system, and differences between systems over sets."""
+
+from collections.abc import Mapping
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.own.answers import ADAPTED, read_answers, with_learned_priors
+from benchmarks.own.draws import Cell
+from experiments.user_tasks.work import NEW
+
+SCORES = ("accuracy", "nll", "nll_posterior", "ece_posterior")
+PRIMARY = "nll_posterior"
+
+
+def report(answers: Path) -> dict[str, Any]:
+    """Scores of every set and system, and what is compared.
+
+    Each set's temperature has the prior that the other sets' answers give, as in benchmarks/own. `against_new` and
+    `against_questions` are means over sets of differences in NLL and accuracy on the cells that both have, with the
+    standard error over sets and the number of sets on which the first has the lower NLL.
+    """
+    found = with_learned_priors({(system, cell): said for system, cell, said in read_answers(answers)})
+    scores = {key: said.scores() for key, said in found.items()}
+    by_system: dict[str, dict[Cell, dict[str, float]]] = {}
+    for (system, cell), of_cell in scores.items():
+        by_system.setdefault(system.removesuffix(ADAPTED), {})[cell] = of_cell
+    pairs = {name: (name, NEW) for name in by_system if name != NEW}
+    twins = {name: (name, name.replace(".own", ".questions")) for name in by_system if name.endswith(".own")}
+    return {
+        "sets": {name: _means(cells) for name, cells in sorted(by_system.items())},
+        "against_new": {name: _differences(by_system, *pair) for name, pair in sorted(pairs.items())},
+        "against_questions": {name: _differences(by_system, *pair) for name, pair in sorted(twins.items())},
+        "not_finite": sorted(f"{s} {c.file}" for (s, c), said in found.items() if said.not_finite is not None),
+    }
+
+
+def _means(cells: Mapping[Cell, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    out: dict[str, dict[str, float]] = {}
+    for name in sorted({cell.name for cell in cells}):
+        of_set = [scores for cell, scores in cells.items() if cell.name == name]
+        out[name] = {key: fmean(scores[key] for scores in of_set) for key in SCORES} | {"draws": len(of_set)}
+    return out
+
+
+def _differences(
+    by_system: Mapping[str, Mapping[Cell, Mapping[str, float]]], first: str, second: str
+) -> dict[str, float | int]:
+    one, other = by_system[first], by_system.get(second, {})
+    both = [cell for cell in one if cell in other]
+    sets = sorted({cell.name for cell in both})
+
+    def of_sets(key: str) -> list[float]:
+        return [fmean(one[c][key] - other[c][key] for c in both if c.name == name) for name in sets]
+
+    nll, accuracy = of_sets(PRIMARY), of_sets("accuracy")
+    if not sets:
+        return {"sets": 0}
+    error = stdev(nll) / sqrt(len(nll)) if len(nll) > 1 else float("nan")
+    return {
+        "sets": len(sets),
+        "cells": len(both),
+        "sets_with_lower_nll": sum(value < 0 for value in nll),
+        PRIMARY: fmean(nll),
+        "standard_error": error,
+        "accuracy": fmean(accuracy),
+    }
