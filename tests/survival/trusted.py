@@ -17,9 +17,9 @@ from unittest import mock
 
 import yaml
 
-from abmll import classifier as estimators
 from abmll.adapters.folder import read_adapter
 from abmll.classifier import Classifier
+from abmll.classifier.stored import read_stored
 from abmll.config import CompareConfig, RunConfig, load_config
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import adapt_and_save, hold_back
@@ -260,13 +260,13 @@ def _task(place: Path, path: Path) -> Any:
 
 def _estimator(place: Path, path: Path) -> Any:
     folder = (place / path).parent
-    params, layout, classes, held_back, temperature = estimators._read(folder)
+    stored = read_stored(folder, Classifier)
     return (
-        params,
-        layout,
-        classes,
-        held_back,
-        temperature,
+        stored.params,
+        stored.layout,
+        stored.classes,
+        stored.held_back,
+        stored.temperature,
         load_config(RunConfig, folder / "config.yaml").to_yaml(),
         _adapter(place, path),
     )

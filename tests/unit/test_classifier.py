@@ -535,7 +535,7 @@ def test_a_folder_of_a_newer_version_is_said_to_be_one(new: Any, tmp_path: Path)
     of = f"classifier.json of the adapter {checksum(file.parent)}"
     values = read_sealed_json(file, of)
     for change, words in (
-        ({"abmll_classifier": 5}, "format 5 is not known here: upgrade abmll"),
+        ({"abmll_classifier": 6}, "format 6 is not known here: upgrade abmll"),
         ({"layout": {}}, "the columns that a task was adapted with are not what was saved"),
     ):
         write_sealed_json(file, {**values, **change}, of)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from abmll.classifier import FILE, Classifier
+from abmll.classifier import Classifier
+from abmll.classifier.stored import FILE
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import HeldBackRows
 from abmll.metrics.abstention import certify, conformal_threshold, rows_needed, thresholds

@@ -200,8 +200,8 @@ def test_trust_19_classifier_is_not_saved_with_a_posterior_that_is_not_finite(
 ) -> None:
     classifier.save(tmp_path / "saved")
     before = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
-    name = next(iter(classifier._posterior))
-    classifier._posterior[name][0, 0] = NAN
+    name = next(iter(classifier._posterior.tensors))
+    classifier._posterior.tensors[name][0, 0] = NAN
     with pytest.raises(NonFiniteError, match=f"saved: {name} holds NaN or infinity"):
         classifier.save(tmp_path / "saved", replace=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()} == before

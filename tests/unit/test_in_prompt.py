@@ -11,6 +11,7 @@ import pytest
 import abmll.cli as command_line
 from abmll.calibrators import ChoiceRows
 from abmll.calibrators.temperature import PosteriorTemperature
+from abmll.classifier import Classifier
 from abmll.errors import AbmllError
 from abmll.everyday.bases import base_config
 from abmll.everyday.labelled import read_labelled, read_unlabelled
@@ -162,3 +163,53 @@ def test_examples_come_back_and_damaged_ones_are_refused(call: Call) -> None:
     saved.details["examples_in_prompt"]["rows"][0]["answer"] = 2
     with pytest.raises(AbmllError, match=r"shown: its examples are damaged \(example 0: answer 2 of 2 choices\)"):
         _ = saved.examples_in_prompt
+
+
+def shown_by_estimator(tmp_path: Path, **params: object) -> Classifier:
+    settings = ("likelihood.kind=cloze",)
+    found = Classifier("model", in_prompt=True, **{"seed": 4, "settings": settings, **params})  # type: ignore[arg-type]
+    return found.fit(*zip(*texts(12), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["cloze", "auto"])
+def test_the_estimator_answers_as_the_command(kind: str, call: Call, tmp_path: Path) -> None:
+    """Held-back rows, temperature and probabilities; another estimator on the same model has no examples."""
+    setting = f"likelihood.kind={kind}"
+    code, told = call(f"adapt model my.csv --save shown --in-prompt --hold-back 3 adaptation.seed=4 {setting}")
+    assert code == 0, told
+    found = shown_by_estimator(tmp_path, hold_back=3, settings=(setting,))
+    new = [text for text, _ in texts(5, seed=3)]
+    saved = read_posterior("runs/model", "shown")
+    assert [row.context for row in found._posterior.examples] == [row.context for row in saved.examples_in_prompt]
+    assert found._temperature is not None
+    assert found._temperature.mean == pytest.approx(saved.details["temperature"]["mean"], abs=1e-5)
+    np.testing.assert_allclose(found._held_back.probabilities, saved.details["held_back"]["probabilities"], atol=1e-6)
+    for options in ("--raw", ""):
+        assert call(f"predict runs/model --task shown new.csv -o out{options}.csv {options}")[0] == 0
+    before = found.predict_proba(new)
+    np.testing.assert_allclose(before, predicted(tmp_path / "out.csv"), atol=1e-5)
+    raw = [answer.probabilities for answer in found.answers(new, raw=True)]
+    np.testing.assert_allclose(raw, predicted(tmp_path / "out--raw.csv"), atol=1e-5)
+    other = Classifier("model", steps=0, settings=(setting,), temperature="none").fit(*zip(*texts(12), strict=True))
+    assert other._shared is found._shared
+    assert not np.allclose(other.predict_proba(new), raw, atol=1e-4)
+    np.testing.assert_array_equal(found.predict_proba(new), before)
+    found.save(tmp_path / "kept")
+    np.testing.assert_allclose(Classifier.load(tmp_path / "kept").predict_proba(new), before, atol=1e-6)
+
+
+def test_of_an_estimator_only_folds_give_a_temperature(call: Call, tmp_path: Path) -> None:
+    assert shown_by_estimator(tmp_path, temperature="prior")._temperature is None
+    assert shown_by_estimator(tmp_path, temperature="none")._temperature is None
+
+
+def test_what_an_estimator_cannot_is_one_message(call: Call, tmp_path: Path) -> None:
+    place_run(tmp_path)
+    for params, why in (
+        ({"steps": 3}, "in_prompt=True takes no steps (steps=3): nothing is adapted"),
+        ({"settings": ("likelihood.kind=cloze", "likelihood.template=chat")}, "chat has no place for examples"),
+        ({"run": "runs/mine"}, "in_prompt=True is for a base model"),
+    ):
+        with pytest.raises(AbmllError) as caught:
+            Classifier(**{"run": "model", "in_prompt": True, **params}).fit(*zip(*texts(12), strict=True))  # type: ignore[arg-type]
+        assert why in str(caught.value)

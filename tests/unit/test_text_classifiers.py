@@ -9,6 +9,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from abmll.errors import AbmllError
 from abmll.text_classifiers import (
@@ -184,3 +185,25 @@ def test_a_tiny_encoder_from_a_folder(tmp_path: Path) -> None:
     some, answers = texts(12, 2)
     assert encode(some).shape == (12, 16)
     np.testing.assert_allclose(VectorClassifier(encode).fit(some, answers, 2).probabilities(some).sum(axis=1), 1)
+
+
+def blas_threads() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+def test_a_fit_takes_one_blas_thread_and_gives_the_others_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two on busy cores a fit of 60 rows took 3 to 5 s, not .1: threads spin while they wait for each other."""
+    seen = set[int]()
+
+    class Watched(LogisticRegression):
+        def fit(self, *args: Any, **named: Any) -> "Watched":
+            seen.update(blas_threads())
+            return super().fit(*args, **named)
+
+    monkeypatch.setattr(regression_module, "LogisticRegression", Watched)
+    some, answers = texts(12, 2)
+    with threadpool_limits(2, "blas"):
+        assert blas_threads() == {2}
+        TfidfClassifier().fit(some, answers, 2)
+        assert blas_threads() == {2}
+    assert seen == {1}

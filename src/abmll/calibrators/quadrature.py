@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import logsumexp, softmax
+from threadpoolctl import threadpool_limits
 
 LogLikelihood = Callable[[Float[np.ndarray, "G"]], Float[np.ndarray, "G"]]
 
@@ -162,5 +163,6 @@ def fit_population(
         return float(value), np.concatenate(slope)
 
     bounds = [(None, None)] * width + [(np.log(_LEAST_SD), None)]
-    mode = minimize(loss, np.append(prior.mean, log_scale), jac=True, method="L-BFGS-B", bounds=bounds).x
+    with threadpool_limits(1, "blas"):  # small products, for which threads would wait longer than they work
+        mode = minimize(loss, np.append(prior.mean, log_scale), jac=True, method="L-BFGS-B", bounds=bounds).x
     return mode[:width], float(np.exp(mode[width]))

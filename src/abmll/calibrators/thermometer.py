@@ -9,6 +9,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from scipy.optimize import minimize
 from scipy.special import expit
+from threadpoolctl import threadpool_limits
 
 from abmll.calibrators.base import Calibrator, FittedCalibrator
 from abmll.calibrators.quadrature import PopulationPrior, fit_population
@@ -136,7 +137,8 @@ class Thermometer(_FromFeatures):
         ready = self.model_copy(update=self._standard(labelled))
         loss = _ThermometerLoss.of(ready, labelled)
         start = np.append(np.zeros(len(ready.centre)), self.bias)
-        *coefficients, bias = minimize(loss.value_and_slope, start, jac=True, method="L-BFGS-B").x.tolist()
+        with threadpool_limits(1, "blas"):  # small products, for which threads would wait longer than they work
+            *coefficients, bias = minimize(loss.value_and_slope, start, jac=True, method="L-BFGS-B").x.tolist()
         return ready.model_copy(update={"coefficients": tuple(coefficients), "bias": bias})
 
     def temperature(self, rows: ChoiceRows) -> float:

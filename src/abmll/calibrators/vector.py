@@ -9,6 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
+from threadpoolctl import threadpool_limits
 
 from abmll.calibrators.base import Calibrator, FittedCalibrator
 from abmll.calibrators.rows import ChoiceRows, TaskRows, widened
@@ -106,7 +107,8 @@ class VectorScaling(Calibrator):
         sd = np.concatenate([[self.scale.sd], np.full(width, self.weight_sd), np.full(width, self.bias_sd)])
         loss = _Loss(_centred(rows, width), rows, mean, sd)
         first = mean if start is None else start.parameters
-        mode = minimize(loss.value, first, jac=loss.slope, hess=loss.curvature, method="trust-exact").x
+        with threadpool_limits(1, "blas"):  # small products, for which threads would wait longer than they work
+            mode = minimize(loss.value, first, jac=loss.slope, hess=loss.curvature, method="trust-exact").x
         return _Mode(mode, np.diag(np.linalg.inv(loss.curvature(mode))))
 
 

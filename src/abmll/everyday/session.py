@@ -159,14 +159,21 @@ class Session:
         Raises:
             AbmllError: see `choose_likelihood`; or `likelihood.template=chat`, which has no place for examples.
         """
+        tuned = self.tuned(self.for_examples())
+        session = tuned.decided(rows) if tuned.undecided else tuned.read_by(tuned.config.likelihood.decided)
+        examples = in_random_order(rows, self.config.adaptation.seed)
+        session.system.batcher = replace(session.system.batcher, examples=examples)
+        return session
+
+    def for_examples(self) -> dict[str, Any]:
+        """Settings for prompts with labelled rows in them: no step of adapting, and as many tokens as they may have.
+
+        Raises:
+            AbmllError: `likelihood.template=chat`, which has no place for examples.
+        """
         if self.config.likelihood.template == "chat":
             raise AbmllError("likelihood.template=chat has no place for examples; use plain, or a template of your own")
-        tuned = self.tuned({"adaptation": {"steps": 0}, "likelihood": {"max_tokens": self.prompt_tokens}})
-        session = tuned.decided(rows) if tuned.undecided else tuned.read_by(tuned.config.likelihood.decided)
-        order = np.random.default_rng(self.config.adaptation.seed).permutation(len(rows))
-        system = session.system
-        system.batcher = replace(system.batcher, examples=tuple(rows[i] for i in order))
-        return session
+        return {"adaptation": {"steps": 0}, "likelihood": {"max_tokens": self.prompt_tokens}}
 
     def read_by(self, kind: LikelihoodKind) -> "Session":
         """The same with another likelihood; its system takes the place of this one's, which is closed."""
@@ -308,6 +315,11 @@ def _brought_by(saved: SavedPosterior) -> dict[str, Any]:
         "posterior": details.get("posterior"),
     }
     return {name: values for name, values in sections.items() if isinstance(values, dict)}
+
+
+def in_random_order(rows: Sequence[Question], seed: int) -> tuple[Question, ...]:
+    """Rows as examples of a prompt, in an order that a sorted file does not give."""
+    return tuple(rows[i] for i in np.random.default_rng(seed).permutation(len(rows)))
 
 
 def is_trained(config: RunConfig, folder: Path) -> bool:

@@ -15,11 +15,12 @@ from torch import Tensor
 from abmll.adapters.facts import AdapterFacts
 from abmll.adapters.folder import checksum, read_adapter, write_adapter
 from abmll.calibrators import ChoiceRows
-from abmll.config import RunConfig, load_config
+from abmll.config import RunConfig, load_config, merge
 from abmll.errors import AbmllError, NonFiniteError
-from abmll.everyday.bases import base_config, find_base
+from abmll.everyday.adapt import temperature_in_prompt
+from abmll.everyday.bases import base_config, base_name, find_base
 from abmll.everyday.labelled import FEWEST, Labelled
-from abmll.everyday.session import Session, open_base, open_run
+from abmll.everyday.session import Session, in_random_order, is_trained, open_base, open_run
 from abmll.everyday.shipped import find_run
 from abmll.files import write_text
 from abmll.question import Question, Task
@@ -35,9 +36,22 @@ logger = logging.getLogger(__name__)
 Overrides = Mapping[str, Any]
 TEMPERATURES = ("folds", "prior", "none")
 """What an estimator's temperature is learned by."""
+TOO_FEW = "fewer than %d different rows, so no temperature is learned from them"
+NOT_FINITE = "no temperature is learned from the rows, as an answer to one is not finite: %s"
 NOTHING: Overrides = MappingProxyType({})
-Posterior = dict[str, Tensor]
-"""phi as named tensors, apart from any model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """What an estimator's answers go by, apart from any model.
+
+    Attributes:
+        tensors: phi, by name.
+        examples: labelled rows that stand before every row in its prompt, in place of adapting.
+    """
+
+    tensors: dict[str, Tensor]
+    examples: tuple[Question, ...] = ()
 
 
 class SharedSession:
@@ -62,7 +76,22 @@ class SharedSession:
                 self.session = replace(self.session, system=session.read_by("cloze").system)
                 raise
             self.session = replace(self.session, system=found.system)
-        return {**tuning, "likelihood": {"kind": found.config.likelihood.decided}}
+        return {**tuning, "likelihood": {**tuning.get("likelihood", {}), "kind": found.config.likelihood.decided}}
+
+    def in_prompt(self, tuning: Overrides = NOTHING) -> Overrides:
+        """`tuning`, for labelled rows in the prompt: no step, and prompts as long as they may be.
+
+        Raises:
+            AbmllError: the run was trained, or its template has no place for examples.
+        """
+        session = self.session
+        if is_trained(session.config, session.folder):
+            base = base_name(session.config.model.source or "BASE")
+            raise AbmllError(
+                f"in_prompt=True is for a base model, and {session.folder} was trained: Classifier({base!r}, "
+                "in_prompt=True)"
+            )
+        return merge(dict(tuning), session.for_examples())
 
     def fit(self, name: str, rows: Sequence[Question], tuning: Overrides = NOTHING) -> Posterior:
         """The posterior of a task, from labelled rows; `tuning` is laid on the run's configuration."""
@@ -72,6 +101,11 @@ class SharedSession:
             session.system.adapt(Task(name, tuple(rows)), session.plan(len(rows)))
             self._tell_of_long_rows(session)
             return self._taken()
+
+    def put_in_prompt(self, name: str, rows: Sequence[Question], tuning: Overrides = NOTHING) -> Posterior:
+        """The base model as it is, with labelled rows in every prompt; `tuning` is that of `in_prompt`."""
+        adapted = self.fit(name, rows, tuning)
+        return replace(adapted, examples=in_random_order(rows, self.session.tuned(tuning).config.adaptation.seed))
 
     def answer(self, posterior: Posterior, rows: Sequence[Question], tuning: Overrides = NOTHING) -> tuple[Answer, ...]:
         """Answers under a posterior."""
@@ -101,6 +135,33 @@ class SharedSession:
             stated = out_of_folds(session, labelled) if by == "folds" else None
             session.system.batcher.encoder.forget()  # of long rows `fit` has told
             return session.learn_temperature(stated)
+
+    def learn_temperature_in_prompt(
+        self, posterior: Posterior, labelled: Labelled, tuning: Overrides = NOTHING, by: str = "folds"
+    ) -> TaskTemperature | None:
+        """The temperature of answers by rows in the prompt: each of these rows is answered with the others before it.
+
+        Args:
+            posterior: of `put_in_prompt`.
+            labelled: the rows that are in the prompt.
+            tuning: as `put_in_prompt` had it.
+            by: one of `TEMPERATURES`; none that a run knows by itself is of such answers, so all but "folds" are none.
+        """
+        if by != "folds":
+            return None
+        if len(set(labelled.clusters)) < FEWEST:
+            logger.warning(TOO_FEW, FEWEST)
+            return None
+        with self._turn:
+            session = self._tuned(tuning)
+            self._put(posterior)
+            try:
+                return temperature_in_prompt(session, labelled)
+            except NonFiniteError as error:
+                logger.warning(NOT_FINITE, error)
+                return None
+            finally:
+                session.system.batcher.encoder.forget()
 
     def write(
         self, posterior: Posterior, folder: Path, also: Callable[[Path], None], tuning: Overrides = NOTHING
@@ -136,9 +197,12 @@ class SharedSession:
     def _tuned(self, tuning: Overrides) -> Session:
         """The session as an estimator set it; the system reads by the likelihood that it was fitted with."""
         session = self.session.tuned(tuning)
-        if not session.undecided and session.config.likelihood.decided != session.system.likelihood.kind:
+        asked, built = session.config.likelihood, session.system.config.likelihood
+        if not session.undecided and (asked.kind, asked.max_tokens) != (built.kind, built.max_tokens):
             session = session.read_by(session.config.likelihood.decided)
             self.session = replace(self.session, system=session.system)
+        system = session.system
+        system.batcher = replace(system.batcher, examples=())  # those of the estimator before
         return session
 
     def _tell_of_long_rows(self, session: Session) -> None:
@@ -148,10 +212,13 @@ class SharedSession:
         encoder.forget()
 
     def _taken(self) -> Posterior:
-        return {name: t.detach().clone() for name, t in self.session.system.method.adapters.state_dict("task").items()}
+        phi = self.session.system.method.adapters.state_dict("task")
+        return Posterior({name: tensor.detach().clone() for name, tensor in phi.items()})
 
     def _put(self, posterior: Posterior) -> None:
-        self.session.system.method.adapters.load_state_dict("task", posterior)
+        system = self.session.system
+        system.method.adapters.load_state_dict("task", posterior.tensors)
+        system.batcher = replace(system.batcher, examples=posterior.examples)
 
 
 def out_of_folds(session: Session, labelled: Labelled) -> ChoiceRows | None:
@@ -161,14 +228,14 @@ def out_of_folds(session: Session, labelled: Labelled) -> ChoiceRows | None:
         None where rows are too few for parts, or an answer is not finite.
     """
     if len(set(labelled.clusters)) < FEWEST:
-        logger.warning("fewer than %d different rows, so no temperature is learned from them", FEWEST)
+        logger.warning(TOO_FEW, FEWEST)
         return None
     answers = [row.answer for row in labelled.rows]
     folds = deal(answers, labelled.clusters, seed=session.config.adaptation.seed)
     try:
         found = session.system.answer_by_folds(labelled.rows, folds, session.drawing, session.plan)
     except NonFiniteError as error:
-        logger.warning("no temperature is learned from the rows, as an answer to one is not finite: %s", error)
+        logger.warning(NOT_FINITE, error)
         return None
     return choice_rows([answer.probabilities for answer in found], np.array(answers, dtype=np.int64))
 
@@ -185,8 +252,8 @@ def shared_session_of(run: Path | str, overrides: Overrides = NOTHING) -> Shared
     return _shared(_Opened(folder, _written(folder / "adapter"), overrides, source))
 
 
-def read_shared_session(folder: Path) -> tuple[SharedSession, Posterior]:
-    """What `SharedSession.write` wrote, loaded.
+def read_shared_session(folder: Path, examples: tuple[Question, ...] = ()) -> tuple[SharedSession, Posterior]:
+    """What `SharedSession.write` wrote, loaded; `examples` are those of the posterior.
 
     Raises:
         AbmllError: the folder is not one, is damaged, or belongs to another base model.
@@ -199,7 +266,7 @@ def read_shared_session(folder: Path) -> tuple[SharedSession, Posterior]:
     except BaseException:
         system.close()
         raise
-    return SharedSession(Session(folder, config, system)), dict(stored.tensors)
+    return SharedSession(Session(folder, config, system)), Posterior(dict(stored.tensors), examples)
 
 
 def check_free_folder(folder: Path, file: str, replace: bool) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import stats
+from threadpoolctl import threadpool_limits
 
 from abmll.errors import AbmllError
 from abmll.metrics.calibration import BINS, Correct
@@ -203,7 +204,8 @@ def _resampled_means(tasks: Mapping[str, TaskRuns], repeats: int, seed: int) -> 
     samples = [np.arange(tasks[name].shape[2]) for name in several]
     batch = max(1, _BLOCK // max(len(sample) for sample in samples))
     options = {"n_resamples": repeats, "batch": batch, "vectorized": True, "method": "percentile"}
-    result = stats.bootstrap(samples, mean, **options, rng=np.random.default_rng(seed))
+    with threadpool_limits(1, "blas"):  # counting takes the time; for the products threads would wait, spinning
+        result = stats.bootstrap(samples, mean, **options, rng=np.random.default_rng(seed))
     return np.asarray(result.bootstrap_distribution)
 
 

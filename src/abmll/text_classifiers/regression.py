@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
 """Inverse penalties C that inner folds choose from."""
@@ -76,10 +77,11 @@ def fit_regression(
     """
     if not len(answers):
         raise ValueError("no rows to fit to")
-    basis = _row_space(features)
-    coordinates = features if basis is None else features @ basis
-    chosen = _strength(coordinates, answers, labels, groups, strengths)
-    model, present = _fit(coordinates, answers, chosen)
+    with threadpool_limits(1, "blas"):  # hundreds of small products: more threads mostly wait for each other, spinning
+        basis = _row_space(features)
+        coordinates = features if basis is None else features @ basis
+        chosen = _strength(coordinates, answers, labels, groups, strengths)
+        model, present = _fit(coordinates, answers, chosen)
     return FittedRegression(model, basis, present, len(answers), labels, chosen)
 
 

@@ -1,7 +1,6 @@
-"""Classifier: a scikit-learn estimator that adapts a base model or a meta-trained run to a few labelled examples."""
+"""Classifier, the estimator."""
 
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,7 +10,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from abmll.adapters.folder import checksum
+from abmll.classifier.rows import Columns, answers_of, each_row, questions_of
+from abmll.classifier.stored import FILE, Stored, read_stored
 from abmll.config import parse_overrides
 from abmll.errors import AbmllError
 from abmll.everyday.adapt import HeldBackRows, check_enough_held_back, hold_back, parted
@@ -25,22 +25,12 @@ from abmll.everyday.shared_session import (
     saved_in,
     shared_session_of,
 )
-from abmll.files import MOST_JSON, read_and_tell_seal, write_sealed_json
 from abmll.metrics.abstention import conformal_threshold
 from abmll.metrics.predictions import pad_probabilities
-from abmll.question import Question
 from abmll.systems.predict import Answer
-from abmll.systems.temperature import TaskTemperature, read_temperature
-from abmll.tables.collect import Rows, good_rows
-from abmll.tables.frames import labels_in, rows_in
-from abmll.tables.labels import Classes, as_array, classes_from_json, classes_to_json
-from abmll.tables.layouts import Layout
-from abmll.tables.normal import lookalikes, same_form
-from abmll.tables.rows import BadRow, named, report, shown
+from abmll.tables.labels import Classes
 from abmll.tables.values import plain
 
-FILE = "classifier.json"
-FORMAT = 4  # in the first labels had no types, in the second there were no rows held back, in the third no temperature
 PILOT = 1024
 """First rows of a call whose confidences fix the thresholds that are tested, as of `abmll predict`."""
 
@@ -69,10 +59,13 @@ class Classifier(ClassifierMixin, BaseEstimator):
         abstain_below_risk: `predict` answers only where at most this share of the answers is wrong, at 90 % confidence
             (see `abmll.metrics.abstention`); None: every row. Each call has a threshold of its own, fixed by its rows.
         other: what `predict` gives for a row that is not answered.
+        in_prompt: adapt nothing: the examples stand before every row in its prompt, as many as fit, which takes a base
+            model that was not trained by abmll. A saved estimator then has them in clear.
         temperature: how the temperature of the probabilities is learned (docs/method.md, section 8). "folds": each
             fifth of the examples is answered after adapting to the others, which is five more adaptations; "prior": by
             what the run learned on its training tasks, nothing where it did not; "none": probabilities stay as the
-            model states them.
+            model states them. With `in_prompt` each example is answered with the others in its prompt, and "prior" is
+            "none".
         seed: order of the examples.
         settings: further values of the run's configuration, as ("model.device=cpu",).
 
@@ -98,6 +91,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         hold_back: int = 0,
         abstain_below_risk: float | None = None,
         other: Any = None,
+        in_prompt: bool = False,
         temperature: str = "folds",
         seed: int = 0,
         settings: Sequence[str] = (),
@@ -111,6 +105,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.hold_back = hold_back
         self.abstain_below_risk = abstain_below_risk
         self.other = other
+        self.in_prompt = in_prompt
         self.temperature = temperature
         self.seed = seed
         self.settings = settings
@@ -125,22 +120,28 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             AbmllError: an example is none (all of them, by number), `y` is missing or of another length, weights are
-                given, too few examples are left or held back, or the run cannot be had.
+                given, too few examples are left or held back, the run cannot be had, or `in_prompt` is asked of one
+                that was trained or has a chat template.
         """
         self._check_params(sample_weight)
-        rows = self._rows(X)
-        layout, classes, answers = self._kind(rows, y)
-        labelled = Labelled(layout, tuple(_questions(rows, layout, answers)))
+        rows = self._columns.rows(X)
+        layout, classes, answers = self._columns.kind(rows, y)
+        labelled = Labelled(layout, tuple(questions_of(rows, layout, answers)))
         shared = shared_session_of(self.run, parse_overrides(self.settings))
         seed = shared.session.tuned(self._tuning()).config.adaptation.seed
         used, aside = parted(labelled, hold_back(labelled.clusters, self.hold_back, seed, "hold_back="))
-        tuning = shared.decided(used.rows, self._tuning())
-        self._posterior: Posterior = shared.fit("classifier", used.rows, tuning)
+        asked = shared.in_prompt(self._tuning()) if self.in_prompt else self._tuning()
+        tuning = shared.decided(used.rows, asked)
+        fitting = shared.put_in_prompt if self.in_prompt else shared.fit
+        self._posterior: Posterior = fitting("classifier", used.rows, tuning)
         self._tuned = tuning
         self._saved: tuple[str, str] | None = None
         self._shared: SharedSession = shared
         self._layout = layout
-        self._temperature = shared.learn_temperature(used, tuning, self.temperature)
+        if self.in_prompt:
+            self._temperature = shared.learn_temperature_in_prompt(self._posterior, used, tuning, self.temperature)
+        else:
+            self._temperature = shared.learn_temperature(used, tuning, self.temperature)
         self._held_back = HeldBackRows((), ())
         if aside:
             of_rows = shared.answer(self._posterior, aside, tuning)
@@ -217,7 +218,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
             NotFittedError, AbmllError: as `predict_proba`.
         """
         check_is_fitted(self, "classes_")
-        stated = self._shared.answer(self._posterior, _questions(self._rows(X), self._layout, None), self._tuned)
+        stated = self._shared.answer(
+            self._posterior, questions_of(self._columns.rows(X), self._layout, None), self._tuned
+        )
         return stated if raw or self._temperature is None else self._temperature.answers(stated)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
@@ -227,14 +230,14 @@ class Classifier(ClassifierMixin, BaseEstimator):
             NotFittedError, AbmllError: as `predict_proba`; or there are no rows, or no labels.
         """
         check_is_fitted(self, "classes_")
-        rows = self._rows(X)
+        rows = self._columns.rows(X)
         if not rows:
             raise AbmllError("no rows to score")
         if self._layout.labels is None:
-            truth = [question.answer for question in _questions(rows, self._layout, _answers_of(rows, y))]
+            truth = [question.answer for question in questions_of(rows, self._layout, answers_of(rows, y))]
         else:
             classes = Classes(self.classes_)  # a label that no example had is one that was not predicted
-            truth = _each(self._labels(rows, y), lambda number, label: classes.index(label))
+            truth = each_row(self._columns.labels(rows, y), lambda number, label: classes.index(label))
         right = [answer.choice == true for answer, true in zip(self.answers(rows), truth, strict=True)]
         return float(np.average(right, weights=sample_weight))
 
@@ -253,20 +256,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "classes_")
         check_free_folder(Path(folder), FILE, replace)
         params = {name: str(value) if isinstance(value, Path) else value for name, value in self.get_params().items()}
-        values = {
-            "abmll_classifier": FORMAT,
-            "params": {**params, "settings": list(self.settings), "other": plain(self.other)},
-            "layout": self._layout.to_dict(),
-            "classes": classes_to_json(self.classes_),
-            "held_back": self._held_back.to_json(),
-            "temperature": None if self._temperature is None else self._temperature.model_dump(mode="json"),
-        }
-        self._shared.write(
-            self._posterior,
-            Path(folder),
-            lambda beside: write_sealed_json(beside / FILE, values, _of(beside)),
-            self._tuned,
-        )
+        params |= {"settings": list(self.settings), "other": plain(self.other)}
+        learned = self._layout, self.classes_, self._held_back, self._temperature, self._posterior.examples
+        self._shared.write(self._posterior, Path(folder), Stored(params, *learned).write, self._tuned)
         self._saved = saved_in(Path(folder))
 
     @classmethod
@@ -277,11 +269,11 @@ class Classifier(ClassifierMixin, BaseEstimator):
             AbmllError: the folder is no such thing, is damaged, or its base model cannot be had.
         """
         folder = Path(folder)
-        params, layout, classes, held_back, temperature = _read(folder)
-        found = cls(**params)
-        found._held_back, found._temperature = held_back, temperature
-        found._shared, found._posterior = read_shared_session(folder)
-        found._layout, found._tuned, found.classes_ = layout, found._tuning(), classes
+        stored = read_stored(folder, cls)
+        found = cls(**stored.params)
+        found._held_back, found._temperature = stored.held_back, stored.temperature
+        found._shared, found._posterior = read_shared_session(folder, stored.examples)
+        found._layout, found._tuned, found.classes_ = stored.layout, found._tuning(), stored.classes
         found._saved = saved_in(folder)
         return found
 
@@ -307,6 +299,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         tags.target_tags.required = False  # answers may be in the examples
         return tags
 
+    @property
+    def _columns(self) -> Columns:
+        return Columns(self.text, self.label, self.ask)
+
     def _check_params(self, sample_weight: Any) -> None:
         if sample_weight is not None:
             raise AbmllError(
@@ -315,6 +311,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
             )
         if self.temperature not in TEMPERATURES:
             raise AbmllError(f"temperature={self.temperature!r}: expected one of {', '.join(TEMPERATURES)}")
+        if self.in_prompt and self.steps is not None:
+            raise AbmllError(f"in_prompt=True takes no steps (steps={self.steps}): nothing is adapted")
         if self.abstain_below_risk is not None:
             check_enough_held_back(self.abstain_below_risk, self.hold_back)
 
@@ -322,128 +320,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
         given = {"steps": self.steps, "samples": self.samples, "seed": self.seed}
         return {"adaptation": {name: value for name, value in given.items() if value is not None}}
 
-    def _kind(self, rows: Sequence[Any], y: Any) -> tuple[Layout, np.ndarray | None, list[Any]]:
-        """The layout of examples, the labels where they are fixed, and the answer of each row, as a column has it."""
-        if not rows:
-            raise AbmllError("no examples to fit to")
-        if isinstance(rows[0], Question) or (isinstance(rows[0], Mapping) and "question" in rows[0]):
-            return Layout(), None, _answers_of(rows, y)
-        labels = self._labels(rows, y)
-        classes = _classes_of(labels).ordered()
-        layout = Layout(classes.texts, self.text, self.label, self.ask)
-        for one, other in lookalikes(classes.texts):
-            warnings.warn(f"{shown(one)} and {shown(other)} are two labels, and look alike", stacklevel=3)
-        return layout, as_array(classes.values), labels
-
-    def _rows(self, X: Any) -> list[Any]:
-        """Examples in a list; rows by the normal forms of their columns' names."""
-        return _each(rows_in(X, self.text), lambda number, row: named(row) if isinstance(row, Mapping) else row)
-
-    def _labels(self, rows: Sequence[Any], y: Any) -> list[Any]:
-        if y is None:
-            name = same_form(self.label)
-            labels = [row.get(name) if isinstance(row, Mapping) else None for row in rows]
-        else:
-            labels = labels_in(y, len(rows))
-        if missing := [number for number, label in enumerate(labels) if plain(label) is None]:
-            raise AbmllError(f"row {missing[0]} (from 0) has no label: give y, or rows with a column {self.label!r}")
-        return labels
-
-
-def _classes_of(labels: Sequence[Any]) -> Classes:
-    """The classes of some labels.
-
-    Raises:
-        AbmllError: names every row whose label is none; or they are a quantity, different in every row.
-    """
-    classes = Classes(())
-    _each(labels, lambda number, label: classes.add(label))
-    values = [plain(value) for value in classes.values]
-    if len(values) == len(labels) > 2 and any(isinstance(v, float) and not v.is_integer() for v in values):
-        raise AbmllError(
-            f"y holds {len(values)} different numbers for {len(labels)} rows, a quantity and no labels: put them into "
-            "classes, or give texts"
-        )
-    return classes
-
-
-def _each(rows: Iterable[Any], take: Callable[[int, Any], Any]) -> list[Any]:
-    """What `take` gives for each row, of its number from 0 and itself.
-
-    Raises:
-        AbmllError: names every row that is none; what is wrong with all of them once.
-    """
-    found = Rows("", pattern="row {line}")
-    out = [taken for _, taken in good_rows(found, enumerate(rows), lambda row, number: take(number, row))]
-    if found.problems:
-        raise report(found.messages(good=len(out)), len(found.problems))
-    return out
-
-
-def _answers_of(rows: Sequence[Any], y: Any) -> list[Any]:
-    """The answer of each question, as its column has it: its index or its text."""
-    if y is not None:
-        return labels_in(y, len(rows))
-    return [row.answer if isinstance(row, Question) else row.get("answer") for row in rows]
-
-
-def _questions(rows: Sequence[Any], layout: Layout, answers: Sequence[Any] | None) -> list[Question]:
-    """Rows as questions, labelled by `answers` if those are given.
-
-    Raises:
-        AbmllError: names every row that is none, by its number from 0.
-    """
-    given = [None] * len(rows) if answers is None else answers
-    return _each(rows, lambda number, row: _question(row, number, layout, given[number]))
-
-
-def _question(row: Any, number: int, layout: Layout, answer: Any) -> Question:
-    location, labelled = f"row {number}", answer is not None
-    if isinstance(row, Question):
-        if layout.labels is not None:
-            raise BadRow("is a question; texts were fitted to")
-        row = {"question": row.question, "context": row.context, "choices": list(row.choices)}
-    elif not isinstance(row, Mapping):
-        if layout.labels is None:
-            raise BadRow(f"is {type(row).__name__}, not a question with choices, which were fitted to")
-        row = {layout.text: row}
-    if labelled:  # with what the row itself has, so that a message tells of no other column
-        layout.question(row, number, labelled=False)
-    column = "answer" if layout.labels is None else same_form(layout.label)
-    return layout.question({**row, column: answer}, number, labelled=labelled, location=location)
-
 
 def _no_pickle() -> NoReturn:
     raise AbmllError(
         "a fitted Classifier holds a model and is not pickled or copied: save(folder) first, which the pickle then "
         "names, or Classifier.load(folder)"
     )
-
-
-def _of(folder: Path) -> str:
-    """What `classifier.json` is sealed for: the posterior beside it, whose labels it names."""
-    return f"{FILE} of the adapter {checksum(folder)}"
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], Layout, np.ndarray, HeldBackRows, TaskTemperature | None]:
-    file = folder / FILE
-    if not file.exists():
-        raise AbmllError(f"{file}: not there, so this is no folder of Classifier.save")
-    try:
-        values, sealed = read_and_tell_seal(file, _of(folder), "fit and save again", MOST_JSON)
-        if values["abmll_classifier"] not in range(1, FORMAT + 1):
-            raise AbmllError(f"{file}: format {values['abmll_classifier']} is not known here: upgrade abmll")
-        params = dict(values["params"])
-        Classifier(**params)
-        layout, classes = Layout.from_dict(values["layout"]), classes_from_json(values["classes"])
-        if layout.labels is not None and len(layout.labels) != len(classes):
-            raise ValueError(f"{len(classes)} labels, and {len(layout.labels)} texts of them")
-        held_back = HeldBackRows.from_json(values.get("held_back", {"probabilities": [], "answers": []}))
-        temperature = read_temperature(values.get("temperature"), file)
-        if not sealed and values["abmll_classifier"] > 1:
-            raise AbmllError(f"{file}: has no SHA-256 of its own; fit and save again")
-        return params, layout, classes, held_back, temperature
-    except AbmllError as error:
-        raise error if str(folder) in str(error) else AbmllError(f"{file}: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise AbmllError(f"{file}: not what was saved ({error})") from error
