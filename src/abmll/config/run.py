@@ -64,7 +64,7 @@ class ModelConfig(Section):
         if self.quantisation is not None:
             raise ValueError(
                 f"shards={self.shards} with quantisation={self.quantisation}: layers that bitsandbytes has packed "
-                "cannot be spread over processes; leave one of the two out (in 4 bits a base takes a quarter of the memory)"
+                "cannot be spread over processes; leave one of the two out"
             )
         if ":" in self.device:
             raise ValueError(f"shards={self.shards} with device={self.device}: each process takes its own; use auto")
