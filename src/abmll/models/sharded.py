@@ -70,10 +70,10 @@ class Spreading:
         """Made once: every mesh makes groups of processes."""
         key = self.world.size, self.shards
         if key not in _meshes:
-            shape, names = (self.replicas, self.shards), ("replicas", "shards")
+            shape, names = (self.replicas, self.shards), ("dp_replicate", "fsdp")  # peft knows the last one
             _meshes[key] = init_device_mesh(_device_type(), shape, mesh_dim_names=names)
         mesh = _meshes[key]
-        return mesh if self.replicas > 1 else mesh["shards"]
+        return mesh if self.replicas > 1 else mesh["fsdp"]
 
 
 _meshes: dict[tuple[int, int], Any] = {}

@@ -159,7 +159,7 @@ def refuse_different(method: Method, step: int, world: World) -> None:
     if different := [rank for rank, of_rank in enumerate(of_ranks) if of_rank != of_ranks[0]]:
         raise AbmllError(
             f"the weights of step {step} differ between ranks 0 and {different[0]}, which no rounding explains: a "
-            "device or the connection computes wrongly. The checkpoints are of rank 0; the same command goes on from them"
+            "device or the connection computes wrongly. The checkpoints are rank 0's; the same command goes on there"
         )
 
 
