@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from abmll.errors import AbmllError
 from abmll.process.stopping import Stopped, asked, gently
-from abmll.process.world import RankGroup, set_before_meeting
+from abmll.process.world import RankGroup, naming_lost_ranks, set_before_meeting
 
 WAITING, FORWARD, BACKWARD = 0, 1, 2
 """What a rank wants: nothing, a forward pass, or, with the number of a layer added, a backward pass down to it."""
@@ -126,9 +126,10 @@ class Passes:
     def _follow(self, chosen: int) -> None:
         """Gather what another rank computes with."""
         self.followed += 1
-        for layer in self.layers if chosen == FORWARD else reversed(self.layers[chosen - BACKWARD :]):
-            layer.unshard()
-            layer.reshard()
+        with naming_lost_ranks():
+            for layer in self.layers if chosen == FORWARD else reversed(self.layers[chosen - BACKWARD :]):
+                layer.unshard()
+                layer.reshard()
 
     def _note(self, number: int) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:

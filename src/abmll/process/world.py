@@ -56,7 +56,7 @@ class World:
         """
         if self.size > 1:
             self.meet()
-            with _naming_lost_ranks():
+            with naming_lost_ranks():
                 for tensor in tensors:
                     dist.all_reduce(tensor)
 
@@ -112,7 +112,7 @@ class World:
         self.meet(long=long)
         group = _Groups.long if long else None
         device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
-        with _naming_lost_ranks():
+        with naming_lost_ranks():
             codes = torch.zeros(self.size, dtype=torch.int64, device=device)
             codes[self.rank] = code
             dist.all_reduce(codes, group=group)
@@ -152,7 +152,7 @@ class RankGroup:
         """
         told = torch.zeros(self.size, len(numbers), dtype=torch.int64)
         told[self.rank] = torch.tensor(list(numbers))
-        with _naming_lost_ranks():
+        with naming_lost_ranks():
             dist.all_reduce(told, group=self.group, async_op=True).wait(LONG if long else PATIENCE)
         rows: list[list[int]] = told.tolist()
         return rows
@@ -163,12 +163,12 @@ class RankGroup:
         Raises:
             AbmllError: another rank died, or did not answer in time.
         """
-        with _naming_lost_ranks():
+        with naming_lost_ranks():
             dist.all_reduce(tensor, group=self.group, async_op=True).wait(PATIENCE)
 
 
 @contextmanager
-def _naming_lost_ranks() -> Iterator[None]:
+def naming_lost_ranks() -> Iterator[None]:
     """torch says of a dead rank only that a connection closed."""
     try:
         yield

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from abmll import kernels
-from abmll.adapters.attach import StdOptions, attach
+from abmll.adapters.attach import StdOptions, attach, detach
 from abmll.config import ModelConfig, RunConfig, check
 from abmll.errors import AbmllError
 from abmll.likelihood import ChoiceLikelihood
@@ -80,9 +80,9 @@ def shards_of(config: ModelConfig, world: World) -> int:
         return 1 if fits_whole(size * choose_dtype(config.dtype, device).itemsize, device, world) else world.size
     if world.size % config.shards:
         raise AbmllError(
-            f"model.shards={config.shards}: {world.size} processes cannot hold the base in so many parts; start as "
-            f"many with `torchrun --nproc-per-node {config.shards} -m abmll ...`, or a multiple of it; model.shards=1 "
-            "holds the whole base in each process"
+            f"model.shards={config.shards}: {world.size} process{'es' if world.size > 1 else ''} cannot hold the base "
+            f"in so many parts; start as many with `torchrun --nproc-per-node {config.shards} -m abmll ...`, or a "
+            "multiple of it; model.shards=1 holds the whole base in each process"
         )
     return config.shards
 
@@ -141,7 +141,11 @@ def build_system(
     kernels.use(config.engine.kernels)
     spread = passes_of(base.model) is not None
     if spread:
-        _check_spread(config, method)
+        try:
+            _check_spread(config, method)
+        except AbmllError:
+            detach(base.model, adapters)
+            raise
     pack(base.model, False if spread else config.engine.packed)
     graphs = Graphs(base.device, capture=config.engine.capture and not spread, most=config.engine.captured)
     if spread:
