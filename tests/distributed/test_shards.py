@@ -135,7 +135,7 @@ def told(left: Path, name: str) -> list[Any]:
     return [json.loads((left / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def test_tasks_of_unequal_length_on_each_rank_equal_those_on_a_whole_base(left: Path) -> None:
+def test_trust_26_tasks_of_unequal_length_on_each_rank_equal_those_on_a_whole_base(left: Path) -> None:
     for rank in (0, 1):
         whole, parts = (load_file(left / f"{name}-{rank}.safetensors") for name in ("whole", "spread"))
         assert same(whole, parts), f"rank {rank}"
@@ -273,7 +273,7 @@ def test_what_cannot_be_spread_is_refused_by_name(place: Path) -> None:
 
 def test_settings_that_a_base_in_parts_cannot_have_are_refused_by_name() -> None:
     base = tiny_base()
-    pass_together(base.model, Passes(layers_of(base.model), RankGroup(0, 1, None)))  # type: ignore[arg-type]
+    pass_together(base.model, Passes(layers_of(base.model), RankGroup()))
     try:
         with pytest.raises(AbmllError, match=r"method.name=maml .* gradients of gradients"):
             build_system({"method": {"name": "maml"}}, base)

@@ -133,12 +133,15 @@ class RankGroup:
     Attributes:
         rank: of this process among them.
         size: how many they are.
-        group: torch's handle.
+        group: torch's handle; None where this one is alone.
+
+    >>> RankGroup().exchange((3, 4))
+    [[3, 4]]
     """
 
-    rank: int
-    size: int
-    group: dist.ProcessGroup
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
 
     def exchange(self, numbers: Sequence[int], long: bool = False) -> list[list[int]]:
         """What each of them tells, by rank.
@@ -150,6 +153,8 @@ class RankGroup:
         Raises:
             AbmllError: another rank died, or did not answer in time.
         """
+        if self.size == 1:
+            return [list(numbers)]
         told = torch.zeros(self.size, len(numbers), dtype=torch.int64)
         told[self.rank] = torch.tensor(list(numbers))
         with naming_lost_ranks():
@@ -163,6 +168,8 @@ class RankGroup:
         Raises:
             AbmllError: another rank died, or did not answer in time.
         """
+        if self.size == 1:
+            return
         with naming_lost_ranks():
             dist.all_reduce(tensor, group=self.group, async_op=True).wait(PATIENCE)
 

@@ -59,7 +59,7 @@ def estimate(run: ResolvedRun) -> Estimate:
     model = load_skeleton(config.model.source, shape=config.model.shape, revision=config.model.revision)
     size = [sum(features(layer)) for layer in find_targets(model, config.adapter.targets).values()]
     factors = sum(size) * config.adapter.rank * (2 if cls.has_std else 1)
-    shards = 1 if config.model.shards == "auto" else config.model.shards
+    shards = 1 if config.model.shards == "auto" else config.model.shards  # how many would fit, the devices will say
     dtype = choose_dtype(config.model.dtype, choose_device(config.model.device))
     batches = run.training.iterations * config.training.meta_batch * (settings.inner_steps + 1)
     questions = min(settings.batch_size, config.training.micro_batch or settings.batch_size)
