@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, masking_utils
 
 from abmll.adapters.layer import AdaptedLinear
 from abmll.errors import AbmllError
+from abmll.process import passes
 from abmll.prompts.batches import ChoiceBatch
 from abmll.prompts.encode import LikelihoodKind
 
@@ -98,9 +99,15 @@ class ChoiceLikelihood(nn.Module):
         """Logits at the positions that answer tokens are read from, float32."""
         positions = {} if batch.causal else {"position_ids": batch.position_ids}
         mask = self._mask(batch)
-        with _reading(self._model[0], batch) as read, _plain_rows(batch.causal), _without_cudnn(not batch.causal):
-            out = self._model[0](input_ids=batch.input_ids, attention_mask=mask, use_cache=False, **positions)
-        return read(out.logits).float()
+        model = self._model[0]
+
+        def compute() -> Tensor:
+            out = model(input_ids=batch.input_ids, attention_mask=mask, use_cache=False, **positions)
+            return read(out.logits)
+
+        with _reading(model, batch) as read, _plain_rows(batch.causal), _without_cudnn(not batch.causal):
+            logits = passes.forward(model, compute)
+        return logits.float()
 
     def _mask(self, batch: ChoiceBatch) -> Tensor | dict[str, Tensor] | None:
         """The block mask as an additive bias, with the model's window where it is shorter than the rows.

@@ -12,7 +12,7 @@ from abmll.training.checkpoints import Checkpoint, RunDirectory
 from tests.systems import run_config, same, train
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
-COSTS = ("seconds", "tasks_per_second", "peak_memory_bytes", "graphs")
+COSTS = ("seconds", "tasks_per_second", "peak_memory_bytes", "ranks", "graphs")
 SYSTEMS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "abmll": ("abmll", "default", {"mean_prior_weight": 1e-9}),
     "carries everything": ("abmll", "paper", {"phi": "persistent", "inner_optimizer_state": "persistent"}),

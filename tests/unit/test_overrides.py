@@ -92,6 +92,7 @@ SHARED: dict[str, Any] = {  # fields that it cannot have of its own
     "model.trust_remote_code": True,
     "model.attention": "eager",
     "model.quantisation": "4bit",
+    "model.shards": 2,
     "tasks.train.source": "builtin",
     "tasks.train.names": ("capitals",),
     "tasks.train.merge_choices": True,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from abmll.adapters.gaussian import LowRankGaussian
 from abmll.adapters.layer import AdaptedLinear, AdapterSet, Noise, layer_seed
@@ -30,6 +31,19 @@ class StdOptions:
     init: float = 2.06e-9**0.5
     relative: float | None = None
     floor: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class SpreadWeight:
+    """What is kept of a linear layer's weights that no process has whole, as its attribute `spread_weight`.
+
+    Attributes:
+        sample: the entries that `sample_base` takes, float32.
+        std: standard deviation of all of them.
+    """
+
+    sample: Float[Tensor, " W"]
+    std: float
 
 
 def _std_of(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,6 +164,8 @@ def features(base: nn.Module) -> tuple[int, int]:
 
 
 def _weight_std(path: str, base: nn.Module) -> float:
+    if (spread := getattr(base, "spread_weight", None)) is not None:
+        return float(spread.std)
     weight = base.weight
     if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
         raise AbmllError(f"method.std_relative needs floating-point weights, {path} is quantised; give method.std_init")

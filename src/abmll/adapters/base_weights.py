@@ -1,7 +1,7 @@
 """A base model's own weights, as the adapter's files and exports need them: sampled, dequantised, told apart."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
@@ -24,14 +24,21 @@ def sample_base(adapters: AdapterSet) -> Float[Tensor, "L W"]:
 
 
 def _sample(base: nn.Module) -> Float[Tensor, " W"]:
-    out_features, in_features = features(base)
-    entry = torch.arange(SAMPLED_WEIGHTS) * (out_features * in_features - 1) // (SAMPLED_WEIGHTS - 1)
-    rows, columns = entry // in_features, entry % in_features
+    if (spread := getattr(base, "spread_weight", None)) is not None:
+        return spread.sample
+    rows, columns = sampled_entries(features(base))
     weight = dense_weight(base)
     if weight is None:
         return torch.zeros(SAMPLED_WEIGHTS)
     where = (columns, rows) if type(base).__name__ == "Conv1D" else (rows, columns)
     return weight[tuple(index.to(weight.device) for index in where)].to("cpu", torch.float32)
+
+
+def sampled_entries(size: tuple[int, int]) -> tuple[Int[Tensor, " W"], Int[Tensor, " W"]]:
+    """Rows and columns of the sampled weights of a layer with so many output and input features."""
+    out_features, in_features = size
+    entry = torch.arange(SAMPLED_WEIGHTS) * (out_features * in_features - 1) // (SAMPLED_WEIGHTS - 1)
+    return entry // in_features, entry % in_features
 
 
 def dense_weight(base: nn.Module) -> Tensor | None:

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -41,6 +41,10 @@ class ModelConfig(Section):
     """Which base model: a hub id, a folder, a GGUF file or a packaged name in `source`; or a random `shape`.
 
     With `attention: eager` a seed trained twice on a GPU ended at the same bits, with `sdpa` not (docs/evidence.md).
+
+    `shards`: under `torchrun`, into how many parts the layers are spread over processes, for a base that no one device
+    holds; 1 lets each process hold the whole base, and `auto` does so where it fits (docs/scale.md). Commands that are
+    one process hold the whole base in any case.
     """
 
     source: SharedPath | None = None
@@ -51,6 +55,20 @@ class ModelConfig(Section):
     trust_remote_code: bool = False
     attention: Literal["sdpa", "eager"] = "sdpa"
     quantisation: Literal["4bit", "8bit"] | None = None
+    shards: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+
+    @model_validator(mode="after")
+    def _spreads_what_can_be(self) -> "ModelConfig":
+        if self.shards in (1, "auto"):
+            return self
+        if self.quantisation is not None:
+            raise ValueError(
+                f"shards={self.shards} with quantisation={self.quantisation}: layers that bitsandbytes has packed "
+                "cannot be spread over processes; leave one of the two out"
+            )
+        if ":" in self.device:
+            raise ValueError(f"shards={self.shards} with device={self.device}: each process takes its own; use auto")
+        return self
 
     @model_validator(mode="after")
     def _one_of_source_and_shape(self) -> "ModelConfig":

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from abmll.errors import AbmllError
@@ -69,20 +70,31 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
-def model_fingerprint(model: PreTrainedModel) -> str:
+def fingerprinted_entries(weight: Tensor) -> Tensor:
+    """Places of the entries of a parameter, flattened, that `model_fingerprint` goes by."""
+    return torch.arange(0, weight.numel(), max(1, weight.numel() // SAMPLES))[:SAMPLES]
+
+
+def model_fingerprint(model: PreTrainedModel, spread: Mapping[str, Tensor] | None = None) -> str:
     """SHA-256, in hex, that two loads of one model in one dtype share, whatever the device.
 
     It covers the configuration (less paths, versions and the like) and, of each parameter: name, shape, and 256
     values evenly spaced, as float32. So it is cheap for any size, and it tells models, checkpoints, quantisations
     and dtypes apart; it does not notice a change of a few single weights.
+
+    Args:
+        model: its parameters are read, but for those that it has in part.
+        spread: of those, the values at `fingerprinted_entries`.
     """
+    spread = spread or {}
     digest = hashlib.sha256()
     config = {key: value for key, value in model.config.to_dict().items() if key not in VOLATILE}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, weight in sorted(model.named_parameters()):
         digest.update(f"\n{name} {tuple(weight.shape)} ".encode())
-        flat = weight.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES]
+        if (sample := spread.get(name)) is None:
+            flat = weight.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES]
         digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()
 

@@ -23,6 +23,9 @@ from abmll.models.language_model import LanguageModel, hash_architecture, hash_t
 from abmll.models.pretrained import COMMIT, FAILURES, explain, read_pretrained
 from abmll.models.quantised import keep_differentiable, quantisation_config
 from abmll.models.shapes import build_shape
+from abmll.models.sharded import Spreading, gather_ends, join_passes, own_parts
+from abmll.process.agreement import agree_on_failure
+from abmll.process.world import World
 
 DTYPES = {
     "float32": torch.float32,
@@ -139,10 +142,73 @@ def load_model(
         attention=attention,
         revision=revision,
         trust_remote_code=trust_remote_code,
-        packing=packing,
+        more={} if packing is None else {"quantization_config": packing},
     )
     commit = getattr(model.config, "_commit_hash", None)
     return _freeze(model, tokenizer, source, commit or revision)
+
+
+def load_sharded(
+    source: str,
+    spreading: Spreading,
+    *,
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attention: str = "sdpa",
+) -> LanguageModel:
+    """As `load_model`, its layers spread over processes: all of them call this at the same time.
+
+    Of safetensors each process reads its own shares. A GGUF file is read whole by each, before that is spread.
+
+    Args:
+        source: as of `load_model`.
+        spreading: over which processes.
+        dtype, revision, trust_remote_code, attention: as of `load_model`.
+
+    Raises:
+        AbmllError: as of `load_model`, on any process; or this model has no layers that can be spread.
+    """
+    check_attention(attention)
+    where = choose_device("auto")
+    kind = choose_dtype(dtype, where)
+    if trust_remote_code:
+        _check_trust(source, revision)
+    with agree_on_failure(spreading.world):
+        if file := find_gguf(source, revision):
+            model, tokenizer = load_gguf(file, dtype=kind, device=where, attention=attention)
+        else:
+            model, tokenizer = read_pretrained(
+                find_folder(source, revision) or source,
+                dtype=kind,
+                device=where,
+                attention=attention,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                more={"distributed_config": spreading.distributed_config()},
+            )
+    if file:
+        spreading.spread_model(model)
+    commit = _version(source, revision) if file else getattr(model.config, "_commit_hash", None) or revision
+    return _freeze(model, tokenizer, source, commit, spreading)
+
+
+def random_sharded(
+    shape: str, spreading: Spreading, *, dtype: str = "auto", attention: str = "sdpa", seed: int = 0
+) -> LanguageModel:
+    """As `random_model`, its layers spread over processes: all of them call this at the same time.
+
+    Raises:
+        AbmllError: a name is unknown; says which there are.
+    """
+    check_attention(attention)
+    where = choose_device("auto")
+    kind = choose_dtype(dtype, where)
+    model, tokenizer = build_shape(
+        shape, dtype=kind, device=where, attention=attention, seed=seed, spread=spreading.spread
+    )
+    spreading.spread_model(model)
+    return _freeze(model, tokenizer, shape, None, spreading)
 
 
 def choose_device(device: str) -> torch.device:
@@ -191,11 +257,20 @@ def check_attention(attention: str) -> None:
 
 
 def _freeze(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    revision: str | None,
+    spreading: Spreading | None = None,
 ) -> LanguageModel:
-    _check_finite(model, name)
+    with agree_on_failure(World() if spreading is None else spreading.world):
+        _check_finite(model, name)
     freeze(model)
     keep_differentiable(model)
+    spread = {}
+    if spreading is not None:
+        gather_ends(model)
+        spread = join_passes(model, spreading)
     if tokenizer.pad_token is None:  # padding is masked, so any token will do and no embedding is added
         if tokenizer.eos_token is None:
             raise AbmllError(f"model {name!r}: its tokenizer has neither a pad nor an eos token; declare one in it")
@@ -207,7 +282,7 @@ def _freeze(
         revision=revision,
         dtype=model.dtype,
         device=model.device,
-        fingerprint=model_fingerprint(model),
+        fingerprint=model_fingerprint(model, spread),
         tokenizer_hash=hash_tokenizer(tokenizer),
         architecture=hash_architecture(model),
     )
@@ -215,7 +290,7 @@ def _freeze(
 
 def _check_finite(model: PreTrainedModel, name: str) -> None:
     """Refuse weights that are NaN or infinite, as they are in this dtype: attention can make finite answers of them."""
-    for path, weight in model.named_parameters():
+    for path, weight in own_parts(model):
         if not weight.is_floating_point() or not weight.numel() or weight.dtype == torch.float4_e2m1fn_x2:
             continue  # no value of those four bits is NaN or infinite
         numbers = weight.to(torch.bfloat16) if weight.element_size() == 1 else weight  # torch has no order of float8

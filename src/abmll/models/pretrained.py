@@ -11,7 +11,6 @@ from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -35,9 +34,15 @@ def read_pretrained(
     attention: str = "sdpa",
     revision: str | None = None,
     trust_remote_code: bool = False,
-    packing: BitsAndBytesConfig | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a hub id or a folder; safetensors only, straight onto the device in the dtype (or packed).
+    """Model and tokenizer of a hub id or a folder; safetensors only, straight onto the device in the dtype.
+
+    Args:
+        source: hub id or folder.
+        dtype, device, attention: of the model.
+        revision, trust_remote_code: of a hub id.
+        more: what else `from_pretrained` takes: how weights are packed, or spread over processes.
 
     Raises:
         AbmllError: whatever went wrong, and what to do.
@@ -45,8 +50,7 @@ def read_pretrained(
     try:
         _check_config(source, revision, trust_remote_code)
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        packed = {"quantization_config": packing} if packing else {}
-        return _read(source, dtype, device, attention, **options, **packed)
+        return _read(source, dtype, device, attention, **options, **(more or {}))
     except AbmllError:
         raise
     except Exception as error:  # damaged files fail anywhere in configuration, tokenizer and model, with any error
@@ -128,7 +132,8 @@ def _read(
     if report["missing_keys"]:  # transformers would only warn, and go on with random ones
         names = sorted(report["missing_keys"])
         raise AbmllError(f"model {source!r}: {len(names)} weights are not in its files, the first is {names[0]}")
-    options.pop("quantization_config", None)
+    for of_weights in ("quantization_config", "distributed_config"):
+        options.pop(of_weights, None)
     return model, AutoTokenizer.from_pretrained(source, **options)
 
 

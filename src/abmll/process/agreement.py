@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from abmll.errors import AbmllError, NonFiniteError
-from abmll.process.stopping import Stopped
-from abmll.process.world import News, World
+from abmll.process.stopping import Stopped, asked, is_gentle
+from abmll.process.world import News, World, cannot_meet, shares_passes
 
 NOTHING, NON_FINITE, FAILED = 0, 1000, 1001
 """Codes that ranks tell each other; one in between is the number of the signal that stopped a rank."""
@@ -30,9 +30,13 @@ def agree_on_failure(world: World, *, long: bool = False) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if world.size == 1:
+        if world.size == 1 or cannot_meet():
             raise
         problem = error
+    if world.size > 1 and shares_passes():
+        world.meet(long=long)
+        if problem is None and asked() and not is_gentle():  # the signal came while this rank followed others' passes
+            problem = Stopped(asked())
     news = world.tell(_code(problem), "" if problem is None else f"{problem}" or type(problem).__name__, long=long)
     if not news:
         return

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from abmll.process.world import World
+
 
 def environment(device: torch.device) -> dict[str, str | None]:
     """Versions of what computes, the commit of this library if it runs from a checkout, and the device.
@@ -48,6 +50,16 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip() or None
+
+
+def memory_of_ranks(world: World, device: torch.device) -> list[dict[str, int]]:
+    """A row for each rank with its peak memory; none for a process that is alone. Ranks meet here.
+
+    Raises:
+        AbmllError: another rank died, or did not answer in time.
+    """
+    peaks = world.each(peak_memory(device) or 0)
+    return [{"rank": rank, "peak_memory_bytes": peak} for rank, peak in enumerate(peaks)] if world.size > 1 else []
 
 
 def peak_memory(device: torch.device) -> int | None:

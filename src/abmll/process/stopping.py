@@ -84,6 +84,20 @@ def gently() -> Iterator[None]:
         _State.gentle -= 1
 
 
+def asked() -> int:
+    """The number of the signal that asked for a stop; 0 for none.
+
+    >>> asked()
+    0
+    """
+    return _State.asked
+
+
+def is_gentle() -> bool:
+    """Whether a stop waits for the next `stop_if_asked` here."""
+    return _State.gentle > 0
+
+
 def stop_if_asked() -> None:
     """Return, unless a signal came since `listening` began.
 

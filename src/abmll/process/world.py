@@ -1,7 +1,7 @@
 """The only file that knows torch.distributed: ranks share a meta-batch by task."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -55,9 +55,46 @@ class World:
             AbmllError: another rank died, or did not answer in time.
         """
         if self.size > 1:
-            with _naming_lost_ranks():
+            self.meet()
+            with naming_lost_ranks():
                 for tensor in tensors:
                     dist.all_reduce(tensor)
+
+    def meet(self, *, long: bool = False) -> None:
+        """Follow the passes of other ranks through a base model that is spread over them, until all of them are here.
+
+        Every reduction begins so. Ranks with a whole base each just meet in the reduction.
+
+        Raises:
+            AbmllError: another rank died, or did not answer in time.
+        """
+        if self.size > 1 and _Meeting.before is not None:
+            _Meeting.before(long)
+
+    def each(self, number: int) -> list[int]:
+        """A number of every rank, by rank; ranks meet here.
+
+        Raises:
+            AbmllError: another rank died, or did not answer in time.
+
+        >>> World().each(7)
+        [7]
+        """
+        if self.size == 1:
+            return [number]
+        self.meet()
+        return [row[0] for row in RankGroup(self.rank, self.size, _long_group()).exchange((number,))]
+
+    def group_of(self, size: int) -> "RankGroup":
+        """This rank among the `size` neighbours that share something; every rank makes its group at the same time."""
+        first = self.rank - self.rank % size
+        if size == self.size:
+            return RankGroup(self.rank, size, _long_group())
+        groups = [
+            dist.new_group(list(range(start, start + size)), backend="gloo", timeout=LONG)
+            for start in range(0, self.size, size)
+        ]
+        return RankGroup(self.rank - first, size, groups[first // size])
 
     def tell(self, code: int, text: str = "", *, long: bool = False) -> list[News]:
         """Tell the other ranks, and hear what they tell; ranks meet here. Empty if every code is 0.
@@ -72,9 +109,10 @@ class World:
         """
         if self.size == 1:
             return [News(0, code, text)] if code else []
+        self.meet(long=long)
         group = _Groups.long if long else None
         device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
-        with _naming_lost_ranks():
+        with naming_lost_ranks():
             codes = torch.zeros(self.size, dtype=torch.int64, device=device)
             codes[self.rank] = code
             dist.all_reduce(codes, group=group)
@@ -88,8 +126,56 @@ class World:
         return [News(rank, code, rows[rank]) for rank, code in enumerate(codes.tolist()) if code]
 
 
+@dataclass(frozen=True, slots=True)
+class RankGroup:
+    """Some ranks that tell each other numbers on the CPU, whatever their devices do.
+
+    Attributes:
+        rank: of this process among them.
+        size: how many they are.
+        group: torch's handle; None where this one is alone.
+
+    >>> RankGroup().exchange((3, 4))
+    [[3, 4]]
+    """
+
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+
+    def exchange(self, numbers: Sequence[int], long: bool = False) -> list[list[int]]:
+        """What each of them tells, by rank.
+
+        Args:
+            numbers: of this one; every rank tells as many.
+            long: wait as long as it takes, since others may be at work alone.
+
+        Raises:
+            AbmllError: another rank died, or did not answer in time.
+        """
+        if self.size == 1:
+            return [list(numbers)]
+        told = torch.zeros(self.size, len(numbers), dtype=torch.int64)
+        told[self.rank] = torch.tensor(list(numbers))
+        with naming_lost_ranks():
+            dist.all_reduce(told, group=self.group, async_op=True).wait(LONG if long else PATIENCE)
+        rows: list[list[int]] = told.tolist()
+        return rows
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Add a tensor of the CPU up over them, in place.
+
+        Raises:
+            AbmllError: another rank died, or did not answer in time.
+        """
+        if self.size == 1:
+            return
+        with naming_lost_ranks():
+            dist.all_reduce(tensor, group=self.group, async_op=True).wait(PATIENCE)
+
+
 @contextmanager
-def _naming_lost_ranks() -> Iterator[None]:
+def naming_lost_ranks() -> Iterator[None]:
     """torch says of a dead rank only that a connection closed."""
     try:
         yield
@@ -105,6 +191,33 @@ class _Groups:
     """A second group over all ranks, on the CPU, with more patience than the first."""
 
     long: dist.ProcessGroup | None = None
+
+
+class _Meeting:
+    """What ranks that share a base model do before they meet: see `abmll.process.passes`."""
+
+    before: Callable[[bool], None] | None = None
+    is_broken: Callable[[], bool] | None = None
+
+
+def set_before_meeting(before: Callable[[bool], None] | None, is_broken: Callable[[], bool] | None) -> None:
+    """Have ranks call `before` ahead of every reduction, and give up meeting where `is_broken` says so."""
+    _Meeting.before, _Meeting.is_broken = before, is_broken
+
+
+def shares_passes() -> bool:
+    """Whether ranks follow each other's passes while they wait."""
+    return _Meeting.before is not None
+
+
+def cannot_meet() -> bool:
+    """Whether this rank broke off in the middle of a pass that others are in, who wait for it there."""
+    return _Meeting.is_broken is not None and _Meeting.is_broken()
+
+
+def _long_group() -> dist.ProcessGroup:
+    assert _Groups.long is not None, "join_world made it"
+    return _Groups.long
 
 
 def join_world() -> World:
@@ -126,5 +239,6 @@ def join_world() -> World:
 def leave_world() -> None:
     """Undo `join_world`."""
     _Groups.long = None
+    set_before_meeting(None, None)
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

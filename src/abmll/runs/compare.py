@@ -17,6 +17,7 @@ from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import read_sealed_json, tidy, write_sealed_json, write_text
 from abmll.models import LanguageModel
 from abmll.process.agreement import agree_on_failure
+from abmll.process.environment import memory_of_ranks
 from abmll.process.lock import LOCK, InUseError, locked_folder
 from abmll.process.timer import Timer
 from abmll.process.world import World
@@ -238,17 +239,22 @@ def complete_run(run: Run, system: System, listener: Listener, world: World) -> 
         except NonFiniteError as error:
             if not run.record_non_finite:
                 raise
+            ranks = memory_of_ranks(world, device)
             with agree_on_failure(world):
                 if world.is_main:
                     mark_training(run, error)
-                    write_cost(run, system, run.training.iterations, timer)
+                    write_cost(run, system, run.training.iterations, timer, ranks)
             return
-        with agree_on_failure(world, long=True):
+        with agree_on_failure(world):
             if world.is_main:
                 unmark_training(run)
-                evaluate_run(run, system, final, listener, timer)
+        with agree_on_failure(world, long=True):
+            evaluate_run(run, system, final, listener, timer, world)
+        ranks = memory_of_ranks(world, device)
+        with agree_on_failure(world, long=True):
+            if world.is_main:
                 report_scores(run, final, tracking)
-                write_cost(run, system, final, timer)
+                write_cost(run, system, final, timer, ranks)
 
 
 def _skipped(tasks: RunTasks) -> str:

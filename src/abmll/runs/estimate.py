@@ -10,6 +10,7 @@ from abmll.adapters.attach import features, find_targets
 from abmll.methods import method_class
 from abmll.models import count_parameters, load_skeleton
 from abmll.models.load import choose_device, choose_dtype
+from abmll.models.sharded import layers_of
 from abmll.systems.plans import ResolvedRun
 
 
@@ -23,7 +24,9 @@ class Estimate:
         examples: questions that training consumes.
         base_parameters: of the base model.
         adapter_parameters: trained factors of one slot (theta or phi).
-        weight_bytes: base weights in the chosen dtype.
+        shards: parts that the base's layers are spread in over processes.
+        weight_bytes: base weights in the chosen dtype; in parts, those that one process holds, with the two layers that
+            are gathered at a time.
         adapter_bytes: both slots, their gradients and optimizer moments, in float32.
         activation_bytes: a rough bound for one batch of questions, and of as many premises where there are any, of
             `likelihood.max_tokens` tokens: 20 values per token, layer and hidden unit, and three float32 copies of the
@@ -35,6 +38,7 @@ class Estimate:
     examples: int
     base_parameters: int
     adapter_parameters: int
+    shards: int
     weight_bytes: int
     adapter_bytes: int
     activation_bytes: int
@@ -55,6 +59,7 @@ def estimate(run: ResolvedRun) -> Estimate:
     model = load_skeleton(config.model.source, shape=config.model.shape, revision=config.model.revision)
     size = [sum(features(layer)) for layer in find_targets(model, config.adapter.targets).values()]
     factors = sum(size) * config.adapter.rank * (2 if cls.has_std else 1)
+    shards = 1 if config.model.shards == "auto" else config.model.shards  # how many would fit, the devices will say
     dtype = choose_dtype(config.model.dtype, choose_device(config.model.device))
     batches = run.training.iterations * config.training.meta_batch * (settings.inner_steps + 1)
     questions = min(settings.batch_size, config.training.micro_batch or settings.batch_size)
@@ -65,14 +70,22 @@ def estimate(run: ResolvedRun) -> Estimate:
         examples=batches * settings.batch_size,
         base_parameters=count_parameters(model),
         adapter_parameters=factors,
-        weight_bytes=_weight_bytes(model, dtype, config.model.quantisation),
+        shards=shards,
+        weight_bytes=_weight_bytes(model, dtype, config.model.quantisation, shards),
         adapter_bytes=factors * 4 * 2 * 4,
         activation_bytes=_activation_bytes(model.config, prompts * config.likelihood.max_tokens, dtype),
     )
 
 
-def _weight_bytes(model: PreTrainedModel, dtype: torch.dtype, quantisation: str | None) -> int:
-    """Bytes of the weights; packed ones are those of linear layers but the output, NF4's with 4 bytes per 64."""
+def _weight_bytes(model: PreTrainedModel, dtype: torch.dtype, quantisation: str | None, shards: int) -> int:
+    """Bytes of the weights; packed ones are those of linear layers but the output, NF4's with 4 bytes per 64.
+
+    In shards a process holds its part of everything, all of what is no layer, and two whole layers while it computes.
+    """
+    if shards > 1:
+        layers = [count_parameters(layer) for layer in layers_of(model)]
+        ends = count_parameters(model) - sum(layers)
+        return round((ends + (ends + sum(layers)) / shards + 2 * max(layers)) * dtype.itemsize)
     packed = sum(math.prod(features(x)) for x in find_targets(model, "all-linear").values()) if quantisation else 0
     each = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}.get(quantisation or "", 0.0)
     return (count_parameters(model) - packed) * dtype.itemsize + round(packed * each)
@@ -93,6 +106,7 @@ def describe(count: Estimate) -> str:
             f"gradient steps      {count.gradient_steps:,} on {count.examples:,} examples",
             f"base parameters     {count.base_parameters:,}",
             f"adapter parameters  {count.adapter_parameters:,} shared, as many per task at work",
+            *([f"base in parts       {count.shards}: what follows is of each process"] if count.shards > 1 else []),
             f"memory, about       {count.total_bytes / gib:.2f} GiB: weights {count.weight_bytes / gib:.2f}, adapters "
             f"with moments {count.adapter_bytes / gib:.2f}, activations up to {count.activation_bytes / gib:.2f}",
         ]

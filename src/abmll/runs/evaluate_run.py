@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from abmll.metrics.not_finite import TRAINING
 from abmll.process.environment import environment, peak_memory
 from abmll.process.stopping import gently
 from abmll.process.timer import Timer
+from abmll.process.world import World
 from abmll.question import Task
 from abmll.runs.card import rewrite_run_card
 from abmll.runs.cells import BEFORE, Cell, Cells
@@ -29,10 +30,18 @@ log = logging.getLogger(__name__)
 Listener = Callable[[dict[str, Any]], None]
 
 
-def evaluate_run(run: Run, system: System, final: int, listener: Listener, timer: Timer) -> None:
+def evaluate_run(
+    run: Run,
+    system: System,
+    final: int,
+    listener: Listener,
+    timer: Timer,
+    world: World = World(),  # noqa: B008 - frozen
+) -> None:
     """Adapt to every unseen task and predict, at each point of the curve up to `final` and there without adaptation.
 
-    Cells that have their file are not made again. The caller has locked the run's folder.
+    Cells that have their file are not made again. The caller has locked the run's folder. Ranks take the cells of a
+    point in turn, each its own; they do not meet here.
 
     Args:
         run: was trained.
@@ -40,6 +49,7 @@ def evaluate_run(run: Run, system: System, final: int, listener: Listener, timer
         final: the step whose weights are the result.
         listener: is called with an event after each cell.
         timer: adds up the seconds.
+        world: the ranks that evaluate together.
 
     Raises:
         NonFiniteError: an adaptation or prediction is not finite, and the run does not record that.
@@ -50,11 +60,14 @@ def evaluate_run(run: Run, system: System, final: int, listener: Listener, timer
         for step, of_step in itertools.groupby(_every_cell(run, final), lambda cell: cell.step):
             restore_theta(system.method, run.directory, step)
             at_step = list(of_step)
-            if not all(cells.exist(cell.where, cell.draw, (cell.task,)) for cell in at_step):
+            if not all(cells.exist(cell.where, cell.draw, (cell.task,)) for cell in at_step[world.rank :: world.size]):
                 learn_run_precision(run, system, step, listener, timer)
-            for cell in at_step:
-                cells.make(system, cell, timer)
-                listener(_evaluated(run, cell))
+            for start in range(0, len(at_step), world.size):
+                at_once = at_step[start : start + world.size]
+                for cell in at_once[world.rank : world.rank + 1]:
+                    cells.make(system, cell, timer)
+                for cell in at_once if world.is_main else ():  # whose progress is shown for all
+                    listener(_evaluated(run, cell))
 
 
 def evaluate_once(run: Run, system: System, step: int, listener: Listener, timer: Timer) -> list[Path]:
@@ -179,13 +192,24 @@ def spent_before(run: Run) -> dict[str, Any]:
         return {}
 
 
-def write_cost(run: Run, system: System, final: int, timer: Timer) -> None:
-    """What the whole run took, and on what; written last."""
+def write_cost(
+    run: Run, system: System, final: int, timer: Timer, ranks: Sequence[Mapping[str, Any]] | None = None
+) -> None:
+    """What the whole run took, and on what; written last.
+
+    Args:
+        run: was evaluated.
+        system: its system.
+        final: the step whose weights are the result.
+        timer: has its seconds: those of the main rank.
+        ranks: the peak memory of each; None: this one is alone.
+    """
     made_with, adapters = environment(system.language_model.device), system.method.adapters
     cost = {
         "final_step": final,
         **timer.seconds,
         "peak_memory_bytes": peak_memory(system.language_model.device),
+        **({"ranks": ranks} if ranks else {}),
         "shared_parameters": sum(p.numel() for p in adapters.parameters("shared")),
         "task_parameters": sum(p.numel() for p in adapters.parameters("task")),
         "truncated_questions": len(system.batcher.encoder.truncated),

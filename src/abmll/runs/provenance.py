@@ -19,8 +19,8 @@ from abmll.systems.plans import ResolvedRun, resolve
 log = logging.getLogger(__name__)
 
 PROVENANCE = "origin.json"
-UNCOMPARED = ("name", "note", "tracking.", "adaptation.meta_rows")
-"""Fields that are part of nothing that is computed; what `adaptation.meta_rows` gives is learned again by itself."""
+UNCOMPARED = ("name", "note", "tracking.", "adaptation.meta_rows", "model.shards")
+"""Fields that change nothing that is computed; what `adaptation.meta_rows` gives is learned again by itself."""
 CHANGED_WITH_NOTE = (
     *("training.checkpoint_every", "training.log_stds_every", "training.on_non_finite", "training.most_skipped"),
     *("engine.", "model.device", "tasks.unseen"),

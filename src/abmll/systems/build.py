@@ -8,16 +8,20 @@ from typing import Any
 import torch
 
 from abmll import kernels
-from abmll.adapters.attach import StdOptions, attach
+from abmll.adapters.attach import StdOptions, attach, detach
 from abmll.config import ModelConfig, RunConfig, check
 from abmll.errors import AbmllError
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods import method_class
-from abmll.methods.base import Settings
-from abmll.models import LanguageModel, load_model, random_model
+from abmll.methods.base import Method, Settings
+from abmll.models import LanguageModel, count_parameters, load_model, load_skeleton, random_model
 from abmll.models.frozen import pack
+from abmll.models.load import choose_device, choose_dtype, load_sharded, random_sharded
 from abmll.models.pretrained import COMMIT
 from abmll.models.shapes import SHAPES
+from abmll.models.sharded import Spreading, fits_whole
+from abmll.process.passes import passes_of
+from abmll.process.world import World
 from abmll.prompts.encode import Encoder
 from abmll.systems.plans import method_settings, resolve
 from abmll.systems.posteriors.base import Parts, Posterior
@@ -28,8 +32,19 @@ from abmll.training.graphs import Graphs
 from abmll.training.optimizers import GroupOptimizer, Optimizers
 
 
-def load_base(config: ModelConfig) -> LanguageModel:
-    """The base model of a configuration."""
+def load_base(config: ModelConfig, world: World = World()) -> LanguageModel:  # noqa: B008 - frozen
+    """The base model of a configuration.
+
+    Args:
+        config: names it.
+        world: processes that train together, over which `model.shards` spreads its layers; all of them load it at the
+            same time.
+
+    Raises:
+        AbmllError: the model cannot be had, or not be spread over these processes.
+    """
+    if (shards := shards_of(config, world)) > 1:
+        return _load_spread(config, Spreading(world, shards))
     if config.shape is not None:
         if config.quantisation is not None:
             raise AbmllError(
@@ -45,6 +60,49 @@ def load_base(config: ModelConfig) -> LanguageModel:
         trust_remote_code=config.trust_remote_code,
         attention=config.attention,
         quantisation=config.quantisation,
+    )
+
+
+def shards_of(config: ModelConfig, world: World) -> int:
+    """Into how many parts the base model is spread over processes; 1: each holds all of it.
+
+    Raises:
+        AbmllError: there are not as many processes, or their number is no multiple; says how to start them.
+
+    >>> shards_of(ModelConfig(shape="tiny-llama"), World())
+    1
+    """
+    if config.shards == "auto":
+        if world.size == 1 or config.quantisation is not None:
+            return 1
+        device = choose_device(config.device)
+        size = count_parameters(load_skeleton(config.source, shape=config.shape, revision=config.revision))
+        return 1 if fits_whole(size * choose_dtype(config.dtype, device).itemsize, device, world) else world.size
+    if world.size % config.shards:
+        raise AbmllError(
+            f"model.shards={config.shards}: {world.size} process{'es' if world.size > 1 else ''} cannot hold the base "
+            f"in so many parts; start as many with `torchrun --nproc-per-node {config.shards} -m abmll ...`, or a "
+            "multiple of it; model.shards=1 holds the whole base in each process"
+        )
+    return config.shards
+
+
+def _load_spread(config: ModelConfig, spreading: Spreading) -> LanguageModel:
+    if config.device == "cpu" and torch.cuda.is_available():
+        raise AbmllError(
+            f"model.shards={spreading.shards} with model.device=cpu: processes meet on the CUDA devices that are here; "
+            "use model.device=auto, or hide them (CUDA_VISIBLE_DEVICES=)"
+        )
+    if config.shape is not None:
+        return random_sharded(config.shape, spreading, dtype=config.dtype, attention=config.attention)
+    assert config.source is not None, "a configuration has one of the two"
+    return load_sharded(
+        config.source,
+        spreading,
+        dtype=config.dtype,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        attention=config.attention,
     )
 
 
@@ -81,14 +139,38 @@ def build_system(
     likelihood = ChoiceLikelihood(base.model, text.decided, text.temperature, text.learn_temperature)
     method = method_class(config.method.name)(adapters, likelihood.nll, settings, likelihood.log_temperature)
     kernels.use(config.engine.kernels)
-    pack(base.model, config.engine.packed)
-    graphs = Graphs(base.device, capture=config.engine.capture, most=config.engine.captured)
+    spread = passes_of(base.model) is not None
+    if spread:
+        try:
+            _check_spread(config, method)
+        except AbmllError:
+            detach(base.model, adapters)
+            raise
+    pack(base.model, False if spread else config.engine.packed)
+    graphs = Graphs(base.device, capture=config.engine.capture and not spread, most=config.engine.captured)
+    if spread:
+        graphs.fallbacks["every step"] = NOT_CAPTURED
     batcher, training = build_batcher(config, base), Optimizers.of(method)
     goes_on = settings.inner_optimizer_state == "persistent"
     adapting = GroupOptimizer(method.task()) if goes_on else training.inner
     system = System(base, method, likelihood, batcher, config.adapter.alpha, graphs, adapting, training, config)
     system.posterior = _posterior_of(system)
     return system
+
+
+NOT_CAPTURED = "model.shards spreads the base, and how many passes a step takes part in depends on other processes"
+"""Why no step is captured as a graph; told in the journal."""
+
+
+def _check_spread(config: RunConfig, method: Method) -> None:
+    """Refuse what a base that is spread over processes cannot do."""
+    if config.engine.packed is True:
+        raise AbmllError("engine.packed=true with model.shards: no process has a whole weight to keep copies of")
+    if method.through_steps:
+        raise AbmllError(
+            f"method.name={config.method.name} with these settings takes gradients of gradients, for which the layers "
+            "of a base in parts (model.shards) are not gathered; use its first-order form, or model.shards=1"
+        )
 
 
 def _posterior_of(system: System) -> Posterior | None:
@@ -176,7 +258,7 @@ def build_batcher(config: RunConfig, base: LanguageModel) -> Batcher:
         premise=text.premise,
     )
     encoder.cut = text.cut
-    buckets = base.device.type == "cuda" and config.engine.capture
+    buckets = base.device.type == "cuda" and config.engine.capture and passes_of(base.model) is None
     least = config.engine.least_width
     micro_batch = config.training.micro_batch
     batcher = Batcher(encoder, base.device, micro_batch, text.share_prefix, buckets, least, text.share_labels)

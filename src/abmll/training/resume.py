@@ -1,5 +1,6 @@
 """The state of training as a checkpoint, and back."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -143,6 +144,23 @@ def theta(method: Method) -> dict[str, Tensor]:
     for temperature in method.temperature:
         state["likelihood.log_temperature"] = temperature.detach().reshape(1)
     return state
+
+
+def refuse_different(method: Method, step: int, world: World) -> None:
+    """Ranks that took the same outer steps on the same theta hold the same one, bit for bit.
+
+    Raises:
+        AbmllError: they do not: a device or the connection computes wrongly.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(theta(method).items()) if world.size > 1 else ():
+        digest.update(name.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    of_ranks = world.each(int.from_bytes(digest.digest()[:7], "big"))
+    if different := [rank for rank, of_rank in enumerate(of_ranks) if of_rank != of_ranks[0]]:
+        raise AbmllError(
+            f"the weights of step {step} differ between ranks 0 and {different[0]}, which no rounding explains: a "
+            "device or the connection computes wrongly. The checkpoints are rank 0's; the same command goes on there"
+        )
 
 
 def load_theta(method: Method, state: dict[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from abmll.errors import AbmllError, NonFiniteError
 from abmll.methods.base import Method
 from abmll.methods.noise import training_coordinates
 from abmll.process.agreement import agree_on_failure
-from abmll.process.environment import peak_memory
+from abmll.process.environment import memory_of_ranks, peak_memory
 from abmll.process.stopping import Stopped, gently, stop_if_asked
 from abmll.process.world import World
 from abmll.tasks.episodes import Episodes
@@ -26,7 +26,7 @@ from abmll.training.graphs import Graphs
 from abmll.training.inner import check_finite
 from abmll.training.optimizers import GroupOptimizer, Optimizers, schedule_factor
 from abmll.training.outer import add_outer_gradient
-from abmll.training.resume import Progress, TrainingState, load_theta, resume
+from abmll.training.resume import Progress, TrainingState, load_theta, refuse_different, resume
 from abmll.training.step_info import StepInfo, TaskInfo, Validation, losses_of
 from abmll.training.through_steps import TakenSteps, going_back
 
@@ -218,8 +218,12 @@ def meta_train(
                     _save(work.state.checkpoint(), run, plan, progress.best_step)
         with agree_on_failure(world, long=True):
             final = _final(work)
+        if not _sequential(work.method):  # else every rank ran all tasks by itself, and devices round as they like
+            refuse_different(work.method, final, world)
+        ranks = memory_of_ranks(world, work.batcher.device)
+        with agree_on_failure(world, long=True):
             if world.is_main:
-                spent = _spent(work, progress.step - first, start)
+                spent = _spent(work, progress.step - first, start, ranks)
                 run.log({"event": "end", "step": progress.step, "final_step": final, **spent})
     return final
 
@@ -285,12 +289,13 @@ def _final(work: _Work) -> int:
     return best
 
 
-def _spent(work: _Work, iterations: int, start: float) -> dict[str, Any]:
+def _spent(work: _Work, iterations: int, start: float, ranks: list[dict[str, int]]) -> dict[str, Any]:
     """Speed, memory and captured graphs of the iterations that this call did."""
     seconds = time.perf_counter() - start
     return {
         "tasks_per_second": iterations * work.plan.meta_batch / seconds,
         "peak_memory_bytes": peak_memory(work.batcher.device),
+        **({"ranks": ranks} if ranks else {}),
         "graphs": work.graphs.report(),
     }
 

@@ -67,7 +67,9 @@ def _make_here(config: CompareConfig, folder: Path, only: Collection[str], stric
     """Make what is missing in this process; whether it is the one that speaks."""
     world = join_world()
     with ProgressDisplay(err_console) as display:
-        run_comparison(config, folder, partial(load_base, config.model), display, world, only=only, strict=strict)
+        run_comparison(
+            config, folder, partial(load_base, config.model, world), display, world, only=only, strict=strict
+        )
     leave_world()
     return world.is_main
 
@@ -76,6 +78,11 @@ def _launch(config: CompareConfig, folder: Path, launch: Launch, only: Collectio
     """Make what is missing by a command for each target; whether all is there."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise AbmllError("torchrun's ranks train one target together: give --processes or --launcher without torchrun")
+    if config.model.shards not in (1, "auto"):
+        raise AbmllError(
+            f"model.shards={config.model.shards} spreads the base over torchrun's processes: give that command without "
+            "--processes and --launcher"
+        )
     runs = begin_comparison(config, folder, only=only, strict=strict)
     missing = [run.target for run in runs if not is_complete(run)]
     commands = {target: _command(folder, target, strict) for target in missing}

@@ -38,7 +38,7 @@ def meta_train_run(
         def build() -> System:
             display({"event": "plan", "units": run.units(), "done": 0})
             display({"event": "loading", "model": config.model.source or config.model.shape})
-            return build_system(config, load_base(config.model), resolved.settings)
+            return build_system(config, load_base(config.model, world), resolved.settings)
 
         final = train_run(run, build, display, world, allow_change)
     leave_world()
