@@ -11,7 +11,7 @@ from abmll.files import write_text
 from benchmarks.own.draws import DRAWS, MOST_TEST
 from experiments.short_json import short_json
 from experiments.user_tasks.prepare import PROTOCOL, prepare, read_protocol
-from experiments.user_tasks.report import report
+from experiments.user_tasks.report import report, with_tables
 from experiments.user_tasks.work import Worker, units_of
 
 
@@ -61,7 +61,10 @@ def _work(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    write_text(args.out / "results.json", short_json(report(args.answers)))
+    results, readme = report(args.answers), args.out / "README.md"
+    write_text(args.out / "results.json", short_json(results))
+    if readme.exists():
+        write_text(readme, with_tables(readme.read_text(encoding="utf-8"), results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What all answers come to: scores by set and system, and differences between systems over sets."""
+"""What all answers come to: scores by set and system, and differences between systems over sets, also in README.md."""
 
 from collections.abc import Mapping
 from math import sqrt
@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.own.answers import ADAPTED, read_answers, with_learned_priors
 from benchmarks.own.draws import Cell
+from benchmarks.own.tables import END, START
 from experiments.user_tasks.work import NEW
 
 SCORES = ("accuracy", "nll", "nll_posterior", "ece_posterior")
@@ -34,6 +35,35 @@ def report(answers: Path) -> dict[str, Any]:
         "against_questions": {name: _differences(by_system, *pair) for name, pair in sorted(twins.items())},
         "not_finite": sorted(f"{s} {c.file}" for (s, c), said in found.items() if said.not_finite is not None),
     }
+
+
+def with_tables(text: str, results: Mapping[str, Any]) -> str:
+    """A text with the tables between the two comments.
+
+    >>> nothing = {"sets": {}, "against_new": {}, "against_questions": {}}
+    >>> with_tables("a<!-- results -->old<!-- /results -->c", nothing).splitlines()[:2]
+    ['a<!-- results -->', '| set |']
+    """
+    before, _, rest = text.partition(START)
+    names = sorted(results["sets"], key=lambda name: (name != NEW, name))
+    sets = sorted({name for of_system in results["sets"].values() for name in of_system})
+    lines = ["| set |" + "".join(f" `{name}` |" for name in names), "|---|" + "---|" * len(names)]
+    lines += [f"| {one} |" + "".join(f" {_cell(results['sets'][name].get(one))} |" for name in names) for one in sets]
+    lines += [
+        "",
+        "| system | against | NLL | standard error | sets with a lower NLL | accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, what in (("against_new", "`new`"), ("against_questions", "`.questions`")):
+        for name, row in results[key].items():
+            wins = f"{row['sets_with_lower_nll']} of {row['sets']}"
+            numbers = f"{row[PRIMARY]:+.3f} | {row['standard_error']:.3f} | {wins} | {row['accuracy']:+.3f}"
+            lines.append(f"| `{name}` | {what} | {numbers} |")
+    return before + START + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
+
+
+def _cell(scores: Mapping[str, float] | None) -> str:
+    return "" if scores is None else f"{scores['accuracy']:.3f} / {scores[PRIMARY]:.3f}"
 
 
 def _means(cells: Mapping[Cell, Mapping[str, float]]) -> dict[str, dict[str, float]]:

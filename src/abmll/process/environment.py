@@ -16,9 +16,9 @@ def environment(device: torch.device) -> dict[str, str | None]:
     >>> sorted(environment(torch.device("cpu")))
     ['abmll', 'commit', 'device', 'peft', 'platform', 'python', 'torch', 'transformers']
     """
-    versions = {name: _version(name) for name in ("torch", "transformers", "peft")}
+    versions = {name: version(name) for name in ("torch", "transformers", "peft")}
     return {
-        "abmll": _version("abmll"),
+        "abmll": version("abmll"),
         "commit": _commit(),
         "python": platform.python_version(),
         **versions,
@@ -27,8 +27,8 @@ def environment(device: torch.device) -> dict[str, str | None]:
     }
 
 
-def _version(name: str) -> str | None:
-    """None for what runs without being installed, as a checkout on the path does."""
+def version(name: str) -> str | None:
+    """Of an installed package; None for what runs without being installed, as a checkout on the path does."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -1,6 +1,5 @@
 """System: a base model with adapters and a method over them, which adapts to a task and answers questions."""
 
-import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from abmll.methods.base import Method
 from abmll.methods.noise import POSTERIOR, Coordinates, adaptation_coordinates
 from abmll.metrics.predictions import Prediction
 from abmll.models import LanguageModel
+from abmll.process.environment import version
 from abmll.process.timer import Timer
 from abmll.question import Question, Task
 from abmll.systems.folds import Fold
@@ -214,7 +214,7 @@ class System:
             maker=Maker(
                 self.config.method.name,
                 self.method.settings.model_dump(mode="json"),
-                f"abmll {importlib.metadata.version('abmll')}",
+                f"abmll {version('abmll') or '(a checkout)'}",
                 {name: tuple(numbers.tolist()) for name, numbers in self.method.learned.items()},
             ),
             likelihood=LikelihoodFacts(
