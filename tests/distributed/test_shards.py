@@ -284,6 +284,8 @@ def test_settings_that_a_base_in_parts_cannot_have_are_refused_by_name() -> None
 
 
 def test_a_base_that_fits_is_held_whole_by_each_process() -> None:
+    alone = load_base(ModelConfig(shape="tiny-llama", device="cpu", shards=2))  # as `abmll adapt` on such a run
+    assert passes_of(alone.model) is None
     assert shards_of(ModelConfig(shape="tiny-llama", device="cpu", shards="auto"), World()) == 1
     assert shards_of(ModelConfig(shape="tiny-llama", device="cpu", shards="auto"), World(0, 2)) == 1
 

@@ -32,18 +32,18 @@ from abmll.training.graphs import Graphs
 from abmll.training.optimizers import GroupOptimizer, Optimizers
 
 
-def load_base(config: ModelConfig, world: World = World()) -> LanguageModel:  # noqa: B008 - frozen
+def load_base(config: ModelConfig, world: World | None = None) -> LanguageModel:
     """The base model of a configuration.
 
     Args:
         config: names it.
         world: processes that train together, over which `model.shards` spreads its layers; all of them load it at the
-            same time.
+            same time. None: this process holds the whole base.
 
     Raises:
         AbmllError: the model cannot be had, or not be spread over these processes.
     """
-    if (shards := shards_of(config, world)) > 1:
+    if world is not None and (shards := shards_of(config, world)) > 1:
         return _load_spread(config, Spreading(world, shards))
     if config.shape is not None:
         if config.quantisation is not None:
