@@ -32,6 +32,7 @@ TARGETS = {
     "smollm2_step_ratio": 0.2,
     "memory_tasks": 1.01,  # flat: the peak at the most over the peak at the least
     "memory_samples": 1.01,
+    "two_gpu_speedup": 1.85,
 }
 LABELS = {
     "peer_eager": "peft LoRA, eager",
@@ -50,11 +51,11 @@ def read(name: str) -> dict[str, Any]:
 
 def rows() -> dict[str, tuple[float, str]]:
     """Measured values, and on which device, by id."""
-    steps, kernels, tasks, small, sizes, few, wide, parity = (
+    steps, kernels, tasks, small, sizes, few, wide, parity, shards = (
         read(f"{name}.json")
         for name in (
             *("steps", "kernel_kl", "tasks", "steps_smollm2", "steps_sizes", "steps_four_layers", "steps_rank64"),
-            "parity",
+            *("parity", "shards"),
         )
     )
     found: dict[str, tuple[float, str]] = {}
@@ -92,6 +93,9 @@ def rows() -> dict[str, tuple[float, str]]:
         put(f"memory_{kind}", max(peaks) / min(peaks), tasks)
     of = parity["abmll"]
     put("parity_from_eager_over_other_seed", of["captured_from_eager"] / of["other_seed_from_eager"], parity)
+    put("two_gpu_speedup", shards["eight_b"]["two_gpu_speedup"], shards)
+    put("shape70b_step_s", shards["seventy_b"]["shape70b_step_s"], shards)
+    put("shape70b_step_ratio", shards["seventy_b"]["shape70b_step_s"] / shards["seventy_b"]["peer"]["step_s"], shards)
     return found
 
 
