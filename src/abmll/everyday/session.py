@@ -201,6 +201,30 @@ def open_run(
     return Session(folder, config, system, _steps_in(config, overrides), temperature=temperature)
 
 
+def with_task(session: Session, saved: SavedPosterior, config: RunConfig) -> Session:
+    """The same run on the model that is loaded, with another saved task in the task slot.
+
+    Where the settings are those of now, phi alone is put in; else this session's system is closed and another one takes
+    its place, whose theta plays no part in answers and is not read.
+
+    Args:
+        session: of `open_run`, or of this function.
+        saved: a saved task of the same run.
+        config: its settings, of `settings_of`.
+
+    Raises:
+        AbmllError: it belongs to another base model, or is damaged; no system is left on the base then.
+    """
+    system = session.system
+    if config != session.config:
+        system.close()
+        system = build_system(config, session.base)
+    with closing_on_error(system):
+        use_precision(system, session.folder)
+        put_posterior(saved, system)
+    return Session(session.folder, config, system, session.steps, temperature=temperature_of(saved, config))
+
+
 def temperature_of(saved: SavedPosterior, config: RunConfig) -> TaskTemperature | None:
     """The temperature of a saved task, for answers by these settings; None if it has none, or is of other answers.
 

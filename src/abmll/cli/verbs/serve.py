@@ -1,0 +1,96 @@
+"""`abmll serve`: saved tasks over HTTP."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from abmll.cli.arguments import OverridesArgument, RunArgument, existing
+from abmll.cli.console import note, say
+from abmll.cli.lazy import command_app, quick_imports
+from abmll.config import parse_overrides
+from abmll.errors import AbmllError
+from abmll.metrics.abstention import check_share
+
+KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+FEW_KERNELS = "16"
+"""Kernels of oneDNN that are kept, each with memory of its own; by default 1,024, one for each shape of a batch."""
+app = command_app()
+
+
+@app.command()
+def serve(
+    run: RunArgument,
+    task: Annotated[list[str], typer.Option(help="A saved task; may be given again.", show_default=False)],
+    overrides: OverridesArgument = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's own need a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the token that requests must bear. Default: ABMLL_SERVE_TOKEN.", callback=existing
+        ),
+    ] = None,
+    abstain_below_risk: Annotated[
+        float | None, typer.Option(help="Share of wrong answers that is promised, where a request does not say.")
+    ] = None,
+    pilot: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Rows without labels that fix the thresholds of the promise; without, it is about all rows or none.",
+            metavar="[TASK=]FILE",
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Most rows of a request.")] = 1024,
+    body: Annotated[int, typer.Option(min=1024, help="Most bytes of a request.")] = 4 << 20,
+    queue: Annotated[int, typer.Option(min=1, help="Most rows that wait, of all requests.")] = 8192,
+    rate: Annotated[float, typer.Option(min=0, help="Requests a second of a client; 0: any.")] = 100.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a request is given up.")] = 120.0,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds that a stop waits for what was asked.")] = 30.0,
+) -> None:
+    """Serve saved tasks over HTTP: POST rows, get probabilities, confidence, and what is promised of them.
+
+    POST /v1/classify takes {"model": TASK, "input": [texts]} or {"model": TASK, "rows": [rows]}; /docs describes it.
+    Several tasks share the base model. Answers are those of `abmll predict`. SIGTERM: what was asked is answered, then
+    it ends. docs/serving.md has more.
+
+    Example: `abmll serve runs/mine --task mytask`
+    """
+    if abstain_below_risk is not None:
+        check_share("--abstain-below-risk", abstain_below_risk)
+    values = parse_overrides(overrides or [])
+    pilots = _pilots(pilot or [], task)
+    os.environ.setdefault(KERNELS, FEW_KERNELS)  # before torch is imported, which reads it
+
+    with quick_imports():
+        from abmll.serving.limits import Limits  # after the arguments
+        from abmll.serving.opening import ToServe  # after the arguments
+        from abmll.serving.server import Address, read_token, serve_run  # after the arguments
+
+    address = Address(host, port, read_token(token_file), drain)
+    limits = Limits(body, rows, queue, rate, seconds=timeout)
+    note(f"loading the model of {run}")
+
+    def listening(at: int) -> None:
+        shown = f"[{host}]" if ":" in host else host
+        say(f"Listening: http://{shown}:{at} ({', '.join(task)})")
+
+    serve_run(ToServe(run, task, abstain_below_risk, pilots, values), address, limits, listening)
+    say("Stopped")
+
+
+def _pilots(given: list[str], tasks: list[str]) -> dict[str, Path]:
+    """--pilot: of a task, or of the one that there is."""
+    found: dict[str, Path] = {}
+    for text in given:
+        name, is_named, file = text.partition("=")
+        if not is_named and len(tasks) == 1:
+            name, file = tasks[0], text
+        if not file or name in found:
+            raise AbmllError(f"--pilot {text}: expected TASK=FILE, once for each task")
+        existing(Path(file))
+        found[name] = Path(file)
+    return found
