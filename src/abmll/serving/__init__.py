@@ -8,7 +8,7 @@ try:
     import uvicorn  # optional extra
 except ImportError as error:
     raise AbmllError(
-        f"abmll serve needs fastapi, uvicorn and prometheus-client: pip install 'abmll[serve]' ({error})"
+        f"abmll serve needs the extra `serve`: pip install fastapi uvicorn prometheus-client ({error})"
     ) from error
 
 VERSIONS = {package.__name__: package.__version__ for package in (fastapi, uvicorn)}
