@@ -15,8 +15,8 @@ from abmll.serving.app import Served
 from abmll.serving.engine import Engine
 from abmll.serving.limits import LOOPBACK, Limits
 from abmll.serving.metrics import Metrics
-from abmll.serving.opening import Opened, ToServe, open_tasks
-from abmll.serving.server import Address, bound, make_server
+from abmll.serving.server import Address, bound, make_server, pages_of
+from abmll.showing.opening import Opened, ToServe, open_tasks
 from tests.commands import exit_code, place_saved_task
 from tests.everyday import asked, write_asked
 
@@ -73,13 +73,19 @@ class Client:
 
 @contextmanager
 def serving(
-    opened: Opened, limits: Limits = ANY, risk: float | None = None, token: str | None = None
+    opened: Opened,
+    limits: Limits = ANY,
+    risk: float | None = None,
+    token: str | None = None,
+    examples: Mapping[str, Path] | None = None,
 ) -> Iterator[Client]:
     """Serve opened tasks while the block runs; their model is the engine's from then on."""
     metrics: list[Metrics] = []
     engine = Engine(opened.ask, limits.queue, lambda *batch: metrics[0].batch(*batch))
     metrics.append(Metrics(lambda: engine.waiting))
-    served = Served(engine.start(), opened.tasks, limits, metrics[0], risk, token, LOOPBACK)
+    served = Served(
+        engine.start(), opened.tasks, limits, metrics[0], risk, token, LOOPBACK, pages_of(opened, examples or {})
+    )
     address, ports, listens = Address(port=0, token=token, drain_seconds=10.0), list[int](), threading.Event()
 
     def listening(port: int) -> None:

@@ -19,8 +19,8 @@ from abmll.errors import AbmllError
 from abmll.question import Question
 from abmll.serving.engine import Busy, Closed, Engine
 from abmll.serving.limits import Limits
-from abmll.serving.opening import Opened
 from abmll.serving.server import Address, read_token
+from abmll.showing.opening import Opened
 from abmll.systems.predict import Answer
 from tests.commands import exit_code
 from tests.everyday import asked, texts, write_asked, write_csv

@@ -21,7 +21,9 @@ from abmll.question import Question
 from abmll.serving.engine import Busy, Closed, Engine
 from abmll.serving.limits import App, Guard, Limits, refusal
 from abmll.serving.metrics import CONTENT_TYPE, Metrics
-from abmll.serving.tasks import Promise, ServedTask
+from abmll.showing.bars import BASE, PROMPT, of_questions
+from abmll.showing.page import render
+from abmll.showing.tasks import Promise, ServedTask
 from abmll.systems.predict import Answer
 
 HEADERS = {
@@ -51,6 +53,15 @@ class ClassifyRequest(BaseModel):
     abstain_below_risk: float | None = Field(
         None, description="Share of wrong answers that is allowed; default: the server's."
     )
+
+
+class BarsRequest(BaseModel):
+    """One row, for the page."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str | None = Field(None, description="Name of the task; not needed where there is one.")
+    row: dict[str, Any]
 
 
 class ClassifiedRow(BaseModel):
@@ -99,6 +110,7 @@ class Served:
         risk: share of wrong answers that is promised where a request does not say; None: nothing is.
         token: that requests must bear; None: none.
         hosts: names that requests may be for; None: any.
+        pages: task -> what the page at `/` says of it; none: there is no page.
     """
 
     engine: Engine
@@ -108,6 +120,7 @@ class Served:
     risk: float | None = None
     token: str | None = field(default=None, repr=False)
     hosts: tuple[str, ...] | None = None
+    pages: Mapping[str, Any] = field(default_factory=dict)
 
     def task(self, name: str | None) -> ServedTask:
         """The task that a request names.
@@ -168,12 +181,11 @@ def _body(shape: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def build_app(served: Served, page: Callable[[], str] | None = None) -> App:
+def build_app(served: Served) -> App:
     """The application, within its limits: POST /v1/classify, GET /v1/models, /health, /metrics, /docs, /openapi.json.
 
     Args:
         served: what it answers with.
-        page: gives the page at `/`; None: there is none.
     """
     app = FastAPI(
         title="abmll",
@@ -218,13 +230,37 @@ def build_app(served: Served, page: Callable[[], str] | None = None) -> App:
     async def docs() -> Response:
         return HTMLResponse(_docs(app.openapi()), headers=HEADERS)
 
-    if page is not None:
-
-        @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-        async def shown() -> Response:
-            return HTMLResponse(page(), headers=HEADERS)
-
+    if served.pages:
+        _add_page(app, served)
     return Guard(app, served.limits, served.token, served.hosts)
+
+
+def _add_page(app: FastAPI, served: Served) -> None:
+    """The page at `/`, which holds no data, and what it asks for."""
+    text = render({"live": True, "tasks": []})
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def shown() -> Response:
+        return HTMLResponse(text, headers=HEADERS)
+
+    @app.get("/v1/page")
+    async def page() -> dict[str, Any]:
+        """What the page says of the tasks."""
+        return {"tasks": list(served.pages.values())}
+
+    @app.post("/v1/bars", openapi_extra=_body(BarsRequest))
+    async def bars(request: Request) -> dict[str, Any]:
+        """What the base, the base with examples in its prompt, and the task say of one row."""
+        asked: BarsRequest = await read_json(request, BarsRequest)
+        task = served.task(asked.model)
+        try:
+            questions = task.questions([asked.row])
+        except AbmllError as error:
+            raise HTTPException(422, str(error)) from None
+        names = [task.name, task.name + BASE]
+        names += [task.name + PROMPT] if served.pages[task.name]["in_prompt"] else []
+        stated = {name: await served.stated(name, questions) for name in names}
+        return of_questions(task, questions, stated)[0]
 
 
 def _questions(task: ServedTask, asked: ClassifyRequest, most: int) -> list[Question]:

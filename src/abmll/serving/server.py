@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,9 @@ from abmll.serving.app import Served, build_app
 from abmll.serving.engine import Engine
 from abmll.serving.limits import LOOPBACK, Limits
 from abmll.serving.metrics import Metrics
-from abmll.serving.opening import ToServe, open_tasks
+from abmll.showing.bars import add_speakers, find_examples
+from abmll.showing.opening import Opened, ToServe, open_tasks
+from abmll.showing.page import live_page
 
 TOKEN_VARIABLE = "ABMLL_SERVE_TOKEN"
 SHORTEST_TOKEN = 16
@@ -162,6 +164,8 @@ def serve_run(
     address: Address,
     limits: Limits,
     listening: Callable[[int], None] = lambda port: None,
+    *,
+    page: bool = True,
 ) -> None:
     """Serve saved tasks until a signal asks to stop; then what was asked already is answered.
 
@@ -170,6 +174,7 @@ def serve_run(
         address: where.
         limits: what is let in.
         listening: hears of the port, once requests can come.
+        page: there is a page at `/`, which asks the base model, too.
 
     Raises:
         AbmllError: as `open_tasks`; or nothing can listen there.
@@ -177,17 +182,32 @@ def serve_run(
     if limits.queue < limits.rows:
         raise AbmllError(f"--queue {limits.queue}: is less than the rows of one request, --rows {limits.rows}")
     opened = open_tasks(asked)
+    pages = pages_of(opened, asked.examples) if page else {}
     metrics: list[Metrics] = []
     engine = Engine(opened.ask, limits.queue, lambda *batch: metrics[0].batch(*batch))
     metrics.append(Metrics(lambda: engine.waiting))
     hosts = LOOPBACK if address.is_loopback else None
-    served = Served(engine.start(), opened.tasks, limits, metrics[0], asked.risk, address.token, hosts)
+    served = Served(engine.start(), opened.tasks, limits, metrics[0], asked.risk, address.token, hosts, pages)
     server = make_server(served, address, listening)
     try:
         with bound(address) as listener:
             server.run(sockets=[listener])
     finally:
         engine.close(0.0 if server.force_exit else address.drain_seconds)
+
+
+def pages_of(opened: Opened, files: Mapping[str, Path]) -> dict[str, Any]:
+    """What the page at `/` says of each task; the base can be asked from now on, too.
+
+    Raises:
+        AbmllError: a file of examples is bad, or is not what the task was adapted to.
+    """
+    pages = {}
+    for name, task in opened.tasks.items():
+        examples = find_examples(task, files.get(name))
+        add_speakers(opened, task, examples.shown)
+        pages[name] = live_page(task, examples)
+    return pages
 
 
 def make_server(served: Served, address: Address, listening: Callable[[int], None]) -> Server:

@@ -44,6 +44,11 @@ def serve(
             metavar="[TASK=]FILE",
         ),
     ] = None,
+    examples: Annotated[
+        list[str] | None,
+        typer.Option(help="The labelled rows that a task was adapted to, for the page at /.", metavar="[TASK=]FILE"),
+    ] = None,
+    page: Annotated[bool, typer.Option(help="Whether there is a page at /, which asks the base model, too.")] = True,
     rows: Annotated[int, typer.Option(min=1, help="Most rows of a request.")] = 1024,
     body: Annotated[int, typer.Option(min=1024, help="Most bytes of a request.")] = 4 << 20,
     queue: Annotated[int, typer.Option(min=1, help="Most rows that wait, of all requests.")] = 8192,
@@ -54,22 +59,22 @@ def serve(
     """Serve saved tasks over HTTP: POST rows, get probabilities, confidence, and what is promised of them.
 
     POST /v1/classify takes {"model": TASK, "input": [texts]} or {"model": TASK, "rows": [rows]}; /docs describes it.
-    Several tasks share the base model. Answers are those of `abmll predict`. SIGTERM: what was asked is answered, then
-    it ends. docs/serving.md has more.
+    Several tasks share the base model; / has a page to try them. Answers are those of `abmll predict`. SIGTERM: what
+    was asked is answered, then it ends. docs/serving.md has more.
 
     Example: `abmll serve runs/mine --task mytask`
     """
     if abstain_below_risk is not None:
         check_share("--abstain-below-risk", abstain_below_risk)
     values = parse_overrides(overrides or [])
-    pilots = _pilots(pilot or [], task)
+    pilots, shown = _files("--pilot", pilot or [], task), _files("--examples", examples or [], task)
     for variable, count in KERNELS.items():  # before torch is imported, which reads them
         os.environ.setdefault(variable, count)
 
     with quick_imports():
         from abmll.serving.limits import Limits  # after the arguments
-        from abmll.serving.opening import ToServe  # after the arguments
         from abmll.serving.server import Address, read_token, serve_run  # after the arguments
+        from abmll.showing.opening import ToServe  # after the arguments
 
     address = Address(host, port, read_token(token_file), drain)
     limits = Limits(body, rows, queue, rate, seconds=timeout)
@@ -79,19 +84,20 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         say(f"Listening: http://{shown}:{at} ({', '.join(task)})")
 
-    serve_run(ToServe(run, task, abstain_below_risk, pilots, values), address, limits, listening)
+    asked = ToServe(run, task, abstain_below_risk, pilots, shown, values)
+    serve_run(asked, address, limits, listening, page=page)
     say("Stopped")
 
 
-def _pilots(given: list[str], tasks: list[str]) -> dict[str, Path]:
-    """--pilot: of a task, or of the one that there is."""
+def _files(option: str, given: list[str], tasks: list[str]) -> dict[str, Path]:
+    """Files of tasks by name, or of the one that there is."""
     found: dict[str, Path] = {}
     for text in given:
         name, is_named, file = text.partition("=")
         if not is_named and len(tasks) == 1:
             name, file = tasks[0], text
         if not file or name in found:
-            raise AbmllError(f"--pilot {text}: expected TASK=FILE, once for each task")
+            raise AbmllError(f"{option} {text}: expected TASK=FILE, once for each task")
         existing(Path(file))
         found[name] = Path(file)
     return found

@@ -15,7 +15,7 @@ from abmll.everyday.predict import PILOT
 from abmll.everyday.session import Session, open_run, with_task
 from abmll.everyday.shipped import find_run
 from abmll.question import Question
-from abmll.serving.tasks import ServedTask, read_served, take_held_back
+from abmll.showing.tasks import ServedTask, read_served, take_held_back
 from abmll.systems.predict import Answer
 
 
@@ -28,6 +28,7 @@ class ToServe:
         tasks: names of saved tasks.
         risk: share of wrong answers that is promised where a request does not say; None: nothing is.
         pilots: task -> file of rows without labels, whose confidences fix the thresholds that are tested.
+        examples: task -> file of the labelled rows that it was adapted to, for the page.
         overrides: values laid on the configuration.
     """
 
@@ -35,6 +36,7 @@ class ToServe:
     tasks: Sequence[str]
     risk: float | None = None
     pilots: Mapping[str, Path] = field(default_factory=dict)
+    examples: Mapping[str, Path] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -89,8 +91,9 @@ def open_tasks(asked: ToServe) -> Opened:
         raise AbmllError(f"{folder}: no task to serve; --task NAME says which")
     if repeated := [name for name in asked.tasks if asked.tasks.count(name) > 1]:
         raise AbmllError(f"--task {repeated[0]}: is given twice")
-    if strange := set(asked.pilots) - set(asked.tasks):
-        raise AbmllError(f"--pilot {min(strange)}=...: is no task that is served")
+    for option, files in (("--pilot", asked.pilots), ("--examples", asked.examples)):
+        if strange := set(files) - set(asked.tasks):
+            raise AbmllError(f"{option} {min(strange)}=...: is no task that is served")
     tasks = {name: read_served(folder, name, asked.overrides) for name in asked.tasks}
     pilots = {name: read_unlabelled(file, tasks[name].layout) for name, file in asked.pilots.items()}
     speakers: dict[str, Put] = {
