@@ -8,7 +8,6 @@ size, read once a tenth of the rows is answered and at the end.
 """
 
 import argparse
-import csv
 import http.client
 import json
 import os
@@ -39,14 +38,13 @@ def texts(count: int, seed: int) -> list[tuple[str, str]]:
     out = []
     for number in range(count):
         word, label = (("sun", "good"), ("rain", "bad"))[number % 2]
-        places = " and ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 24)))
+        places = " and ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 6)))
         out.append((f"the {word} is over the {places}, note {seed} {number}", label))
     return out
 
 
-def write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def abmll(*words: str) -> None:
@@ -56,8 +54,8 @@ def abmll(*words: str) -> None:
 def expected_of(run: str, task: str, rows: list[str]) -> np.ndarray:
     """What `abmll predict` says of each row."""
     with tempfile.TemporaryDirectory() as folder:
-        source, out = Path(folder) / "rows.csv", Path(folder) / "out.jsonl"
-        write_csv(source, ["text"], [[text] for text in rows])
+        source, out = Path(folder) / "rows.jsonl", Path(folder) / "out.jsonl"
+        write_rows(source, [{"text": text} for text in rows])
         abmll("predict", run, str(source), "--task", task, "-o", str(out))
         found = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     return np.array([[row["p_bad"], row["p_good"]] for row in found])
@@ -67,8 +65,8 @@ def adapt_if_missing(run: str, task: str) -> None:
     folder = next((p for p in (Path(run), Path("runs") / run) if (p / "tasks" / task).is_dir()), None)
     if folder is None:
         with tempfile.TemporaryDirectory() as where:
-            source = Path(where) / "labelled.csv"
-            write_csv(source, ["text", "label"], [list(row) for row in texts(40, seed=1)])
+            source = Path(where) / "labelled.jsonl"
+            write_rows(source, [{"text": text, "label": label} for text, label in texts(40, seed=1)])
             abmll("adapt", run, str(source), "--save", task, "--no-check")
 
 

@@ -89,7 +89,7 @@ def test_the_slider_is_the_promise(home: Path, page: str) -> None:
     assert slider[4] == {"risk": 0.05, "promised": False, "needs": 45, "has": 26}
 
 
-def test_what_users_wrote_ends_no_element_and_no_address_is_in_it(home: Path) -> None:
+def test_trust_46_what_users_wrote_ends_no_element_and_no_address_is_in_it(home: Path) -> None:
     rows = write_csv(home / "attack.csv", ["text"], [[ATTACK], ["the rain is over the garden"]])
     text, count = make_page(PageRequest(home / "runs" / "mine", "t", rows=rows))
     assert count == 2

@@ -282,7 +282,7 @@ def test_size_rate_and_queue_are_limited(home: Path) -> None:
             assert b" 413 " in connection.recv(999).partition(b"\r\n")[0]
 
 
-def test_without_the_token_nothing_is_told(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_trust_47_without_the_token_nothing_is_told(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with serving(opened_in(home, "t"), token=TOKEN) as client:
         for path in ("/v1/models", "/metrics", "/docs", "/openapi.json", "/nothing"):
             assert client.ask("GET", path)[0] == 401

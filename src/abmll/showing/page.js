@@ -28,7 +28,8 @@ const bar = p => {
 
 function drawSystem(name, p, order) {
   const table = element("table", undefined, name), best = p.indexOf(Math.max(...p));
-  table.append(element("caption", NAMES[name]));
+  const none = name === "scaled" && !task.temperature ? " (none was learned)" : "";
+  table.append(element("caption", NAMES[name] + none));
   const body = element("tbody");
   for (const k of order.slice(0, MOST)) {
     const row = element("tr"), head = element("th", question.choices[k]), cell = element("td");
@@ -129,8 +130,8 @@ function pick(number) {
   const last = task.questions.length - 1;
   number = Math.min(last, Math.max(0, number));
   $("pick").value = String(number);
-  $("back").disabled = number === 0;
-  $("on").disabled = number === last;
+  $("back").setAttribute("aria-disabled", String(number === 0));
+  $("on").setAttribute("aria-disabled", String(number === last));
   question = task.questions[number];
   draw();
   if (!question.bars) ask(question.row, question);
