@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTHON ?= python3
 
-.PHONY: quickstart test setup lint types unit soak mutants oracles release lock docs lm-eval fuzz audit shipped synthetic clean help
+.PHONY: quickstart test setup lint types unit soak load mutants oracles release lock docs lm-eval fuzz audit shipped synthetic clean help
 
 quickstart: setup  ## set up and run the main job: meta-train and compare on a small real model
 	$(BIN)/abmll compare quickstart
@@ -31,6 +31,9 @@ unit: setup  ## pytest on JOBS processes: neighbours share fixtures, and who is 
 
 soak: setup  ## the long campaigns (kills, signals, damage, memory), about half an hour; writes tests/survival/results
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=.:src $(BIN)/python -m tests.survival.soak
+
+load: setup  ## abmll serve under load: 50 clients, 10,000 rows by SmolLM2; writes benchmarks/results/serving.json
+	OMP_NUM_THREADS=$(JOBS) HF_HUB_OFFLINE=1 PYTHONPATH=.:src $(BIN)/python -m benchmarks.serving --out benchmarks/results/serving.json
 
 shipped: setup  ## make again the adapter that comes with abmll (src/abmll/recipes/shipped.yaml), from nothing
 	rm -rf runs/shipped

@@ -18,7 +18,8 @@ RINGS = (
     {"systems"},
     {"runs", "diagnosis"},
     {"everyday", "report", "exporting", "testing"},
-    {"classifier", "lm_eval", "publishing", "watching"},
+    {"classifier", "lm_eval", "publishing", "showing", "watching"},
+    {"serving"},
     {"cli", "__init__"},
     {"__main__"},
 )
@@ -26,11 +27,11 @@ RING_OF = {room: number for number, rooms in enumerate(RINGS) for room in rooms}
 FOR_ALL = {"errors", "deprecation", "files", "registry"}
 BESIDE = {("calibrators", "metrics")}
 """The one room that knows a neighbour, and which."""
-WORK = ("abmll.cli.work.", "abmll.everyday.", "abmll.watching", "abmll.publishing")
+WORK = ("abmll.cli.work.", "abmll.everyday.", "abmll.watching", "abmll.publishing", "abmll.serving.", "abmll.showing.")
 """What a command does: its own work, or, where there is nothing to print, what Python calls too."""
 EXTRA, DEFERRED = "# optional extra", "# after the arguments"
 """What a line says that imports below module level: an optional package; the work of a command."""
-READS_CONFIG = {"config", "cli", "__init__"}.union(*RINGS[4:8]) - {"report", "exporting"}
+READS_CONFIG = {"config", "cli", "__init__"}.union(*RINGS[4:9]) - {"report", "exporting"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

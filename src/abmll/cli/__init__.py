@@ -15,6 +15,8 @@ COMMANDS = {
     "bases": "List base models known to work well for your own rows: size, licence, languages, what was measured, the "
     "command.",
     "predict": "Predict rows: your own columns, in their order, then prediction, confidence, probabilities and spread.",
+    "serve": "Serve saved tasks over HTTP: POST rows, get probabilities, confidence, and what is promised of them.",
+    "page": "Show what a saved task says as one HTML file: bars beside the base's, and a slider for errors allowed.",
     "watch": "Tell when new labelled answers say that a saved task's promise fails.",
     "score": "Score predictions files; no model is needed.",
     "compare": "Train, adapt and score several systems, and report. Only what is missing is run.",

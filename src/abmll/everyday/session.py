@@ -14,7 +14,7 @@ from abmll.adapters.facts import StoredAdapter
 from abmll.adapters.folder import read_adapter
 from abmll.calibrators import ChoiceRows
 from abmll.calibrators.temperature import PosteriorTemperature
-from abmll.config import RunConfig, check, load_config, merge
+from abmll.config import MethodConfig, PosteriorConfig, RunConfig, check, load_config, merge
 from abmll.errors import AbmllError
 from abmll.everyday.bases import is_untouched
 from abmll.everyday.probe import read_probe, warn_of_other_weights, with_same_tokenizer
@@ -206,6 +206,56 @@ def open_run(
         with closing_on_error(system):
             put_posterior(saved, system)
     return Session(folder, config, system, _steps_in(config, overrides), temperature=temperature)
+
+
+def with_task(session: Session, saved: SavedPosterior, config: RunConfig) -> Session:
+    """The same run on the model that is loaded, with another saved task in the task slot.
+
+    Where the settings are those of now, phi alone is put in; else this session's system is closed and another one takes
+    its place, whose theta plays no part in answers and is not read.
+
+    Args:
+        session: of `open_run`, or of this function.
+        saved: a saved task of the same run.
+        config: its settings, of `settings_of`.
+
+    Raises:
+        AbmllError: it belongs to another base model, or is damaged; no system is left on the base then.
+    """
+    system = session.system
+    if config != session.config:
+        system.close()
+        system = build_system(config, session.base)
+    with closing_on_error(system):
+        use_precision(system, session.folder)
+        put_posterior(saved, system)
+    return Session(session.folder, config, system, session.steps, temperature=temperature_of(saved, config))
+
+
+def with_base(session: Session, config: RunConfig, examples: Sequence[Question] = ()) -> Session:
+    """The base model of a session as it is, or with labelled rows before each question in its prompt.
+
+    Args:
+        session: whose system is closed.
+        config: settings that stay, but for the method and the posterior.
+        examples: as many of them as fit into `prompt_tokens` are shown, in a random order.
+
+    Raises:
+        AbmllError: `likelihood.template=chat`, which has no place for examples.
+    """
+    plain = {"method": MethodConfig(name="pretrained"), "posterior": PosteriorConfig()}
+    config = config.model_copy(update=plain)
+    if examples and config.likelihood.template == "chat":
+        raise AbmllError("likelihood.template=chat has no place for examples; use plain, or a template of your own")
+    if examples:
+        most = replace(session, config=config).prompt_tokens
+        text = config.likelihood.model_copy(update={"max_tokens": most})
+        config = config.model_copy(update={"likelihood": text})
+    session.system.close()
+    system = build_system(config, session.base)
+    order = np.random.default_rng(config.adaptation.seed).permutation(len(examples))
+    system.batcher = replace(system.batcher, examples=tuple(examples[i] for i in order))
+    return Session(session.folder, config, system, session.steps)
 
 
 def temperature_of(saved: SavedPosterior, config: RunConfig) -> TaskTemperature | None:
