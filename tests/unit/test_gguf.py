@@ -12,7 +12,8 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, BloomConfig, BloomForCausalLM
+from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_hf_weights_map
 
 from abmll.errors import AbmllError
 from abmll.models import gguf as cache
@@ -23,6 +24,8 @@ from abmll.models.gguf_parts import GGUFParts, JoinedBytes, find_parts
 from abmll.models.gguf_weights import (
     Destination,
     GGUFModel,
+    _names,
+    _Whole,
     dequantised,
     plan_weights,
     read_config,
@@ -297,3 +300,15 @@ def test_two_processes_at_once_dequantise_once(whole: Path, monkeypatch: pytest.
     other.join()
     assert made == [1]
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kind", ["llama", "bloom"])
+def test_names_are_those_of_transformers_which_asks_every_module(kind: str) -> None:
+    """Of Bloom only the modules inside know all names; of Llama the model itself does, and no module is asked."""
+    bloom = BloomConfig(hidden_size=8, n_layer=1, n_head=2, vocab_size=16)
+    skeleton = tiny_model() if kind == "llama" else BloomForCausalLM(bloom)
+    processor = TensorProcessor(config=skeleton.config.to_dict())
+    found = _names(skeleton, processor)
+    assert found == get_gguf_hf_weights_map(skeleton, processor)
+    by_itself = get_gguf_hf_weights_map(_Whole(skeleton), processor)
+    assert (found == by_itself) == (kind == "llama")
