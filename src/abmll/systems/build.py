@@ -14,6 +14,8 @@ from abmll.errors import AbmllError
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods import method_class
 from abmll.methods.base import Settings
+from abmll.methods.core.local import of_choices
+from abmll.methods.fitted import Fitted
 from abmll.models import LanguageModel, load_model, random_model
 from abmll.models.frozen import pack
 from abmll.models.pretrained import COMMIT
@@ -80,6 +82,8 @@ def build_system(
     text = config.likelihood
     likelihood = ChoiceLikelihood(base.model, text.decided, text.temperature, text.learn_temperature)
     method = method_class(config.method.name)(adapters, likelihood.nll, settings, likelihood.log_temperature)
+    if isinstance(method, Fitted):
+        method.local = lambda batch: of_choices(likelihood.scores(batch).log_probabilities, batch.answers)
     kernels.use(config.engine.kernels)
     pack(base.model, config.engine.packed)
     graphs = Graphs(base.device, capture=config.engine.capture, most=config.engine.captured)
