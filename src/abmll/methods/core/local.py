@@ -11,13 +11,13 @@ LEAST = 1e-12
 
 
 class Local(NamedTuple):
-    r"""log p of B questions as a function of their K outputs f, to second order.
+    r"""log p of B questions as a function of their K outputs, to second order.
 
     With the gradient $L t$ and the Fisher information $L L^\top$ in place of the Hessian a question has, up to a
-    constant, $\log p(f + d) = -\tfrac12 |L^\top d - t|^2$: D standard normal observations t of $L^\top d$.
+    constant, $\log p(\text{outputs} + d) = -\tfrac12 |L^\top d - t|^2$: D standard normal observations t of $L^\top d$.
 
     Attributes:
-        outputs: f, with their graph.
+        outputs: where it is made, with their graph.
         root: L, float64.
         target: t, float64.
         nll: -log p of each question as it is.
@@ -29,20 +29,21 @@ class Local(NamedTuple):
     nll: Float[Tensor, " B"]
 
 
-def of_choices(f: Float[Tensor, "B K"], answers: Int[Tensor, " B"]) -> Local:
-    """The categorical likelihood of right choices, of which f are the log-probabilities; D = K - 1.
+def of_choices(outputs: Float[Tensor, "B K"], answers: Int[Tensor, " B"]) -> Local:
+    """The categorical likelihood of right choices, of which these are the log-probabilities; D = K - 1.
 
     Args:
-        f: log-probabilities of the choices, with their graph; -inf where a question has fewer.
+        outputs: log-probabilities of the choices, with their graph; -inf where a question has fewer.
         answers: number of the right choice of each question.
     """
-    p, there = f.detach().double().exp(), f.detach().isfinite()
+    f = outputs.detach()
+    p, there = f.double().exp(), f.isfinite()
     p = torch.where(there, p.clamp_min(LEAST), 0)
     p = p / p.sum(-1, keepdim=True)
     root = multinomial_root(p)
     right = torch.nn.functional.one_hot(answers, f.shape[1]).to(p)
-    nll = -f.detach().double().gather(1, answers[:, None])[:, 0]
-    return Local(f, root, _solved(root, right - p), nll)
+    nll = -f.double().gather(1, answers[:, None])[:, 0]
+    return Local(outputs, root, _solved(root, right - p), nll)
 
 
 def multinomial_root(p: Float[Tensor, "B K"]) -> Float[Tensor, "B K D"]:

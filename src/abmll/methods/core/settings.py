@@ -21,8 +21,8 @@ class CoreSettings(Settings):
         variances: V that EM learns: of `each` number, of each `layer`, or none (`frozen` at the start: a control).
         mean_rate: part of the way to a task's mean of R that the prior's mean goes.
         variance_rate: the same of V, on the way to the M step's value.
-        precision_prior_shape: a0, shape of the Gamma prior of 1 / V.
-        precision_prior_rate: b0, its rate.
+        precision_prior_shape: shape of the Gamma prior of 1 / V.
+        precision_prior_rate: its rate.
         prior_tasks: training tasks that this prior is weighed against.
         outer_draws: draws of R at which B and A take their gradient; 0: at its mean.
         train_factors: False leaves B and A as they are.
