@@ -17,6 +17,7 @@ from abmll.errors import AbmllError, NonFiniteError
 from abmll.kernels.noise import derived_key
 from abmll.methods.core import CoreABMLL
 from abmll.methods.core.gaussian import CoreGaussian, posterior_mean
+from abmll.methods.core.jacobian import CoreGradients
 from abmll.methods.core.local import Local, multinomial_root, of_choices
 from abmll.systems.build import build_system
 from abmll.systems.plans import AdaptationPlan, PredictionPlan
@@ -331,14 +332,27 @@ def test_linearised_answers_are_the_mean_where_nothing_is_uncertain_and_vary_by_
     wide = adapted(core_system(posterior={"answers": "linearised", "samples": 20_000}, core_std=3.0))
     question = TASKS[0].train[8]
     count = len(question.choices)
-    eye = torch.eye(count)[None]
-    _, rows = method_of(wide).linearised(wide.batcher.batch([question]), eye)
-    expected = rows[0].double() @ posterior_of(wide).found.dense() @ rows[0].double().T
+    gradients = CoreGradients(list(wide.method.adapters.layers.values()))
+    batch = wide.batcher.batch([question])
+    with gradients.listening():
+        f = wide.likelihood.scores(batch).log_probabilities
+        rows = gradients.rows(f, torch.eye(count)[None], batch)[0].double()
+    expected = rows @ posterior_of(wide).found.dense() @ rows.T
     ((_, draws),) = posterior_of(wide).draw_by_batch([question], PredictionPlan("weight", 3, 4096), ("x",))
     scores = np.log(np.concatenate([table for table, _ in draws]))
     scores -= scores.mean(1, keepdims=True)
     centring = np.eye(count) - 1 / count
     np.testing.assert_allclose(np.cov(scores.T), centring @ expected.numpy() @ centring, rtol=0.06, atol=1e-6)
+
+
+def test_linearised_answers_do_not_depend_on_the_batch() -> None:
+    system = adapted(core_system(posterior={"answers": "linearised", "samples": 50}))
+    rows = (*TASKS[0].train[8:11], *TASKS[1].train[:2])
+    plan = PredictionPlan("weight", 1, 4096)
+    together = [row.probabilities for row in system.predict(rows, plan)]
+    alone = [system.predict([row], plan)[0].probabilities for row in rows]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
 
 
 def test_permuted_variances_are_the_same_numbers_and_phi_stays(tmp_path: Path) -> None:

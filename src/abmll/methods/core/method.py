@@ -142,15 +142,12 @@ class CoreABMLL(Fitted):
         rows = rows.double().flatten(0, 1)
         return _Sites(rows, local.target.flatten() + rows @ mean, local.nll.sum())
 
-    def linearised(
-        self, batch: ChoiceBatch, directions: Float[Tensor, "B K D"] | None = None
-    ) -> tuple[Local, Float[Tensor, "B D P"]]:
-        """The likelihood near phi, and gradients by the cores; directions of outputs are the root's unless given."""
+    def linearised(self, batch: ChoiceBatch) -> tuple[Local, Float[Tensor, "B D P"]]:
+        """The likelihood near phi, and gradients by the cores of the root's combinations of outputs."""
         gradients = CoreGradients(list(self.adapters.layers.values()))
         with torch.enable_grad(), gradients.listening():
             local = self.local(batch)
-            chosen = local.root if directions is None else directions
-            rows = gradients.rows(local.outputs, chosen, batch)
+            rows = gradients.rows(local.outputs, local.root, batch)
         return local, rows
 
     def outer_gradient(self, query: Sequence[ChoiceBatch], key: Int[Tensor, ""]) -> Terms | None:

@@ -11,6 +11,7 @@ from abmll.errors import AbmllError
 from abmll.kernels.noise import noise_key, normal
 from abmll.methods.core import CoreABMLL
 from abmll.methods.core.gaussian import CoreGaussian
+from abmll.methods.core.jacobian import CoreGradients
 from abmll.methods.noise import Coordinates, prediction_keys
 from abmll.process.stopping import stop_if_asked
 from abmll.question import Question
@@ -21,6 +22,8 @@ from abmll.systems.predict import Draw
 from abmll.training.finite import no_answers
 from abmll.training.inner import fit_rows
 
+TOGETHER = 16
+"""Questions of a forward pass whose answers are linearised."""
 _PARTS = ("mean", "variance", "rows")
 
 
@@ -95,39 +98,48 @@ class Core(FactorDraws):
     def draw_by_batch(
         self, questions: Sequence[Question], plan: PredictionPlan, coordinates: Coordinates
     ) -> Iterator[tuple[list[int], list[Draw]]]:
-        """By draws of factors; or each question by itself, with a backward pass for each choice."""
+        """By draws of factors; or linearised, with a backward pass for each choice."""
         if self.settings.answers == "draws":
             yield from super().draw_by_batch(questions, plan, coordinates)
             return
         (key,) = prediction_keys(coordinates, 1)
-        shared, theta, phi = self.method.adapters.parameters("shared", "mean"), [], copied(self.parameters)
-        theta = copied(shared)
+        shared = self.method.adapters.parameters("shared", "mean")
+        theta, phi = copied(shared), copied(self.parameters)
         try:
             put(shared, self._factors)  # those of the posterior, by which gradients go
             put(self.parameters, self._lora(self.found.mean))
-            for place, question in enumerate(questions):
+            step = 1 if self.parts.batcher.encoder.premise is not None else TOGETHER
+            for start in range(0, len(questions), step):
                 stop_if_asked()
-                yield [place], self._linearised(question, key)
+                places = list(range(start, min(start + step, len(questions))))
+                yield places, self._linearised([questions[place] for place in places], key)
         finally:
             put(shared, theta)
             put(self.parameters, phi)
 
-    def _linearised(self, question: Question, key: int) -> list[Draw]:
-        batch, count = self.parts.batcher.batch([question]), len(question.choices)
-        scores = self.parts.likelihood.scores(batch)
-        each = torch.eye(scores.log_probabilities.shape[1], device=scores.log_probabilities.device)[None, :, :count]
-        local, rows = self.method.linearised(batch, each)
-        f, covariance = local.outputs.detach()[0, :count].double(), self.found.covariance(rows[0].double())
-        values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)
-        places = torch.arange(self.settings.samples, device=f.device)
-        noise = normal(noise_key("core", key), count, places, layer=0).to(f)
-        tables = (f + noise @ (vectors * values.clamp_min(0).sqrt()).mT).softmax(-1)
+    def _linearised(self, questions: Sequence[Question], key: int) -> list[Draw]:
+        """Of some questions, whose cores' gradients one forward pass gives, and a backward pass for each choice."""
+        method, likelihood, batcher, _, _ = self.parts
+        batch, gradients = batcher.batch(questions), CoreGradients(list(method.adapters.layers.values()))
+        with torch.enable_grad(), gradients.listening():
+            scores = likelihood.scores(batch)
+            choices = torch.eye(batch.lengths.shape[1], device=batch.lengths.device)
+            rows = gradients.rows(scores.log_probabilities, choices.expand(len(questions), -1, -1), batch)
+        f, there = scores.log_probabilities.detach().double(), batch.choice_mask
+        rows = torch.where(there[..., None], rows, 0).double()
+        noise = normal(noise_key("core", key), f.shape[1], torch.arange(self.settings.samples, device=f.device), 0)
+        drawn = torch.stack([self._scores(rows_of_one, noise.to(f)) for rows_of_one in rows], dim=1)
+        tables = (f + drawn).softmax(-1)
         if not bool(tables.isfinite().all()):
-            raise no_answers([question], self.method.adapters)
-        raw = None
-        if scores.vocabulary is not None:
-            raw = scores.vocabulary.detach()[:, :count].double().exp().cpu().numpy()
-        return [(table[None], raw) for table in tables.cpu().numpy()]
+            raise no_answers(list(questions), method.adapters)
+        raw = None if scores.vocabulary is None else scores.vocabulary.detach().double().exp().cpu().numpy()
+        return [(table, raw) for table in tables.cpu().numpy()]
+
+    def _scores(self, rows: Float[Tensor, "K P"], noise: Float[Tensor, "S K"]) -> Float[Tensor, "S K"]:
+        """What draws of a question's scores add to them; the same standard normals for every question."""
+        covariance = self.found.covariance(rows)
+        values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)
+        return noise @ (vectors * values.clamp_min(0).sqrt()) @ vectors.mT  # the one symmetric root: no sign is free
 
     def state(self) -> dict[str, Tensor]:
         """m, V, the observations' rows, and theta's factors."""
