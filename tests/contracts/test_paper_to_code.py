@@ -146,7 +146,7 @@ def rates_in_words() -> list[str]:
     of: dict[str, Any] = {name: resolve_settings(name) for name in METHODS}
     assert (of["lora"].inner_lr, of["lora"].outer_lr) == (of["structured"].inner_lr, of["structured"].outer_lr)
     assert of["reptile"].outer_schedule == "linear"
-    adamw = ["fomaml", "meta-sgd", "anil", "maml", "maml-en-llm", "imaml"]
+    adamw = ["fomaml", "core", "meta-sgd", "anil", "maml", "maml-en-llm", "imaml"]
     assert [name for name, s in of.items() if s.outer_optimizer == "adamw"] == adamw
     assert {(of[name].inner_lr, of[name].outer_lr) for name in ("fomaml", "meta-sgd", "anil")} == {(1.2e-3, 3.7e-5)}
     difference = "SGD on $\\theta - \\phi$"

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from abmll.errors import AbmllError, unknown_name
 from abmll.methods.abmll import ABMLL
 from abmll.methods.base import Group, Method, Settings, Terms
+from abmll.methods.core import CoreABMLL
 from abmll.methods.first_order import FOMAML
 from abmll.methods.lora import LoRA, Pretrained, Reptile, StructuredLoRA
 from abmll.methods.rivals.anil import ANIL
@@ -48,6 +49,7 @@ METHODS: Registry[type[Method]] = Registry(
         "reptile": Reptile,
         "fomaml": FOMAML,
         "abmll": ABMLL,
+        "core": CoreABMLL,
         "metaicl": MetaICL,
         "meta-sgd": MetaSGD,
         "anil": ANIL,

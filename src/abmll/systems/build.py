@@ -14,6 +14,8 @@ from abmll.errors import AbmllError
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods import method_class
 from abmll.methods.base import Method, Settings
+from abmll.methods.core.local import of_choices
+from abmll.methods.fitted import Fitted
 from abmll.models import LanguageModel, count_parameters, load_model, load_skeleton, random_model
 from abmll.models.frozen import pack
 from abmll.models.load import choose_device, choose_dtype, load_sharded, random_sharded
@@ -138,6 +140,8 @@ def build_system(
     text = config.likelihood
     likelihood = ChoiceLikelihood(base.model, text.decided, text.temperature, text.learn_temperature)
     method = method_class(config.method.name)(adapters, likelihood.nll, settings, likelihood.log_temperature)
+    if isinstance(method, Fitted):
+        method.local = lambda batch: of_choices(likelihood.scores(batch).log_probabilities, batch.answers)
     kernels.use(config.engine.kernels)
     spread = passes_of(base.model) is not None
     if spread:

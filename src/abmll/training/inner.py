@@ -11,6 +11,7 @@ from torch import Tensor
 from abmll.adapters.layer import AdapterSet
 from abmll.errors import NonFiniteError
 from abmll.methods.base import Method, Terms, backward_by_share
+from abmll.methods.fitted import Fitted
 from abmll.methods.noise import StepCoordinates, step_key
 from abmll.process.stopping import stop_if_asked
 from abmll.prompts.batches import ChoiceBatch
@@ -58,7 +59,7 @@ def inner_steps(
     factor: float | Sequence[float] = 1.0,
     graphs: Graphs | None = None,
 ) -> list[Terms]:
-    """One gradient step on phi for each batch; theta is untouched.
+    """One gradient step on phi for each batch, or what stands for them (`Fitted`); theta is untouched.
 
     On CUDA a step is captured and replayed, so it cannot stop in its middle: the optimizer itself skips an update by
     what is not finite and those after it, and the end of the steps raises.
@@ -80,6 +81,8 @@ def inner_steps(
         NonFiniteError: before the update that a non-finite loss or gradient would have made.
         Stopped: between two steps, if the process was asked to stop.
     """
+    if isinstance(method, Fitted):
+        return fit_rows(method, batcher, batches, coordinates)
     graphs = Graphs(batcher.device, capture=False) if graphs is None else graphs
     factors = [factor] * len(batches) if isinstance(factor, float) else list(factor)
     optimizer.set_rates(factors[0] if factors else 1.0)
@@ -171,3 +174,50 @@ def _error(what: str, batch: FailedBatch, adapters: AdapterSet) -> NonFiniteErro
         f"Lower the learning rates, or look at these questions; {dtype_advice(adapters.base_dtype)}",
         batch,
     )
+
+
+def fit_rows(
+    method: Fitted, batcher: Batcher, batches: Sequence[Sequence[Question]], coordinates: StepCoordinates
+) -> list[Terms]:
+    """Make phi from the rows of all batches, each of which counts once whatever batches it is in.
+
+    Raises:
+        NonFiniteError: a number of the posterior is NaN or infinite; phi is not to be used then.
+        Stopped: before, if the process was asked to stop.
+    """
+    stop_if_asked()
+    blocks = [batch for batch in _once(batches) if batch]
+    if not blocks:
+        return []
+    if method.rows_at_once == "all":
+        blocks = [[question for batch in blocks for question in batch]]
+    terms = method.fit([_made(batcher, block) for block in blocks])
+    numbers = [part.detach().double().reshape(()) for each in terms for part in each.losses]
+    if not bool(torch.stack(numbers).isfinite().all()):
+        asked = tuple(question for block in blocks for question in block)
+        raise NonFiniteError(
+            f"the posterior of the cores is not finite (questions {', '.join(q.id for q in asked)}); nothing was "
+            "updated. Lower method.core_std and method.outer_lr, or look at these questions; "
+            f"{dtype_advice(method.adapters.base_dtype)}",
+            FailedBatch(asked, (*coordinates, 0)),
+        )
+    return terms
+
+
+def _once(batches: Sequence[Sequence[Question]]) -> list[list[Question]]:
+    """The batches without the questions that were in an earlier one."""
+    seen: set[Question] = set()
+    out = []
+    for batch in batches:
+        new = [question for question in dict.fromkeys(batch) if question not in seen]
+        seen.update(new)
+        out.append(new)
+    return out
+
+
+def _made(batcher: Batcher, questions: Sequence[Question]) -> list[ChoiceBatch]:
+    """Batches of questions; those that share a premise's row with others are batches of their own."""
+    made = batcher(questions)
+    if any(batch.premises for batch in made):
+        return [batcher.batch([question]) for question in questions]
+    return made

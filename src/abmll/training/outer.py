@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from abmll.methods.base import Method, Terms
+from abmll.methods.fitted import Fitted
 from abmll.methods.noise import StepCoordinates, step_key
 from abmll.prompts.batches import ChoiceBatch
 from abmll.question import Question
@@ -16,6 +17,7 @@ from abmll.training.inner import as_values, clear, not_finite, terms_of
 from abmll.training.optimizers import GroupOptimizer
 
 NOT_CAPTURED = "it goes back through the inner steps, and captured steps have no gradients of gradients"
+READS_FIT = "it reads the posterior of a task, which is not in the memory that captured steps go by"
 READS_TASKS = "it reads the weights of every task, which are not in the memory that captured steps go by"
 
 
@@ -46,7 +48,9 @@ def add_outer_gradient(
     temperature = {id(p): p.grad for p in method.temperature}  # left by the last inner step
     step = partial(_gradient, method, outer.parameters, totals, share)
     name = f"outer gradient {id(outer)} {share}"
-    if graphs.capture and (method.inner_taken is not None or method.keeps_tasks):
+    if graphs.capture and isinstance(method, Fitted):
+        graphs.fallbacks[name] = READS_FIT
+    elif graphs.capture and (method.inner_taken is not None or method.keeps_tasks):
         graphs.fallbacks[name] = READS_TASKS if method.keeps_tasks else NOT_CAPTURED
     outputs = graphs.run(name, step, batcher(query) if query else [], step_key(coordinates))
     for parameter, total in zip(outer.parameters, totals, strict=True):

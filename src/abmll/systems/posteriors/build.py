@@ -5,6 +5,7 @@ from typing import Any
 from abmll.systems.posteriors.base import Parts, Posterior
 from abmll.systems.posteriors.blob import BLoB
 from abmll.systems.posteriors.cores.c_lora import CLoRA
+from abmll.systems.posteriors.cores.core import Core
 from abmll.systems.posteriors.cores.scalabl import ScalaBL
 from abmll.systems.posteriors.ensemble import Ensemble
 from abmll.systems.posteriors.ivon import IVON
@@ -22,6 +23,7 @@ POSTERIORS: dict[str, type[Posterior]] = {
     "blob": BLoB,
     "scalabl": ScalaBL,
     "c-lora": CLoRA,
+    "core": Core,
 }
 """Every posterior that `posterior.name` can be, besides `none`."""
 

@@ -210,6 +210,24 @@ class CLoRASettings(PosteriorSettings):
     kl_weight: float = Field(1e-6 / 65, ge=0)  # published, and multiplied by BLoB's weights besides, which are below 1
 
 
+class CoreSettings(PosteriorSettings):
+    """Settings of what `method.name: core` answers by.
+
+    Attributes:
+        answers: by `draws` of the cores, each a LoRA, as many as `adaptation.samples`; or `linearised`, by draws of
+            scores that are linear in the cores.
+        samples: draws of the scores, where they are linearised.
+        variances: the prior's V as it was `learned`; or controls, for which the examples are fitted to again:
+            `permuted`, the same numbers shuffled among all cores' entries, and `pooled`, their geometric mean for all.
+        permutation: number of the shuffle.
+    """
+
+    answers: Literal["draws", "linearised"] = "draws"
+    samples: int = Field(1000, ge=1)
+    variances: Literal["learned", "permuted", "pooled"] = "learned"
+    permutation: int = Field(0, ge=0)
+
+
 SETTINGS: dict[str, type[PosteriorSettings]] = {
     "laplace": LaplaceSettings,
     "tfb": TFBSettings,
@@ -219,6 +237,7 @@ SETTINGS: dict[str, type[PosteriorSettings]] = {
     "blob": BLoBSettings,
     "scalabl": ScalaBLSettings,
     "c-lora": CLoRASettings,
+    "core": CoreSettings,
 }
 """Every posterior that `posterior.name` can be, besides `none`."""
 
