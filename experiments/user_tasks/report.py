@@ -47,19 +47,28 @@ def with_tables(text: str, results: Mapping[str, Any]) -> str:
     before, _, rest = text.partition(START)
     names = sorted(results["sets"], key=lambda name: (name != NEW, name))
     sets = sorted({name for of_system in results["sets"].values() for name in of_system})
-    lines = ["| set |" + "".join(f" `{name}` |" for name in names), "|---|" + "---|" * len(names)]
+    lines = ["| set |" + "".join(f" {label(name)} |" for name in names), "|---|" + "---|" * len(names)]
     lines += [f"| {one} |" + "".join(f" {_cell(results['sets'][name].get(one))} |" for name in names) for one in sets]
     lines += [
         "",
         "| system | against | NLL | standard error | sets with a lower NLL | accuracy |",
         "|---|---|---|---|---|---|",
     ]
-    for key, what in (("against_new", "`new`"), ("against_questions", "`.questions`")):
+    for key, what in (("against_new", "new"), ("against_questions", "questions alone")):
         for name, row in results[key].items():
             wins = f"{row['sets_with_lower_nll']} of {row['sets']}"
             numbers = f"{row[PRIMARY]:+.3f} | {row['standard_error']:.3f} | {wins} | {row['accuracy']:+.3f}"
-            lines.append(f"| `{name}` | {what} | {numbers} |")
+            lines.append(f"| {label(name)} | {what} | {numbers} |")
     return before + START + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
+
+
+def label(name: str) -> str:
+    """What a system is called in tables.
+
+    >>> label("reptile.own"), label("new")
+    ('reptile, own', 'new')
+    """
+    return name.replace(".", ", ")
 
 
 def _cell(scores: Mapping[str, float] | None) -> str:
