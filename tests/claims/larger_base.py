@@ -12,6 +12,7 @@ from tests.claims.numbers import (
     LARGER_ONCE,
     LARGER_SEARCH,
     LARGER_VALIDATION,
+    README,
     RIVALS,
     SEARCHED_LARGER,
     SHOWN,
@@ -120,7 +121,10 @@ def _sentences() -> list[Claim]:
     rates = [Number(LARGER_SEARCH, partial(_first_rung, system=s, trial=n), ".2f") for s, n in places]
     prompt = against(LARGER, "in_context", PRIMARY, "difference", "size")
     found = "found with the base of 135M, are too fast for this one: {}, {} and {} against {}, {} and {} after the"
+    readme = [of(LARGER, system, PRIMARY) for system in ("structured", "reptile", "abmll", "pretrained", "in_context")]
+    ours = "{} with structured LoRA, {} with Reptile and {} with ABMLL, against {} adapted from nothing and {} by its"
     return [
+        Claim(README, ours, tuple(readme)),
         Claim(LARGER_BASE, found, tuple(rates)),
         Claim(LARGER_BASE, "its seeds are {}, {} and {}", tuple(seeds)),
         Claim(LARGER_BASE, "averaged, are below one by {} and {} nats", tuple(ensemble)),

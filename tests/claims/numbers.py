@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from experiments.short_json import read_gzipped
 
 ROOT = Path(__file__).parents[2]
-README, EVIDENCE, EVERYDAY = "README.md", "docs/evidence.md", "docs/everyday.md"
+README, OVERVIEW = "README.md", "docs/overview.md"
+EVIDENCE, EVERYDAY = "docs/evidence.md", "docs/everyday.md"
 UNSEEN_TASKS, TRAINING_TASKS = "docs/evidence/unseen-tasks.md", "docs/evidence/training-tasks.md"
 SETTINGS, STDS, COST = "docs/evidence/settings.md", "docs/evidence/stds.md", "docs/evidence/cost.md"
 DEFAULT, FIRST_RUN = "docs/evidence/default.md", "docs/evidence/first-run.md"

@@ -15,7 +15,7 @@ from tests.claims.numbers import (
     FIRST_FORGETTING,
     FIRST_RUN,
     FORGETTING,
-    README,
+    OVERVIEW,
     SEARCH,
     SEARCHED,
     SHIPPED,
@@ -63,7 +63,7 @@ def forgetting() -> list[Claim]:
         ),
         Claim(COST, "two adapters that fell apart | +{}, +{} |", apart),
         Claim(FIRST_RUN, "the two adapters that fell apart cost {} and {} nats a token.", apart),
-        Claim(README, "Meta-training by choices costs up to {} nats a token on text that is no question", (most,)),
+        Claim(OVERVIEW, "Meta-training by choices costs up to {} nats a token on text that is no question", (most,)),
         Claim(
             EVIDENCE,
             "by {} to {} nats a token with ABMLL and by up to {} with structured LoRA.",

@@ -1,11 +1,11 @@
-"""The second run on the unseen tasks: README.md and the pages on evidence."""
+"""The second run on the unseen tasks: docs/overview.md and the pages on evidence."""
 
 from typing import Any
 
 from tests.claims.numbers import (
     BEFORE,
     LETTERS,
-    README,
+    OVERVIEW,
     SECOND,
     SHOWN,
     STDS,
@@ -24,7 +24,7 @@ SIGNAL = "tasks/bb_movie_recommendation/{}/nll_scaled_over_uniform"
 
 
 def unseen_rows() -> list[Claim]:
-    """The table of README.md and the main one of the evidence."""
+    """The table of docs/overview.md and the main one of the evidence."""
     out = []
     for label, system in (
         ("examples in the prompt", "in_context"),
@@ -38,9 +38,9 @@ def unseen_rows() -> list[Claim]:
     ):
         three = (of(SECOND, system, PRIMARY), of(SECOND, system, "nll"), of(SECOND, system, "accuracy", "%"))
         numbers = (*three, *with_interval(SECOND, system, PRIMARY))
-        out.append(Claim(README, f"| {label} | {{}} | {{}} | {{}} | {SHOWN} |", numbers))
+        out.append(Claim(OVERVIEW, f"| {label} | {{}} | {{}} | {{}} | {SHOWN} |", numbers))
     three = (of(SECOND, "abmll", PRIMARY), of(SECOND, "abmll", "nll"), of(SECOND, "abmll", "accuracy", "%"))
-    out.append(Claim(README, "| ABMLL | {} | {} | {} | |", three))
+    out.append(Claim(OVERVIEW, "| ABMLL | {} | {} | {} | |", three))
     for label, seeds, system, p in (
         ("in context, no training", "none", "in_context", "1"),
         ("fomaml", "5", "fomaml", "1"),

@@ -19,6 +19,7 @@ PAGES = {
     if "_build" not in path.relative_to(DOCS).parts
 }
 RUN_BY = {
+    "overview": "tests/unit/test_python.py",
     "adapters-and-exports": "tests/unit/test_docs_adapters.py",
     "add-a-method": "tests/unit/test_docs_how_to.py",
     "add-a-metric": "tests/unit/test_docs_how_to.py",

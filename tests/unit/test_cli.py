@@ -20,7 +20,9 @@ from tests.everyday import texts, write_csv, write_texts
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = re.findall(r"^    (abmll [^#\n]+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+PAGES = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/overview.md"))
+COMMANDS = re.findall(r"^    (abmll [^#\n]+)", PAGES, re.MULTILINE)
+"""Of the README, then of the page that goes on from it."""
 BASE = "qwen2.5-coder-1.5b"
 """The base that the README speaks of; a tiny one here."""
 SMALL = [

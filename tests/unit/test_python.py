@@ -1,4 +1,4 @@
-"""README's ten lines from Python, as they stand there, and what they say of themselves."""
+"""The ten lines from Python of docs/overview.md, as they stand there, and what they say of themselves."""
 
 import json
 import re
@@ -16,13 +16,13 @@ from abmll.systems.plans import resolve
 from abmll.training.checkpoints import RunDirectory
 from tests.tiny import save_tiny, tiny_tasks
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/overview.md").read_text(encoding="utf-8")
 MODEL = "smollm2-135m-instruct"
 
 
 def ten_lines(model: Path) -> str:
-    """The block of README's section, on another model."""
-    section = README.split("## From Python, in ten lines")[1]
+    """The block of the page's section, on another model."""
+    section = PAGE.split("## From Python, in ten lines")[1]
     block = re.search(r"```python\n(.*?)```", section, re.DOTALL)
     assert block is not None
     assert MODEL in block[1]
