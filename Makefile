@@ -32,7 +32,8 @@ unit: setup  ## pytest on JOBS processes: neighbours share fixtures, and who is 
 soak: setup  ## the long campaigns (kills, signals, damage, memory), about half an hour; writes tests/survival/results
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=.:src $(BIN)/python -m tests.survival.soak
 
-load: setup  ## abmll serve under load: 50 clients, 10,000 rows by SmolLM2; writes benchmarks/results/serving.json
+load: setup  ## abmll serve killed ten times; then 50 clients, 10,000 rows by SmolLM2: benchmarks/results/serving.json
+	ABMLL_KILLS=10 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/pytest tests/survival/test_serving.py
 	OMP_NUM_THREADS=$(JOBS) HF_HUB_OFFLINE=1 PYTHONPATH=.:src $(BIN)/python -m benchmarks.serving --out benchmarks/results/serving.json
 
 shipped: setup  ## make again the adapter that comes with abmll (src/abmll/recipes/shipped.yaml), from nothing

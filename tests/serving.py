@@ -1,7 +1,11 @@
 """A server in this process, on a port of this machine, and clients that ask it over sockets."""
 
+import atexit
+import functools
 import http.client
 import json
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +31,15 @@ ANY = Limits(rate=0.0)
 
 def place_tasks(folder: Path) -> Path:
     """A tiny run with the tasks t (texts, 26 rows held back), draws (other settings) and own (questions)."""
-    place_saved_task(folder)
+    shutil.copytree(_placed(), folder, dirs_exist_ok=True)
+    return folder
+
+
+@functools.cache
+def _placed() -> Path:
+    """Made once in a process; `place_tasks` copies it, but for the base model, which nobody writes to."""
+    folder = place_saved_task(Path(tempfile.mkdtemp(prefix="abmll-serving-")))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     write_asked(folder / "asked.jsonl", asked(20))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -15,16 +15,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import place_saved_task
 from tests.everyday import texts
+from tests.serving import place_tasks
 
 ROWS = [text for text, _ in texts(60, seed=3)]
+KILLS = int(os.environ.get("ABMLL_KILLS", "1"))
+"""Times that a server is killed and started again; `make load` has more."""
 TOKEN = "correct-horse-battery-staple"
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return place_saved_task(tmp_path_factory.mktemp("home"))
+    return place_tasks(tmp_path_factory.mktemp("home"))
 
 
 @contextmanager
@@ -56,10 +58,14 @@ def ask(port: int, rows: list[str]) -> list[list[float]]:
 
 def test_a_stop_answers_what_was_asked_and_a_kill_leaves_nothing_behind(home: Path) -> None:
     before = sorted(path for path in home.rglob("*") if path.is_file())
-    with server(home) as (killed, port):
-        expected = ask(port, ROWS)
-        killed.send_signal(signal.SIGKILL)
-        killed.wait(20)
+    expected: list[list[float]] = []
+    for number in range(KILLS):
+        with server(home) as (killed, port), ThreadPoolExecutor(3) as pool:
+            expected = expected or ask(port, ROWS)
+            asked = [pool.submit(ask, port, ROWS) for _ in range(3)] if number % 2 else []
+            killed.send_signal(signal.SIGKILL)  # every other time in the middle of answers
+            killed.wait(20)
+            assert all(future.exception() or future.result() == expected for future in asked)
     with server(home) as (stopped, port), ThreadPoolExecutor(6) as pool:
         assert ask(port, ROWS) == expected
         waiting = [pool.submit(ask, port, ROWS) for _ in range(6)]

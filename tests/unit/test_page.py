@@ -172,7 +172,7 @@ def test_answers_are_the_tasks_own_again_after_the_base_was_asked(client: Client
 
 
 def test_a_builtin_task_knows_its_rows_by_itself(home: Path, abmll: Command) -> None:
-    assert abmll("adapt runs/mine builtin:occupations --save known --no-check")[0] == 0
+    assert abmll("adapt runs/mine builtin:occupations --save known --no-check adaptation.steps=1")[0] == 0
     text, _ = make_page(PageRequest("runs/mine", "known", most=2))
     assert data_of(text)["tasks"][0]["questions"][0]["bars"].keys() == {"base", "prompt", "raw", "scaled"}
     with pytest.raises(AbmllError, match="no questions to show"):

@@ -9,14 +9,15 @@ import pytest
 
 from abmll.cli.verbs.serve import KERNELS
 from abmll.errors import AbmllError
-from tests.commands import Command, command, place_saved_task
+from tests.commands import Command, command
+from tests.serving import place_tasks
 
 TOKEN = "correct-horse-battery"
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return place_saved_task(tmp_path_factory.mktemp("home"))
+    return place_tasks(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def abmll(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("--task nothing", "unknown saved task of runs/mine 'nothing'. Known: t"),
+        ("--task nothing", "unknown saved task of runs/mine 'nothing'. Known: draws, own, t"),
         ("--task t --task t", "--task t: is given twice"),
         ("--task t --pilot other=my.csv", "--pilot other=...: is no task that is served"),
         ("--task t --pilot t=", "--pilot t=: expected TASK=FILE"),

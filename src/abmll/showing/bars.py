@@ -141,9 +141,9 @@ def slider(task: ServedTask) -> list[dict[str, Any]]:
             continue
         covered = promise.covered
         threshold = None if math.isinf(covered.threshold) else covered.threshold
-        counts: dict[str, Any] = {"answered": covered.answered, "errors": covered.errors}
         of = 0 if task.held_back is None else len(task.held_back.correct)
-        out.append({"risk": risk, "promised": True, "threshold": threshold, "has": of, **counts})
+        one: dict[str, Any] = {"risk": risk, "promised": True, "threshold": threshold, "has": of}
+        out.append(one | {"answered": covered.answered, "errors": covered.errors})
     return out
 
 
