@@ -2,7 +2,6 @@
 
 import asyncio
 import html
-import importlib.metadata
 import json
 import secrets
 import time
@@ -17,6 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from abmll.errors import AbmllError, NonFiniteError
 from abmll.files import strict_json
+from abmll.process.environment import version
 from abmll.question import Question
 from abmll.serving.engine import Busy, Closed, Engine
 from abmll.serving.limits import App, Guard, Limits, refusal
@@ -190,7 +190,7 @@ def build_app(served: Served) -> App:
     app = FastAPI(
         title="abmll",
         description="Saved tasks of one run: probabilities, confidence, and what is promised of the answers.",
-        version=importlib.metadata.version("abmll"),
+        version=version("abmll") or "not installed",
         docs_url=None,  # FastAPI's own page fetches its scripts from elsewhere
         redoc_url=None,
     )
