@@ -77,9 +77,7 @@ def with_tables(text: str, results: Mapping[str, Any]) -> str:
     names = list(results["sets"])
     sets = sorted({name for of_system in results["sets"].values() for name in of_system})
     lines = ["| set |" + "".join(f" {name} |" for name in names), "|---|" + "---|" * len(names)]
-    lines += [
-        f"| {one} |" + "".join(f" {cell_text(results['sets'][name].get(one))} |" for name in names) for one in sets
-    ]
+    lines += [row_of(one, [results["sets"][name].get(one) for name in names]) for one in sets]
     lines += ["", "| system | against | cells | seeds | NLL | standard error | sets with a lower NLL | accuracy |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for key, what in (("against_new", NEW), ("against_first_rate", PERMITTED)):
