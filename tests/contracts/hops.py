@@ -29,6 +29,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -77,7 +78,7 @@ class Walk:
     kinds: set[str] = field(default_factory=set)
 
     def __call__(self, frame: FrameType, event: str, result: Any) -> None:
-        if event not in ("call", "return") or (called := _function(frame)) is None:
+        if event not in ("call", "return") or (called := _function(frame.f_code)) is None:
             return
         if event == "call" and self.ends(called, frame.f_code):
             self._enter(frame, called)
@@ -117,19 +118,19 @@ class Walk:
         return out
 
 
-def _function(frame: FrameType) -> Function | None:
-    """The function of ours that a frame is of; lambdas and comprehensions count as the one they stand in."""
-    file = frame.f_code.co_filename
-    if not file.startswith(f"{SOURCE}{os.sep}"):
+@cache
+def _function(code: CodeType) -> Function | None:
+    """The function of ours that code is of; lambdas and comprehensions count as the one they stand in."""
+    if not code.co_filename.startswith(f"{SOURCE}{os.sep}"):
         return None
-    name = frame.f_code.co_qualname.split(".<locals>.<")[0]
-    return Path(file).relative_to(SOURCE).as_posix(), name
+    name = code.co_qualname.split(".<locals>.<")[0]
+    return Path(code.co_filename).relative_to(SOURCE).as_posix(), name
 
 
 def _caller(frame: FrameType) -> Function | None:
     outer = frame.f_back
     while outer is not None:
-        if (found := _function(outer)) is not None:
+        if (found := _function(outer.f_code)) is not None:
             return found
         outer = outer.f_back
     return None
@@ -243,7 +244,7 @@ def place_files(folder: Path, *, run: bool) -> None:
     """Whatever the commands of `PATHS` read: a trained run and tables of rows, or a model, tasks and two recipes."""
     if run:
         place_run(folder)
-        write_texts(folder / "my.csv", 24)
+        write_texts(folder / "my.csv", 12)
         write_asked(folder / "rows.jsonl", [{k: v for k, v in row.items() if k != "answer"} for row in asked(4)])
         return
     save_tiny(folder / "model")

@@ -1,10 +1,7 @@
 """Two processes that share a meta-batch through gloo get what one process gets."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,48 +10,17 @@ from safetensors.torch import load_file
 from abmll.adapters.folder import read_adapter
 from abmll.process.world import World
 from abmll.training.checkpoints import RunDirectory
-from tests.distributed.worker import CASES, run_case
+from tests.distributed.worker import CASES, every_case, run_case
+from tests.survival.ranks import start_ranks
 from tests.systems import largest_difference, same
-
-ROOT = Path(__file__).parents[2]
-WORKER = Path(__file__).with_name("worker.py")
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two ranks left: one start of two processes for all tests."""
+    """What two ranks left: one start of two forks for all tests."""
     out = tmp_path_factory.mktemp("two-ranks")
-    environment = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
-        "HF_HUB_OFFLINE": "1",
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(out)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        errors = [rank.communicate(timeout=120)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    ranks = start_ranks(partial(every_case, out), out / "said")
+    assert [rank.wait(120) for rank in ranks] == [0, 0], "\n".join(rank.text() for rank in ranks)
     return out
 
 

@@ -1,20 +1,17 @@
-"""What each of two ranks runs: started by test_two_ranks.py as a program, `worker.py FOLDER`.
+"""What each of two ranks runs: started by test_two_ranks.py in two forks.
 
 Writes `FOLDER/CASE-RANK.safetensors` with theta for every case, and `FOLDER/outcome-RANK.json`.
 """
 
 import json
-import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 
 from abmll.adapters.folder import write_adapter
-from abmll.process.world import World, join_world, leave_world
+from abmll.process.world import World, leave_world
 from abmll.training.inner import NonFiniteError
 from abmll.training.resume import theta
 from tests.systems import run_config, system_of, train
@@ -72,11 +69,8 @@ def write_run_adapter(folder: Path, world: World) -> None:
     world.tell(0)  # ranks meet
 
 
-def main(folder: Path) -> None:
+def every_case(folder: Path, world: World) -> None:
     """Every case, then the poisoned one."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    world = join_world()
     for name in CASES:
         # each rank has a folder of its own, so that a test sees who wrote
         save_file(
@@ -86,7 +80,3 @@ def main(folder: Path) -> None:
     outcome = {"rank": world.rank, "size": world.size, "error": poisoned_query(folder / f"bad-run-{world.rank}", world)}
     (folder / f"outcome-{world.rank}.json").write_text(json.dumps(outcome))
     leave_world()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from threadpoolctl import threadpool_limits
 
 from abmll.process.lock import OWNER
 from abmll.process.slurm import submit_commands
@@ -26,16 +26,11 @@ COMPARE = ("compare", "compare.yaml", LONG)
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A tiny comparison of two targets, made by one process into `whole`, on one thread as everything here.
-
-    A program of its own: a fork has the threads that OpenMP began with in the process of the tests.
-    """
+    """A tiny comparison of two targets, made by one process into `whole`, on one thread as everything here."""
     folder = place_comparison(tmp_path_factory.mktemp("targets"))
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, threadpool_limits(1):
         patch.setenv("OMP_NUM_THREADS", "1")
-        line = [sys.executable, "-m", "abmll", *COMPARE, "-o", "whole"]
-        done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
+        assert run(folder, "whole") == (0, "")
         yield folder
 
 
@@ -49,12 +44,17 @@ def run(place: Path, out: str, *more: str) -> tuple[int, str]:
     return child.wait(120), child.text() if child.code else ""
 
 
-def worker(run: Path, child: Child | None = None) -> int:
-    """The process that is training in a run directory, once it has done a meta-iteration."""
-    while not ((run / "journal.jsonl").exists() and (run / OWNER).exists()):
+def worker(run: Path, child: Child | None = None, done: int = 0) -> int:
+    """The process that is training in a run directory, once it has done a meta-iteration more than are `done`."""
+    while not (iterations(run) > done and (run / OWNER).exists()):
         assert child is None or (not os.waitpid(child.pid, os.WNOHANG)[0]), child.text()
         time.sleep(0.005)
     return int(json.loads((run / OWNER).read_text())["pid"])
+
+
+def iterations(run: Path) -> int:
+    journal = run / "journal.jsonl"
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
 def scores(out: Path) -> dict[str, Any]:
@@ -67,24 +67,24 @@ def scores(out: Path) -> dict[str, Any]:
 
 
 def test_two_processes_stopped_and_killed_make_what_one_makes_byte_by_byte(place: Path) -> None:
-    """A stop ends the children with all saved; a child that is killed is named; the same command goes on from there."""
+    """A child that is killed is named; a stop ends the children with all saved; the same command goes on from there."""
     parent = start(place, "two", "--processes", "2")
     run_folder, logs = place / "two" / "abmll" / "seed-0", place / "two" / "logs"
-    pid = worker(run_folder, parent)
-    parent.send(signal.SIGTERM)
-    assert parent.wait() == 143, parent.text()
-    assert "2 targets, 2 to be made, 2 at a time" in parent.text()
-    assert "of 2 targets are there; the same command goes on from there" in parent.text()
-    assert not psutil.pid_exists(pid)
-    assert "is saved" in (logs / "abmll.seed-0.log").read_text()
-    assert sorted(path.name for path in logs.iterdir()) == ["abmll.seed-0.log", "lora.seed-0.log"]
-
-    parent = start(place, "two", "--processes", "2")
     os.kill(worker(run_folder, parent), signal.SIGKILL)
     assert parent.wait() == 2, parent.text()
+    assert "2 targets, 2 to be made, 2 at a time" in parent.text()
     assert "abmll.seed-0: killed by SIGKILL" in parent.text()
     assert "1 of 2 targets are not there" in parent.text()
     assert (place / "two" / "lora" / "seed-0" / "cost.json").exists(), "the others go on"
+
+    parent = start(place, "two", "--processes", "2")
+    pid = worker(run_folder, parent, done=iterations(run_folder))
+    parent.send(signal.SIGTERM)
+    assert parent.wait() == 143, parent.text()
+    assert "1 of 2 targets are there; the same command goes on from there" in parent.text()
+    assert not psutil.pid_exists(pid)
+    assert "is saved" in (logs / "abmll.seed-0.log").read_text()
+    assert sorted(path.name for path in logs.iterdir()) == ["abmll.seed-0.log", "lora.seed-0.log"]
 
     assert run(place, "two", "--processes", "2") == (0, "")
     assert results(place / "two") == results(place / "whole")
