@@ -1,6 +1,6 @@
 """What all answers come to: scores by set and system, and differences between systems over sets, also in README.md."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
@@ -30,9 +30,9 @@ def report(answers: Path) -> dict[str, Any]:
     pairs = {name: (name, NEW) for name in by_system if name != NEW}
     twins = {name: (name, name.replace(".own", ".questions")) for name in by_system if name.endswith(".own")}
     return {
-        "sets": {name: _means(cells) for name, cells in sorted(by_system.items())},
-        "against_new": {name: _differences(by_system, *pair) for name, pair in sorted(pairs.items())},
-        "against_questions": {name: _differences(by_system, *pair) for name, pair in sorted(twins.items())},
+        "sets": {name: means(cells) for name, cells in sorted(by_system.items())},
+        "against_new": {name: differences(by_system, *pair) for name, pair in sorted(pairs.items())},
+        "against_questions": {name: differences(by_system, *pair) for name, pair in sorted(twins.items())},
         "not_finite": sorted(f"{s} {c.file}" for (s, c), said in found.items() if said.not_finite is not None),
     }
 
@@ -48,7 +48,9 @@ def with_tables(text: str, results: Mapping[str, Any]) -> str:
     names = sorted(results["sets"], key=lambda name: (name != NEW, name))
     sets = sorted({name for of_system in results["sets"].values() for name in of_system})
     lines = ["| set |" + "".join(f" {label(name)} |" for name in names), "|---|" + "---|" * len(names)]
-    lines += [f"| {one} |" + "".join(f" {_cell(results['sets'][name].get(one))} |" for name in names) for one in sets]
+    lines += [
+        f"| {one} |" + "".join(f" {cell_text(results['sets'][name].get(one))} |" for name in names) for one in sets
+    ]
     lines += [
         "",
         "| system | against | NLL | standard error | sets with a lower NLL | accuracy |",
@@ -71,11 +73,18 @@ def label(name: str) -> str:
     return name.replace(".", ", ")
 
 
-def _cell(scores: Mapping[str, float] | None) -> str:
-    return "" if scores is None else f"{scores['accuracy']:.3f} / {scores[PRIMARY]:.3f}"
+def row_of(name: str, cells: Sequence[Mapping[str, float] | None]) -> str:
+    """A set's row of a table.
+
+    >>> row_of("cold", [{"accuracy": 0.5, "nll_posterior": 0.7}, None])
+    '| cold | 0.500 / 0.700 |  |'
+    """
+    texts = ["" if one is None else f"{one['accuracy']:.3f} / {one[PRIMARY]:.3f}" for one in cells]
+    return f"| {name} |" + "".join(f" {text} |" for text in texts)
 
 
-def _means(cells: Mapping[Cell, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+def means(cells: Mapping[Cell, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Scores of every set: means over its draws."""
     out: dict[str, dict[str, float]] = {}
     for name in sorted({cell.name for cell in cells}):
         of_set = [scores for cell, scores in cells.items() if cell.name == name]
@@ -83,9 +92,10 @@ def _means(cells: Mapping[Cell, Mapping[str, float]]) -> dict[str, dict[str, flo
     return out
 
 
-def _differences(
+def differences(
     by_system: Mapping[str, Mapping[Cell, Mapping[str, float]]], first: str, second: str
 ) -> dict[str, float | int]:
+    """The first system's NLL and accuracy less the second's, on cells that both have: means over sets."""
     one, other = by_system[first], by_system.get(second, {})
     both = [cell for cell in one if cell in other]
     sets = sorted({cell.name for cell in both})

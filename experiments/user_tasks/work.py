@@ -2,17 +2,18 @@
 
 import fcntl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from abmll.config import ModelConfig, RunConfig, load_config
 from abmll.errors import NonFiniteError
-from abmll.files import write_json
+from abmll.files import write_json, write_text
 from abmll.models import LanguageModel
 from abmll.runs.train_run import train
 from abmll.systems.build import build_system, load_base
@@ -119,54 +120,88 @@ class Worker:
                 left.remove(unit)
 
     def _train(self, unit: Unit) -> None:
-        if unit.config is None or unit.run is None or unit.is_ready:
-            return
-        with _alone(unit.config) as mine:
-            if not mine:
-                return
+        if unit.config is not None and unit.run is not None and not unit.is_ready:
+            self.train(unit.run, load_config(RunConfig, unit.config).model_dump())
+
+    def train(self, run: Path, settings: Mapping[str, Any]) -> bool:
+        """Train a run, unless another process is at it or it is trained; whether this one was at it.
+
+        Where a number is not finite, `RUN.not_finite` says so: that is a result, and the run has no answers.
+
+        Args:
+            run: its directory.
+            settings: its configuration, but for the base model.
+        """
+        with alone(run.with_name(f"{run.name}.claim")) as mine:
+            if not mine or (run / "adapter").is_dir():
+                return False
             began = time.monotonic()
-            values = load_config(RunConfig, unit.config).model_dump() | {"model": self.model}
-            config = RunConfig(**values)
+            config = RunConfig(**{**settings, "model": self.model})
             system = build_system(config, self.base)
             try:
-                train(system, load_tasks(config.tasks.train.source), unit.run)
-                print(f"{unit.run.name} trained {time.monotonic() - began:.1f} s", flush=True)
-            except NonFiniteError as error:  # a result: it has no answers
-                print(f"{unit.run.name}: {error}", flush=True)
+                train(system, load_tasks(config.tasks.train.source), run)
+                print(f"{run.name} trained {time.monotonic() - began:.1f} s", flush=True)
+            except NonFiniteError as error:
+                write_text(not_finite(run), f"{error}\n")
+                print(f"{run.name}: {error}", flush=True)
             finally:
                 system.close()
+            return True
 
     def _answer(self, unit: Unit) -> None:
-        if not unit.is_ready:
-            return
-        config = run_config(unit.run, self.model, {}) if unit.run else own_config(self.model, {})
-        bench = Bench(self.base, config, run=unit.run)
+        if unit.is_ready:
+            self.answer(unit.answers, self._cells(unit), unit.run)
+
+    def answer(self, folder: str, cells: Sequence[Cell], run: Path | None, method: Mapping[str, Any] = {}) -> int:
+        """Answer cells that no other process answers, as long as there is time; how many this one answered.
+
+        Args:
+            folder: of the answers.
+            cells: to be answered.
+            run: which adapts; None: a LoRA that begins at zero.
+            method: settings of its method that are others while it adapts.
+        """
+        settings: dict[str, object] = {"method": dict(method)} if method else {}
+        config = run_config(run, self.model, settings) if run else own_config(self.model, settings)
+        bench, count = Bench(self.base, config, run=run), 0
         try:
-            for cell in self._cells(unit):
+            for cell in cells:
                 began = time.monotonic()
-                with claimed(self.out / unit.answers, cell) as mine:
+                with claimed(self.out / folder, cell) as mine:
                     if mine and not self.is_late:
                         asked = ask(self.sets[cell.name], cell)
-                        write_cell(self.out / unit.answers, cell, answers_of(bench, asked, [ADAPTED]))
-                        print(f"{unit.answers} {cell.file} {time.monotonic() - began:.1f} s", flush=True)
+                        write_cell(self.out / folder, cell, answers_of(bench, asked, [ADAPTED]))
+                        count += 1
+                        print(f"{folder} {cell.file} {time.monotonic() - began:.1f} s", flush=True)
         finally:
             bench.close()
+        return count
 
     def _cells(self, unit: Unit) -> list[Cell]:
         """The cells of a unit at the smaller size, one draw of all sets after the other."""
-        for name in unit.sets:
+        return self.cells_of_sets(unit.sets)
+
+    def cells_of_sets(self, names: Sequence[str]) -> list[Cell]:
+        """The cells of sets at the smaller size, one draw of all of them after the other."""
+        for name in names:
             if name not in self.sets:
                 self.sets[name] = read_set(self.own, name, self.test_rows)
-        sets = {name: self.sets[name] for name in unit.sets}
+        sets = {name: self.sets[name] for name in names}
         return [cell for cell in cells_of(list(sets.values()), self.draws) if cell.size == sets[cell.name].sizes[0]]
 
 
+def not_finite(run: Path) -> Path:
+    """The file beside a run that says that it could not be trained."""
+    return run.with_name(f"{run.name}.not_finite")
+
+
 @contextmanager
-def _alone(config: Path) -> Iterator[bool]:
-    """Whether no other living process is at this run."""
-    with config.with_suffix(".claim").open("w") as claim:
+def alone(claim: Path) -> Iterator[bool]:
+    """Whether no other living process has this claim."""
+    claim.parent.mkdir(parents=True, exist_ok=True)
+    with claim.open("w") as held:
         try:
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return

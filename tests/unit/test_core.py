@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MultivariateNormal, kl_divergence
 
+from abmll.adapters.attach import SpreadWeight
 from abmll.adapters.layer import AdaptedLinear
 from abmll.config import PosteriorConfig
 from abmll.errors import AbmllError, NonFiniteError
@@ -19,7 +20,8 @@ from abmll.methods.core import CoreABMLL
 from abmll.methods.core.gaussian import CoreGaussian, posterior_mean
 from abmll.methods.core.jacobian import CoreGradients
 from abmll.methods.core.local import Local, multinomial_root, of_choices
-from abmll.systems.build import build_system
+from abmll.methods.core.start import largest, singular_start
+from abmll.systems.build import build_system, renew
 from abmll.systems.plans import AdaptationPlan, PredictionPlan
 from abmll.systems.posteriors.cores.core import Core
 from abmll.systems.system import System
@@ -401,6 +403,62 @@ def test_another_method_has_no_cores() -> None:
     config = run_config("reptile").model_copy(update={"posterior": PosteriorConfig(name="core")})
     with pytest.raises(AbmllError, match=r"posterior\.name=core.*method\.name=core"):
         build_system(config, tiny_base())
+
+
+@pytest.mark.parametrize("name", ["swag", "ensemble", "ivon", "blob", "scalabl", "c-lora"])
+def test_a_posterior_made_of_steps_is_refused(name: str) -> None:
+    config = run_config("core").model_copy(update={"posterior": PosteriorConfig(name=name)})
+    with pytest.raises(AbmllError, match=rf"posterior\.name={name} is made of gradient steps"):
+        build_system(config, tiny_base())
+
+
+def test_the_singular_start_is_that_of_the_weights() -> None:
+    weight = normal(40, 30) * torch.logspace(0, -4, 30, dtype=torch.float64)  # a spectrum that falls
+    u, values, vt = torch.linalg.svd(weight, full_matrices=False)
+    b, a = largest(weight, 3)
+    torch.testing.assert_close(b @ a, (u[:, :3] * values[:3]) @ vt[:3], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(a @ a.T, torch.eye(3, dtype=torch.float64))
+    assert (a.gather(1, a.abs().argmax(1, keepdim=True)) > 0).all()
+
+
+def test_it_begins_at_the_base_model() -> None:
+    """Each layer's factors are those of its own weight, and the prior's mean moves nothing."""
+    method = method_of(build_system(run_config("core", start="singular"), tiny_base()))
+    for layer in method.adapters.layers.values():
+        b, a = largest(layer.base.weight.detach().float(), layer.shared.rank)
+        assert torch.equal(layer.shared.mean_b, b)
+        assert torch.equal(layer.shared.mean_a, a)
+    method.begin_task()
+    assert not any(layer.task.mean_b.any() for layer in method.adapters.layers.values())
+
+
+def test_the_singular_start_is_there_again_with_another_seed() -> None:
+    config = run_config("core", start="singular")
+    system = build_system(config, tiny_base())
+    before = [p.detach().clone() for p in system.method.adapters.parameters("shared")]
+    scramble(system, size=0.3)
+    assert not all(torch.equal(a, b) for a, b in zip(before, system.method.adapters.parameters("shared"), strict=True))
+    assert renew(system, config.model_copy(update={"training": config.training.model_copy(update={"seed": 5})}))
+    assert all(torch.equal(a, b) for a, b in zip(before, system.method.adapters.parameters("shared"), strict=True))
+
+
+def test_more_directions_than_a_layer_has_are_zero() -> None:
+    b, a = largest(normal(3, 5), 4)
+    torch.testing.assert_close(b @ a, normal(3, 5))
+    assert not b[:, 3].any()
+    assert not a[3].any()
+
+
+def test_weights_in_parts_have_no_singular_start() -> None:
+    base = tiny_base()
+    system = build_system(run_config("core"), base)
+    layer = next(iter(system.method.adapters.layers.values()))
+    layer.base.spread_weight = SpreadWeight(torch.zeros(4), 1.0)
+    try:
+        with pytest.raises(AbmllError, match=r"start=singular reads the base model's weights"):
+            singular_start(system.method.adapters)
+    finally:
+        del layer.base.spread_weight
 
 
 def test_layers_that_share_a_variance_have_the_mean_of_its_numbers() -> None:

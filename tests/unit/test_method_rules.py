@@ -359,6 +359,7 @@ DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
         **EVERY,
         "outer_optimizer": "adamw",
         "outer_lr": 1e-3,
+        "start": "lora",
         "core_std": 0.3,
         "covariance": "full",
         "passes": 2,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from abmll.methods.core.gaussian import CoreGaussian, posterior_mean
 from abmll.methods.core.jacobian import CoreGradients
 from abmll.methods.core.local import Local
 from abmll.methods.core.settings import CoreSettings
+from abmll.methods.core.start import singular_start
 from abmll.methods.fitted import Fitted
 from abmll.prompts.batches import ChoiceBatch
 
@@ -65,11 +66,23 @@ class CoreABMLL(Fitted):
         """All of them, or a batch."""
         return self.settings.rows_at_once
 
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        if self.settings.start == "singular":
+            singular_start(self.adapters)
+
     @property
     def learned_start(self) -> dict[str, Float[Tensor, " P"]]:
-        """core_mean and core_variance: M, an identity for each layer, and V."""
-        eye = torch.eye(self._rank).flatten().repeat(len(self.adapters.layers))
-        return {"core_mean": eye, "core_variance": torch.full_like(eye, self.settings.core_std**2)}
+        """core_mean and core_variance: M, an identity (or zeros) for each layer, and V."""
+        mean = torch.eye(self._rank).flatten().repeat(len(self.adapters.layers))
+        mean = mean if self.settings.start == "lora" else torch.zeros_like(mean)
+        return {"core_mean": mean, "core_variance": torch.full_like(mean, self.settings.core_std**2)}
+
+    def reset_learned(self) -> None:
+        """M, V, and factors that are not LoRA's, at their start again."""
+        super().reset_learned()
+        if self.settings.start == "singular":
+            singular_start(self.adapters)
 
     @property
     def _rank(self) -> int:

@@ -12,8 +12,11 @@ class CoreSettings(Settings):
     """Settings of ABMLL in a core. There are no gradient steps on a task: `inner_lr` and the like have no effect.
 
     Attributes:
-        core_std: standard deviation of every number of R under the prior that training starts from; its mean is the
-            identity.
+        start: what B, A and the prior's mean of R are before training: `lora`, LoRA's own start (B = 0, and the
+            identity, so that R moves nothing until B has grown); or `singular`, the largest singular directions of the
+            layer's weight, B = U S and A = V^T, with the mean at 0, as LoRA-XS has them (Balazy et al. 2024).
+        core_std: standard deviation of every number of R under the prior that training starts from; with `singular` it
+            is in units of the singular values.
         covariance: of a task's posterior: `full` over all cores, `blocks` of a layer each, or `factorised`.
         passes: Gauss-Newton passes over a task's rows.
         rows_at_once: the rows that a linearisation is made of: `all` of them, or a `batch`, so that a pass is one of an
@@ -32,6 +35,7 @@ class CoreSettings(Settings):
     outer_optimizer: OptimizerName = "adamw"
     outer_lr: float = Field(1e-3, gt=0)
     inner_optimizer_state: Literal["fresh"] = "fresh"
+    start: Literal["lora", "singular"] = "lora"
     core_std: float = Field(0.3, gt=0)
     covariance: Covariance = "full"
     passes: int = Field(2, ge=1)
