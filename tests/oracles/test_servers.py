@@ -178,7 +178,7 @@ def test_the_adapters_move_the_answers_by_far_more_than_is_allowed(letters: Serv
 
 @needs_llama_cpp
 @pytest.mark.parametrize("route", ["f32", "f16", "merged"])
-def test_letters_by_llama_cpp_s_server_and_the_example_s_client(route: str, letters: Served) -> None:
+def test_trust_34_letters_by_llama_cpp_s_server_and_the_example_s_client(route: str, letters: Served) -> None:
     model, lora = weights(letters, route)
     port = free_port()
     command = [Path(HOME) / "bin" / "python", "-m", "llama_cpp.server", "--model", model, "--n_ctx", "512"]
@@ -190,7 +190,7 @@ def test_letters_by_llama_cpp_s_server_and_the_example_s_client(route: str, lett
 
 @needs_llama_cpp
 @pytest.mark.parametrize("case", ["cloze, f32", "cloze, f16", "cloze, merged", "cloze, q4_1", "letter, q4_1"])
-def test_token_ids_by_llama_cpp_s_python_package(case: str, request: pytest.FixtureRequest) -> None:
+def test_trust_34_token_ids_by_llama_cpp_s_python_package(case: str, request: pytest.FixtureRequest) -> None:
     kind, route = case.split(", ")
     served: Served = request.getfixturevalue({"cloze": "texts", "letter": "letters"}[kind])
     model, lora = weights(served, route)
@@ -210,7 +210,7 @@ def test_token_ids_by_llama_cpp_s_python_package(case: str, request: pytest.Fixt
 
 
 @needs_vllm
-def test_letters_by_vllm_and_the_example_s_client(letters: Served) -> None:
+def test_trust_34_letters_by_vllm_and_the_example_s_client(letters: Served) -> None:
     port = free_port()
     command = [
         VLLM,
