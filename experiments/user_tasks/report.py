@@ -59,9 +59,18 @@ def with_tables(text: str, results: Mapping[str, Any]) -> str:
     for key, what in (("against_new", "new"), ("against_questions", "questions alone")):
         for name, row in results[key].items():
             wins = f"{row['sets_with_lower_nll']} of {row['sets']}"
-            numbers = f"{row[PRIMARY]:+.3f} | {row['standard_error']:.3f} | {wins} | {row['accuracy']:+.3f}"
-            lines.append(f"| {label(name)} | {what} | {numbers} |")
+            lines.append(f"| {label(name)} | {what} | {numbers_of(row, wins)} |")
     return before + START + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
+
+
+def numbers_of(row: Mapping[str, Any], wins: str) -> str:
+    """The last columns of a table of differences; of one set there is no standard error.
+
+    >>> numbers_of({"nll_posterior": -0.05, "standard_error": None, "accuracy": 0.01}, "1 of 1")
+    '-0.050 |  | 1 of 1 | +0.010'
+    """
+    error = "" if row["standard_error"] is None else f"{row['standard_error']:.3f}"
+    return f"{row[PRIMARY]:+.3f} | {error} | {wins} | {row['accuracy']:+.3f}"
 
 
 def label(name: str) -> str:
@@ -92,9 +101,7 @@ def means(cells: Mapping[Cell, Mapping[str, float]]) -> dict[str, dict[str, floa
     return out
 
 
-def differences(
-    by_system: Mapping[str, Mapping[Cell, Mapping[str, float]]], first: str, second: str
-) -> dict[str, float | int]:
+def differences(by_system: Mapping[str, Mapping[Cell, Mapping[str, float]]], first: str, second: str) -> dict[str, Any]:
     """The first system's NLL and accuracy less the second's, on cells that both have: means over sets."""
     one, other = by_system[first], by_system.get(second, {})
     both = [cell for cell in one if cell in other]
@@ -106,12 +113,11 @@ def differences(
     nll, accuracy = of_sets(PRIMARY), of_sets("accuracy")
     if not sets:
         return {"sets": 0}
-    error = stdev(nll) / sqrt(len(nll)) if len(nll) > 1 else float("nan")
     return {
         "sets": len(sets),
         "cells": len(both),
         "sets_with_lower_nll": sum(value < 0 for value in nll),
         PRIMARY: fmean(nll),
-        "standard_error": error,
+        "standard_error": stdev(nll) / sqrt(len(nll)) if len(nll) > 1 else None,
         "accuracy": fmean(accuracy),
     }

@@ -123,7 +123,7 @@ class Worker:
         if unit.config is not None and unit.run is not None and not unit.is_ready:
             self.train(unit.run, load_config(RunConfig, unit.config).model_dump())
 
-    def train(self, run: Path, settings: Mapping[str, Any]) -> bool:
+    def train(self, run: Path, settings: Mapping[str, Any], last: str = "adapter") -> bool:
         """Train a run, unless another process is at it or it is trained; whether this one was at it.
 
         Where a number is not finite, `RUN.not_finite` says so: that is a result, and the run has no answers.
@@ -131,9 +131,10 @@ class Worker:
         Args:
             run: its directory.
             settings: its configuration, but for the base model.
+            last: what is written at the end, by which it is known that it is trained.
         """
         with alone(run.with_name(f"{run.name}.claim")) as mine:
-            if not mine or (run / "adapter").is_dir():
+            if not mine or (run / last).exists():
                 return False
             began = time.monotonic()
             config = RunConfig(**{**settings, "model": self.model})

@@ -7,7 +7,11 @@ from typing import Any
 
 from benchmarks.own.answers import ADAPTED, Answers, Found, with_learned_priors
 from benchmarks.own.draws import Cell
+<<<<<<< HEAD
 from experiments.user_tasks.report import PRIMARY, differences, means
+=======
+from experiments.user_tasks.report import differences, means, numbers_of, row_of
+>>>>>>> main
 from experiments.user_tasks.second.protocol import ALL, PERMITTED, Second
 from experiments.user_tasks.second.rates import Rates, choose_rates, folder, read_by_folder
 from experiments.user_tasks.work import NEW
@@ -77,9 +81,7 @@ def with_tables(text: str, results: Mapping[str, Any]) -> str:
     names = list(results["sets"])
     sets = sorted({name for of_system in results["sets"].values() for name in of_system})
     lines = ["| set |" + "".join(f" {name} |" for name in names), "|---|" + "---|" * len(names)]
-    lines += [
-        f"| {one} |" + "".join(f" {cell_text(results['sets'][name].get(one))} |" for name in names) for one in sets
-    ]
+    lines += [row_of(one, [results["sets"][name].get(one) for name in names]) for one in sets]
     lines += ["", "| system | against | cells | seeds | NLL | standard error | sets with a lower NLL | accuracy |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for key, what in (("against_new", NEW), ("against_first_rate", PERMITTED)):
@@ -93,8 +95,7 @@ def _line(name: str, what: str, row: Mapping[str, Any]) -> str:
     seeds = row.get("seeds", {})
     each = ", ".join(f"{s['sets_with_lower_nll']} of {s['sets']}" for s in seeds.values())
     wins = f"{row['sets_with_lower_nll']} of {row['sets']}" + (f" (by seed: {each})" if len(seeds) > 1 else "")
-    numbers = f"{row[PRIMARY]:+.3f} | {row['standard_error']:.3f} | {wins} | {row['accuracy']:+.3f}"
-    return f"| {name} | {what} | {row['cells']} | {len(seeds) or ''} | {numbers} |"
+    return f"| {name} | {what} | {row['cells']} | {len(seeds) or ''} | {numbers_of(row, wins)} |"
 
 
 def _scores(cells: Mapping[Cell, Answers]) -> Scores:
@@ -120,6 +121,6 @@ def _each_seed(seeds: Mapping[int, Scores], new: Scores) -> dict[str, Any]:
 def _is_worth(row: Mapping[str, Any]) -> bool | None:
     """What the protocol decides; None as long as answers of a seed are missing."""
     seeds = row.get("seeds", {}).values()
-    if len(seeds) < 3 or any(of_seed["cells"] < 60 for of_seed in seeds):
+    if len(seeds) < 3 or any(of_seed.get("cells", 0) < 60 for of_seed in seeds):
         return None
     return bool(row["sets_with_lower_nll"] >= ENOUGH)

@@ -119,12 +119,12 @@ class Turns:
         """Do some of a unit; whether there was anything to do."""
         if self.worker.is_late or self.is_done(unit):
             return False
-        run = self._run(unit)
-        if not (run / ADAPTER).is_dir():
+        run, last = self._run(unit), SCALE_FILE if unit.fold == EVERY else ADAPTER
+        if not (run / last).exists():
             if time.monotonic() + TRAINING > self.worker.until:
                 return False
             tasks = self.prepared / "tasks" / unit.tasks
-            return self.worker.train(run, self.second.run(unit.reading, unit.seed, tasks, unit.fold))
+            return self.worker.train(run, self.second.run(unit.reading, unit.seed, tasks, unit.fold), last)
         if unit.fold == EVERY:
             return _copy_run(run, self._shipped(unit))
         if (rate := self._rate(unit)) is None:
