@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 PYTHON ?= python3
+LLAMA_CPP := 0.3.36
 
-.PHONY: quickstart test setup lint types unit soak load mutants oracles release lock docs lm-eval fuzz audit shipped synthetic clean help
+.PHONY: quickstart test setup lint types unit soak load mutants oracles llama-cpp release lock docs lm-eval fuzz audit shipped synthetic clean help
 
 quickstart: setup  ## set up and run the main job: meta-train and compare on a small real model
 	$(BIN)/abmll compare quickstart
@@ -53,6 +54,15 @@ oracles: setup  ## the rivals against the packages of their authors: ivon-opt, l
 	$(BIN)/pip install --quiet --constraint constraints.txt ivon-opt==0.1.3 laplace-torch==0.3
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/pytest tests/oracles
 
+llama-cpp: setup  ## our exports in llama.cpp: builds its PyPI package (ten minutes) in .venv-llama, and compares
+	test -x $(VENV)-llama/bin/python || $(PYTHON) -m venv $(VENV)-llama
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(VENV)-llama/bin/pip install --quiet "llama-cpp-python[server]==$(LLAMA_CPP)"
+	mkdir -p $(VENV)-llama/source
+	$(VENV)-llama/bin/pip download --quiet --no-deps --no-binary llama-cpp-python --dest $(VENV)-llama "llama-cpp-python==$(LLAMA_CPP)"
+	tar xzf $(VENV)-llama/llama_cpp_python-$(LLAMA_CPP).tar.gz -C $(VENV)-llama/source --strip-components 1
+	ABMLL_LLAMA_CPP=$(abspath $(VENV)-llama) ABMLL_SERVER_RESULTS=benchmarks/results/servers.json \
+		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/pytest -rs tests/oracles/test_servers.py
+
 gpu-tests: setup  ## what only a CUDA device shows: kernels, captured steps, attention; and bitsandbytes, which is installed
 	$(BIN)/pip install --quiet --constraint constraints.txt bitsandbytes
 	HF_HUB_OFFLINE=1 TRITON_INTERPRET=0 $(BIN)/pytest -rs tests/gpu tests/unit/test_quantised.py
@@ -81,7 +91,7 @@ audit:  ## known holes in the versions of constraints.txt, by pip-audit in a ven
 	$(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 clean:  ## remove .venv and all caches; results in runs/ stay
-	rm -rf $(VENV) $(VENV)-audit docs/_build build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov src/*.egg-info
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-llama docs/_build build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov src/*.egg-info
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list

@@ -19,9 +19,10 @@ author = "The abmll authors"
 copyright = "The abmll authors, Apache-2.0"
 release = version = importlib.metadata.version("abmll")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-source_suffix = {".md": "markdown"}
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
+nb_execution_mode = "off"  # a notebook is shown as it was run last
 default_role = "code"
 
 html_theme = "furo"

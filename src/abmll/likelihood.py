@@ -32,8 +32,9 @@ class ChoiceScores(NamedTuple):
 class ChoiceLikelihood(nn.Module):
     """A causal LM as p(choice | question).
 
-    `cloze`:  score_k = (sum of the choice's token log-probabilities) / length_k, softmax of scores / T over choices.
-             With a premise (docs/method.md, section 5), what the choice scores after the premise is subtracted first.
+    `cloze`: score_k = (sum of the choice's token log-probabilities) / length_k, softmax of scores / T over choices.
+    With a premise (docs/method.md, section 5), what the choice scores after the premise is subtracted first.
+
     `letter`: softmax of logits / T over the vocabulary at "Answer:", renormalised over the options' letters.
 
     The temperature T is `exp(log_temperature)`, fixed unless `learn_temperature` (docs/method.md, section 5).

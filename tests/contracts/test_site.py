@@ -39,7 +39,7 @@ def in_contents(page: str) -> list[str]:
 
 def test_every_page_is_in_the_contents_once() -> None:
     listed = [name for page in PAGES for name in in_contents(page)]
-    assert sorted(listed) == sorted(PAGES.keys() - {"index"})
+    assert sorted(listed) == sorted([*(PAGES.keys() - {"index"}), "notebook"])
 
 
 def test_the_reference_has_every_public_name_once_and_no_other() -> None:
@@ -61,7 +61,7 @@ def test_python_on_a_page_is_run() -> None:
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     """`make docs`, where sphinx is installed: links, headings, docstrings, equations."""
-    for name in ("sphinx", "myst_parser", "furo"):
+    for name in ("sphinx", "myst_nb", "furo"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"no {name} here; `make docs` installs it")
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path)]

@@ -1,4 +1,4 @@
-"""docs/everyday.md and docs/everyday.ipynb: every command and every cell runs, in order, on a tiny model."""
+"""docs/everyday.md and docs/notebook.ipynb: every command and every cell runs, in order, on a tiny model."""
 
 import json
 import re
@@ -25,7 +25,7 @@ TEXT = (DOCS / "everyday.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    (abmll [^#\n]+)", TEXT, re.MULTILINE)
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 CELLS = [
-    c for c in json.loads((DOCS / "everyday.ipynb").read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"
+    c for c in json.loads((DOCS / "notebook.ipynb").read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"
 ]
 
 
@@ -96,7 +96,7 @@ def test_the_notebook_runs(place: Path) -> None:
     names: dict[str, object] = {}
     assert len(CELLS) >= 5
     for number, cell in enumerate(CELLS):
-        exec(compile("".join(cell["source"]), f"everyday.ipynb, cell {number}", "exec"), names)
+        exec(compile("".join(cell["source"]), f"notebook.ipynb, cell {number}", "exec"), names)
     assert isinstance(names["table"], pd.DataFrame)
 
 

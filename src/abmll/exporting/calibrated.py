@@ -32,14 +32,14 @@ DRAWN = PredictionPlan("weight")
 """As many posterior draws as predictions average by default."""
 USE = {
     "letter": (
-        "Ask for one token after the prompt and for the log-probabilities of the answer letters (vLLM: logprobs; "
-        "llama.cpp: n_probs). Probability of a choice: exp(log-probability of its letter / temperature), divided by "
+        "Ask for one token after the prompt and for the log-probabilities of the answer letters (logprobs of "
+        "/v1/completions). Probability of a choice: exp(log-probability of its letter / temperature), divided by "
         "the sum of these over the question's letters."
     ),
     "cloze": (
         "Score each choice as the sum of its tokens' log-probabilities after the prompt, divided by its length as "
-        "`normalisation` says (vLLM: prompt_logprobs). Probability of a choice: exp(score / temperature), divided by "
-        "the sum of these over the question's choices."
+        "`normalisation` says; servers may be wrong in those of a prompt's own tokens. Probability of a choice: "
+        "exp(score / temperature), divided by the sum of these over the question's choices."
     ),
 }
 PREMISE = (

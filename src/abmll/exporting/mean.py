@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def export_mean(stored: StoredAdapter, out: Path | str, *, confirmed: bool = False, about: About | None = None) -> None:
-    """Write the means as a LoRA for any PEFT, vLLM or llama.cpp, the stds beside them, and read all of it again.
+    """Write the means as a LoRA for any PEFT or llama.cpp, the stds beside them, and read all of it again.
 
     Args:
         stored: from `read_adapter`.

@@ -89,7 +89,7 @@ def check_mergeable(adapters: AdapterSet) -> None:
         raise AbmllError(
             f"the base model is quantised ({packed[0]} holds {_weight(adapters.layers[packed[0]]).dtype}): an update "
             "merged into it would be rounded away. Merge into the model that it was made of "
-            "(model.source=..., model.quantisation=null), or export the mean without --merge: PEFT and vLLM load it on "
+            "(model.source=..., model.quantisation=null), or export the mean without --merge: PEFT loads it on "
             "the quantised model"
         )
 

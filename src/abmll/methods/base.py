@@ -181,8 +181,7 @@ class Method(abc.ABC):
         keeps_tasks: in training each task goes on from its own phi of the last visit, once `begin_task` was called.
         task_weights: what these are, with such a method; the visit that `outer_gradient` ends is in them.
         shares_moments: inner and outer steps go by the same moments of AdamW, one after the other.
-        learned_start: name -> vector that training starts from, of what theta has besides factors.
-        learned: the same as parameters; kept in checkpoints and in stored adapters.
+        learned: what `learned_start` gives, as parameters; kept in checkpoints and in stored adapters.
         dropout: share of inputs that predictions drop, another one in each draw; for methods without stds.
         demonstrations: at most so many other rows of its task stand, with their answers, in front of each question of a
             training batch; a question that is answered, and one that is adapted to, has all rows adapted to that fit.
@@ -211,7 +210,7 @@ class Method(abc.ABC):
 
     @property
     def learned_start(self) -> dict[str, Float[Tensor, " numbers"]]:
-        """Nothing but factors, unless a method says otherwise."""
+        """Name -> vector that training starts from, of what theta has besides factors; nothing by default."""
         return {}
 
     @torch.no_grad()
