@@ -32,7 +32,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from abmll.config import RunConfig, check
-from abmll.kernels import Factors, Variance, eager, fallbacks, triton_kl, triton_output
+from abmll.kernels import Factors, Variance, eager, fallbacks, triton_kl
+from abmll.kernels.wide import output as wide_output
 from abmll.models import LanguageModel, random_model
 from abmll.models.shapes import SHAPES
 from abmll.question import Question
@@ -162,9 +163,9 @@ def wide_noise(profiles: Profiles, rank: int = 64) -> dict[str, Any]:
     for name in ("q", "v"):
         case = kernel_output.Case(kernel_output.SHAPES[name], 512, rank)
         leaves = case.leaves("activation_output", None)
-        times = kernel_kl.graph_times(lambda: case.run(triton_output, "activation_output", leaves))  # noqa: B023
-        profiles.of(f"noise_rank64_{name}", lambda: case.run(triton_output, "activation_output", leaves))  # noqa: B023
-        mine = case.run(triton_output, "activation_output", leaves)
+        times = kernel_kl.graph_times(lambda: case.run(wide_output, "activation_output", leaves))  # noqa: B023
+        profiles.of(f"noise_rank64_{name}", lambda: case.run(wide_output, "activation_output", leaves))  # noqa: B023
+        mine = case.run(wide_output, "activation_output", leaves)
         exact = case.run(eager, "activation_output", case.leaves("activation_output", torch.float64))
         errors = {
             what: float((a.double() - b).norm() / b.norm())

@@ -38,7 +38,7 @@ _FASTER = {
     ("triton", "task_kl"): "abmll.kernels.triton_kl",
     ("triton", "precision_penalty"): "abmll.kernels.triton_kl",
     ("triton", "mean_output"): "abmll.kernels.triton_output",
-    ("triton", "activation_output"): "abmll.kernels.triton_output",
+    ("triton", "activation_output"): "abmll.kernels.wide.output",
     ("triton", "weight_output"): "abmll.kernels.triton_output",
     ("onednn", "frozen_linear"): "abmll.kernels.onednn",
     ("onednn", "weight_output"): "abmll.kernels.onednn",

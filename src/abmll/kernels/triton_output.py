@@ -114,7 +114,7 @@ class _Setup(NamedTuple):
 _TILE = 64  # tokens, outputs, inputs and pairs of a tile: what a group of four warps multiplies at once
 
 
-def _kept(*tensors: Tensor) -> int:
+def kept_parts(*tensors: Tensor) -> int:
     """How many parts of float32 numbers are multiplied: all three, or two where results are cast to 16 bits."""
     return 3 if any(tensor.dtype == torch.float32 for tensor in tensors) else 2
 
@@ -147,12 +147,12 @@ def _power(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _chunks(length: int, others: int) -> tuple[int, int]:
+def chunks(length: int, others: int) -> tuple[int, int]:
     """Cut a loop of `length` into chunks of whole tiles, to fill the chip together with `others` programs beside each.
 
     Returns the length of a chunk and the number of chunks.
 
-    >>> _chunks(4096, 8), _chunks(512, 224), _chunks(100, 1)
+    >>> chunks(4096, 8), chunks(512, 224), chunks(100, 1)
     ((128, 32), (512, 1), (64, 2))
     """
     tiles = triton.cdiv(length, _TILE)
@@ -177,7 +177,7 @@ class _LowRankOutput(torch.autograd.Function):
     ) -> Tensor:
         noise = (keys, questions, places)
         with torch.cuda.device_of(x):
-            z = _project(x, mean_a, std_a, _kept(x, y0))
+            z = projected(x, mean_a, std_a, kept_parts(x, y0))
             y = _output(setup, y0, z, mean_b, std_b, noise)
         ctx.save_for_backward(x, z, mean_b, mean_a, std_b, std_a, *noise)
         ctx.setup = setup
@@ -197,18 +197,18 @@ class _LowRankOutput(torch.autograd.Function):
                 needs = {"NEED_Z": need_x or need_a, "NEED_B": need_b}
                 dz, of_b = _output_backward(ctx.setup, upstream.contiguous(), z, mean_b, std_b, tuple(noise), needs)
             if need_x or need_a:
-                of_x, of_a = _project_backward(x, dz, mean_a, std_a, need_x=need_x, need_a=need_a)
+                of_x, of_a = project_by_inputs(x, dz, mean_a, std_a, need_x=need_x, need_a=need_a)
         four = (of_b[0], of_a[0], of_b[1], of_a[1])
         factors = (gradient if wanted else None for gradient, wanted in zip(four, need, strict=True))
         return (None, upstream if need_y0 else None, of_x, *factors, None, None, None)
 
 
-def _project(x: Tensor, mean_a: Tensor, std_a: Tensor | None, kept: int) -> Tensor:
+def projected(x: Tensor, mean_a: Tensor, std_a: Tensor | None, kept: int) -> Tensor:
     """z = [x A^T | F] of every token as bfloat16 parts."""
     meta, x = _meta(len(mean_a), kept, noise=std_a is not None), x.reshape(-1, x.shape[-1]).contiguous()
     tokens, width = x.shape
     tiles, blocks = triton.cdiv(tokens, _TILE), meta["BLOCKS"]
-    chunk, count = _chunks(width, tiles * blocks)
+    chunk, count = chunks(width, tiles * blocks)
     parts = x.new_empty(count, tokens, meta["RP"] + blocks * meta["JP"], dtype=torch.float32)
     a = mean_a.contiguous(), _or(std_a, mean_a)
     how = {**meta, "X": _PARTS[x.dtype], "BI": _TILE, "num_stages": 2}
@@ -257,6 +257,14 @@ def _output(setup: _Setup, y0: Tensor, z: Tensor, mean_b: Tensor, std_b: Tensor 
     return y
 
 
+def mean_backward(
+    scale: float, g: Tensor, z: Tensor, mean_b: Tensor, needs: dict[str, bool]
+) -> tuple[Tensor, Tensor | None]:
+    """dz in parts, where NEED_Z says so, and dB, where NEED_B does, of s h B^T."""
+    dz, (of_b, _) = _output_backward(_Setup(scale), g, z, mean_b, None, (None, None, None), needs)
+    return dz, of_b
+
+
 def _output_backward(
     setup: _Setup,
     g: Tensor,
@@ -271,7 +279,7 @@ def _output_backward(
     arguments, each, groups = _noise_arguments(setup, z, noise)
     (height, rank), slices = mean_b.shape, groups * meta["BLOCKS"]
     tiles = triton.cdiv(height, _TILE)
-    chunk, count = _chunks(each, tiles * slices)
+    chunk, count = chunks(each, tiles * slices)
     z_parts = z.new_empty(tiles, *z.shape[1:], dtype=torch.float32)
     b_parts = z.new_empty(slices * count, 2, height, rank, dtype=torch.float32)
     b = mean_b.contiguous(), _or(std_b, mean_b)
@@ -281,14 +289,14 @@ def _output_backward(
     return _collect(z_parts, meta) if needs["NEED_Z"] else z, _sum(b_parts) if needs["NEED_B"] else (None, None)
 
 
-def _project_backward(
+def project_by_inputs(
     x: Tensor, dz: Tensor, mean_a: Tensor, std_a: Tensor | None, *, need_x: bool, need_a: bool
 ) -> tuple[Tensor | None, _Pair]:
     """dx, and dA and dA'."""
     meta, flat = _meta(len(mean_a), len(dz), noise=std_a is not None), x.reshape(-1, x.shape[-1]).contiguous()
     (tokens, width), blocks = flat.shape, meta["BLOCKS"]
     tiles = triton.cdiv(width, _TILE)
-    chunk, count = _chunks(tokens, tiles)
+    chunk, count = chunks(tokens, tiles)
     dx = torch.empty_like(flat)
     a_parts = flat.new_empty(count * blocks, 2, len(mean_a), width, dtype=torch.float32)
     a = mean_a.contiguous(), _or(std_a, mean_a)
@@ -349,7 +357,7 @@ def _weight_shape(
     """Tokens that share one tile of the weight, and the constants of the kernel."""
     tile = min(_power(max(tokens, _TILE)), 256 if operand.dtype == torch.bfloat16 else _TILE)
     meta = {"RANK": rank, "RP": _power(max(16, rank)), "LOG": variance.form == "log_std", "BO": _TILE, "BI": _TILE}
-    return tile, {**meta, "P": _kept(operand, other), "num_warps": 8 if tile > 128 else 4, "num_stages": 2}
+    return tile, {**meta, "P": kept_parts(operand, other), "num_warps": 8 if tile > 128 else 4, "num_stages": 2}
 
 
 def _weight_input_backward(
@@ -371,7 +379,7 @@ def _weight_factor_backward(
     height, width, rank, groups = g.shape[-1], x.shape[-1], factors[0].shape[1], len(keys)
     each = x.numel() // width // groups
     tiles = triton.cdiv(height, _TILE)
-    chunk, count = _chunks(width, tiles * groups)
+    chunk, count = chunks(width, tiles * groups)
     b_parts = x.new_empty(groups * count, 2, height, rank, dtype=torch.float32)
     a_parts = x.new_empty(groups * tiles, 2, rank, width, dtype=torch.float32)
     _, how = _weight_shape(_TILE, rank, variance, x, g)
