@@ -166,7 +166,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     """dx, dB, dA, dB', dA'."""
     x, z, spread, mean_b, mean_a, std_b, std_a = saved
-    (tokens, width), (height, rank), scale = x.shape, mean_b.shape, call.variance.scale
+    tokens, height, scale = len(x), len(mean_b), call.variance.scale
     needs = {"NEED_Z": need_x or need[1], "NEED_B": need[0]}
     dz, of_b = triton_output.mean_backward(scale, g, z, mean_b, needs)
     of_a, of_x, of_std = None, None, (None, None)
