@@ -28,6 +28,7 @@ __all__ = [
     "check_usable",
     "fallbacks",
     "op",
+    "refused",
     "twice_differentiable",
     "use",
 ]
@@ -47,6 +48,9 @@ OPS = ("task_kl", "precision_penalty", "mean_output", "activation_output", "weig
 
 fallbacks: dict[str, str] = {}
 """op -> why its last call that wanted Triton ran in eager."""
+
+refused: dict[tuple[str, int], str] = {}
+"""op and rank -> why Triton's is not used there: `check.refuse_wrong` found that it is wrong on this machine."""
 
 _chosen: list[Backend] = ["auto"]
 _twice = [False]

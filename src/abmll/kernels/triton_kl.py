@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from abmll.kernels import eager, fallbacks, triton_entries
+from abmll.kernels import eager, fallbacks, refused, triton_entries
 from abmll.kernels.factors import Factors, Variance
 from abmll.kernels.triton_entries import FAST, log, reciprocal, twice_half_excess
 
@@ -559,7 +559,7 @@ def task_kl(
     key: Int[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """`eager.task_kl` by fused kernels; gradients are formed with the value and scaled in backward."""
-    reason = _unsupported(task[0].mean_b, variances)
+    reason = _unsupported("task_kl", task[0].mean_b, variances)
     if reason:
         fallbacks["task_kl"] = reason
         return eager.task_kl(task, shared, variances, stride, key)
@@ -569,12 +569,12 @@ def task_kl(
     return _TaskKL.apply(list(variances), stride, key, *flat)
 
 
-def _unsupported(factor: Tensor, variances: Sequence[Variance]) -> str:
+def _unsupported(name: str, factor: Float[Tensor, "O R"], variances: Sequence[Variance]) -> str:
     if any(variance.form != "square" for variance in variances):
         return "std_form=log_std has no Triton kernel"
     if factor.dtype != torch.float32:
         return f"factors are {factor.dtype}, the kernel is for float32"
-    return ""
+    return refused.get((name, factor.shape[1]), "")
 
 
 class _TaskKL(torch.autograd.Function):
@@ -655,7 +655,7 @@ def precision_penalty(
     std_b: Sequence[Tensor], std_a: Sequence[Tensor], variances: Sequence[Variance], shape: float, rate: float
 ) -> Float[Tensor, ""]:
     """`eager.precision_penalty` by a fused kernel; gradients are formed with the value and scaled in backward."""
-    reason = _unsupported(std_b[0], variances)
+    reason = _unsupported("precision_penalty", std_b[0], variances)
     if reason:
         fallbacks["precision_penalty"] = reason
         return eager.precision_penalty(std_b, std_a, variances, shape, rate)

@@ -40,7 +40,7 @@ def activation_output(
     given = (y0, x, factors, variance, keys, layer, questions, tokens)
     if len(factors.mean_a) <= MOST_NARROW:
         return triton_output.activation_output(*given)
-    reason = triton_output.why_eager(y0, x, factors.mean_a, MOST_RANK)
+    reason = triton_output.why_eager("activation_output", y0, x, factors.mean_a, MOST_RANK)
     if reason or variance.form != "square":
         fallbacks["activation_output"] = reason or f"std_form is {variance.form}"
         return eager.activation_output(*given)
