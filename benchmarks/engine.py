@@ -32,7 +32,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from abmll.config import RunConfig, check
-from abmll.kernels import Factors, Variance, eager, fallbacks, triton_kl
+from abmll.kernels import Factors, Variance, eager, fallbacks
+from abmll.kernels.wide import divergence
 from abmll.kernels.wide import output as wide_output
 from abmll.models import LanguageModel, random_model
 from abmll.models.shapes import SHAPES
@@ -141,14 +142,14 @@ def wide_kl(device: torch.device, profiles: Profiles, rank: int = 64, layers: in
     flat = [x for f in task_of for x in f]
 
     def inner() -> object:
-        return torch.autograd.grad(triton_kl.task_kl(task_of, shared, variances), flat)
+        return torch.autograd.grad(divergence.task_kl(task_of, shared, variances), flat)
 
     times = kernel_kl.graph_times(inner)
     profiles.of("kl_rank64", inner)
     found: dict[str, Any] = {"ms": statistics.median(times), "spread_ms": [min(times), max(times)], "errors": {}}
     for size in {*kernel_kl.QV.values()}:
         for step in (1e-6, None):
-            errors = kernel_kl.errors(size, rank, step, device)
+            errors = kernel_kl.errors(size, rank, step, device, phi_alone=True)
             name = f"{size[0]}x{size[1]}_{'adam_step' if step else 'apart'}"
             found["errors"][name] = {
                 kind: max(v for k, v in errors.items() if k.startswith(kind)) for kind in ("triton", "eager_float32")
