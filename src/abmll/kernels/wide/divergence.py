@@ -97,19 +97,19 @@ def _bytes_of(rows: int, rank: int, columns: int) -> int:
 class _Pieces(NamedTuple):
     """A sum in so many pieces of so many terms, zeros at its end."""
 
-    count: int
+    number: int
     size: int
 
     @classmethod
     def of(cls, terms: int) -> "_Pieces":
         """As few as `_LONGEST` allows, of sizes that 16 divides: tensor cores want those."""
-        count = -(-terms // _LONGEST)
-        return cls(count, 16 * -(-terms // (16 * count)))
+        number = -(-terms // _LONGEST)
+        return cls(number, 16 * -(-terms // (16 * number)))
 
     @property
     def total(self) -> int:
         """Terms, zeros included."""
-        return self.count * self.size
+        return self.number * self.size
 
 
 def _kl_of_group(
@@ -121,10 +121,10 @@ def _kl_of_group(
     products = _products(left, right, b.rows, a.rows, layers)
     grid = triton.cdiv(tall.total, 8), triton.cdiv(long.total, 256), layers
     losses = products.new_empty(grid[0] * grid[1] * layers)
-    shape = (2, layers, long.count, 2, tall.total, long.size)
+    shape = (2, layers, long.number, 2, tall.total, long.size)
     gradients = products.new_empty(shape if wanted[0] else (0,), dtype=torch.bfloat16)
     _gradients[grid](
-        products, gradients, losses, largest, group.offsets, group.floors, b.rows, a.rows, tall.total, long.count,
+        products, gradients, losses, largest, group.offsets, group.floors, b.rows, a.rows, tall.total, long.number,
         long.size, TASK=wanted[0], ROWS=8, COLUMNS=256, num_warps=4,
     )  # fmt: skip
     del products
@@ -179,9 +179,9 @@ def _by_rows(gradient: Tensor, own_a: Float[Tensor, "L I K"], rank: int) -> Floa
 def _by_columns(gradient: Tensor, own_b: Float[Tensor, "L O K"], rank: int, tall: _Pieces) -> Float[Tensor, "L R I"]:
     """B^T G from the parts of both."""
     layers, pieces, _, _, width = gradient.shape
-    b = own_b.view(layers, 1, 1, tall.count, tall.size, -1).expand(-1, pieces, 2, -1, -1, -1)
+    b = own_b.view(layers, 1, 1, tall.number, tall.size, -1).expand(-1, pieces, 2, -1, -1, -1)
     found = _multiplied(b.reshape(-1, tall.size, b.shape[-1]).transpose(1, 2), gradient.view(-1, tall.size, width))
-    found = found.view(layers, pieces, 2 * tall.count, 2, -1, width).sum((2, 3))[:, :, :rank]
+    found = found.view(layers, pieces, 2 * tall.number, 2, -1, width).sum((2, 3))[:, :, :rank]
     return found.transpose(1, 2).reshape(layers, rank, pieces * width)
 
 

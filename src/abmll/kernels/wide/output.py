@@ -169,7 +169,8 @@ def _backward(
     tokens, height, scale = len(x), len(mean_b), call.variance.scale
     needs = {"NEED_Z": need_x or need[1], "NEED_B": need[0]}
     dz, of_b = triton_output.mean_backward(scale, g, z, mean_b, needs)
-    of_a, of_x, of_std = None, None, (None, None)
+    of_a, of_x = None, None
+    of_std: tuple[Tensor | None, Tensor | None] = (None, None)
     if need[1]:
         of_a = triton_output.project_by_inputs(x, dz, mean_a, None, need_x=False, need_a=True)[1][0]
     if need_x or need[2] or need[3]:
