@@ -586,6 +586,7 @@ def task_kl(
 
 
 def unsupported(name: str, factor: Float[Tensor, "O R"], variances: Sequence[Variance]) -> str:
+    """Why the kernels cannot do this call of an op, or ""."""
     if any(variance.form != "square" for variance in variances):
         return "std_form=log_std has no Triton kernel"
     if factor.dtype != torch.float32:
