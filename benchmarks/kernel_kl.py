@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from abmll.kernels import Factors, Variance, eager, triton_kl
+from abmll.kernels.wide import divergence
 from benchmarks.common import describe, write_result
 
 LAYERS = 32
@@ -71,12 +72,12 @@ def measure(shapes: dict[str, tuple[int, int]], rank: int, device: torch.device)
     flat = [[x for f in side for x in f] for side in leaves]
 
     def inner() -> object:
-        loss = triton_kl.task_kl(leaves[0], shared, variances)
+        loss = divergence.task_kl(leaves[0], shared, variances)
         return torch.autograd.grad(loss, flat[0])
 
     def inner_eighth() -> object:
         key = torch.zeros((), dtype=torch.int64, device=device)
-        return torch.autograd.grad(triton_kl.task_kl(leaves[0], shared, variances, 8, key), flat[0])
+        return torch.autograd.grad(divergence.task_kl(leaves[0], shared, variances, 8, key), flat[0])
 
     def outer() -> object:
         loss = triton_kl.task_kl(leaves[0], leaves[1], variances)
@@ -99,19 +100,23 @@ def measure(shapes: dict[str, tuple[int, int]], rank: int, device: torch.device)
         )
 
 
-def errors(shape: tuple[int, int], rank: int, step: float | None, device: torch.device) -> dict[str, float]:
-    """Relative errors of the value and of each gradient (of the whole tensor, in norm)."""
+def errors(
+    shape: tuple[int, int], rank: int, step: float | None, device: torch.device, *, phi_alone: bool = False
+) -> dict[str, float]:
+    """Relative errors of the value and of each gradient (of the whole tensor, in norm); of phi, or of both."""
     shared = factors(shape, rank, device)
     task = moved(shared, step)
 
     def run(op: Callable[..., Tensor], dtype: torch.dtype) -> tuple[Tensor, tuple[Tensor, ...]]:
         f = [Factors(*(x.to(dtype).requires_grad_() for x in side)) for side in (task, shared)]
+        if phi_alone:
+            f[1] = Factors(*(x.detach() for x in f[1]))
         loss = op([f[0]], [f[1]], [VARIANCE])
-        return loss, torch.autograd.grad(loss, [*f[0], *f[1]])
+        return loss, torch.autograd.grad(loss, [*f[0]] if phi_alone else [*f[0], *f[1]])
 
     exact, wanted = run(eager.task_kl, torch.float64)
     found = {}
-    for name, op in (("triton", triton_kl.task_kl), ("eager_float32", eager.task_kl)):
+    for name, op in (("triton", divergence.task_kl), ("eager_float32", eager.task_kl)):
         loss, gradients = run(op, torch.float32)
         found[f"{name}_value"] = float((loss - exact).abs() / exact.abs())
         for i, (mine, theirs) in enumerate(zip(gradients, wanted, strict=True)):

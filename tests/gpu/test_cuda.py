@@ -68,8 +68,10 @@ def test_cloze_has_gradients_where_cudnn_s_attention_has_none(capture: bool) -> 
     system.adapt(Task("far", rows), AdaptationPlan(8, 4))
 
 
-def test_kernels_agree_with_float64() -> None:
-    verdicts = check_kernels(CUDA)
+@pytest.mark.parametrize("rank", [None, *range(1, 13), 15, 16, 17, 20, 24, 32, 33, 48, 64])
+def test_kernels_agree_with_float64(rank: int | None) -> None:
+    """At the ranks that `abmll doctor` compares, and at more of them: some 20 s of compiling each."""
+    verdicts = check_kernels(CUDA, rank)
     assert verdicts, "Triton's kernels are there"
     assert not {name: verdict for name, verdict in verdicts.items() if is_bad(verdict)}
 

@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 from abmll import kernels
 from abmll.cli import app
 from abmll.diagnosis import machine as doctor
+from abmll.errors import AbmllError
 from abmll.kernels import check, onednn, triton_kl
 from abmll.kernels.check import check_kernels, is_bad
 
@@ -77,15 +78,15 @@ def test_kernels_that_are_right_agree() -> None:
 
 def test_what_eager_did_is_no_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "OPS", ("activation_output",))
-    above = check._Case(20, 24, 17, 3, torch.float32)
+    above = check._Case(20, 24, 65, 3, torch.float32)
     monkeypatch.setitem(kernels.fallbacks, "weight_output", "of an earlier call")
     monkeypatch.setattr(check, "_CASES", (above,))
     assert check_kernels(CPU) == {
-        "activation_output": "not checked: it hands over to eager (rank 17 is above 16)",
+        "activation_output": "not checked: it hands over to eager (rank 65 is above 64)",
     }
     monkeypatch.setattr(check, "_CASES", (above, SMALL[0]))
     verdict = check_kernels(CPU)["activation_output"]
-    assert AGREES.fullmatch(verdict.removesuffix("; hands over to eager where rank 17 is above 16"))
+    assert AGREES.fullmatch(verdict.removesuffix("; hands over to eager where rank 65 is above 64"))
     assert not AGREES.fullmatch(verdict)
     monkeypatch.setattr(check, "_CASES", (above, SMALL[1]))
     assert check_kernels(CPU)["activation_output"].startswith("agrees with float64 in bfloat16 to ")
@@ -186,3 +187,48 @@ def test_kernels_that_do_not_load_do_not_stop_doctor(monkeypatch: pytest.MonkeyP
     found = doctor.diagnose()
     assert found.kernels["cpu"]["task_kl"] == "nothing: triton cannot be loaded (AttributeError)"
     assert "has no attribute 'jit'; set engine.kernels=eager" in found.advice[0]
+
+
+@pytest.fixture
+def none_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "_compared", set())
+    monkeypatch.setattr(kernels, "refused", refused := {})
+    monkeypatch.setattr(triton_kl, "refused", refused)
+    monkeypatch.setattr(check, "_at_rank", lambda rank, dtype: check._Case(32, 48, rank, 4, dtype))
+
+
+@pytest.mark.usefixtures("none_compared")
+def test_a_kernel_that_is_wrong_at_a_rank_is_not_used_there(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The value of rank 3 alone is off by a hundredth: rank 3 is eager's from then on, rank 2 is as it was."""
+    right = triton_kl._penalty_of_group
+
+    def wrong(b: Any, *rest: Any) -> Any:
+        loss, *gradients = right(b, *rest)
+        return (loss * (1.01 if b.rank == 3 else 1.0), *gradients)
+
+    monkeypatch.setattr(triton_kl, "_penalty_of_group", wrong)
+    ops = ("precision_penalty",)
+    assert check.refuse_wrong(2, CPU, torch.float32, ops) == {}
+    assert is_bad(check.refuse_wrong(3, CPU, torch.float32, ops)["precision_penalty"])
+    assert check.refuse_wrong(3, CPU, torch.float32, ops) == {}, "compared once in a process"
+    assert list(kernels.refused) == [("precision_penalty", 3)]
+    assert "at rank 3" in caplog.text
+    (trial,) = check._trials("precision_penalty", check._at_rank(3, torch.float32), CPU)
+    (value, *_), (exact, *_) = (
+        trial.outcome(op, torch.float64) for op in (triton_kl.precision_penalty, check.eager.precision_penalty)
+    )
+    assert float(value) == float(exact)
+    (value, *_) = trial.outcome(triton_kl.precision_penalty)
+    assert float(value) == pytest.approx(float(exact), rel=1e-4)
+    assert kernels.fallbacks["precision_penalty"].startswith("at rank 3 it is WRONG")
+
+
+@pytest.mark.usefixtures("none_compared")
+def test_a_kernel_that_takes_the_device_down_ends_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "_trials", raising(RuntimeError("an illegal memory access was encountered")))
+    answers = iter([False, True, True])  # it is there, and gone after the first op
+    monkeypatch.setattr(check, "_is_lost", lambda device: next(answers))
+    with pytest.raises(AbmllError, match=r"adapter.rank=3: .*illegal memory access.*engine.kernels=eager, and start"):
+        check.refuse_wrong(3, CPU, torch.float32, ("precision_penalty", "task_kl"))

@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 from abmll import kernels
 from abmll.kernels import Factors, Variance, eager, triton_entries, triton_kl
 from abmll.kernels.noise import key_tensor, noise_key
+from abmll.kernels.wide import divergence
 from tests.dense import cast, dense_kl, dense_precision_penalty, gradients_of, relative_error
 from tests.unit.test_kernels import FLOORS, Pair, far_pair, near_pair
 
@@ -70,6 +71,44 @@ def test_kl_and_its_eight_gradients_equal_torch_distributions(make, shape, std):
     # a gradient is a sum of products of parts of 16 bits each, 2^-16 in all; one entry has no others to average with
     tolerance = TOLERANCE if shape != (1, 1, 1) else 2 * TOLERANCE
     assert_close(fused_kl(rough), rough.factors, dense_kl(*exact), exact.factors, tolerance)
+
+
+def wide_kl(*pairs: Pair, **options) -> Tensor:
+    """Of phi alone, as inner steps have it: above rank 16 that is `wide.divergence`'s."""
+    shared = [Factors(*(x.detach() for x in p.shared)) for p in pairs]
+    return divergence.task_kl([p.task for p in pairs], shared, [p.variance for p in pairs], **options)
+
+
+@pytest.mark.parametrize(("shape", "std"), [*((s, 4.5e-5) for s in SHAPES[-3:]), *product(SHAPES[-1:], (2e-9, 10.0))])
+@pytest.mark.parametrize("make", [far_pair, near_pair])
+@pytest.mark.parametrize("longest", [1024, 48])  # of a sum of the tensor cores': in one piece, and in two
+def test_wide_kl_of_phi_alone_equals_torch_distributions(monkeypatch, make, shape, std, longest):
+    monkeypatch.setattr(divergence, "_LONGEST", longest)
+    monkeypatch.setattr(triton_kl, "task_kl", None)  # it does not hand over
+    rough = make(shape, std=std).leaves(torch.float32)
+    exact = doubled(rough)
+    assert_close(wide_kl(rough), rough.task, dense_kl(*exact), exact.task)
+    with torch.no_grad():
+        assert float(wide_kl(rough)) == pytest.approx(float(dense_kl(*exact).detach()), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_wide_layers_and_the_rows_of_a_subset_add_up(monkeypatch, stride):
+    pairs = [far_pair(s, seed=i).leaves(torch.float32) for i, s in enumerate([(9, 20, 33), (70, 30, 33), (9, 20, 33)])]
+    options = {"stride": stride, "key": key_tensor(noise_key("rows", 0), device=CPU)[0]}
+    factors = [f for p in pairs for f in p.task]
+    wanted = eager_kl(*pairs, **options)
+    assert_close(wide_kl(*pairs, **options), factors, wanted, factors)
+    monkeypatch.setattr(triton_kl, "_chunk_bytes", lambda device: 1)
+    assert_close(wide_kl(*pairs, **options), factors, eager_kl(*pairs, **options), factors)
+
+
+def test_wide_kl_and_gradients_are_exactly_zero_at_equal_factors():
+    shared = far_pair((40, 70, 33), std=2e-9).shared
+    pair = Pair(shared, shared, Variance("square", 2e-9, FLOORS[2e-9], 2.0)).leaves(torch.float32)
+    value = wide_kl(pair)
+    assert float(value.detach()) == 0
+    assert all(bool((g == 0).all()) for g in torch.autograd.grad(value, pair.task))
 
 
 def test_layers_of_several_shapes_and_scales_add_up():
@@ -229,7 +268,7 @@ def test_what_the_kernel_cannot_do_is_done_by_eager_and_said(pair, reason):
 def test_the_op_table_gives_the_kernel_that_was_asked_for():
     try:
         kernels.use("triton")
-        assert kernels.op("task_kl", CPU) is triton_kl.task_kl
+        assert kernels.op("task_kl", CPU) is divergence.task_kl
         kernels.use("auto")
         assert kernels.op("task_kl", CPU) is eager.task_kl
     finally:

@@ -15,6 +15,7 @@ from abmll.adapters.layer import AdaptedLinear, Noise
 from abmll.errors import AbmllError
 from abmll.kernels import Factors, Variance, eager, fallbacks, triton_output
 from abmll.kernels.noise import key_tensor, noise_key, normal
+from abmll.kernels.wide import output as wide
 from tests.dense import dense_mean, dense_variance, gradients_of, random_factors, relative_error
 
 ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # of results in this type
@@ -116,6 +117,38 @@ def test_large_ranks(op, rank):
     assert_equals_eager(op, case((1, 5, 20, 30), rank))
 
 
+@pytest.mark.parametrize(
+    ("shape", "rank", "dtype", "options"),
+    [
+        ((2, 5, 37, 30), 17, torch.float32, {}),
+        ((1, 40, 70, 90), 64, torch.bfloat16, {"most": 70 * 64}),  # of the outputs, 64 at a time
+        ((3, 7, 20, 30), 33, torch.float16, {"draws": 3}),
+        ((2, 5, 37, 21), 24, torch.bfloat16, {"std": 2e-9}),
+        ((2, 5, 37, 21), 24, torch.bfloat16, {"std": 10.0}),
+    ],
+)
+def test_activation_noise_at_wide_ranks(monkeypatch, shape, rank, dtype, options):
+    monkeypatch.setattr(wide, "_MOST_ENTRIES", options.pop("most", 1 << 26))
+    c = case(shape, rank, dtype, **options)
+    ours = value_and_gradients(wide, "activation_output", c.new())
+    theirs = value_and_gradients(eager, "activation_output", c.new(torch.float64))
+    assert not fallbacks
+    for mine, leaf, exact in zip(ours, (c.y0, *c.leaves), theirs, strict=True):
+        assert mine.dtype == leaf.dtype
+        assert relative_error(mine, exact) < max(ROUNDING[mine.dtype], 1e-5 if dtype == torch.float32 else 2**-14)
+
+
+@pytest.mark.parametrize("wanted", [{0}, {1}, {2, 4}, {5}])
+def test_wide_inputs_get_their_gradients_whether_or_not_the_others_need_one(wanted):
+    c = case((1, 5, 20, 30), 17)
+    expected = value_and_gradients(eager, "activation_output", c.new(torch.float64))[1:]
+    leaves = [leaf.clone().requires_grad_(i in wanted) for i, leaf in enumerate(c.leaves)]
+    run(wide, "activation_output", c.on(*leaves)).backward(c.upstream)
+    for index, leaf in enumerate(leaves):
+        assert (leaf.grad is not None) == (index in wanted)
+        assert leaf.grad is None or relative_error(leaf.grad, expected[index]) < 1e-5
+
+
 @pytest.mark.parametrize("std", [2e-9, 10.0])
 @pytest.mark.parametrize("op", OPS[1:])
 def test_small_and_large_stds(op, std):
@@ -154,6 +187,19 @@ def test_inputs_get_their_gradients_whether_or_not_the_others_need_one(op, wante
 @pytest.mark.parametrize("op", OPS)
 def test_nothing_is_computed_for_a_constant(op):
     assert not run(triton_output, op, case((1, 2, 20, 30), 3)).requires_grad
+
+
+@pytest.mark.parametrize(("draws", "most"), [(1, 1 << 28), (3, 1 << 28), (3, 600)])
+def test_predictions_draw_the_matrices_that_training_draws(monkeypatch, draws, most):
+    """Without gradients, in bfloat16, each draw's matrix is made at once, `most` entries at a time."""
+    monkeypatch.setattr(triton_output, "_MOST_DRAWN", most)
+    c = case((3, 7, 20, 30), 3, torch.bfloat16, draws=draws)
+    with torch.no_grad():
+        y = run(triton_output, "weight_output", c)
+    exact = run(eager, "weight_output", c.new(torch.float64))
+    assert (y.dtype, y.shape) == (torch.bfloat16, c.y0.shape)
+    assert relative_error(y, exact) < ROUNDING[torch.bfloat16]
+    assert relative_error(y.double() - c.y0.double(), exact - c.y0.double()) < ROUNDING[torch.bfloat16]
 
 
 @pytest.mark.parametrize("op", ["mean_output", "weight_output"])

@@ -33,7 +33,7 @@ LIMITS = {  # what the fused kernels leave to eager, whatever the device: see `k
     "task_kl": "eager for std_form=log_std",
     "precision_penalty": "eager for std_form=log_std",
     "mean_output": "eager above rank 64",
-    "activation_output": "eager above rank 16",
+    "activation_output": "eager above rank 64",
     "weight_output": "eager above rank 64",
 }
 HUB_SECONDS = 3.0

@@ -7,8 +7,9 @@ multiplies by frozen weights on CPUs where that is faster than PyTorch's own way
 
 import importlib
 import os
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -28,6 +29,8 @@ __all__ = [
     "check_usable",
     "fallbacks",
     "op",
+    "prepare",
+    "refused",
     "twice_differentiable",
     "use",
 ]
@@ -35,10 +38,10 @@ __all__ = [
 Backend = Literal["auto", "eager", "triton", "onednn"]
 
 _FASTER = {
-    ("triton", "task_kl"): "abmll.kernels.triton_kl",
+    ("triton", "task_kl"): "abmll.kernels.wide.divergence",
     ("triton", "precision_penalty"): "abmll.kernels.triton_kl",
     ("triton", "mean_output"): "abmll.kernels.triton_output",
-    ("triton", "activation_output"): "abmll.kernels.triton_output",
+    ("triton", "activation_output"): "abmll.kernels.wide.output",
     ("triton", "weight_output"): "abmll.kernels.triton_output",
     ("onednn", "frozen_linear"): "abmll.kernels.onednn",
     ("onednn", "weight_output"): "abmll.kernels.onednn",
@@ -47,6 +50,9 @@ OPS = ("task_kl", "precision_penalty", "mean_output", "activation_output", "weig
 
 fallbacks: dict[str, str] = {}
 """op -> why its last call that wanted Triton ran in eager."""
+
+refused: dict[tuple[str, int], str] = {}
+"""op and rank -> why Triton's is not used there: `check.refuse_wrong` found that it is wrong on this machine."""
 
 _chosen: list[Backend] = ["auto"]
 _twice = [False]
@@ -103,6 +109,21 @@ def triton_error() -> str | None:
     except ImportError as error:  # optional: CPU and MPS builds of torch come without it
         return str(error)
     return None
+
+
+def prepare(device: torch.device) -> None:
+    """Let Triton take its own fingerprint, .4 s once in a process before its first kernel, while a model is loaded."""
+    if device.type == "cuda" and not _preparing:
+        _preparing.append(threading.Thread(target=_fingerprint, name="triton", daemon=True))
+        _preparing[0].start()
+
+
+_preparing: list[threading.Thread] = []
+
+
+def _fingerprint() -> None:
+    with suppress(ImportError, AttributeError, OSError):  # no Triton, or one that keeps it elsewhere: it is only time
+        importlib.import_module("triton.runtime.cache").triton_key()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ A compiler can make wrong values of a right kernel without a word: Triton 3.6.0 
 one stage) and of the noise at ranks up to 6, and nothing but a comparison on the very device and version shows it.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from abmll import kernels
+from abmll.errors import AbmllError
 from abmll.kernels import eager
 from abmll.kernels.factors import Factors, Variance
 from abmll.kernels.noise import key_tensor
@@ -20,6 +22,10 @@ from abmll.kernels.onednn import Packed
 TOLERANCE = 1e-4  # of float32 results
 ROUNDED = {torch.bfloat16: 1.6e-2, torch.float32: 1e-3}  # of results in this type, where y0 and x are bfloat16
 INSTEAD = "set engine.kernels=eager"
+LEAST_TRUSTED = 7
+"""Ranks below are compared on the very machine before their kernels are used: see `refuse_wrong`."""
+
+log = logging.getLogger(__name__)
 
 _Op = Callable[..., Any]
 
@@ -66,8 +72,9 @@ class _Trial(NamedTuple):
             yield float(error), ROUNDED[mine.dtype] if rounded else TOLERANCE
 
 
-def check_kernels(device: torch.device) -> dict[str, str]:
-    """Run every op that is not eager's on a device, on layers of some 200 x 200 at ranks 3, 8, 12 and 17, and judge it.
+def check_kernels(device: torch.device, rank: int | None = None) -> dict[str, str]:
+    """Run every op that is not eager's on a device, on layers of some 200 x 200 at ranks 3, 8, 12 and 17 or at one rank
+    in float32 and bfloat16, and judge it.
 
     Values and gradients are compared with those of `eager` in float64: of the KL for phi, for theta, for both, and on
     every third row; of the samplers with the same keys, so that both draw the same noise. On CUDA the kernels are
@@ -82,20 +89,70 @@ def check_kernels(device: torch.device) -> dict[str, str]:
     {}
     >>> kernels.use("auto")
     """
-    told: dict[str, str] = {}
+    cases = _CASES if rank is None else tuple(_at_rank(rank, dtype) for dtype in (torch.float32, torch.bfloat16))
+    return dict(_verdicts(kernels.OPS, device, cases))
+
+
+def refuse_wrong(
+    rank: int, device: torch.device, dtype: torch.dtype, ops: Sequence[str] = kernels.OPS
+) -> dict[str, str]:
+    """Compare the kernels of one rank with eager's in float64, once in a process: wrong ones are not used at this rank.
+
+    They are noted in `kernels.refused`, and those calls are eager's, as is told by a warning and in
+    `kernels.fallbacks`. The first time on a machine, kernels are compiled for it, as for any use; then it is a tenth of
+    a second.
+
+    Args:
+        rank: of the adapters.
+        device: where they are.
+        dtype: that the base model computes in.
+        ops: to compare.
+
+    Returns:
+        op -> verdict, of those that are refused.
+
+    Raises:
+        AbmllError: a kernel took the device down, so that nothing can be computed there by this process.
+
+    >>> kernels.use("eager")
+    >>> refuse_wrong(3, torch.device("cpu"), torch.float32)  # eager has no kernels that a compiler made
+    {}
+    >>> kernels.use("auto")
+    """
+    case = _at_rank(rank, dtype)
+    new = [name for name in ops if (name, case, device) not in _compared]
+    _compared.update((name, case, device) for name in new)
+    wrong = {name: verdict for name, verdict in _verdicts(new, device, (case,)) if is_bad(verdict)}
+    if wrong and _is_lost(device):
+        raise AbmllError(f"adapter.rank={rank}: {next(iter(wrong.values()))}, and start again")
+    for name, verdict in wrong.items():
+        kernels.refused[name, rank] = f"at rank {rank} it is {verdict.removesuffix('; ' + INSTEAD)}"
+        log.warning("the kernel of %s is not used at rank %d on this machine: %s", name, rank, verdict)
+    return wrong
+
+
+_compared: set[tuple[str, "_Case", torch.device]] = set()
+
+
+def _at_rank(rank: int, dtype: torch.dtype) -> _Case:
+    """A layer whose sizes 16 divides, as those of models."""
+    return _Case(208, 192, rank, 64, dtype)
+
+
+def _verdicts(ops: Sequence[str], device: torch.device, cases: Sequence[_Case]) -> Iterator[tuple[str, str]]:
+    """The verdict on each op that is not eager's."""
     lost = "the device does not answer" if _is_lost(device) else ""
-    for name in kernels.OPS:
+    for name in ops:
         try:
             op, twin = kernels.op(name, device), getattr(eager, name)
             if op is not twin:
-                told[name] = f"not checked: {lost}" if lost else _verdict(name, op, twin, device)
+                yield name, f"not checked: {lost}" if lost else _verdict(name, op, twin, device, cases)
         except torch.OutOfMemoryError:
-            told[name] = "not checked: the device has no memory left"
+            yield name, "not checked: the device has no memory left"
         except Exception as error:  # whatever a compiler, a driver or a kernel may raise
             why = (str(error).strip() or "no message").splitlines()[0]
-            told[name] = f"cannot run: {type(error).__name__}: {why}; {INSTEAD}"
             lost = lost or (f"the device answers no more since {name}" if _is_lost(device) else "")
-    return told
+            yield name, f"cannot run: {type(error).__name__}: {why}; {INSTEAD}"
 
 
 def is_bad(verdict: str) -> bool:
@@ -103,12 +160,12 @@ def is_bad(verdict: str) -> bool:
     return verdict.startswith(("WRONG", "cannot run"))
 
 
-def _verdict(name: str, op: _Op, twin: _Op, device: torch.device) -> str:
+def _verdict(name: str, op: _Op, twin: _Op, device: torch.device, cases: Sequence[_Case]) -> str:
     errors: list[tuple[float, float]] = []
     before, handed_over = dict(kernels.fallbacks), ""
     try:
         with torch.enable_grad(), torch.cuda.device_of(torch.empty(0, device=device)):
-            for trial in (trial for case in _CASES for trial in _trials(name, case, device)):
+            for trial in (trial for case in cases for trial in _trials(name, case, device)):
                 kernels.fallbacks.pop(name, None)
                 found = list(trial.errors(op, twin))
                 handed_over = kernels.fallbacks.get(name, handed_over)

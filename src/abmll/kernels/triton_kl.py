@@ -10,7 +10,7 @@ completes. So a tile is visited once, there are no atomics, and the bits are the
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from abmll.kernels import eager, fallbacks, triton_entries
+from abmll.kernels import eager, fallbacks, refused, triton_entries
 from abmll.kernels.factors import Factors, Variance
 from abmll.kernels.triton_entries import FAST, log, reciprocal, twice_half_excess
 
@@ -57,7 +57,7 @@ def _halves(x, N: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _split(x):
+def split_pair(x):
     """The nearest bfloat16 and that of the rest; in pairs, as a single conversion has an eighth of the rate."""
     if FAST:
         return tl.inline_asm_elementwise(
@@ -120,7 +120,7 @@ def _exponent(x):
 
 @triton.jit
 @no_type_check
-def _power(exponent):
+def power_of_2(exponent):
     """2^exponent, or the float32 nearest to it."""
     return ((tl.minimum(tl.maximum(exponent, -126), 127) + 127) << 23).to(tl.float32, bitcast=True)
 
@@ -166,7 +166,7 @@ def _largest_exponents(largest, layer, PART: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _mean_unit(largest, layer):
+def unit_of_means(largest, layer):
     """The exponent by which products of the mean factors are scaled, and those of B - B0's and B0's shares of it.
 
     The largest product of two entries becomes about 2^28, and each of them 2^14: an entry keeps 22 bits unless it is
@@ -179,8 +179,8 @@ def _mean_unit(largest, layer):
 
 @triton.jit
 @no_type_check
-def _std_unit(largest, offsets, floors, layer):
-    """As `_mean_unit`, with B0's share where it meets A0 last; f keeps far from float32's ends when it is squared."""
+def unit_of_stds(largest, offsets, floors, layer):
+    """As `unit_of_means`, with B0's share where it meets A0 last; f keeps far from the ends of float32 when squared."""
     b_change, b_0, a_change, a = _largest_exponents(largest, layer, 1)
     a_0 = tl.maximum(a, a_change) + 1
     unit = 28 - tl.maximum(tl.maximum(b_change + a, b_0 + a_change), b_0 + a_0)
@@ -206,7 +206,7 @@ def _store_halves(here, other, flipped, x, inside, IS_B: tl.constexpr):
 @no_type_check
 def _store_parts(here, x, is_first, inside):
     """[hi mid], where x has its columns twice."""
-    hi, mid = _split(x)
+    hi, mid = split_pair(x)
     tl.store(here, tl.where(is_first, hi, mid), inside)
 
 
@@ -234,8 +234,8 @@ def _prepare(
     parts += layer * 5 * plane
     here, wide = rows[:, None] * K + k[None, :], rows[:, None] * (2 * K) + k[None, :]
     theirs = tl.load(tl.load(addresses + 4 * layer + 3).to(tl.pointer_type(tl.float32)) + at, used, 0.0) * scale
-    unit, first, second, last = _std_unit(largest, offsets, floors, layer)
-    x = theirs * _power(last if IS_B else unit - last)
+    unit, first, second, last = unit_of_stds(largest, offsets, floors, layer)
+    x = theirs * power_of_2(last if IS_B else unit - last)
     hi = x.to(tl.float16)
     rest = x - hi.to(tl.float32)
     mid = rest.to(tl.float16)
@@ -253,15 +253,15 @@ def _prepare(
         mine = tl.load(tl.load(addresses + 4 * layer + 1).to(tl.pointer_type(tl.float32)) + at, used, 0.0) * scale
         mean = tl.load(tl.load(addresses + 4 * layer).to(tl.pointer_type(tl.float32)) + at, used, 0.0) * scale
         mean_0 = tl.load(tl.load(addresses + 4 * layer + 2).to(tl.pointer_type(tl.float32)) + at, used, 0.0) * scale
-        mean_unit, mean_first, mean_second = _mean_unit(largest, layer)
+        mean_unit, mean_first, mean_second = unit_of_means(largest, layer)
         if IS_B:
             means = tl.where(is_first, mean - mean_0, mean_0)
-            x = means * tl.where(is_first, _power(mean_first), _power(mean_second))
-            y = tl.where(is_first, (mine - theirs) * _power(first), theirs * _power(second))
+            x = means * tl.where(is_first, power_of_2(mean_first), power_of_2(mean_second))
+            y = tl.where(is_first, (mine - theirs) * power_of_2(first), theirs * power_of_2(second))
         else:
             means = tl.where(is_first, mean, mean - mean_0)
-            x = means * tl.where(is_first, _power(mean_unit - mean_first), _power(mean_unit - mean_second))
-            y = tl.where(is_first, mine * _power(unit - first), (mine - theirs) * _power(unit - second))
+            x = means * tl.where(is_first, power_of_2(mean_unit - mean_first), power_of_2(mean_unit - mean_second))
+            y = tl.where(is_first, mine * power_of_2(unit - first), (mine - theirs) * power_of_2(unit - second))
         _store_halves(halves + 2 * plane + wide, K, 6 * plane, x, inside, IS_B)
         _store_halves(halves + 4 * plane + wide, K, 6 * plane, y, inside, IS_B)
         if TASK:
@@ -269,7 +269,7 @@ def _prepare(
         if TASK and not SHARED:
             _store_parts(parts + plane + here, mean, is_first, inside)
         if SHARED:
-            hi, mid = _split(means)
+            hi, mid = split_pair(means)
             tl.store(parts + 3 * plane + wide, hi, inside)
             tl.store(parts + 3 * plane + K + wide, mid, inside)
 
@@ -307,9 +307,9 @@ def _kl_pass(
     elif TASK:
         own_mean = tl.load(mine + plane, inside, 0.0)
     by_mean = tl.zeros((BLOCK_N, K), tl.float32)
-    unit, _, _, _ = _std_unit(largest, offsets, floors, layer)
-    mean_unit, _, _ = _mean_unit(largest, layer)
-    to_unit, unit = _power(unit - mean_unit), _power(unit)
+    unit, _, _, _ = unit_of_stds(largest, offsets, floors, layer)
+    mean_unit, _, _ = unit_of_means(largest, layer)
+    to_unit, unit = power_of_2(unit - mean_unit), power_of_2(unit)
     offset, floor = tl.load(offsets + layer) * unit, tl.load(floors + layer) * unit * unit
     weight *= unit
     by_task_std = tl.zeros((BLOCK_N, K), tl.float32)
@@ -340,7 +340,7 @@ def _kl_pass(
         put = shares + q[None, :] * m + columns[:, None]
         to = (q < R)[None, :] & (columns < m)[:, None]
         if SHARED:
-            g_hi, g_mid = _split(pull)
+            g_hi, g_mid = split_pair(pull)
             r_own = tl.load(right_parts + (layer * 5 + 3) * plane + right_at, there, 0.0)
             by_mean += _contract(g_hi, g_mid, tl.trans(r_own), K)
             share = _contract(tl.trans(g_hi), tl.trans(g_mid), own_means, K)
@@ -348,19 +348,19 @@ def _kl_pass(
             if TASK:
                 tl.store(put, weight * (change_share + shared_share), to)
             tl.store(put + 2 * TASK * size, -weight * shared_share, to)
-            g_hi, g_mid = _split(-(delta + pull * mean_change) * (r * inverse_shared))
+            g_hi, g_mid = split_pair(-(delta + pull * mean_change) * (r * inverse_shared))
             r_own = tl.load(theirs, there, 0.0)
             by_shared_std += _contract(g_hi, g_mid, tl.trans(r_own), K)
             share = _contract(tl.trans(g_hi), tl.trans(g_mid), shared_std, K)
             tl.store(put + (2 * TASK + 1) * size, weight * _added_halves(share, BLOCK_M, K), to)
         elif TASK:
-            g_hi, g_mid = _split(pull)
+            g_hi, g_mid = split_pair(pull)
             r_own = tl.load(theirs + plane, there, 0.0)
             by_mean += _contract(g_hi, g_mid, tl.trans(r_own), K)
             share = _contract(tl.trans(g_hi), tl.trans(g_mid), own_mean, K)
             tl.store(put, weight * _added_halves(share, BLOCK_M, K), to)
         if TASK:
-            g_hi, g_mid = _split(r_task * delta * reciprocal(var_task))
+            g_hi, g_mid = split_pair(r_task * delta * reciprocal(var_task))
             r_own = tl.load(theirs + 2 * plane, there, 0.0)
             by_task_std += _contract(g_hi, g_mid, tl.trans(r_own), K)
             share = _contract(tl.trans(g_hi), tl.trans(g_mid), own_std, K)
@@ -397,8 +397,8 @@ def _penalty_pass(
     mine = left + layer * 12 * plane + rows[:, None] * (2 * K) + k_2[None, :]
     shared, shared_flipped = tl.load(mine, inside, 0.0), tl.load(mine + 6 * plane, inside, 0.0)
     shared_std = tl.load(left_parts + layer * 5 * plane + rows[:, None] * K + k[None, :], inside, 0.0)
-    unit, _, _, _ = _std_unit(largest, offsets, floors, layer)
-    to_one = _power(-unit)
+    unit, _, _, _ = unit_of_stds(largest, offsets, floors, layer)
+    to_one = power_of_2(-unit)
     offset, floor = tl.load(offsets + layer), tl.load(floors + layer)
     by_std = tl.zeros((BLOCK_N, K), tl.float32)
     total = tl.zeros((BLOCK_N,), tl.float32)
@@ -413,7 +413,7 @@ def _penalty_pass(
         var = r * r + floor
         inverse = reciprocal(var)
         total += tl.sum(tl.where(there, (shape - 1) * log(var) + rate * inverse, 0.0), 1)
-        g_hi, g_mid = _split(((shape - 1) - rate * inverse) * (2 * r * inverse))
+        g_hi, g_mid = split_pair(((shape - 1) - rate * inverse) * (2 * r * inverse))
         by_std += _contract(g_hi, g_mid, tl.trans(r_own), K)
         share = _contract(tl.trans(g_hi), tl.trans(g_mid), shared_std, K)
         put = by_a + ((layer * tl.num_programs(0) + block) * R + q[None, :]) * m + columns[:, None]
@@ -426,7 +426,7 @@ def _penalty_pass(
 # -------------------- operands
 
 
-class _Group(NamedTuple):
+class Group(NamedTuple):
     """Layers of one shape, done in one launch."""
 
     indices: list[int]
@@ -436,9 +436,13 @@ class _Group(NamedTuple):
 
 
 def _groups(
-    b: Sequence[Tensor], a: Sequence[Tensor], variances: Sequence[Variance], slots: int, stride: int = 1
-) -> Iterator[_Group]:
-    """Layers by shape and scale, in chunks of like size whose operands and shares of `slots` gradients stay small."""
+    b: Sequence[Tensor],
+    a: Sequence[Tensor],
+    variances: Sequence[Variance],
+    bytes_of: Callable[[int, int, int], int],
+    stride: int = 1,
+) -> Iterator[Group]:
+    """Layers by shape and scale, in chunks of like size that stay small, by the bytes of rows, rank and columns."""
 
     def kind(i: int) -> tuple[Any, ...]:
         return (*b[i].shape, a[i].shape[1], variances[i].scale)
@@ -446,14 +450,26 @@ def _groups(
     device = b[0].device
     for key, same in itertools.groupby(sorted(range(len(b)), key=kind), kind):
         layers, (height, rank, columns, scale) = list(same), key
-        rows = -(-height // stride)
-        shares = triton.cdiv(rows, _tile(_width(rank), shared=slots > 2)["BLOCK_N"]) * slots * rank * columns * 4
-        operands = (rows * (2 * _HALVES + _PARTS) + columns * (_HALVES + _PARTS)) * _width(rank) * 2
-        most = max(1, _chunk_bytes(device) // (operands + shares))
+        most = max(1, _chunk_bytes(device) // bytes_of(-(-height // stride), rank, columns))
         for chunk in np.array_split(layers, triton.cdiv(len(layers), most)):
             offsets = [variances[i].offset for i in chunk]
             floors = [variances[i].floor ** 2 for i in chunk]
-            yield _Group(chunk.tolist(), scale, _constant(offsets, device), _constant(floors, device))
+            yield Group(chunk.tolist(), scale, _constant(offsets, device), _constant(floors, device))
+
+
+def _bytes_of(slots: int) -> Callable[[int, int, int], int]:
+    """What a layer takes in a launch: operands and shares of `slots` gradients."""
+
+    def bytes_of(rows: int, rank: int, columns: int) -> int:
+        shares = triton.cdiv(rows, _tile(inner_width(rank), shared=slots > 2)["BLOCK_N"]) * slots * rank * columns * 4
+        return operand_bytes(rows, rank, columns) + shares
+
+    return bytes_of
+
+
+def operand_bytes(rows: int, rank: int, columns: int) -> int:
+    """What the operands of a layer take."""
+    return (rows * (2 * _HALVES + _PARTS) + columns * (_HALVES + _PARTS)) * inner_width(rank) * 2
 
 
 def _chunk_bytes(device: torch.device) -> int:
@@ -472,12 +488,12 @@ def _constant(values: list[float], device: torch.device) -> Float[Tensor, " L"]:
     return _constants[key]
 
 
-def _width(rank: int) -> int:
+def inner_width(rank: int) -> int:
     """K, the inner size of the products: two factors side by side, a power of two that the tensor cores take."""
     return max(16, triton.next_power_of_2(2 * rank))
 
 
-class _Side(NamedTuple):
+class Side(NamedTuple):
     """The B or the A factors of a group, and how their memory is walked: by rows of B, by columns of A."""
 
     factors: list[list[Tensor]]  # of each layer: mean and std factor of phi, then of theta
@@ -496,14 +512,14 @@ class _Side(NamedTuple):
     def find_largest(self, largest: Float[Tensor, "L 2 4 pieces"]) -> None:
         _find_largest[(largest.shape[-1], len(self.factors))](
             _addresses(self.factors), largest, self.total, *self.steps, scale=self.scale,
-            IS_B=self.is_b, R=self.rank, K=_width(self.rank), BLOCK=128,
+            IS_B=self.is_b, R=self.rank, K=inner_width(self.rank), BLOCK=128,
         )  # fmt: skip
 
     def operand(
-        self, largest: Float[Tensor, "L 2 4 pieces"], group: _Group, wanted: list[bool], *, changes: bool
+        self, largest: Float[Tensor, "L 2 4 pieces"], group: Group, wanted: list[bool], *, changes: bool
     ) -> tuple[Tensor, Tensor]:
         """Its halves, float16, and its parts, bfloat16, [L, planes * rows * K]."""
-        layers, width, block = len(self.factors), _width(self.rank), 64
+        layers, width, block = len(self.factors), inner_width(self.rank), 64
         size = self.rows * width
         halves = self.starts.new_empty((layers, (1 + self.is_b) * _HALVES * size), dtype=torch.float16)
         parts = self.starts.new_empty((layers, _PARTS * size), dtype=torch.bfloat16)
@@ -533,7 +549,7 @@ def _addresses(factors: list[list[Tensor]]) -> Int[Tensor, "L 4"]:
     return _address_tables[key]
 
 
-def _operands(b: _Side, a: _Side, group: _Group, wanted: list[bool], *, changes: bool = True) -> tuple[Tensor, ...]:
+def both_operands(b: Side, a: Side, group: Group, wanted: list[bool], *, changes: bool = True) -> tuple[Tensor, ...]:
     """Both sides' operands, and the largest entries that their scales come from."""
     largest = b.starts.new_empty((len(b.factors), 2, 4, int(_PIECES)), dtype=torch.float32)
     b.find_largest(largest)
@@ -559,27 +575,41 @@ def task_kl(
     key: Int[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """`eager.task_kl` by fused kernels; gradients are formed with the value and scaled in backward."""
-    reason = _unsupported(task[0].mean_b, variances)
+    reason = unsupported("task_kl", task[0].mean_b, variances)
     if reason:
         fallbacks["task_kl"] = reason
         return eager.task_kl(task, shared, variances, stride, key)
     if max(f.mean_b.shape[1] for f in task) > MOST_RANK:
         return triton_entries.task_kl(task, shared, variances, stride, key)
     flat = [factor for factors in (*task, *shared) for factor in factors]
-    return _TaskKL.apply(list(variances), stride, key, *flat)
+    return TaskKL.apply(Way(list(variances), _kl_of_group, _bytes_of), stride, key, *flat)
 
 
-def _unsupported(factor: Tensor, variances: Sequence[Variance]) -> str:
+def unsupported(name: str, factor: Float[Tensor, "O R"], variances: Sequence[Variance]) -> str:
+    """Why the kernels cannot do this call of an op, or ""."""
     if any(variance.form != "square" for variance in variances):
         return "std_form=log_std has no Triton kernel"
     if factor.dtype != torch.float32:
         return f"factors are {factor.dtype}, the kernel is for float32"
-    return ""
+    return refused.get((name, factor.shape[1]), "")
 
 
-class _TaskKL(torch.autograd.Function):
+class Way(NamedTuple):
+    """How `TaskKL` is computed: the KL of a group of layers and its gradients, as `_kl_of_group` has them, and what a
+    layer takes in memory, given the number of gradients."""
+
+    variances: list[Variance]
+    of_group: Callable[[Side, Side, Group, list[bool], float], tuple[Tensor, Tensor, Tensor]]
+    bytes_of: Callable[[int], Callable[[int, int, int], int]]
+
+
+class TaskKL(torch.autograd.Function):
+    """The sum over groups of layers; gradients are formed with the value, and kept."""
+
     @staticmethod
-    def forward(ctx: Any, variances: list[Variance], stride: int, key: Tensor | None, *flat: Tensor) -> Tensor:
+    def forward(ctx: Any, way: Way, stride: int, key: Tensor | None, *flat: Tensor) -> Tensor:
+        """The KL, float64."""
+        variances, of_group, bytes_of = way
         layers = len(variances)
         factors = [x.detach().contiguous() for x in flat]
         sides = [
@@ -591,9 +621,10 @@ class _TaskKL(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=flat[0].device)
         gradients: list[Tensor | None] = [None] * len(flat)
         ctx.stacks = []
-        for group in _groups([b[0] for b in sides[0]], [a[0] for a in sides[1]], variances, 2 * sum(wanted), stride):
+        of_layer = bytes_of(2 * sum(wanted))
+        for group in _groups([b[0] for b in sides[0]], [a[0] for a in sides[1]], variances, of_layer, stride):
             b, a = _sides(sides, group, stride, key)
-            loss, by_b, by_a = _kl_of_group(b, a, group, wanted, float(stride))
+            loss, by_b, by_a = of_group(b, a, group, wanted, float(stride))
             total += loss
             ctx.stacks += [by_b, by_a] if any(wanted) else []
             owners = [side * layers for side in (0, 1) if wanted[side]]
@@ -607,12 +638,13 @@ class _TaskKL(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients that are kept, scaled."""
         if ctx.stacks:
             torch._foreach_mul_(ctx.stacks, upstream.float())
         return (None, None, None, *ctx.gradients)
 
 
-def _sides(sides: list[list[list[Tensor]]], group: _Group, stride: int, key: Tensor | None) -> tuple[_Side, _Side]:
+def _sides(sides: list[list[list[Tensor]]], group: Group, stride: int, key: Tensor | None) -> tuple[Side, Side]:
     """The operands of a group; with a stride, B's is a subset of its rows from a start that the key draws."""
     b, a = ([side[i] for i in group.indices] for side in sides)
     (rows, rank), columns = b[0][0].shape, a[0][0].shape[1]
@@ -623,26 +655,26 @@ def _sides(sides: list[list[list[Tensor]]], group: _Group, stride: int, key: Ten
         layers = _constant([float(i) for i in group.indices], key.device).long()
         starts = eager.first_row(key, layers, stride)
     return (
-        _Side(b, True, -(-rows // stride), rows, rank, group.scale, starts, stride),
-        _Side(a, False, columns, columns, rank, 1.0, zeros),
+        Side(b, True, -(-rows // stride), rows, rank, group.scale, starts, stride),
+        Side(a, False, columns, columns, rank, 1.0, zeros),
     )
 
 
 def _kl_of_group(
-    b: _Side, a: _Side, group: _Group, wanted: list[bool], weight: float
+    b: Side, a: Side, group: Group, wanted: list[bool], weight: float
 ) -> tuple[Tensor, Float[Tensor, "L k O R"], Float[Tensor, "L k R I"]]:
     """The summed KL of a group, and the gradients of phi's and of theta's mean and std factors, where wanted."""
-    tile, slots = _tile(_width(b.rank), shared=wanted[1]), 2 * sum(wanted)
+    tile, slots = _tile(inner_width(b.rank), shared=wanted[1]), 2 * sum(wanted)
     blocks = triton.cdiv(b.rows, tile["BLOCK_N"])
     losses = b.starts.new_empty((len(b.factors), b.rows), dtype=torch.float32)
     by_b = losses.new_empty((len(b.factors), slots, b.total, b.rank))
     if b.stride > 1:  # rows that are not visited
         by_b.zero_()
     shares = losses.new_empty((len(b.factors), blocks, slots, a.rank, a.total))
-    *operands, largest = _operands(b, a, group, wanted)
+    *operands, largest = both_operands(b, a, group, wanted)
     _kl_pass[(blocks, len(b.factors))](
         *operands, by_b, shares, losses, largest, group.offsets, group.floors, b.starts, b.stride,
-        b.rows, a.rows, b.total, weight=weight, scale=b.scale, R=b.rank, K=_width(b.rank),
+        b.rows, a.rows, b.total, weight=weight, scale=b.scale, R=b.rank, K=inner_width(b.rank),
         TASK=wanted[0], SHARED=wanted[1], **tile,
     )  # fmt: skip
     return losses.double().sum(), by_b, shares.sum(1)
@@ -655,7 +687,7 @@ def precision_penalty(
     std_b: Sequence[Tensor], std_a: Sequence[Tensor], variances: Sequence[Variance], shape: float, rate: float
 ) -> Float[Tensor, ""]:
     """`eager.precision_penalty` by a fused kernel; gradients are formed with the value and scaled in backward."""
-    reason = _unsupported(std_b[0], variances)
+    reason = unsupported("precision_penalty", std_b[0], variances)
     if reason:
         fallbacks["precision_penalty"] = reason
         return eager.precision_penalty(std_b, std_a, variances, shape, rate)
@@ -674,7 +706,7 @@ class _Penalty(torch.autograd.Function):
         total = torch.full((), entries * constant, dtype=torch.float64, device=flat[0].device)
         gradients: list[Tensor] = list(flat)
         ctx.stacks = []
-        for group in _groups(flat[:layers], flat[layers:], variances, 1):
+        for group in _groups(flat[:layers], flat[layers:], variances, _bytes_of(1)):
             b, a = _sides(sides, group, 1, None)
             loss, by_b, by_a = _penalty_of_group(b, a, group, shape, rate)
             total += loss
@@ -692,16 +724,16 @@ class _Penalty(torch.autograd.Function):
 
 
 def _penalty_of_group(
-    b: _Side, a: _Side, group: _Group, shape: float, rate: float
+    b: Side, a: Side, group: Group, shape: float, rate: float
 ) -> tuple[Tensor, Float[Tensor, "L O R"], Float[Tensor, "L R I"]]:
     """The summed penalty of a group but its constant, and the gradients of theta's std factors."""
-    tile, count = _tile(_width(b.rank), shared=False), len(b.factors)
+    tile, count = _tile(inner_width(b.rank), shared=False), len(b.factors)
     blocks = triton.cdiv(b.rows, tile["BLOCK_N"])
     losses = b.starts.new_empty((count, b.rows), dtype=torch.float32)
     by_b, shares = losses.new_empty((count, b.rows, b.rank)), losses.new_empty((count, blocks, a.rank, a.rows))
-    *operands, largest = _operands(b, a, group, [False, True], changes=False)
+    *operands, largest = both_operands(b, a, group, [False, True], changes=False)
     _penalty_pass[(blocks, count)](
         *operands, by_b, shares, losses, largest, group.offsets, group.floors,
-        b.rows, a.rows, scale=b.scale, shape=shape, rate=rate, R=b.rank, K=_width(b.rank), **tile,
+        b.rows, a.rows, scale=b.scale, shape=shape, rate=rate, R=b.rank, K=inner_width(b.rank), **tile,
     )  # fmt: skip
     return losses.double().sum(), by_b, shares.sum(1)

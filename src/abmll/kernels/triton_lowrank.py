@@ -29,7 +29,7 @@ _VARYING = ["place_stride", "row_tokens", "group_tokens", "layer", "tokens"]  # 
 
 @triton.jit
 @no_type_check
-def _coordinates(z, t, t_ok, tokens, first, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, P: tl.constexpr):
+def coordinates(z, t, t_ok, tokens, first, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, P: tl.constexpr):
     """The P parts of COLUMNS columns of z (or dz), from column `first`, for some tokens."""
     at = z + t.to(tl.int64)[:, None] * WIDTH + first + tl.arange(0, COLUMNS)[None, :]
     plane = tokens.to(tl.int64) * WIDTH
@@ -210,20 +210,20 @@ def project_backward(
         t = first + tl.arange(0, BT)
         t_ok = t < tokens
         tile = rows(x, t, t_ok, i, i_ok, width)
-        dh = _coordinates(dz, t, t_ok, tokens, 0, RP, RP + BLOCKS * JP, P)
+        dh = coordinates(dz, t, t_ok, tokens, 0, RP, RP + BLOCKS * JP, P)
         if NEED_A:
             da += dot(flip(split(tile)), dh, X, P)
         if NEED_X:
             down = dot(dh, flip(a), P, P)
         if JP:
             tile = tile.to(tl.float32)
-            dpairs = _coordinates(dz, t, t_ok, tokens, RP + block * JP, JP, RP + BLOCKS * JP, P)
+            dpairs = coordinates(dz, t, t_ok, tokens, RP + block * JP, JP, RP + BLOCKS * JP, P)
             if NEED_A:
                 dinner += dot(flip(split(tile * tile)), dpairs, min(X + 1, P), P)
             if NEED_X:
                 by_square = dot(dpairs, flip(inner), P, P)
                 for other in tl.static_range(1, BLOCKS):
-                    dpairs = _coordinates(dz, t, t_ok, tokens, RP + other * JP, JP, RP + BLOCKS * JP, P)
+                    dpairs = coordinates(dz, t, t_ok, tokens, RP + other * JP, JP, RP + BLOCKS * JP, P)
                     by_square += dot(dpairs, flip(_inner(std_a, i, i_ok, width, other, RANK, EP, JP, P)), P, P)
                 down += 2.0 * tile * by_square
         if NEED_X:
@@ -249,7 +249,7 @@ def _spread(
     total, z, t, t_ok, tokens, floor, RANK: tl.constexpr, RP: tl.constexpr, WIDTH: tl.constexpr, P: tl.constexpr
 ):
     """V, given its sum over the pairs, and whether it lies at its clamp eps^2 sum x^2; a NaN stays a NaN."""
-    last = _coordinates(z, t, t_ok, tokens, RP + (RANK + 1) * (RANK + 2) // 2 - 1, 1, WIDTH, P)
+    last = coordinates(z, t, t_ok, tokens, RP + (RANK + 1) * (RANK + 2) // 2 - 1, 1, WIDTH, P)
     third = last[2].to(tl.float32) if P == 3 else 0.0
     lowest = floor * floor * (last[0].to(tl.float32) + (last[1].to(tl.float32) + third))
     return tl.where(total < lowest, lowest, total), total < lowest
@@ -257,7 +257,7 @@ def _spread(
 
 @triton.jit
 @no_type_check
-def _noise(
+def noise(
     first, t, t_ok, keys, group, questions, places, place_stride, row_tokens, layer,
     P: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
@@ -283,15 +283,15 @@ def output(
     o = tl.program_id(0) * BO + tl.arange(0, BO)
     o_ok = o < height
     b = split(rows(mean_b, o, o_ok, r, r < RANK, RANK))
-    total = scale * dot(_coordinates(z, t, t_ok, tokens, 0, RP, RP + BLOCKS * JP, P), flip(b), P, P)
+    total = scale * dot(coordinates(z, t, t_ok, tokens, 0, RP, RP + BLOCKS * JP, P), flip(b), P, P)
     if JP:
         spread = tl.full((BT, BO), 0.0, tl.float32)
         for block in tl.static_range(BLOCKS):
-            pairs = _coordinates(z, t, t_ok, tokens, RP + block * JP, JP, RP + BLOCKS * JP, P)
+            pairs = coordinates(z, t, t_ok, tokens, RP + block * JP, JP, RP + BLOCKS * JP, P)
             spread += dot(pairs, flip(_outer(std_b, o, o_ok, block, scale, offset, floor, RANK, EP, JP, P)), P, P)
         spread, _ = _spread(spread, z, t, t_ok, tokens, floor, RANK, RP, RP + BLOCKS * JP, P)
         first = tl.program_id(0) * BO
-        e = _noise(first, t, t_ok, keys, group, questions, places, place_stride, row_tokens, layer, P, BT, BO)
+        e = noise(first, t, t_ok, keys, group, questions, places, place_stride, row_tokens, layer, P, BT, BO)
         total += tl.sqrt(spread + _TINY) * e
     at, ok = t.to(tl.int64)[:, None] * height + o[None, :], t_ok[:, None] & o_ok[None, :]
     total += tl.load(y0 + at, mask=ok, other=0.0).to(tl.float32)
@@ -324,19 +324,19 @@ def output_backward(
         down = rows(g, t, t_ok, o, o_ok, height)
         row = z_parts + (tl.program_id(0) * tokens + t).to(tl.int64)[:, None] * (RP + BLOCKS * JP)
         if NEED_B:
-            db += dot(flip(split(down)), _coordinates(z, t, t_ok, tokens, 0, RP, RP + BLOCKS * JP, P), G, P)
+            db += dot(flip(split(down)), coordinates(z, t, t_ok, tokens, 0, RP, RP + BLOCKS * JP, P), G, P)
         if NEED_Z:
             first_ok = inside < tl.where(block == 0, group_tokens, 0)
             tl.store(row + r[None, :], scale * dot(split(down), b, G, P), mask=first_ok[:, None] & (r < RANK)[None, :])
         if JP:
             column = tl.program_id(0) * BO
-            e = _noise(column, t, t_ok, keys, group, questions, places, place_stride, row_tokens, layer, P, BT, BO)
+            e = noise(column, t, t_ok, keys, group, questions, places, place_stride, row_tokens, layer, P, BT, BO)
             pull = 0.5 * down.to(tl.float32) * e
-            pairs = _coordinates(z, t, t_ok, tokens, RP + block * JP, JP, RP + BLOCKS * JP, P)
+            pairs = coordinates(z, t, t_ok, tokens, RP + block * JP, JP, RP + BLOCKS * JP, P)
             spread = dot(pairs, flip(outer), P, P)
             for more in tl.static_range(1, BLOCKS):
                 other = (block + more) % BLOCKS
-                theirs = _coordinates(z, t, t_ok, tokens, RP + other * JP, JP, RP + BLOCKS * JP, P)
+                theirs = coordinates(z, t, t_ok, tokens, RP + other * JP, JP, RP + BLOCKS * JP, P)
                 spread += dot(theirs, flip(_outer(std_b, o, o_ok, other, scale, offset, floor, RANK, EP, JP, P)), P, P)
             spread, clamped = _spread(spread, z, t, t_ok, tokens, floor, RANK, RP, RP + BLOCKS * JP, P)
             dspread = split(tl.where(clamped, 0.0, pull * tl.rsqrt(spread + _TINY)))

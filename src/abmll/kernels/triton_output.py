@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from abmll.kernels import eager, fallbacks
+from abmll.kernels import eager, fallbacks, refused
 from abmll.kernels.factors import Factors, Variance
 from abmll.kernels.triton_lowrank import collect, output, output_backward, project, project_backward
-from abmll.kernels.triton_weight import weight_factor_backward, weight_forward, weight_input_backward
+from abmll.kernels.triton_weight import weight_factor_backward, weight_forward, weight_input_backward, weight_matrix
 
 _PROGRAMS = 264  # two for each multiprocessor of an H100
 _PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}  # how many bfloat16 numbers hold one of these
@@ -33,7 +33,7 @@ def mean_output(
     scale: float,
 ) -> Float[Tensor, "*tokens O"]:
     """y0 + s (x A^T) B^T: summed in float32, cast once to the type of y0."""
-    reason = why_eager(y0, x, mean_a, _MAX_RANK)
+    reason = why_eager("mean_output", y0, x, mean_a, _MAX_RANK)
     if reason:
         fallbacks["mean_output"] = reason
         return eager.mean_output(y0, x, mean_b, mean_a, scale)
@@ -57,7 +57,7 @@ def activation_output(
     Raises:
         AbmllError: the form is `log_std`, whose variance is not low-rank; or the rows do not divide into S groups.
     """
-    reason = why_eager(y0, x, factors.mean_a, _MAX_RANK_NOISE)
+    reason = why_eager("activation_output", y0, x, factors.mean_a, _MAX_RANK_NOISE)
     if reason or variance.form != "square":
         fallbacks["activation_output"] = reason or f"std_form is {variance.form}"
         return eager.activation_output(y0, x, factors, variance, keys, layer, questions, tokens)
@@ -77,28 +77,34 @@ def weight_output(
 ) -> Float[Tensor, "*tokens O"]:
     """y0 + x (s B A + std * E)^T, where group s of the rows has its own E, made in the kernels from keys[s].
 
+    Where no gradient is wanted of a bfloat16 layer, each entry of the drawn matrix is rounded to bfloat16, as the base
+    weights are.
+
     Raises:
         AbmllError: the rows do not divide into S groups.
     """
-    reason = why_eager(y0, x, factors.mean_a, _MAX_RANK)
+    reason = why_eager("weight_output", y0, x, factors.mean_a, _MAX_RANK)
     if reason:
         fallbacks["weight_output"] = reason
         return eager.weight_output(y0, x, factors, variance, keys, layer)
     if len(keys) > 1:
         eager.rows_per_key(x.shape[0], keys)
+    needed = torch.is_grad_enabled() and any(t.requires_grad for t in (y0, x, *factors))
+    if not needed and x.dtype == y0.dtype == torch.bfloat16:
+        return _drawn_output(y0, x, factors, variance, keys, layer)
     return _WeightOutput.apply(variance, layer, keys, y0, x, *factors)
 
 
-def why_eager(y0: Tensor, x: Tensor, factor: Float[Tensor, "R I"], max_rank: int) -> str | None:
-    """Why the kernels cannot do this call, or None."""
+def why_eager(name: str, y0: Tensor, x: Tensor, factor: Float[Tensor, "R I"], max_rank: int) -> str | None:
+    """Why the kernels cannot do this call of an op, or None."""
     if factor.dtype != torch.float32:
         return f"factors are {factor.dtype}, not float32"
-    for name, tensor in (("x", x), ("y0", y0)):
+    for what, tensor in (("x", x), ("y0", y0)):
         if tensor.dtype not in _PARTS:
-            return f"{name} is {tensor.dtype}"
+            return f"{what} is {tensor.dtype}"
     if factor.shape[0] > max_rank:
         return f"rank {factor.shape[0]} is above {max_rank}"
-    return None if x.numel() and y0.numel() else "the batch is empty"
+    return refused.get((name, factor.shape[0])) if x.numel() and y0.numel() else "the batch is empty"
 
 
 class _Setup(NamedTuple):
@@ -114,7 +120,7 @@ class _Setup(NamedTuple):
 _TILE = 64  # tokens, outputs, inputs and pairs of a tile: what a group of four warps multiplies at once
 
 
-def _kept(*tensors: Tensor) -> int:
+def kept_parts(*tensors: Tensor) -> int:
     """How many parts of float32 numbers are multiplied: all three, or two where results are cast to 16 bits."""
     return 3 if any(tensor.dtype == torch.float32 for tensor in tensors) else 2
 
@@ -147,12 +153,12 @@ def _power(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _chunks(length: int, others: int) -> tuple[int, int]:
+def chunks(length: int, others: int) -> tuple[int, int]:
     """Cut a loop of `length` into chunks of whole tiles, to fill the chip together with `others` programs beside each.
 
     Returns the length of a chunk and the number of chunks.
 
-    >>> _chunks(4096, 8), _chunks(512, 224), _chunks(100, 1)
+    >>> chunks(4096, 8), chunks(512, 224), chunks(100, 1)
     ((128, 32), (512, 1), (64, 2))
     """
     tiles = triton.cdiv(length, _TILE)
@@ -177,7 +183,7 @@ class _LowRankOutput(torch.autograd.Function):
     ) -> Tensor:
         noise = (keys, questions, places)
         with torch.cuda.device_of(x):
-            z = _project(x, mean_a, std_a, _kept(x, y0))
+            z = projected(x, mean_a, std_a, kept_parts(x, y0))
             y = _output(setup, y0, z, mean_b, std_b, noise)
         ctx.save_for_backward(x, z, mean_b, mean_a, std_b, std_a, *noise)
         ctx.setup = setup
@@ -197,18 +203,18 @@ class _LowRankOutput(torch.autograd.Function):
                 needs = {"NEED_Z": need_x or need_a, "NEED_B": need_b}
                 dz, of_b = _output_backward(ctx.setup, upstream.contiguous(), z, mean_b, std_b, tuple(noise), needs)
             if need_x or need_a:
-                of_x, of_a = _project_backward(x, dz, mean_a, std_a, need_x=need_x, need_a=need_a)
+                of_x, of_a = project_by_inputs(x, dz, mean_a, std_a, need_x=need_x, need_a=need_a)
         four = (of_b[0], of_a[0], of_b[1], of_a[1])
         factors = (gradient if wanted else None for gradient, wanted in zip(four, need, strict=True))
         return (None, upstream if need_y0 else None, of_x, *factors, None, None, None)
 
 
-def _project(x: Tensor, mean_a: Tensor, std_a: Tensor | None, kept: int) -> Tensor:
+def projected(x: Tensor, mean_a: Tensor, std_a: Tensor | None, kept: int) -> Tensor:
     """z = [x A^T | F] of every token as bfloat16 parts."""
     meta, x = _meta(len(mean_a), kept, noise=std_a is not None), x.reshape(-1, x.shape[-1]).contiguous()
     tokens, width = x.shape
     tiles, blocks = triton.cdiv(tokens, _TILE), meta["BLOCKS"]
-    chunk, count = _chunks(width, tiles * blocks)
+    chunk, count = chunks(width, tiles * blocks)
     parts = x.new_empty(count, tokens, meta["RP"] + blocks * meta["JP"], dtype=torch.float32)
     a = mean_a.contiguous(), _or(std_a, mean_a)
     how = {**meta, "X": _PARTS[x.dtype], "BI": _TILE, "num_stages": 2}
@@ -257,6 +263,14 @@ def _output(setup: _Setup, y0: Tensor, z: Tensor, mean_b: Tensor, std_b: Tensor 
     return y
 
 
+def mean_backward(
+    scale: float, g: Tensor, z: Tensor, mean_b: Tensor, needs: dict[str, bool]
+) -> tuple[Tensor, Tensor | None]:
+    """dz in parts, where NEED_Z says so, and dB, where NEED_B does, of s h B^T."""
+    dz, (of_b, _) = _output_backward(_Setup(scale), g, z, mean_b, None, (None, None, None), needs)
+    return dz, of_b
+
+
 def _output_backward(
     setup: _Setup,
     g: Tensor,
@@ -271,7 +285,7 @@ def _output_backward(
     arguments, each, groups = _noise_arguments(setup, z, noise)
     (height, rank), slices = mean_b.shape, groups * meta["BLOCKS"]
     tiles = triton.cdiv(height, _TILE)
-    chunk, count = _chunks(each, tiles * slices)
+    chunk, count = chunks(each, tiles * slices)
     z_parts = z.new_empty(tiles, *z.shape[1:], dtype=torch.float32)
     b_parts = z.new_empty(slices * count, 2, height, rank, dtype=torch.float32)
     b = mean_b.contiguous(), _or(std_b, mean_b)
@@ -281,14 +295,14 @@ def _output_backward(
     return _collect(z_parts, meta) if needs["NEED_Z"] else z, _sum(b_parts) if needs["NEED_B"] else (None, None)
 
 
-def _project_backward(
+def project_by_inputs(
     x: Tensor, dz: Tensor, mean_a: Tensor, std_a: Tensor | None, *, need_x: bool, need_a: bool
 ) -> tuple[Tensor | None, _Pair]:
     """dx, and dA and dA'."""
     meta, flat = _meta(len(mean_a), len(dz), noise=std_a is not None), x.reshape(-1, x.shape[-1]).contiguous()
     (tokens, width), blocks = flat.shape, meta["BLOCKS"]
     tiles = triton.cdiv(width, _TILE)
-    chunk, count = _chunks(tokens, tiles)
+    chunk, count = chunks(tokens, tiles)
     dx = torch.empty_like(flat)
     a_parts = flat.new_empty(count * blocks, 2, len(mean_a), width, dtype=torch.float32)
     a = mean_a.contiguous(), _or(std_a, mean_a)
@@ -343,13 +357,41 @@ class _WeightOutput(torch.autograd.Function):
         return (None, None, None, upstream if need_y0 else None, of_x, *wanted)
 
 
+_MOST_DRAWN = 1 << 28  # entries of drawn matrices in memory at a time: half a GiB
+
+
+def _drawn_output(
+    y0: Tensor, x: Tensor, factors: Factors, variance: Variance, keys: Int[Tensor, " S"], layer: int
+) -> Tensor:
+    """`weight_output` of predictions: each draw's matrix is made once, for all of its tokens, and torch multiplies.
+
+    The fused kernel makes it again for every 256 tokens, which is two fifths of a pass of 4,096.
+    """
+    x, y0, factors = x.contiguous(), y0.contiguous(), Factors(*(f.contiguous() for f in factors))
+    width, height, rank = x.shape[-1], y0.shape[-1], factors.mean_b.shape[1]
+    inputs, outputs = x.view(len(keys), -1, width), y0.view(len(keys), -1, height)
+    most = max(1, _MOST_DRAWN // (height * width))
+    tiles = triton.cdiv(height, _TILE), triton.cdiv(width, _TILE)
+    _, how = _weight_shape(_TILE, rank, variance, x, y0)
+    found = []
+    for first in range(0, len(keys), most):
+        some = keys[first : first + most].contiguous()
+        w = x.new_empty(len(some), height, width)
+        with torch.cuda.device_of(x):
+            numbers = (layer, height, width, variance.scale, variance.offset, variance.floor)
+            weight_matrix[(*tiles, len(some))](w, *factors, some, *numbers, **how)
+        groups = slice(first, first + len(some))
+        found.append(torch.baddbmm(outputs[groups], inputs[groups], w.transpose(1, 2)))
+    return (found[0] if len(found) == 1 else torch.cat(found)).view(y0.shape)
+
+
 def _weight_shape(
     tokens: int, rank: int, variance: Variance, operand: Tensor, other: Tensor
 ) -> tuple[int, dict[str, Any]]:
     """Tokens that share one tile of the weight, and the constants of the kernel."""
     tile = min(_power(max(tokens, _TILE)), 256 if operand.dtype == torch.bfloat16 else _TILE)
     meta = {"RANK": rank, "RP": _power(max(16, rank)), "LOG": variance.form == "log_std", "BO": _TILE, "BI": _TILE}
-    return tile, {**meta, "P": _kept(operand, other), "num_warps": 8 if tile > 128 else 4, "num_stages": 2}
+    return tile, {**meta, "P": kept_parts(operand, other), "num_warps": 8 if tile > 128 else 4, "num_stages": 2}
 
 
 def _weight_input_backward(
@@ -371,7 +413,7 @@ def _weight_factor_backward(
     height, width, rank, groups = g.shape[-1], x.shape[-1], factors[0].shape[1], len(keys)
     each = x.numel() // width // groups
     tiles = triton.cdiv(height, _TILE)
-    chunk, count = _chunks(width, tiles * groups)
+    chunk, count = chunks(width, tiles * groups)
     b_parts = x.new_empty(groups * count, 2, height, rank, dtype=torch.float32)
     a_parts = x.new_empty(groups * tiles, 2, rank, width, dtype=torch.float32)
     _, how = _weight_shape(_TILE, rank, variance, x, g)

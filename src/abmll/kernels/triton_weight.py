@@ -79,6 +79,25 @@ def weight_forward(
     tl.store(y + at, total.to(y.dtype.element_ty), mask=ok)
 
 
+@triton.jit(do_not_specialize=["layer"])
+@no_type_check
+def weight_matrix(
+    w, mean_b, mean_a, std_b, std_a, keys, layer, height, width, scale, offset, floor,
+    RANK: tl.constexpr, RP: tl.constexpr, P: tl.constexpr, LOG: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr,
+):  # fmt: skip
+    """The first part of W, its nearest bfloat16, of BO outputs and BI inputs, to w[group]."""
+    group, o = tl.program_id(2), tl.program_id(0) * BO + tl.arange(0, BO)
+    first, r, o_ok = tl.program_id(1) * BI, tl.arange(0, RP), o < height
+    b = split(rows(mean_b, o, o_ok, r, r < RANK, RANK))
+    b_std = split(rows(std_b, o, o_ok, r, r < RANK, RANK))
+    parts = _weight_tile(
+        b, b_std, mean_a, std_a, keys, group, layer, first, o, width, scale, offset, floor, RANK, RP, P, LOG, BO, BI
+    )
+    i = first + tl.arange(0, BI)
+    at = (group.to(tl.int64) * height + o)[:, None] * width + i[None, :]
+    tl.store(w + at, parts[0], mask=o_ok[:, None] & (i < width)[None, :])
+
+
 @triton.jit(do_not_specialize=_CALL)
 @no_type_check
 def weight_input_backward(

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from abmll import kernels
 from abmll.deprecation import warn_renamed
 from abmll.errors import AbmllError, NonFiniteError, unknown_name
 from abmll.models.frozen import freeze
@@ -70,6 +71,7 @@ def random_model(
     """
     check_attention(attention)
     where = choose_device(device)
+    kernels.prepare(where)
     kind = choose_dtype(dtype, where)
     return _freeze(*build_shape(shape, dtype=kind, device=where, attention=attention, seed=seed), shape, None)
 
@@ -126,6 +128,7 @@ def load_model(
     """
     check_attention(attention)
     where = choose_device(device)
+    kernels.prepare(where)
     kind = choose_dtype(dtype, where)
     packing = quantisation_config(quantisation, kind) if quantisation else None
     if packing is not None and find_gguf(source, revision):

@@ -11,6 +11,7 @@ from abmll import kernels
 from abmll.adapters.attach import StdOptions, attach, detach
 from abmll.config import ModelConfig, RunConfig, check
 from abmll.errors import AbmllError
+from abmll.kernels.check import LEAST_TRUSTED, refuse_wrong
 from abmll.likelihood import ChoiceLikelihood
 from abmll.methods import method_class
 from abmll.methods.base import Method, Settings
@@ -143,6 +144,7 @@ def build_system(
     if isinstance(method, Fitted):
         method.local = lambda batch: of_choices(likelihood.scores(batch).log_probabilities, batch.answers)
     kernels.use(config.engine.kernels)
+    _compare_kernels(config.adapter.rank, base, has_std=adapters.has_std)
     spread = passes_of(base.model) is not None
     if spread:
         try:
@@ -160,6 +162,12 @@ def build_system(
     system = System(base, method, likelihood, batcher, config.adapter.alpha, graphs, adapting, training, config)
     system.posterior = _posterior_of(system)
     return system
+
+
+def _compare_kernels(rank: int, base: LanguageModel, *, has_std: bool) -> None:
+    """Refuse kernels that the compiler of this machine gets wrong: it did so at small ranks (`kernels.check`)."""
+    if rank < LEAST_TRUSTED and base.device.type == "cuda" and kernels.backend_for(base.device) == "triton":
+        refuse_wrong(rank, base.device, base.dtype, kernels.OPS if has_std else ("mean_output",))
 
 
 NOT_CAPTURED = "model.shards spreads the base, and how many passes a step takes part in depends on other processes"
