@@ -7,11 +7,7 @@ from typing import Any
 
 from benchmarks.own.answers import ADAPTED, Answers, Found, with_learned_priors
 from benchmarks.own.draws import Cell
-<<<<<<< HEAD
-from experiments.user_tasks.report import PRIMARY, differences, means
-=======
 from experiments.user_tasks.report import differences, means, numbers_of, row_of
->>>>>>> main
 from experiments.user_tasks.second.protocol import ALL, PERMITTED, Second
 from experiments.user_tasks.second.rates import Rates, choose_rates, folder, read_by_folder
 from experiments.user_tasks.work import NEW

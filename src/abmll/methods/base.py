@@ -207,17 +207,26 @@ class Method(abc.ABC):
         self.temperature = [temperature] if temperature is not None and temperature.requires_grad else []
         self.task_weights = TaskWeights()
         self.learned = {name: nn.Parameter(start.to(adapters.device)) for name, start in self.learned_start.items()}
+        if self.factors_start is not None:
+            self.factors_start(self.adapters)
 
     @property
     def learned_start(self) -> dict[str, Float[Tensor, " numbers"]]:
         """Name -> vector that training starts from, of what theta has besides factors; nothing by default."""
         return {}
 
+    @property
+    def factors_start(self) -> Callable[[AdapterSet], None] | None:
+        """LoRA's start, unless a method says otherwise."""
+        return None
+
     @torch.no_grad()
     def reset_learned(self) -> None:
-        """What theta has besides factors, at its start again."""
+        """What theta has besides factors, at its start again; and factors that do not start as LoRA's do."""
         for name, start in self.learned_start.items():
             self.learned[name].copy_(start)
+        if self.factors_start is not None:
+            self.factors_start(self.adapters)
 
     @abc.abstractmethod
     def shared(self) -> list[Group]:

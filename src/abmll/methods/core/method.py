@@ -1,13 +1,14 @@
 """ABMLL in a core: the posterior of R given a task's rows by Gauss-Newton passes, its prior by EM."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from abmll.adapters.layer import AdapterSet
 from abmll.kernels.noise import derived_key, normal
 from abmll.methods.base import Group, Terms, backward_by_share
 from abmll.methods.core.gaussian import CoreGaussian, posterior_mean
@@ -66,11 +67,6 @@ class CoreABMLL(Fitted):
         """All of them, or a batch."""
         return self.settings.rows_at_once
 
-    def __init__(self, *given: Any, **options: Any) -> None:
-        super().__init__(*given, **options)
-        if self.settings.start == "singular":
-            singular_start(self.adapters)
-
     @property
     def learned_start(self) -> dict[str, Float[Tensor, " P"]]:
         """core_mean and core_variance: M, an identity (or zeros) for each layer, and V."""
@@ -78,11 +74,10 @@ class CoreABMLL(Fitted):
         mean = mean if self.settings.start == "lora" else torch.zeros_like(mean)
         return {"core_mean": mean, "core_variance": torch.full_like(mean, self.settings.core_std**2)}
 
-    def reset_learned(self) -> None:
-        """M, V, and factors that are not LoRA's, at their start again."""
-        super().reset_learned()
-        if self.settings.start == "singular":
-            singular_start(self.adapters)
+    @property
+    def factors_start(self) -> Callable[[AdapterSet], None] | None:
+        """The weights' own directions, if it is said so."""
+        return singular_start if self.settings.start == "singular" else None
 
     @property
     def _rank(self) -> int:
