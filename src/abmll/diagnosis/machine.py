@@ -138,17 +138,18 @@ def _ops(device: torch.device) -> dict[str, str]:
 
 def _what_runs(name: str, device: torch.device) -> str:
     try:
-        runs = kernels.op(name, device).__module__.rsplit(".", 1)[-1].split("_", 1)[0]
+        kernels.op(name, device)
     except Exception as error:  # a version of Triton that the kernels do not even load in: the check says what to do
         return f"nothing: {kernels.backend_for(device)} cannot be loaded ({type(error).__name__})"
+    runs = kernels.implementation(name, device)
     if runs == "triton":
         return f"triton ({LIMITS[name]})" if name in LIMITS else "triton"
     if runs == "onednn":
         return "onednn, in float32"
     if device.type == "cuda" and name in LIMITS:
         return f"eager: Triton cannot be used ({kernels.triton_error()})"
-    if device.type == "cpu" and name == "frozen_linear":
-        return f"eager: {onednn.why_not()}"
+    if device.type == "cpu" and name == "frozen_linear" and (reason := onednn.why_not()) is not None:
+        return f"eager: {reason}"
     return "eager"
 
 

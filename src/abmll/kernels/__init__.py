@@ -28,6 +28,7 @@ __all__ = [
     "backend_for",
     "check_usable",
     "fallbacks",
+    "implementation",
     "op",
     "prepare",
     "refused",
@@ -102,6 +103,16 @@ def backend_for(device: torch.device) -> Backend:
     return "onednn" if device.type == "cpu" and onednn.why_not() is None else "eager"
 
 
+def implementation(name: str, device: torch.device) -> Backend:
+    """Which implementation `op` gives for an op and tensors on a device: what `backend_for` says where it has the op.
+
+    >>> implementation("frozen_linear", torch.device("cuda"))
+    'eager'
+    """
+    backend = backend_for(device)
+    return backend if (backend, name) in _FASTER else "eager"
+
+
 def triton_error() -> str | None:
     """Why Triton cannot be used here, or None."""
     try:
@@ -151,5 +162,5 @@ def op(name: str, device: torch.device) -> Callable[..., Any]:
         raise unknown_name("op", name, OPS)
     if _twice[0]:
         return getattr(twice, name, None) or getattr(eager, name)
-    module = _FASTER.get((backend_for(device), name))
+    module = _FASTER.get((implementation(name, device), name))
     return getattr(eager if module is None else importlib.import_module(module), name)
