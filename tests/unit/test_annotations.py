@@ -127,16 +127,14 @@ SHAPES = (
     "n *s",
     "*s 3 n",
     "n ... k",
-    "#n k",
+    "#n",
     "n+1",
 )
-ANNOTATIONS = {
-    (kind, text): (Float[kind, text], Shaped[kind, text]) for kind in (Tensor, np.ndarray) for text in SHAPES
-}
+MADE = {(kind, text): (Float[kind, text], Shaped[kind, text]) for kind in (Tensor, np.ndarray) for text in SHAPES}
 
 
 def test_an_array_is_judged_as_jaxtyping_judges_it_and_lengths_are_kept_alike() -> None:
-    """The quick answer beside jaxtyping's own, in 2,000 calls of five arrays, of which about a third are as annotated."""
+    """The quick answer beside jaxtyping's own, in 2,000 calls of five arrays; about a third are as annotated."""
     draw = random.Random(0)
     answers = []
     for _ in range(2000):
@@ -153,7 +151,7 @@ def _annotated(draw: random.Random, text: str) -> tuple[type[AbstractArray], obj
     array = np.ones(shape + [4] * (draw.random() < 0.1), draw.choice(("f4", "f8", "i8")))
     values: dict[type, object] = {Tensor: torch.from_numpy(array), np.ndarray: array}
     kind = draw.choice((Tensor, np.ndarray))
-    return draw.choice(ANNOTATIONS[kind, text]), values[kind if draw.random() < 0.9 else Tensor]
+    return draw.choice(MADE[kind, text]), values[kind if draw.random() < 0.9 else Tensor]
 
 
 def _judged(asked: list[tuple[type[AbstractArray], object]], judge: Callable) -> tuple[list[object], object]:
