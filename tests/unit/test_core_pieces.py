@@ -1,6 +1,5 @@
 """ABMLL in a core, fitted in pieces of a few rows: the posterior of one batch, in memory that rows do not add to."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
+from abmll.config import RunConfig
 from abmll.methods.core import CoreABMLL
 from abmll.methods.fitted import Pieces
 from abmll.process import stopping
 from abmll.process.stopping import Stopped
 from abmll.question import Question, Task
-from abmll.systems.plans import AdaptationPlan, PredictionPlan
+from abmll.runs.estimate import estimate
+from abmll.systems.plans import AdaptationPlan, PredictionPlan, resolve
 from abmll.systems.system import System
+from benchmarks.common import peak_bytes
 from tests.exact import exact_base, float64
 from tests.systems import TASKS
 from tests.unit.test_core import core_system, method_of, normal, posterior_of
@@ -135,18 +136,6 @@ def test_there_is_no_backward_pass_for_choices_that_only_padding_has(monkeypatch
     torch.testing.assert_close(posterior_of(padded).found.mean, posterior_of(plain).found.mean, atol=1e-5, rtol=1e-4)
 
 
-def peak_bytes(run: Callable[[], object]) -> int:
-    """The most that tensors took at any time, above what there was before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        run()
-    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
-
-
 def test_memory_does_not_grow_with_the_rows() -> None:
     """But for the observations themselves, 8 P bytes each, which the posterior is made of."""
     peaks: dict[tuple[int | None, int], float] = {}
@@ -160,6 +149,23 @@ def test_memory_does_not_grow_with_the_rows() -> None:
     assert peaks[None, 24] > 3 * peaks[None, 6]
     assert peaks[140, 24] < 1.2 * peaks[140, 6] + 8 * rows.numel() * 8
     assert peaks[140, 24] < peaks[None, 24] / 3
+
+
+def test_an_estimate_knows_the_rows_of_a_pass() -> None:
+    """Of 20 examples of 128 tokens; of four of these; of a step's two, as every other method takes them."""
+    given = [
+        ("core", {"fit_tokens": None}, {}),
+        ("core", {}, {}),
+        ("reptile", {}, {}),
+        ("core", {"fit_tokens": 1}, {}),
+        ("core", {"fit_tokens": None}, {"micro_batch": 1}),
+    ]
+    found = []
+    for name, settings, training in given:
+        values = {"model": {"shape": "tiny-llama"}, "likelihood": {"max_tokens": 128}, "training": training}
+        config = RunConfig.model_validate({**values, "method": {"name": name, **settings}})
+        found.append(estimate(resolve(config)).activation_bytes)
+    assert [round(each / found[-1]) for each in found] == [20, 4, 2, 1, 1]
 
 
 def answers(system: System) -> np.ndarray[Any, Any]:
