@@ -20,8 +20,7 @@ from abmll.files import write_text
 from abmll.metrics.predictions import Prediction
 from abmll.models import LanguageModel, load_model
 from abmll.process.environment import environment
-from abmll.prompts.content_free import CONTENT_FREE, without_content
-from abmll.question import Question, Task
+from abmll.question import CONTENT_FREE, Question, Task, without_content
 from abmll.systems.build import build_system
 from abmll.systems.plans import AdaptationPlan
 from abmll.systems.predict import examples_of

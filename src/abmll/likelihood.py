@@ -37,13 +37,16 @@ class ChoiceLikelihood(nn.Module):
 
     `letter`: softmax of logits / T over the vocabulary at "Answer:", renormalised over the options' letters.
 
+    `channel` (Min et al. 2022): score_k = (sum of the log-probabilities of the question's text after choice k) /
+    length_k, softmax of scores / T over choices, which is p(choice | question) by Bayes' rule at equal priors.
+
     The temperature T is `exp(log_temperature)`, fixed unless `learn_temperature` (docs/method.md, section 5).
 
     Nothing here waits for the device or looks at a tensor's values, so a pass can be captured as a CUDA graph.
 
     Args:
         model: a Hugging Face causal LM; its parameters are used, not registered here.
-        kind: `cloze` or `letter`.
+        kind: `cloze`, `letter` or `channel`.
         temperature: T to start from.
         learn_temperature: let training move it.
     """
@@ -69,9 +72,27 @@ class ChoiceLikelihood(nn.Module):
         Raises:
             AbmllError: rows hold several choices, and the model cannot keep them apart.
         """
+        scores = self._scores(batch, self.log_temperature.exp())
+        return ChoiceScores(scores.log_softmax(-1), scores if self.kind == "letter" else None)
+
+    def nll(self, batch: ChoiceBatch) -> Float[Tensor, ""]:
+        """Mean over the questions of the training NLL, in nats.
+
+        `cloze`: of the right choice among the choices; `letter`: of the right letter in the full vocabulary, as in
+        the paper; `channel`: of the question's text after the right choice, a token or as `normalisation` says, as in
+        MetaICL: T has no part in it.
+        """
+        if self.kind == "channel":
+            table = self._scores(batch, None)
+        else:
+            scores = self.scores(batch)
+            table = scores.log_probabilities if scores.vocabulary is None else scores.vocabulary
+        return -table.gather(1, batch.answers[:, None]).mean()
+
+    def _scores(self, batch: ChoiceBatch, temperature: Tensor | None) -> Float[Tensor, "B K"]:
+        """What each choice scores, by a temperature if there is one; -inf where a question has fewer choices."""
         logits = self._logits(batch)
-        temperature = self.log_temperature.exp()
-        if self.kind == "letter":
+        if temperature is not None and self.kind == "letter":
             logits = logits / temperature
         of_tokens = logits.log_softmax(-1)[batch.target_read, batch.target_token]
         # index_put, not index_add: on CUDA it sorts, so that sums are the same each time
@@ -81,20 +102,9 @@ class ChoiceLikelihood(nn.Module):
         scores = asked.view_as(batch.lengths) / batch.lengths
         if batch.premises:
             scores = scores - (premises.view_as(batch.premise_lengths) / batch.premise_lengths)[batch.premise_of]
-        if self.kind == "cloze":
+        if temperature is not None and self.kind != "letter":
             scores = scores / temperature
-        masked = scores.masked_fill(~batch.choice_mask, float("-inf"))
-        return ChoiceScores(masked.log_softmax(-1), masked if self.kind == "letter" else None)
-
-    def nll(self, batch: ChoiceBatch) -> Float[Tensor, ""]:
-        """Mean over the questions of the training NLL, in nats.
-
-        `cloze`: of the right choice among the choices; `letter`: of the right letter in the full vocabulary, as in
-        the paper.
-        """
-        scores = self.scores(batch)
-        table = scores.log_probabilities if scores.vocabulary is None else scores.vocabulary
-        return -table.gather(1, batch.answers[:, None]).mean()
+        return scores.masked_fill(~batch.choice_mask, float("-inf"))
 
     def _logits(self, batch: ChoiceBatch) -> Float[Tensor, "P V"]:
         """Logits at the positions that answer tokens are read from, float32."""

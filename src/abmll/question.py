@@ -7,6 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from abmll.deprecation import renamed_keywords, warn_renamed
 
+CONTENT_FREE = ("N/A", "[MASK]", "")
+"""The texts of Zhao et al. (2021)."""
+
 
 @renamed_keywords({"place": "location"})
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,17 @@ class QuestionWithExamples(Question):
     def of(cls, q: Question, examples: Sequence[Question]) -> "QuestionWithExamples":
         """A question, asked with these examples."""
         return cls(q.id, q.question, q.choices, q.answer, q.context, q.location, q.group, tuple(examples))
+
+
+def without_content(choices: Sequence[str], text: str = "") -> Question:
+    """A question of these choices with a text without content in the place of its stem, and without a context.
+
+    It is the same for all questions that share their choices.
+
+    >>> without_content(("yes", "no"), "N/A")
+    Question(id="content-free 'N/A'", question='N/A', choices=('yes', 'no'), answer=None, context='')
+    """
+    return Question(f"content-free {text!r}", text, tuple(choices), None)
 
 
 def grouped(questions: Sequence[Question]) -> tuple[Question, ...]:

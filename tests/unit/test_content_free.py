@@ -16,8 +16,7 @@ from abmll.metrics.ensemble import ensemble
 from abmll.metrics.predictions import Prediction, Predictions, read_predictions
 from abmll.process.timer import Timer
 from abmll.process.world import World
-from abmll.prompts.content_free import CONTENT_FREE, without_content
-from abmll.question import Question, Task
+from abmll.question import CONTENT_FREE, Question, Task, without_content
 from abmll.runs.cells import BEFORE, Cell, Cells
 from abmll.runs.compare import complete_run
 from abmll.runs.overrides import OWN_ROWS

@@ -20,9 +20,8 @@ from abmll.likelihood import ChoiceLikelihood
 from abmll.metrics.predictions import Prediction
 from abmll.prompts.batches import ChoiceBatch
 from abmll.prompts.collate import collate, sorted_batches
-from abmll.prompts.content_free import without_content
 from abmll.prompts.encode import EncodedQuestion, Encoder
-from abmll.question import Question
+from abmll.question import Question, without_content
 from abmll.runs.estimate import estimate
 from abmll.systems.adapters import use_adapter
 from abmll.systems.plans import PredictionPlan, resolve

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from abmll.errors import AbmllError
+from abmll.prompts import cutting
 from abmll.prompts import encode as prompts
 from abmll.prompts.encode import LETTERS, EncodedQuestion, Encoder
 from abmll.prompts.seam import ids_of_all, split_at_seam
@@ -379,7 +380,7 @@ def test_a_long_context_is_cut_in_few_trials() -> None:
 
     whole = size(context)
     trials.clear()
-    kept = prompts._longest_fitting(context, "start", whole, size, 500)
+    kept = cutting.longest_fitting(context, "start", whole, size, 500)
     assert len(trials) <= 6  # halving takes 13,
     assert sum(map(len, trials)) < len(context) / 4  # and reads as much as the context
     assert size(kept) <= 500

@@ -49,7 +49,7 @@ class LikelihoodFacts(_Facts):
     `premise` is written only where there is one: early versions do not know it.
     """
 
-    kind: Literal["cloze", "letter"] = "cloze"
+    kind: Literal["cloze", "letter", "channel"] = "cloze"
     normalisation: str = "token"
     template: str = "plain"
     temperature: Positive = 1.0

@@ -46,10 +46,11 @@ class LikelihoodConfig(Section):
 
     `premise`: a text that stands where a question's own would, such as "" or "N/A"; what each choice scores after the
     prompt with it is subtracted (domain-conditional PMI); null subtracts nothing.
-    `kind: auto` is for a base model that nothing was trained on: the labelled rows that it is adapted to decide.
+    `kind: auto` is for a base model that nothing was trained on: of letters and cloze, the labelled rows that it is
+    adapted to decide. `kind: channel` puts each choice before the question's text and scores the text.
     """
 
-    kind: Literal["cloze", "letter", "auto"] = "cloze"
+    kind: Literal["cloze", "letter", "channel", "auto"] = "cloze"
     normalisation: Literal["sum", "token", "byte"] = "token"
     premise: str | None = None
     template: str = "plain"
@@ -62,7 +63,7 @@ class LikelihoodConfig(Section):
     share_labels: Literal["auto"] | bool = "auto"
 
     @property
-    def decided(self) -> Literal["cloze", "letter"]:
+    def decided(self) -> Literal["cloze", "letter", "channel"]:
         """The kind.
 
         Raises:
@@ -71,7 +72,7 @@ class LikelihoodConfig(Section):
         if self.kind == "auto":
             raise AbmllError(
                 "likelihood.kind=auto: labelled rows decide, in `abmll adapt BASE ROWS --save NAME` and in Classifier; "
-                "give `letter` or `cloze` here"
+                "give `letter`, `cloze` or `channel` here"
             )
         return self.kind
 

@@ -41,6 +41,12 @@ USE = {
         "`normalisation` says; servers may be wrong in those of a prompt's own tokens. Probability of a choice: "
         "exp(score / temperature), divided by the sum of these over the question's choices."
     ),
+    "channel": (
+        "Score each choice as the sum of the log-probabilities of the question's tokens (context, an empty line, "
+        "`Question: ` and the stem) after the prompt `Answer: `, the choice and a line break, divided by its length as "
+        "`normalisation` says; servers may be wrong in those of a prompt's own tokens. Probability of a choice: "
+        "exp(score / temperature), divided by the sum of these over the question's choices."
+    ),
 }
 PREMISE = (
     " Before that, subtract from each score what the choice scores, likewise, after the prompt whose question is "

@@ -104,6 +104,14 @@ class _Row:
     counter: int
 
     @property
+    def scored(self) -> np.ndarray | bool:
+        """Of the tokens of its choices, one after the other: those that are no given ones."""
+        given = self.asked.given[self.first :]
+        if not given:
+            return True
+        return np.concatenate([np.arange(len(c)) >= g for c, g in zip(self.choices, given, strict=False)])
+
+    @property
     def start(self) -> int:
         """Columns of the prompt."""
         return len(self.asked.prefix)
@@ -159,7 +167,7 @@ def _fill_rows(batch: ChoiceBatch, rows: Sequence[_Row]) -> None:
 
 
 def _fill_targets(batch: ChoiceBatch, rows: Sequence[_Row]) -> None:
-    """From a row's last prompt token on, every token fed in predicts another one."""
+    """From a row's last prompt token on, every token fed in predicts another one; what is given counts as padding."""
     choices = batch.lengths.shape[1]
     batch.target_choice.fill_(batch.slots)
     reads = (batch.read_row.numpy(), batch.read_column.numpy())
@@ -173,7 +181,7 @@ def _fill_targets(batch: ChoiceBatch, rows: Sequence[_Row]) -> None:
         numbers = np.repeat(np.arange(len(row.choices)), [len(choice) for choice in row.choices])
         targets[0][here] = read + row.branches.reads
         targets[1][here] = np.fromiter(chain(*row.choices), np.int64, total)
-        targets[2][here] = row.question * choices + row.first + numbers
+        targets[2][here] = np.where(row.scored, row.question * choices + row.first + numbers, batch.slots)
         read, target = read + count, target + total
 
 

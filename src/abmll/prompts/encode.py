@@ -6,10 +6,8 @@ forward pass. Models whose attention takes no such mask get one row per choice i
 """
 
 import hashlib
-import math
-import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal
@@ -20,23 +18,16 @@ from transformers import PreTrainedTokenizerBase
 
 from abmll.errors import AbmllError
 from abmll.prompts.branches import fed_tokens
-from abmll.prompts.content_free import without_content
 from abmll.prompts.control import ControlTokens, NoOtherWay
+from abmll.prompts.cutting import Cut, longest_fitting
 from abmll.prompts.rendering import TemplateError, check_template, render, render_chat
-from abmll.prompts.seam import ids_of_all, split_at_seam
-from abmll.question import Question, QuestionWithExamples
+from abmll.prompts.seam import common_length, ids_of_all, split_at_seam
+from abmll.question import Question, QuestionWithExamples, without_content
 
-LikelihoodKind = Literal["letter", "cloze"]
+LikelihoodKind = Literal["letter", "cloze", "channel"]
 Normalisation = Literal["sum", "token", "byte"]
-Cut = Literal["start", "middle", "end"]
-"""What a long context loses."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-OMITTED = "[...] "
-"""Stands where the middle of a context was left out."""
-# where a cut context may begin (and, of two ends, end): at a word, or in a run too long to be one (no spaces)
-CUTS = re.compile(r"(?<!\S)\S|(?<=\S{30})\S")
-BOTH_ENDS = re.compile(CUTS.pattern + r"|\S(?=\S{30})")
 
 TEMPLATES: dict[LikelihoodKind, str] = {
     "cloze": "{% if context %}{{ context }}\n\n{% endif %}Question: {{ question }}\nAnswer:",
@@ -44,7 +35,10 @@ TEMPLATES: dict[LikelihoodKind, str] = {
         "{% if context %}{{ context }}\n\n{% endif %}Question: {{ question }}\n"
         "{% for choice in choices %}{{ letters[loop.index0] }}) {{ choice }}\n{% endfor %}Answer:"
     ),
+    "channel": "{% if context %}{{ context }}\n\n{% endif %}Question: {{ question }}",
 }
+CHANNEL_PROMPT = "Answer:"
+"""Stands before the choice, and that before the text, where `channel` reads the other way round."""
 
 
 _SANDBOX = ImmutableSandboxedEnvironment(keep_trailing_newline=True, undefined=StrictUndefined)
@@ -62,6 +56,8 @@ class EncodedQuestion:
         key: 32 bits that name the question in noise counters.
         truncated: whether the context was cut.
         premise: the same choices after a prompt without content, whose scores are subtracted; None: nothing is.
+        given: how many tokens each continuation begins with that are read but not scored: the choice itself, where
+            `channel` scores the text behind it; (): none.
         tree: whether choices share the tokens that they begin with (`abmll.prompts.branches.tree`), which changes no
             score, only how much is computed.
     """
@@ -73,6 +69,7 @@ class EncodedQuestion:
     key: int
     truncated: bool
     premise: "EncodedQuestion | None" = None
+    given: tuple[int, ...] = ()
     tree: bool = False
 
     @property
@@ -82,7 +79,7 @@ class EncodedQuestion:
 
     @property
     def lengths_in_tokens(self) -> tuple[int, int]:
-        """Of the prompt, and of all the choices."""
+        """Of the prompt, and of all that goes on from it."""
         return len(self.prefix), sum(len(c) for c in self.continuations)
 
 
@@ -98,6 +95,25 @@ LETTER_PREMISE = (
 )
 
 
+CHANNEL = "likelihood.kind=channel puts the choice before the text and scores the text: {}"
+PLAIN_CHANNEL = "it has a template of its own, likelihood.template=plain"
+PREMISED_CHANNEL = "a premise would be taken from all choices alike; use likelihood.premise=null"
+
+
+def check_kind(kind: LikelihoodKind, template: str, premise: str | None) -> None:
+    """Refuse a way of reading that a template or a premise does not go with.
+
+    Raises:
+        AbmllError: says what to use.
+    """
+    if premise is not None and kind == "letter":
+        raise AbmllError(LETTER_PREMISE)
+    if kind == "channel" and template != "plain":
+        raise AbmllError(CHANNEL.format(PLAIN_CHANNEL))
+    if kind == "channel" and premise is not None:
+        raise AbmllError(CHANNEL.format(PREMISED_CHANNEL))
+
+
 class MarkedText(str):
     """A text in which what a user wrote is marked already, so that the control tokens of a template stay: examples."""
 
@@ -109,8 +125,9 @@ class Encoder:
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        kind: `cloze` (each choice is a continuation) or `letter` (options listed, the letter is the answer).
-        normalisation: what a `cloze` score is divided by: nothing (`sum`), its tokens, or its UTF-8 bytes.
+        kind: `cloze` (each choice is a continuation), `letter` (options listed, the letter is the answer) or `channel`
+            (the context and the stem are a continuation of each choice).
+        normalisation: what a score is divided by, but for `letter`: nothing (`sum`), its tokens, or its UTF-8 bytes.
         template: "plain", "chat" (the tokenizer's own chat template around the plain prompt), or a Jinja template
             over `context`, `question`, `choices`, `letters`. Those of the user and of the tokenizer are rendered in
             Jinja's sandbox and in a process of their own, with limits (`abmll.prompts.rendering`). A space goes between
@@ -140,8 +157,7 @@ class Encoder:
         *,
         premise: str | None = None,
     ) -> None:
-        if premise is not None and kind == "letter":
-            raise AbmllError(LETTER_PREMISE)
+        check_kind(kind, template, premise)
         self.premise = premise
         self.tokenizer, self.kind, self.normalisation = tokenizer, kind, normalisation
         self.chat, self.limit = template == "chat", limit
@@ -175,7 +191,7 @@ class Encoder:
         found = self._cache.get(question)
         if found is None:
             try:
-                found = self._cache[question] = self._encode(self._prompted(question))
+                found = self._cache[question] = self._encode(*self._prompted(question))
             except NoOtherWay as error:
                 raise AbmllError(f"question {question.id!r}: {error}") from error
             self._remembered += found.tokens
@@ -191,7 +207,10 @@ class Encoder:
         self.truncated.clear()
 
     def prompt(self, question: Question, context: str | None = None) -> str:
-        """The text before the answer, with another context in place of the question's own if one is given."""
+        """The text before the answer, with another context in place of the question's own if one is given.
+
+        Of `channel`, the text behind the answer.
+        """
         return self._control.unmark(self._marked_prompt(question, context))
 
     def example(self, question: Question) -> MarkedText:
@@ -202,8 +221,8 @@ class Encoder:
         """
         if question.answer is None:
             raise AbmllError(f"example {question.id!r} has no answer to show")
-        prompt, separator = self._before(question, None)
-        return MarkedText(prompt + separator + self._answers(question)[question.answer])
+        prompt, separator, (right,) = self._texts(question, "", question.context, (question.answer,))
+        return MarkedText(prompt + separator + right)
 
     def with_examples(self, question: Question, examples: Sequence[Question]) -> Question:
         """The question with as many of the examples as fit in front of its context, each as prompt and right answer.
@@ -218,6 +237,8 @@ class Encoder:
         Raises:
             AbmllError: an example has no answer, or the template is a chat.
         """
+        if self.kind == "channel":  # they stand before the choice, their question's context after it
+            return QuestionWithExamples.of(question, examples)
         shown = "".join(self.fitting(question, examples))
         return replace(question, context=MarkedText(shown + self.marked(question.context)))
 
@@ -227,7 +248,9 @@ class Encoder:
             raise AbmllError(
                 "adaptation.in_context needs likelihood.template=plain or a template of your own, not chat"
             )
-        left, shown = self.max_tokens - self(question).tokens, list[MarkedText]()
+        asked = self(question)
+        taken = _length(asked.prefix, asked.continuations) if self.kind == "channel" else asked.tokens
+        left, shown = self.max_tokens - taken, list[MarkedText]()
         for example in examples:
             text = MarkedText(self.example(example) + SEPARATOR)
             size = self.count(text)
@@ -244,12 +267,14 @@ class Encoder:
         """Tokens of a text that stands inside another."""
         return len(self._control.ids(text, add_special_tokens=False))
 
-    def _prompted(self, question: Question) -> Question:
-        """A question with examples as a plain one, the examples in its context."""
+    def _prompted(self, question: Question) -> tuple[Question, str]:
+        """A question with examples as a plain one, these in its context, or as text where they stand apart from it."""
         if not isinstance(question, QuestionWithExamples):
-            return question
-        values = {field.name: getattr(question, field.name) for field in fields(Question)}
-        return self.with_examples(Question(**values), question.examples)
+            return question, ""
+        plain = Question(**{field.name: getattr(question, field.name) for field in fields(Question)})
+        if self.kind == "channel":
+            return plain, "".join(self.fitting(plain, question.examples))
+        return self.with_examples(plain, question.examples), ""
 
     def _marked_prompt(self, question: Question, context: str | None) -> str:
         values = {
@@ -287,48 +312,65 @@ class Encoder:
                 f"likelihood.template is 'chat', but the tokenizer's chat template fails: {error}"
             ) from error
 
-    def _encode(self, question: Question) -> EncodedQuestion:
+    def _encode(self, question: Question, shown: str) -> EncodedQuestion:
         if self.kind == "letter" and len(question.choices) > len(LETTERS):
             raise AbmllError(
                 f"question {question.id!r} has {len(question.choices)} choices, letters go to 26; use cloze"
             )
-        answers, texts = self._answers(question), partial(self._before, question)
+        texts, every = partial(self._texts, question, shown), range(len(question.choices))
 
-        def size(asked: Sequence[str], context: str) -> int:
-            return max(map(len, ids_of_all(self._ids, *texts(context), asked, self._inner_ids)))
+        def size(which: Sequence[int], context: str) -> int:
+            return max(map(len, ids_of_all(self._ids, *texts(context, which), self._inner_ids)))
 
         context = question.context
-        prefix, continuations = split_at_seam(self._ids, *texts(context), answers, self._inner_ids)
+        prefix, continuations = split_at_seam(self._ids, *texts(context, every), self._inner_ids)
         if context and (whole := _length(prefix, continuations)) > self.max_tokens:
-            longest = answers[max(range(len(answers)), key=lambda i: len(continuations[i]))]
-            for asked in ((longest,), answers):
-                kept = _longest_fitting(question.context, self.cut, whole, partial(size, asked), self.max_tokens)
+            longest = max(every, key=lambda i: len(continuations[i]))
+            for asked in ((longest,), every):
+                kept = longest_fitting(question.context, self.cut, whole, partial(size, asked), self.max_tokens)
                 context = type(question.context)(kept)  # of what is marked, a part is marked too
-                if not context or size(answers, context) <= self.max_tokens:
+                if not context or size(every, context) <= self.max_tokens:
                     break  # else, with another context, another answer is the longest
-            prefix, continuations = split_at_seam(self._ids, *texts(context), answers, self._inner_ids)
+            prefix, continuations = split_at_seam(self._ids, *texts(context, every), self._inner_ids)
         if context != question.context:
             self.truncated.add(question)
         self._check(question, prefix, continuations)
+        given = self._given(question, shown, prefix, continuations)
         return EncodedQuestion(
             prefix,
             continuations,
-            self._lengths(question, continuations),
+            self._lengths(question, context, continuations, given),
             -1 if question.answer is None else question.answer,
-            _question_key(question, self._control.unmark(question.context)),
+            _question_key(question, self._control.unmark(shown + question.context)),
             context != question.context,
+            given=given,
         )
 
-    def _answers(self, question: Question) -> Sequence[str]:
-        """What may stand after the prompt."""
-        if self.kind == "letter":
-            return LETTERS[: len(question.choices)]
-        return tuple(map(self.marked, question.choices))
-
-    def _before(self, question: Question, context: str | None) -> tuple[str, str]:
-        """The prompt, and what goes between it and an answer."""
+    def _texts(
+        self, question: Question, shown: str, context: str, which: Sequence[int]
+    ) -> tuple[str, str, Sequence[str]]:
+        """The prompt, what goes between it and what is behind it, and that, for each of some choices."""
         prompt = self._marked_prompt(question, context)
-        return prompt, "" if self.chat or prompt[-1:].isspace() else " "
+        if self.kind == "channel":
+            choices = [self.marked(question.choices[k]) for k in which]
+            return shown + CHANNEL_PROMPT, " ", [f"{choice}\n{prompt}" for choice in choices]
+        separator = "" if self.chat or prompt[-1:].isspace() else " "
+        if self.kind == "letter":
+            return prompt, separator, [LETTERS[k] for k in which]
+        return prompt, separator, [self.marked(question.choices[k]) for k in which]
+
+    def _given(
+        self, question: Question, shown: str, prefix: tuple[int, ...], continuations: tuple[tuple[int, ...], ...]
+    ) -> tuple[int, ...]:
+        """Tokens of the choice itself in each continuation; one that holds some of the text, too, is scored."""
+        if self.kind != "channel":
+            return ()
+        choices = [f"{self.marked(choice)}\n" for choice in question.choices]
+        alone = ids_of_all(self._ids, shown + CHANNEL_PROMPT, " ", choices, self._inner_ids)
+        return tuple(
+            max(0, common_length(ids, (*prefix, *behind)) - len(prefix))
+            for ids, behind in zip(alone, continuations, strict=True)
+        )
 
     def _ids(self, text: str) -> list[int]:
         """Ids of a text; an end-of-sequence token that a tokenizer appends by itself is no part of an answer."""
@@ -341,11 +383,17 @@ class Encoder:
     def _open_ended(self, ids: list[int]) -> list[int]:
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
-    def _lengths(self, question: Question, continuations: tuple[tuple[int, ...], ...]) -> tuple[float, ...]:
+    def _lengths(
+        self, question: Question, context: str, continuations: tuple[tuple[int, ...], ...], given: tuple[int, ...]
+    ) -> tuple[float, ...]:
         if self.kind == "letter" or self.normalisation == "sum":
             return (1.0,) * len(continuations)
         if self.normalisation == "token":
-            return tuple(float(len(c)) for c in continuations)
+            scored = zip(continuations, given or (0,) * len(continuations), strict=True)
+            return tuple(float(len(tokens) - unscored) for tokens, unscored in scored)
+        if self.kind == "channel":
+            text = self._control.unmark(self._marked_prompt(question, context))
+            return (float(len(text.encode("utf-8", "replace"))),) * len(continuations)
         return tuple(float(len(choice.encode("utf-8", "replace"))) for choice in question.choices)
 
     def _check(self, question: Question, prefix: tuple[int, ...], continuations: tuple[tuple[int, ...], ...]) -> None:
@@ -368,48 +416,6 @@ class Encoder:
 
 def _length(prefix: Sequence[int], continuations: Sequence[Sequence[int]]) -> int:
     return len(prefix) + max(len(c) for c in continuations)
-
-
-def shortened(text: str, cut: Cut) -> tuple[Callable[[int], str], int]:
-    """What is left of a text without some of its words.
-
-    Returns:
-        Number of words, from 0 -> the text without so many; and how many there are.
-
-    >>> [shortened("one two three four", cut)[0](2) for cut in ("start", "middle", "end")]
-    ['three four', 'one [...] four', 'one two']
-    """
-    starts = [match.start() for match in (CUTS if cut == "start" else BOTH_ENDS).finditer(text)] + [len(text)]
-    words = len(starts) - 1
-
-    def without(count: int) -> str:
-        kept = words - count
-        if cut == "start":
-            return text[starts[count] :]
-        if cut == "end" or kept == 0:
-            return text[: starts[kept]].rstrip()
-        return text[: starts[kept // 2]] + OMITTED + text[starts[kept // 2 + count] :]
-
-    return without, words
-
-
-def _longest_fitting(text: str, cut: Cut, large: int, size: Callable[[str], int], most: int) -> str:
-    """The most of `text`, whose own size is `large`, of which `size` is at most `most`; "" if nothing is.
-
-    How many words go is guessed by the sizes at both sides, every third time halfway: sizes take long to find, and grow
-    evenly.
-    """
-    without, words = shortened(text, cut)
-    small = size("")
-    low, high = -1, words  # without `low` words it is large and does not fit, without `high` it does or is ""
-    turn = 0
-    while high - low > 1:
-        turn += 1
-        share = 0.5 if turn % 3 == 0 or large <= small else (large - most) / (large - small)
-        middle = min(low + max(1, math.ceil(share * (high - low))), high - 1)
-        found = size(without(middle))
-        low, large, high, small = (low, large, middle, found) if found <= most else (middle, found, high, small)
-    return without(high)
 
 
 def _question_key(question: Question, context: str) -> int:

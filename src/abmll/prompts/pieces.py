@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from abmll.prompts.encode import CUTS, Encoder
+from abmll.prompts.cutting import CUTS
+from abmll.prompts.encode import Encoder
 from abmll.question import Question
 
 

@@ -30,7 +30,7 @@ def split_at_seam(
     """
     alone = ids(prompt)
     full = ids_of_all(ids, prompt, separator, answers, inner)
-    cut = min(_common(alone, row) for row in full)
+    cut = min(common_length(alone, row) for row in full)
     return tuple(alone[:cut]), tuple(tuple(row[cut:]) for row in full)
 
 
@@ -65,7 +65,12 @@ def _break_in(prompt: str) -> int | None:
     return breaks[-1] if breaks else None
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many ids two texts begin with in common.
+
+    >>> common_length([1, 2, 3], [1, 2, 4])
+    2
+    """
     for i, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:
             return i

@@ -11,8 +11,7 @@ from abmll.methods.noise import Coordinates, cell_coordinates
 from abmll.metrics.not_finite import ADAPTING, END, PREDICTING, NotFinite, read_not_finite
 from abmll.metrics.predictions import Prediction, Predictions, read_predictions
 from abmll.process.timer import Timer
-from abmll.prompts.content_free import CONTENT_FREE, without_content
-from abmll.question import Question, Task
+from abmll.question import CONTENT_FREE, Question, Task, without_content
 from abmll.runs.prepare import Run
 from abmll.systems.folds import Answered, held_out
 from abmll.systems.meta_rows import META_DRAW

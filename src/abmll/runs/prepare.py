@@ -11,8 +11,7 @@ from pathlib import Path
 from abmll.adapters.peft import read_peft
 from abmll.config import CompareConfig, RunConfig, TaskSource
 from abmll.errors import AbmllError
-from abmll.prompts.content_free import CONTENT_FREE
-from abmll.question import Task
+from abmll.question import CONTENT_FREE, Task
 from abmll.runs.overrides import check_systems, of_system
 from abmll.runs.roles import RunTasks, check_roles, without_leaks, without_leaks_of_trained
 from abmll.runs.tracking import Tracking, check_trackers

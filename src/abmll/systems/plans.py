@@ -13,7 +13,7 @@ from abmll.kernels import check_usable
 from abmll.methods import method_class, resolve_settings
 from abmll.methods.base import Schedule, Settings
 from abmll.models.load import choose_device
-from abmll.prompts.encode import LETTER_PREMISE
+from abmll.prompts.encode import check_kind
 from abmll.question import Question, Task
 from abmll.systems.posteriors.settings import PosteriorSettings, resolve_posterior
 from abmll.tasks.episodes import Episodes
@@ -188,14 +188,31 @@ def _check_answering(config: RunConfig, settings: Settings) -> None:
             f"{'adaptation.in_context' if a.in_context else 'method.demonstrations'} puts examples before the prompt, "
             "which likelihood.template=chat has no place for; use likelihood.template=plain, or a template of your own"
         )
-    if text.premise is not None and text.kind == "letter":
-        raise AbmllError(LETTER_PREMISE)
+    if text.kind != "auto":
+        check_kind(text.kind, text.template, text.premise)
+    if text.kind == "channel":
+        _check_channel(config)
     if text.premise is not None and (a.in_context or shown):
         raise AbmllError(
             f"{'adaptation.in_context' if a.in_context else 'method.demonstrations'} with likelihood.premise: the "
             "examples stand in the question's context, which the premise takes away, and would have to stand before "
             "the premise too; use likelihood.premise=null"
         )
+
+
+def _check_channel(config: RunConfig) -> None:
+    """Refuse what takes the loss for that of the choices among each other, or T for a part of it."""
+    if config.likelihood.learn_temperature:
+        raise AbmllError(
+            "likelihood.kind=channel with likelihood.learn_temperature: its loss is that of the question's text, in "
+            "which the temperature has no part; use likelihood.learn_temperature=false"
+        )
+    for field, name in (("method.name", config.method.name), ("posterior.name", config.posterior.name)):
+        if name in ("core", "laplace"):
+            raise AbmllError(
+                f"{field}={name} fits a Gaussian to the probabilities of the choices, but likelihood.kind=channel "
+                "learns those of the question's text; use likelihood.kind=cloze or letter"
+            )
 
 
 def _posterior_settings(config: RunConfig) -> PosteriorSettings | None:

@@ -265,7 +265,8 @@ def _drawn_from(posterior: PosteriorConfig) -> tuple[str, PosteriorSettings | No
 def _is_new_lora(config: RunConfig) -> bool:
     values = config.model_dump(mode="json")
     alike = all(values[section] | settings == values[section] for section, settings in NEW_LORA.items())
-    return alike and config.adapter.start is None and config.posterior.name == "none"
+    same_scale = config.likelihood.kind != "channel"  # of which no answers were among those that the prior is of
+    return alike and same_scale and config.adapter.start is None and config.posterior.name == "none"
 
 
 def drop_stale_scale(folder: Path) -> None:

@@ -34,7 +34,8 @@ class MetaICL(Displacement):
     $$ -\log p(y_q \mid x_1, y_1, \dots, x_k, y_k, x_q, \theta), $$
 
     and theta follows every step, as in LoRA: there is no inner loop. With `likelihood.kind: cloze` the NLL is over the
-    question's choices, which is the loss of in-context tuning; MetaICL's is that of the answer's tokens. Adapting to an
+    question's choices, which is the loss of in-context tuning; MetaICL's is that of the answer's tokens. With
+    `channel` it is that of the question's tokens behind the answer, as in channel MetaICL. Adapting to an
     unseen task shows its examples; `adaptation.steps` above 0 also takes steps, each question with the other examples
     in front (leave one out).
 
