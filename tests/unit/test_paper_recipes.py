@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from abmll.config import merge
 from abmll.config.recipes import FOLDER
 from abmll.metrics.predictions import read_predictions
 from tests.commands import Command, command
@@ -39,12 +40,11 @@ def answers(folder: Path) -> dict[Path, tuple[int, bytes]]:
 
 def test_table_1_has_the_papers_systems_and_every_rival() -> None:
     table, rivals = systems_of("table-1"), systems_of("rivals")
-    prompts = {"metaicl", "metaicl-steps", "in-context", "maml-en-llm", "maml-en-llm-as-published"}
+    prompts = {"metaicl", "metaicl-steps", "metaicl-channel", "in-context", "maml-en-llm", "maml-en-llm-as-published"}
     assert set(table) == set(systems_of("llama3-8b")) | set(rivals)
     for name, system in table.items():
-        own = {key: value for key, value in system.items() if key != "likelihood"}
-        assert own == (rivals.get(name) or systems_of("llama3-8b")[name])
-        assert system.get("likelihood") == ({"max_tokens": 1024} if name in prompts else None)
+        same = dict(rivals.get(name) or systems_of("llama3-8b")[name])
+        assert system == (merge(same, {"likelihood": {"max_tokens": 1024}}) if name in prompts else same)
 
 
 def test_table_1_and_figure_2_by_one_command_which_goes_on(abmll: Command, tmp_path: Path) -> None:
