@@ -52,7 +52,7 @@ class ChoiceRows:
                 choices, or the choices are said to be fixed and differ in number; names the row.
 
         >>> rows = (Prediction("a", 1, (0.75, 0.25)), Prediction("b", 0, (0.5, 0.25, 0.25)))
-        >>> ChoiceRows.from_predictions(rows).probabilities().tolist()
+        >>> ChoiceRows.from_predictions(rows).probabilities().round(9).tolist()
         [[0.75, 0.25, 0.0], [0.5, 0.25, 0.25]]
         """
         stated = pad_probabilities([row.probabilities for row in rows])
