@@ -3,11 +3,13 @@
 import json
 import platform
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 
 def describe() -> dict[str, Any]:
@@ -44,3 +46,15 @@ def write_result(path: str | Path, result: dict[str, Any]) -> None:
     """Write a result as JSON."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most that tensors took on the CPU at any time of a run, above what there was before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        run()
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak

@@ -93,6 +93,7 @@ def _add_verbs_of_the_protocol(add: Add) -> None:
     )
     made["run"].add_argument("--only", default="*", help="patterns of system.seed-N, separated by commas")
     made["questions"].add_argument("--only", default="*", help="patterns of question-value.system, with commas")
+    made["all"].add_argument("--only", default="*", help="patterns of system.seed-N, separated by commas: what is run")
     made["all"].add_argument("--gpus", default="", help="their numbers, separated by commas; default: as CUDA has it")
     made["all"].add_argument("--processes", type=int, default=1, help="at a time on each GPU")
 
@@ -248,6 +249,7 @@ def _all(given: argparse.Namespace) -> int:
             chosen=given.chosen,
             run=[*(["--keep"] if given.keep else []), *commit],
             ask=["--questions", str(given.questions), *commit],
+            only=given.only,
         )
     )
     todo = [job for job in asked if not is_made(job, given.out)]

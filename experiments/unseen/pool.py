@@ -75,6 +75,7 @@ def jobs(
     chosen: Path | None = None,
     run: Sequence[str] = (),
     ask: Sequence[str] = (),
+    only: str = "*",
 ) -> Iterator[Job]:
     """Everything there is to do, most important first.
 
@@ -89,6 +90,7 @@ def jobs(
         packed: of the runs; `further` ones have theirs beside it.
         tasks: stands for `{tasks}` in what is laid on the base.
         chosen: what an earlier search chose; no search is made then.
+        only: patterns of `system.seed-N`, separated by commas: what is run, of all that there is in order.
     """
     yield Job(RANK, ("rank", *common, "--ranking", str(out / "ranking.json")))
     for system in protocol.search["spaces"] if chosen is None else ():
@@ -103,7 +105,7 @@ def jobs(
         arguments = ("run", *common, *settings, "--only", name, "--out", str(out / f"{kind}-{name}"), *run, *more)
         return Job(f"{kind}-{name}", arguments, (f"search-{parent}",) if searched else (RANK,))
 
-    for system, seed in protocol.order:
+    for system, seed in protocol.selected(only):
         yield target("run", system, seed, "--packed", str(packed))
     if chosen is None:
         searches = [f"search-{system}" for system in protocol.search["spaces"]]

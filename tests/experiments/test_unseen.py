@@ -73,7 +73,7 @@ def call(place: Path, verb: str, *more: str, tasks: str = "raw") -> int:
     return main([verb, "--tasks", str(place / tasks), *overrides, *more])
 
 
-@pytest.mark.parametrize("name", ["protocol.yaml", "second.yaml", "defaults.yaml"])
+@pytest.mark.parametrize("name", ["protocol.yaml", "second.yaml", "defaults.yaml", "core-1.5b.yaml"])
 def test_the_real_protocols_are_valid(name: str) -> None:
     protocol = load_protocol(HARNESS / name)
     for system, seed in protocol.order:
@@ -720,6 +720,10 @@ def test_every_target_is_a_job_after_the_search_that_it_takes_its_settings_from(
     assert set(by_name["join"].needs) == {f"search-{system}" for system in protocol.search["spaces"]}
     assert {job.name for job in todo if job.needs == ("join",)} == {f"question-{point.name}" for point in read_points()}
     assert by_name["run-lora.seed-0"].arguments[-2:] == ("--packed", "r/packed")
+    few = jobs(
+        protocol, (), tmp_path, common, [], shares=1, packed=Path("p"), chosen=Path("c"), only="lora.*,abmll.seed-1"
+    )
+    assert {job.name for job in few} == {"rank", "run-abmll.seed-1", *(f"run-lora.seed-{seed}" for seed in range(5))}
     options = {"shares": 2, "packed": Path("r/packed"), "chosen": Path("found.yaml")}
     after = list(jobs(protocol, read_points(), tmp_path, common, [], **options))
     assert {job.name for job in after} == {n for n in by_name if not n.startswith("search-") and n != "join"}

@@ -213,7 +213,9 @@ def gaussian_case(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tuple[Cor
     batches = [system.batcher.batch([question]) for question in TASKS[0].train[:3]]
     rows = {id(b): normal(2, size, seed=i) for i, b in enumerate(batches)}
     observed = {id(b): normal(2, seed=10 + i) for i, b in enumerate(batches)}
-    monkeypatch.setattr(CoreABMLL, "linearised", lambda self, batch: linear(method, rows, observed)(batch))
+    monkeypatch.setattr(
+        CoreABMLL, "linearised", lambda self, batch, choices=None: linear(method, rows, observed)(batch)
+    )
     return method, batches, torch.cat(list(rows.values())), torch.cat(list(observed.values()))
 
 

@@ -364,6 +364,7 @@ DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
         "covariance": "full",
         "passes": 2,
         "rows_at_once": "all",
+        "fit_tokens": 512,
         "variances": "each",
         "mean_rate": 0.1,
         "variance_rate": 0.1,

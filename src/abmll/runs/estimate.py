@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from abmll.adapters.attach import features, find_targets
 from abmll.methods import method_class
+from abmll.methods.core.settings import CoreSettings
 from abmll.models import count_parameters, load_skeleton
 from abmll.models.load import choose_device, choose_dtype
 from abmll.models.sharded import layers_of
@@ -62,8 +63,6 @@ def estimate(run: ResolvedRun) -> Estimate:
     shards = 1 if config.model.shards == "auto" else config.model.shards  # how many would fit, the devices will say
     dtype = choose_dtype(config.model.dtype, choose_device(config.model.device))
     batches = run.training.iterations * config.training.meta_batch * (settings.inner_steps + 1)
-    questions = min(settings.batch_size, config.training.micro_batch or settings.batch_size)
-    prompts = questions * (1 if config.likelihood.premise is None else 2)
     return Estimate(
         meta_iterations=run.training.iterations,
         gradient_steps=batches,
@@ -73,8 +72,21 @@ def estimate(run: ResolvedRun) -> Estimate:
         shards=shards,
         weight_bytes=_weight_bytes(model, dtype, config.model.quantisation, shards),
         adapter_bytes=factors * 4 * 2 * 4,
-        activation_bytes=_activation_bytes(model.config, prompts * config.likelihood.max_tokens, dtype),
+        activation_bytes=_activation_bytes(model.config, _most_tokens(run), dtype),
     )
+
+
+def _most_tokens(run: ResolvedRun) -> int:
+    """Of a pass that goes back, if all questions are as long as they may be."""
+    config, settings = run.config, run.settings
+    of_question = config.likelihood.max_tokens * (1 if config.likelihood.premise is None else 2)
+    rows, limit = settings.batch_size, None
+    if isinstance(settings, CoreSettings):  # whose rows are linearised together
+        limit = settings.fit_tokens
+        if settings.rows_at_once == "all":
+            rows = max(config.adaptation.examples, settings.batch_size * (settings.inner_steps + 1))
+    tokens = min(rows, config.training.micro_batch or rows) * of_question
+    return tokens if limit is None else min(tokens, max(limit, of_question))
 
 
 def _weight_bytes(model: PreTrainedModel, dtype: torch.dtype, quantisation: str | None, shards: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from abmll.errors import AbmllError
 from abmll.prompts.batches import ChoiceBatch
 from abmll.prompts.branches import MANY_CHOICES
-from abmll.prompts.collate import collate
+from abmll.prompts.collate import collate, sorted_batches
 from abmll.prompts.encode import EncodedQuestion, Encoder
 from abmll.prompts.pieces import pieces_of
 from abmll.question import Question, QuestionWithExamples
@@ -48,6 +48,25 @@ class Batcher:
         """The batches of one gradient step: one, or as many as `micro_batch` makes."""
         size = self.micro_batch or max(1, len(questions))
         return [self.batch(questions[i : i + size], least=self.least) for i in range(0, len(questions), size)]
+
+    def alike(self, questions: Sequence[Question], most_tokens: int) -> list[list[int]]:
+        """Numbers of questions that batches are made of: each of one number of choices, near length and few tokens.
+
+        Args:
+            questions: in any order.
+            most_tokens: padded tokens of a batch; a question that has more is alone. `micro_batch` holds, too, and a
+                question with a premise, whose rows others could share, is alone.
+        """
+        encoded, of_choices = self.encode(questions), dict[int, list[int]]()
+        for number, question in enumerate(encoded):
+            of_choices.setdefault(len(question.continuations), []).append(number)
+        out: list[list[int]] = []
+        for _, numbers in sorted(of_choices.items()):
+            some = [encoded[number] for number in numbers]
+            for batch in sorted_batches(some, most_tokens, share_prefix=self.share_prefix, buckets=self.buckets):
+                size = 1 if some[batch[0]].premise is not None else self.micro_batch or len(batch)
+                out += [[numbers[i] for i in batch[at : at + size]] for at in range(0, len(batch), size)]
+        return out
 
     def asked(self, episode: Episode) -> tuple[tuple[Question, ...], ...]:
         """The batches of an episode, each question with its demonstrations in front."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from abmll.adapters.layer import AdapterSet
 from abmll.errors import NonFiniteError
 from abmll.methods.base import Method, Terms, backward_by_share
-from abmll.methods.fitted import Fitted
+from abmll.methods.fitted import Fitted, Pieces
 from abmll.methods.noise import StepCoordinates, step_key
 from abmll.process.stopping import stop_if_asked
 from abmll.prompts.batches import ChoiceBatch
@@ -183,7 +183,7 @@ def fit_rows(
 
     Raises:
         NonFiniteError: a number of the posterior is NaN or infinite; phi is not to be used then.
-        Stopped: before, if the process was asked to stop.
+        Stopped: before, or between two batches, if the process was asked to stop.
     """
     stop_if_asked()
     blocks = [batch for batch in _once(batches) if batch]
@@ -191,7 +191,11 @@ def fit_rows(
         return []
     if method.rows_at_once == "all":
         blocks = [[question for batch in blocks for question in batch]]
-    terms = method.fit([_made(batcher, block) for block in blocks])
+    if method.fit_tokens is None:
+        terms = method.fit([_made(batcher, block) for block in blocks])
+    else:
+        dealt = [_in_pieces(batcher, block, method.fit_tokens) for block in blocks]
+        terms = method.fit([made for made, _ in dealt], [pieces for _, pieces in dealt])
     numbers = [part.detach().double().reshape(()) for each in terms for part in each.losses]
     if not bool(torch.stack(numbers).isfinite().all()):
         asked = tuple(question for block in blocks for question in block)
@@ -213,6 +217,14 @@ def _once(batches: Sequence[Sequence[Question]]) -> list[list[Question]]:
         seen.update(new)
         out.append(new)
     return out
+
+
+def _in_pieces(batcher: Batcher, questions: Sequence[Question], tokens: int) -> tuple[list[ChoiceBatch], Pieces]:
+    """Batches of questions that are alike, with few tokens each."""
+    dealt = batcher.alike(questions, tokens)
+    made = [batcher.batch([questions[number] for number in numbers]) for numbers in dealt]
+    choices = tuple(len(questions[numbers[0]].choices) for numbers in dealt)
+    return made, Pieces(tuple(map(tuple, dealt)), choices)
 
 
 def _made(batcher: Batcher, questions: Sequence[Question]) -> list[ChoiceBatch]:

@@ -16,12 +16,13 @@ from abmll.methods.core.jacobian import CoreGradients
 from abmll.methods.core.local import Local
 from abmll.methods.core.settings import CoreSettings
 from abmll.methods.core.start import singular_start
-from abmll.methods.fitted import Fitted
+from abmll.methods.fitted import Fitted, Pieces
+from abmll.process.stopping import stop_if_asked
 from abmll.prompts.batches import ChoiceBatch
 
 
 class _Sites(NamedTuple):
-    """A batch as observations: rows W and what they observe, both float64; its NLL where they were made."""
+    """A block as observations: rows W and what they observe, both float64; its NLL where they were made."""
 
     rows: Float[Tensor, "N P"]
     observed: Float[Tensor, " N"]
@@ -66,6 +67,11 @@ class CoreABMLL(Fitted):
     def rows_at_once(self) -> str:  # type: ignore[override]
         """All of them, or a batch."""
         return self.settings.rows_at_once
+
+    @property
+    def fit_tokens(self) -> int | None:  # type: ignore[override]
+        """Of a batch that gradients of rows are made by."""
+        return self.settings.fit_tokens
 
     @property
     def learned_start(self) -> dict[str, Float[Tensor, " P"]]:
@@ -117,44 +123,74 @@ class CoreABMLL(Fitted):
         nll = self.nll(batch)
         return Terms((nll,), nll)
 
-    def fit(self, blocks: Sequence[Sequence[ChoiceBatch]]) -> list[Terms]:
+    def fit(self, blocks: Sequence[Sequence[ChoiceBatch]], pieces: Sequence[Pieces] | None = None) -> list[Terms]:
         """The posterior given all batches, each row of which is there once.
 
         Args:
             blocks: batches that are linearised together, from the mean that the block before led to.
+            pieces: of each block, which questions its batches have: the posterior is that of one batch in their order.
 
         Returns:
             The NLL of each block of each pass, before its update; with the last the KL from the prior.
+
+        Raises:
+            Stopped: between two batches, if the process was asked to stop; phi is not to be used then.
         """
         variance = self.learned["core_variance"] if self.prior_variance is None else self.prior_variance
         prior = self.learned["core_mean"].detach().double(), variance.detach().double()
-        mean, sites, taken = prior[0], {}, []
+        mean, sites, taken = prior[0], dict[int, _Sites](), []
         for _ in range(self.settings.passes):
-            for block in blocks:
-                sites.update({id(batch): self._sites(batch, mean) for batch in block})
+            for number, block in enumerate(blocks):
+                sites[number] = self._sites(block, mean, None if pieces is None else pieces[number])
                 rows = torch.cat([site.rows for site in sites.values()])
                 observed = torch.cat([site.observed for site in sites.values()])
                 mean = posterior_mean(rows, observed, *prior)
                 self.put_core(mean)
-                questions = sum(batch.questions for batch in block)
-                nll = torch.stack([sites[id(batch)].nll for batch in block]).sum() / questions
+                nll = sites[number].nll / sum(batch.questions for batch in block)
                 taken.append(Terms((nll,), nll))
         self.found = CoreGaussian(mean, prior[1], rows, self.settings.covariance, self._rank**2)
         self.batches = tuple(batch for block in blocks for batch in block)
         kl, last = self.found.divergence(prior[0]), taken[-1].nll
         return [*taken[:-1], Terms((last, kl / sum(batch.questions for batch in self.batches)), last, kl)]
 
-    def _sites(self, batch: ChoiceBatch, mean: Float[Tensor, " P"]) -> _Sites:
-        """A batch linearised at phi, whose core is `mean`."""
-        local, rows = self.linearised(batch)
-        rows = rows.double().flatten(0, 1)
-        return _Sites(rows, local.target.flatten() + rows @ mean, local.nll.sum())
+    def _sites(self, block: Sequence[ChoiceBatch], mean: Float[Tensor, " P"], pieces: Pieces | None) -> _Sites:
+        """A block linearised at phi, whose core is `mean`: each question's observations where it stands in the block.
 
-    def linearised(self, batch: ChoiceBatch) -> tuple[Local, Float[Tensor, "B D P"]]:
-        """The likelihood near phi, and gradients by the cores of the root's combinations of outputs."""
+        A question with fewer choices than others has as many observations, of which some are of nothing, as in one
+        batch: then draws, which have a number for each, are the same too.
+        """
+        found = []
+        for number, batch in enumerate(block):
+            stop_if_asked()
+            local, rows = self.linearised(batch, None if pieces is None else pieces.choices[number])
+            found.append((rows.double(), local.target, local.nll.sum()))
+            del local  # its graph
+        nll = torch.stack([each for _, _, each in found]).sum()
+        if pieces is None:
+            flat = [(rows.flatten(0, 1), target.flatten()) for rows, target, _ in found]
+            observed = [target + rows @ mean for rows, target in flat]
+            return _Sites(torch.cat([rows for rows, _ in flat]), torch.cat(observed), nll)
+        size = sum(map(len, pieces.places)), max(pieces.choices) - 1
+        rows, target = mean.new_zeros(*size, len(mean)), mean.new_zeros(size)
+        for places, (of_batch, seen, _) in zip(pieces.places, found, strict=True):
+            at, count = torch.tensor(places, device=mean.device), of_batch.shape[1]
+            rows[at, :count], target[at, :count] = of_batch, seen.to(target)
+        rows = rows.flatten(0, 1)
+        return _Sites(rows, target.flatten() + rows @ mean, nll)
+
+    def linearised(self, batch: ChoiceBatch, choices: int | None = None) -> tuple[Local, Float[Tensor, "B D P"]]:
+        """The likelihood near phi, and gradients by the cores of the root's combinations of outputs.
+
+        Args:
+            batch: all questions of which are linearised.
+            choices: that each question has: there are as many observations but one; None: as the batch is padded.
+        """
         gradients = CoreGradients(list(self.adapters.layers.values()))
         with torch.enable_grad(), gradients.listening():
             local = self.local(batch)
+            if choices is not None:  # columns of choices that are not there are zero: no backward pass for them
+                root, target = local.root[..., : choices - 1], local.target[:, : choices - 1]
+                local = Local(local.outputs, root, target, local.nll)
             rows = gradients.rows(local.outputs, local.root, batch)
         return local, rows
 

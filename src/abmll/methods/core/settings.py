@@ -21,6 +21,9 @@ class CoreSettings(Settings):
         passes: Gauss-Newton passes over a task's rows.
         rows_at_once: the rows that a linearisation is made of: `all` of them, or a `batch`, so that a pass is one of an
             extended Kalman filter.
+        fit_tokens: most padded tokens of a pass that rows' gradients are made by, or one question: memory does not grow
+            with the number of rows then, and rows of near length and as many choices are together. The posterior is the
+            same but for rounding; None: one pass of all rows.
         variances: V that EM learns: of `each` number, of each `layer`, or none (`frozen` at the start: a control).
         mean_rate: part of the way to a task's mean of R that the prior's mean goes.
         variance_rate: the same of V, on the way to the M step's value.
@@ -40,6 +43,7 @@ class CoreSettings(Settings):
     covariance: Covariance = "full"
     passes: int = Field(2, ge=1)
     rows_at_once: Literal["all", "batch"] = "all"
+    fit_tokens: int | None = Field(512, ge=1)
     variances: Literal["each", "layer", "frozen"] = "each"
     mean_rate: float = Field(0.1, ge=0, le=1)
     variance_rate: float = Field(0.1, gt=0, le=1)

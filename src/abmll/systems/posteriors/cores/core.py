@@ -23,7 +23,7 @@ from abmll.training.finite import no_answers
 from abmll.training.inner import fit_rows
 
 TOGETHER = 16
-"""Questions of a forward pass whose answers are linearised."""
+"""Questions of a forward pass whose answers are linearised, where `method.fit_tokens` says nothing."""
 _PARTS = ("mean", "variance", "rows")
 
 
@@ -108,31 +108,38 @@ class Core(FactorDraws):
         try:
             put(shared, self._factors)  # those of the posterior, by which gradients go
             put(self.parameters, self._lora(self.found.mean))
-            step = 1 if self.parts.batcher.encoder.premise is not None else TOGETHER
-            for start in range(0, len(questions), step):
+            for places in self._together(questions):
                 stop_if_asked()
-                places = list(range(start, min(start + step, len(questions))))
                 yield places, self._linearised([questions[place] for place in places], key)
         finally:
             put(shared, theta)
             put(self.parameters, phi)
 
+    def _together(self, questions: Sequence[Question]) -> list[list[int]]:
+        """Numbers of questions whose answers one pass linearises."""
+        batcher, tokens = self.parts.batcher, self.method.fit_tokens
+        if tokens is not None:
+            return batcher.alike(questions, tokens)
+        step = 1 if batcher.encoder.premise is not None else TOGETHER
+        return [list(range(start, min(start + step, len(questions)))) for start in range(0, len(questions), step)]
+
     def _linearised(self, questions: Sequence[Question], key: int) -> list[Draw]:
         """Of some questions, whose cores' gradients one forward pass gives, and a backward pass for each choice."""
         method, likelihood, batcher, _, _ = self.parts
         batch, gradients = batcher.batch(questions), CoreGradients(list(method.adapters.layers.values()))
+        padded, count = batch.lengths.shape[1], max(len(question.choices) for question in questions)
         with torch.enable_grad(), gradients.listening():
             scores = likelihood.scores(batch)
-            choices = torch.eye(batch.lengths.shape[1], device=batch.lengths.device)
+            choices = torch.eye(padded, device=batch.lengths.device)[:, :count]  # no pass for what is padded
             rows = gradients.rows(scores.log_probabilities, choices.expand(len(questions), -1, -1), batch)
-        f, there = scores.log_probabilities.detach().double(), batch.choice_mask
+        f, there = scores.log_probabilities.detach().double()[:, :count], batch.choice_mask[:, :count]
         rows = torch.where(there[..., None], rows, 0).double()
         noise = normal(noise_key("core", key), f.shape[1], torch.arange(self.settings.samples, device=f.device), 0)
         drawn = torch.stack([self._scores(rows_of_one, noise.to(f)) for rows_of_one in rows], dim=1)
         tables = (f + drawn).softmax(-1)
         if not bool(tables.isfinite().all()):
             raise no_answers(list(questions), method.adapters)
-        raw = None if scores.vocabulary is None else scores.vocabulary.detach().double().exp().cpu().numpy()
+        raw = None if scores.vocabulary is None else scores.vocabulary[:, :count].detach().double().exp().cpu().numpy()
         return [(table, raw) for table in tables.cpu().numpy()]
 
     def _scores(self, rows: Float[Tensor, "K P"], noise: Float[Tensor, "S K"]) -> Float[Tensor, "S K"]:
