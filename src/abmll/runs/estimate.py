@@ -85,7 +85,7 @@ def _most_tokens(run: ResolvedRun) -> int:
         limit = settings.fit_tokens
         if settings.rows_at_once == "all":
             given = config.adaptation.examples
-            examples = limit if given is None else given  # all of a task's rows: at most what the limit lets through
+            examples = (limit or 0) if given is None else given  # all of a task's: as many as the limit lets through
             rows = max(examples, settings.batch_size * (settings.inner_steps + 1))
     tokens = min(rows, config.training.micro_batch or rows) * of_question
     return tokens if limit is None else min(tokens, max(limit, of_question))
