@@ -4,7 +4,8 @@
 
 The task is adapted first, if it is not there, and 500 different rows are predicted by `abmll predict`, to which every
 answer is compared. Clients ask 1 to 16 rows at a time, over connections of their own. Memory is the server's resident
-size, read once a tenth of the rows is answered and at the end.
+size, read once a tenth of the rows is answered and at the end. With --progress FILE a line of JSON is appended every
+ten seconds, so that a load that is cut short leaves what it saw until then.
 """
 
 import argparse
@@ -106,8 +107,18 @@ class Load:
         connection.close()
 
 
+def append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
 def measure(
-    run: str, task: str, clients: int = CLIENTS, total: int = ROWS, different: int = DIFFERENT
+    run: str,
+    task: str,
+    clients: int = CLIENTS,
+    total: int = ROWS,
+    different: int = DIFFERENT,
+    progress: Path | None = None,
 ) -> dict[str, Any]:
     """The server under load; it ends by SIGTERM."""
     adapt_if_missing(run, task)
@@ -134,23 +145,41 @@ def measure(
         assert found is not None, "the server did not start"
         process, load = psutil.Process(server.pid), Load(int(found[1]), rows, expected)
         sizes: list[tuple[int, int]] = []
+        over = threading.Event()
 
         def watch() -> None:
-            while load.answered < total and server.poll() is None:
+            told = began
+            while not over.wait(0.5) and server.poll() is None:
+                now = time.perf_counter()
                 sizes.append((load.answered, process.memory_info().rss))
-                time.sleep(0.5)
+                if progress is not None and now - told >= 10:
+                    told = now
+                    append(
+                        progress,
+                        {
+                            "seconds": round(now - began, 1),
+                            "rows_answered": load.answered,
+                            "requests": len(load.seconds),
+                            "refused_for_now_503": load.refused,
+                            "largest_difference_of_a_probability": load.worst,
+                            "resident_megabytes": sizes[-1][1] / 1e6,
+                        },
+                    )
 
         watching = threading.Thread(target=watch)
         began, spent = time.perf_counter(), process.cpu_times().user
         watching.start()
-        with ThreadPoolExecutor(clients) as pool:
-            share = [total // clients + (n < total % clients) for n in range(clients)]
-            list(pool.map(load.client, range(clients), share))
-        seconds, spent = time.perf_counter() - began, process.cpu_times().user - spent
-        last = process.memory_info().rss
-        watching.join()
-        server.terminate()
-        code = server.wait(60)
+        try:
+            with ThreadPoolExecutor(clients) as pool:
+                share = [total // clients + (n < total % clients) for n in range(clients)]
+                list(pool.map(load.client, range(clients), share))
+            seconds, spent = time.perf_counter() - began, process.cpu_times().user - spent
+            last = process.memory_info().rss
+        finally:  # a client that failed must not leave a server, and this process waiting for it
+            over.set()
+            watching.join()
+            server.terminate()
+            code = server.wait(60)
     warm = next((rss for answered, rss in sizes if answered >= total / 10), sizes[-1][1])
     latency = np.quantile(load.seconds, [0.5, 0.95, 1.0])
     return {
@@ -187,8 +216,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--clients", type=int, default=CLIENTS)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--progress", type=Path)
     arguments = parser.parse_args()
-    found = measure(arguments.run, arguments.task, arguments.clients, arguments.rows)
+    found = measure(arguments.run, arguments.task, arguments.clients, arguments.rows, progress=arguments.progress)
     if arguments.out is not None:
         write_result(arguments.out, found)
     print(json.dumps(found, indent=1))

@@ -17,18 +17,22 @@ from unittest.mock import patch
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
-from jaxtyping import AbstractArray, TypeCheckError, _import_hook, jaxtyped
+from jaxtyping import AbstractArray, TypeCheckError, _array_types, _import_hook, jaxtyped
+from jaxtyping._storage import _shape_storage, pop_shape_memo, push_shape_memo
 
 _CONF = BeartypeConf(violation_type=TypeCheckError)
 _MARK = "__annotations_are_enforced__"
 _GUARDED = "__beartype_func"
 _INNER: dict[CodeType, tuple[Callable[..., Any], dict[str, Any]]] = {}
+_PLANS: dict[type, "_Plan"] = {}
+_BY_JAXTYPING = _array_types._MetaAbstractArray.__instancecheck__
 
 
 def enforce(package: str) -> None:
     """From here on, modules of the package have their annotations enforced when they are imported."""
     jaxtyping.install_import_hook(package, "beartype.beartype")
     jaxtyping.jaxtyped = checked  # the name that the hook writes above each function
+    _array_types._MetaAbstractArray.__instancecheck__ = _is_instance
     loader: Any = _import_hook._JaxtypingLoader
     loader.get_code = _code_by_its_own_name
     loader.exec_module = SourceFileLoader.exec_module
@@ -108,7 +112,99 @@ def _in_one_scope(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(fn)
     def scoped(*args: Any, **kwargs: Any) -> Any:
-        with jaxtyped("context"):
+        push_shape_memo({})  # what `with jaxtyped("context")` does, of which three parts in four are its own calls
+        try:
             return fn(*args, **kwargs)
+        finally:
+            pop_shape_memo()
 
     return scoped
+
+
+class _Plan:
+    """What one annotation asks of an array.
+
+    Attributes:
+        simple: whether its shape is made of names, lengths and axes of any length alone.
+        front, back: (position, name or length) of the axes before and after `*name` or `...`; there is none without.
+        rank: how many axes those are, and the ones of any length.
+        rest: None without `*name` or `...`; else the position where it begins, and its name, which is None for `...`.
+        allowed: types of array and of number that jaxtyping let pass.
+    """
+
+    def __init__(self, annotation: Any) -> None:
+        dims = [_axis(dim) for dim in getattr(annotation, "dims", ())]
+        start = getattr(annotation, "index_variadic", None)
+        self.simple = hasattr(annotation, "dims") and _OTHER not in dims
+        self.rank = len(dims) - (start is not None)
+        self.rest = None if start is None else (start, dims[start])
+        end = len(dims) if start is None else start
+        self.front = [(i, dim) for i, dim in enumerate(dims[:end]) if dim is not None]
+        self.back = [(i - len(dims), dim) for i, dim in enumerate(dims) if i > end and dim is not None]
+        self.allowed: set[tuple[type, Any]] = set()
+
+
+_OTHER = object()
+
+
+def _axis(dim: Any) -> Any:
+    """A name, a length, None for an axis of any length; `_OTHER` for what jaxtyping itself has to look at."""
+    if dim is _array_types._anonymous_dim or dim is _array_types._anonymous_variadic_dim:
+        return None
+    named = isinstance(dim, (_array_types._NamedDim, _array_types._NamedVariadicDim))
+    if named and not dim.broadcastable and not dim.treepath:
+        return dim.name
+    if isinstance(dim, _array_types._FixedDim) and not dim.broadcastable:
+        return dim.size
+    return _OTHER
+
+
+def _is_instance(annotation: Any, value: Any) -> bool:
+    """jaxtyping's check, whose answer is known sooner where an array is as it should be, as nearly all are.
+
+    Lengths by name are compared and kept as there. What is of another type or shape, or has not been met before, is
+    jaxtyping's to judge: a refusal is always its own.
+    """
+    plan = _PLANS.get(annotation)
+    if plan is None:
+        plan = _PLANS[annotation] = _Plan(annotation)
+    if not plan.simple:
+        return _BY_JAXTYPING(annotation, value)
+    kind = type(value), getattr(value, "dtype", None)
+    if kind in plan.allowed and _fits(plan, value.shape):
+        return True
+    found = _BY_JAXTYPING(annotation, value)
+    if found:
+        plan.allowed.add(kind)
+    return found
+
+
+def _fits(plan: _Plan, shape: tuple[int, ...]) -> bool:
+    """Whether a shape is as planned and as the lengths that are known by now; these gain its own if it is."""
+    if len(shape) != plan.rank and (plan.rest is None or len(shape) < plan.rank):
+        return False
+    stack = getattr(_shape_storage, "memo_stack", None)
+    lengths, shapes = stack[-1][:2] if stack else ({}, {})
+    new = []
+    for axes in (plan.front, plan.back):
+        for i, axis in axes:
+            length = shape[i]
+            known = axis if type(axis) is int else lengths.get(axis)
+            if known is None:
+                lengths[axis] = length
+                new.append(axis)
+            elif known != length:
+                break
+        else:
+            continue
+        break
+    else:
+        if plan.rest is None or plan.rest[1] is None:
+            return True
+        start, name = plan.rest
+        rest = shape[start : len(shape) - plan.rank + start]
+        if shapes.setdefault(name, (False, rest)) == (False, rest):
+            return True
+    for axis in new:
+        del lengths[axis]
+    return False

@@ -18,6 +18,8 @@ from tests.runs import run_in
 from tests.tiny import save_tiny, tiny_tasks, write_tasks
 
 RECIPES = sorted((Path(abmll.__file__).parent / "recipes").glob("*.yaml"))
+WITHIN = {"rivals": "table-1", "one-set": "table-1", "one-set-winogrande": "table-1"}
+"""Recipes all of whose methods and posteriors another one has: that one is run for both."""
 SMALL = ("training.iterations=2", "adaptation.steps=2", "adaptation.test_questions=3", "adaptation.samples=2")
 
 
@@ -45,8 +47,13 @@ def _small(path: Path, folder: Path) -> list[str]:
     found += ["tasks.leak_check=off"]  # tiny tasks are of one pattern, and some rows repeat
     found += ["seeds=[0]"] if "systems" in given else []
     found += ["adaptation.draws=1"]  # more of them are more of the same
+    found += ["curve=1"] if "systems" in given else []
     if "validation" in roles:
         found += ["training.validate_every=1", "adaptation.folds=2"]
+    elif (
+        path.stem == "table-1"
+    ):  # so many systems that they take their time; tests/unit/test_paper_recipes.py has folds
+        found += ["adaptation.folds=0", "adaptation.examples=6"]
     return found
 
 
@@ -70,7 +77,20 @@ def test_the_real_values_are_valid(path: Path) -> None:
             assert all(len(task.train) >= 12 for task in tasks_of(source))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def _made_of(path: Path) -> set[tuple[str, str, str]]:
+    """Method, posterior and its preset of every system."""
+    config = load_config(CompareConfig, path)
+    runs = [config.run(name, 0) for name in config.systems]
+    return {(run.method.name, run.posterior.name, run.posterior.preset) for run in runs}
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_a_recipe_that_is_not_run_has_nothing_that_the_other_has_not(name: str) -> None:
+    paths = {path.stem: path for path in RECIPES}
+    assert _made_of(paths[name]) <= _made_of(paths[WITHIN[name]])
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.stem not in WITHIN], ids=lambda path: path.stem)
 def test_it_runs_two_steps(path: Path, folder: Path, tmp_path: Path) -> None:
     config = load_config(_kind(path), path, _small(path, folder))
     if isinstance(config, CompareConfig):

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp, softmax
 from scipy.stats import binom
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
@@ -147,6 +148,25 @@ def test_temperature_minimises_the_log_loss_of_scikit_learn():
     assert 1 < best < 8  # an inner minimum, so that the bounds play no part
     assert fitted == pytest.approx(best, rel=5e-3)
     assert loss(fitted) <= loss(best)
+
+
+@pytest.mark.parametrize(("choices", "spread"), [(2, 0.3), (4, 2.0), (4, 40.0), (30, 6.0)])
+def test_temperature_is_that_of_scipy_s_logsumexp(choices, spread):
+    """Also where a choice has probability zero, and where rows are as good as certain."""
+    rng = np.random.default_rng(choices)
+    logits = spread * rng.normal(size=(200, choices))
+    logits[::7, 0] = -np.inf
+    answers = np.where(rng.random(200) < 0.7, logits.argmax(axis=1), 1)
+    probabilities = softmax(logits, axis=1)
+    possible = probabilities[np.arange(200), answers] > 0
+    kept, chosen = np.ma.log(probabilities[possible]).filled(-np.inf), answers[possible, None]
+
+    def loss(log_temperature: float) -> float:
+        scaled = kept * np.exp(-log_temperature)
+        return float((logsumexp(scaled, axis=1) - np.take_along_axis(scaled, chosen, axis=1)[:, 0]).mean())
+
+    wanted = minimize_scalar(loss, bounds=np.log([0.05, 20]), method="bounded", options={"xatol": 1e-9})
+    assert fit_temperature(probabilities, answers) == pytest.approx(np.exp(wanted.x), rel=1e-6)
 
 
 def test_apply_temperature_is_the_softmax_of_scaled_logits():

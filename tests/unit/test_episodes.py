@@ -114,7 +114,7 @@ def test_trust_18_too_little_to_train_on_is_an_error_before_the_first_draw(kind:
 
 
 def adapt(
-    task: Task = TASKS[1], examples: int = 20, steps: int = 10, batch_size: int = 2, seed: int = 0, draw: int = 0
+    task: Task = TASKS[1], examples: int | None = 20, steps: int = 10, batch_size: int = 2, seed: int = 0, draw: int = 0
 ):
     return adaptation_batches(task, examples=examples, steps=steps, batch_size=batch_size, seed=seed, draw=draw)
 
@@ -145,6 +145,12 @@ def test_each_pass_takes_each_example_once_in_a_new_order(examples: int, steps: 
     assert len(set(passes[-1])) == len(passes[-1])
     if examples > 3:
         assert len({tuple(one) for one in whole}) == len(whole), "each pass is a new permutation"
+
+
+def test_all_of_a_task_are_taken_where_no_number_is_given() -> None:
+    chosen, batches = adapt(examples=None, steps=3)
+    assert sorted(row.id for row in chosen) == sorted(row.id for row in TASKS[1].train)
+    assert (chosen, batches) == adapt(examples=len(TASKS[1].train), steps=3)
 
 
 def test_no_examples_mean_no_steps_and_no_steps_mean_no_batches() -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("triton")
 
+import tests.interpreter  # noqa: F401 - makes it quick
 from abmll import kernels
 from abmll.cli import app
 from abmll.diagnosis import machine as doctor

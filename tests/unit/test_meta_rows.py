@@ -36,6 +36,14 @@ def test_the_test_split_is_answered_and_rows_that_training_drew_come_last() -> N
     assert len(drawn & set(short.train)) == 1, "five of the eight are left, and six are adapted to"
 
 
+def test_where_all_rows_are_adapted_to_test_rows_alone_are_answered() -> None:
+    train, test = ask("train", 20), ask("test", 3)
+    episode = held_back_episode(Task("t", train, test), AdaptationPlan(examples=None), 5, frozenset())
+    assert episode is not None
+    assert (set(episode.train), set(episode.test)) == (set(train), set(test))
+    assert held_back_episode(Task("t", train), AdaptationPlan(examples=None), 5, frozenset()) is None
+
+
 def test_without_a_test_split_rows_are_left_to_adapt_to() -> None:
     train = ask("train", 8)
     episode = held_back_episode(Task("t", train), PLAN, 5, frozenset())

@@ -1,5 +1,6 @@
 """The files of a report: pictures that open, a page that is escaped and alone, tables that fit a terminal."""
 
+import copy
 import io
 import json
 import re
@@ -7,6 +8,7 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
@@ -154,3 +156,25 @@ def test_the_page_says_on_a_phone_that_there_are_more_columns(report):
 
 def test_the_learning_curve_says_why_systems_differ_before_training(report):
     assert "At 0 examples nothing is meta-trained yet" in (report[0] / "report.html").read_text()
+
+
+def test_more_systems_than_colours_are_dealt_to_panels_on_one_scale(report):
+    """Fifty-seven lines in one panel were no picture; rows of mean weights are those of other systems once more."""
+    summary = copy.deepcopy(report[1])
+    for table in (summary["curve"], summary["systems"]):
+        for number in range(12):
+            table[f"s{number:02}"] = table["lora"]
+            table[f"s{number:02}_mean"] = table["lora"]
+    assert not learning_curve(report[1]).panels[0].draw.keywords["apart"]
+    picture = learning_curve(summary)
+    drawn = [panel.draw.keywords["names"] for panel in picture.panels]
+    assert drawn[::2] == drawn[1::2], "accuracy and ECE side by side"
+    assert [name for names in drawn[::2] for name in names] == [*SYSTEMS, *(f"s{number:02}" for number in range(12))]
+    assert all(len(names) <= 10 for names in drawn)
+    scales = []
+    for panel in picture.panels[::2]:
+        panel.draw(figure := Figure())
+        scales.append((figure.axes[0].get_xlim(), figure.axes[0].get_ylim()))
+        assert len(figure.legends[0].get_texts()) == len(panel.draw.keywords["names"])
+    assert len(set(scales)) == 1
+    assert not picture.legend, "each pair of panels has its own"

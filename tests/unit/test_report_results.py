@@ -1,5 +1,6 @@
 """The summary of a comparison against numbers worked out here from the files, and what is missing or damaged."""
 
+import copy
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from abmll.metrics.predictions import Prediction, Predictions, read_predictions
 from abmll.report.evidence import question_values
 from abmll.report.results import collect, summarise
 from abmll.report.tables import difference_table, score_table
-from abmll.report.words import advice, difference_note, footnotes, lede
+from abmll.report.words import advice, definitions, difference_note, footnotes, lede
 from tests.report_folder import FIXED, SYSTEMS, TASKS, make_folder
 
 
@@ -140,6 +141,21 @@ def test_without_held_out_rows_tables_fall_back_and_say_how_to_get_it(tmp_path):
     assert [title for title in difference_table(summary).header if "NLL" in title] == ["NLL, nats"]
     assert any("adaptation.folds=5" in line for line in footnotes(summary))
     assert any(line.startswith("Lowest negative log-likelihood: ") for line in lede(summary))
+
+
+def test_the_ece_of_the_raw_letter_stands_beside_the_other_where_there_are_letters(summary):
+    """By it the paper's numbers are compared; answers by `cloze` have none, and no column of dashes."""
+    assert "ECE letter" not in score_table(summary).header
+    letters = copy.deepcopy(summary)
+    for entry in letters["systems"].values():
+        if entry["kind"] == "system":
+            entry |= {"ece_vocabulary": 0.25, "ece_vocabulary_standard_error": None}
+    table = score_table(letters)
+    column = table.header.index("ECE letter")
+    assert table.header[column - 1] == "ECE"
+    assert {row[0]: row[column] for row in table.rows}.items() >= {"abmll": "0.250", "uniform": "-"}.items()
+    assert any(line.startswith("ECE letter: ") for line in footnotes(letters))
+    assert "ECE letter" in dict(definitions(letters))
 
 
 def test_the_posterior_is_first_after_accuracy_and_the_plain_nll_beside_it(summary):

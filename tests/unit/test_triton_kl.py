@@ -11,6 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+import tests.interpreter  # noqa: F401 - makes it quick
 from abmll import kernels
 from abmll.kernels import Factors, Variance, eager, triton_entries, triton_kl
 from abmll.kernels.noise import key_tensor, noise_key

@@ -9,6 +9,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+import tests.interpreter  # noqa: F401 - makes it quick
 from abmll import kernels
 from abmll.adapters.gaussian import LowRankGaussian
 from abmll.adapters.layer import AdaptedLinear, Noise

@@ -5,12 +5,13 @@ x = log T. Nothing here knows of choices.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import logsumexp, softmax
+from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 
 LogLikelihood = Callable[[Float[np.ndarray, "G"]], Float[np.ndarray, "G"]]
@@ -29,13 +30,13 @@ class Posterior:
         nodes: equally spaced, G of them.
         weights: of the nodes, summing to 1.
         log_evidence: log of the integral of likelihood times prior.
-        mode: the most probable x.
+        log_joint: log of likelihood times prior, of an array of x.
     """
 
     nodes: Float[np.ndarray, "G"]
     weights: Float[np.ndarray, "G"]
     log_evidence: float
-    mode: float
+    log_joint: LogLikelihood = field(repr=False)
 
     @property
     def mean(self) -> float:
@@ -46,6 +47,17 @@ class Posterior:
     def sd(self) -> float:
         """Standard deviation of x."""
         return float(np.sqrt(self.weights @ np.square(self.nodes - self.mean)))
+
+    @cached_property
+    def mode(self) -> float:
+        """The most probable x: it is looked for when it is asked for, as an average needs none."""
+        highest = int(self.weights.argmax())
+        bounds = self.nodes[max(highest - 1, 0)], self.nodes[min(highest + 1, len(self.nodes) - 1)]
+        tolerance = {"xatol": 1e-9}
+        best = minimize_scalar(
+            lambda x: -self.log_joint(np.array([x]))[0], bounds=bounds, method="bounded", options=tolerance
+        )
+        return float(best.x)
 
 
 def log_normal_density(x: Float[np.ndarray, "*S"], mean: float, sd: float) -> Float[np.ndarray, "*S"]:
@@ -82,8 +94,10 @@ def posterior(log_likelihood: LogLikelihood, mean: float, sd: float) -> Posterio
         if 0.8 <= (right - left) / (high - low) <= 1.0:
             break
         low, high = left, right
-    log_evidence = float(logsumexp(values) + np.log(nodes[1] - nodes[0]))
-    return Posterior(nodes, softmax(values), log_evidence, _mode(log_joint, nodes, values))
+    highest = values.max()
+    heights = np.exp(values - highest)
+    log_evidence = float(highest + np.log(heights.sum() * (nodes[1] - nodes[0])))
+    return Posterior(nodes, heights / heights.sum(), log_evidence, log_joint)
 
 
 def _inside(low: float, high: float) -> tuple[float, float]:
@@ -97,14 +111,6 @@ def _ends_of_mass(nodes: Float[np.ndarray, "G"], values: Float[np.ndarray, "G"])
     left = nodes[near[0] - 1] if near[0] > 0 else nodes[0] - width
     right = nodes[near[-1] + 1] if near[-1] < len(nodes) - 1 else nodes[-1] + width
     return _inside(left, right)
-
-
-def _mode(log_joint: LogLikelihood, nodes: Float[np.ndarray, "G"], values: Float[np.ndarray, "G"]) -> float:
-    highest = int(values.argmax())
-    bounds = nodes[max(highest - 1, 0)], nodes[min(highest + 1, len(nodes) - 1)]
-    tolerance = {"xatol": 1e-9}
-    best = minimize_scalar(lambda x: -log_joint(np.array([x]))[0], bounds=bounds, method="bounded", options=tolerance)
-    return float(best.x)
 
 
 @dataclass(frozen=True, eq=False)

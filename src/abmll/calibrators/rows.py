@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.special import logsumexp
 
 from abmll.errors import AbmllError
 from abmll.metrics.predictions import Prediction, Predictions, pad_probabilities
@@ -89,7 +88,7 @@ class ChoiceRows:
         answers = np.full(len(scores), UNKNOWN) if answers is None else answers
         if scores.size == 0:
             return cls(scores.astype(np.float64), answers, fixed_choices, features)
-        logs = scores - np.maximum(logsumexp(scores, axis=1, keepdims=True), -np.finfo(np.float64).max)
+        logs = scores - np.maximum(np.logaddexp.reduce(scores, axis=1, keepdims=True), -np.finfo(np.float64).max)
         return cls(np.where(scores > -np.inf, np.maximum(logs, _LOG_FLOOR), -np.inf), answers, fixed_choices, features)
 
     def __len__(self) -> int:

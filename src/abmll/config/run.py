@@ -244,8 +244,13 @@ def _read_yaml(text: str, complaint: str) -> Any:
     PyYAML lets other errors than its own through: `2024-13-45`, `!!bool x`, `!!timestamp x`, ten thousand brackets.
     """
     try:
-        _check_nodes(yaml.compose(text, Loader=yaml.SafeLoader))
-        return yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            _check_nodes(node)
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise AbmllError(f"{complaint} ({_shown(' '.join(str(error).split()))})") from error
 

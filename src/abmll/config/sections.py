@@ -167,6 +167,7 @@ class TrainingConfig(Section):
 class AdaptationConfig(Section):
     """Adapting to an unseen task, and predicting.
 
+    `examples`: train rows that are adapted to, drawn; null takes all of a task's, as fine-tuning on a whole set does.
     `folds`: each example is predicted also after adapting to those of the other folds, so that a temperature can be
     fitted to examples that were not learned, by the weights at the end of training; 0 leaves that out. `meta_rows`:
     after training each training task is adapted to as an unseen one is, and so many of its other rows are answered,
@@ -179,7 +180,7 @@ class AdaptationConfig(Section):
     answers once, by the mean weights, as rows of a user's own are answered by default.
     """
 
-    examples: int = Field(20, ge=0)
+    examples: int | None = Field(20, ge=0)
     steps: int = Field(10, ge=0)
     batch_size: int = Field(2, ge=1)
     schedule: Literal["constant", "linear", "cosine"] = "constant"

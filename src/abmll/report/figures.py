@@ -3,7 +3,7 @@
 Everything is drawn from the summary (`results.json`), so a figure can be made again without the predictions.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ _WIDTH, _HEIGHT = 4.1, 3.0  # of a panel, inches: its type is readable on a tele
 _ROW = 0.34  # height of a system's row in a chart of rows
 _FEW = 10  # answers in a bin
 _LONGEST = 22  # letters of a name in a figure
+_TOGETHER = 10  # lines in a panel: as many as there are colours
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,26 @@ def pictures(summary: Summary) -> list[Picture]:
 
 
 def learning_curve(summary: Summary) -> Picture | None:
-    """Accuracy and ECE over the examples consumed in meta-training: the paper's Figure 2; None if nothing is finite."""
+    """Accuracy and ECE over the examples consumed in meta-training: the paper's Figure 2; None if nothing is finite.
+
+    More systems than there are colours are dealt to several pairs of panels, in the table's order, each with a
+    legend; rows of mean weights are left out of these.
+    """
     names = _systems(summary)
     if all(point["not_finite"] for points in summary["curve"].values() for point in points):
         return None
+    groups = _groups(names)
+    apart = len(groups) > 1
     panels = tuple(
-        Panel(title, partial(_draw_curves, summary=summary, metric=metric, scale=scale))
+        Panel(
+            title,
+            partial(_draw_curves, summary=summary, names=group, metric=metric, scale=scale, apart=apart),
+            _HEIGHT + (0.25 * -(-len(group) // 2) if apart else 0.0),
+        )
+        for group in groups
         for title, metric, scale in (("Accuracy, %", "accuracy", 100), ("ECE", "ece", 1))
     )
+    finite = [name for name in names if not summary["systems"][name]["not_finite"]]
     return Picture(
         "learning_curve",
         "Learning curve",
@@ -135,22 +148,35 @@ def learning_curve(summary: Summary) -> Picture | None:
         "standard errors over seeds, the dotted line is a system without meta-training, the grey dashes a uniform "
         "guess. At 0 examples nothing is meta-trained yet: systems differ there by how they adapt (rates, steps, "
         "noise), and not by what they learned."
+        + (" Systems are in panels by their order in the table, all on one scale." if apart else "")
         + (" A cross at the foot is a point that is not finite." if _has_broken_points(summary) else ""),
         panels,
-        _legend(names, [name for name in names if not summary["systems"][name]["not_finite"]]),
+        () if apart else _legend(names, finite),
         columns=2,
     )
+
+
+def _groups(names: Sequence[str]) -> list[list[str]]:
+    """The systems of each pair of panels: all in one if colours tell them apart."""
+    if len(names) <= _TOGETHER:
+        return [list(names)]
+    means = {f"{name}_mean" for name in names}
+    parts = [names[start : start + _TOGETHER] for start in range(0, len(names), _TOGETHER)]
+    return [left for part in parts if (left := [name for name in part if name not in means])]
 
 
 def _has_broken_points(summary: Summary) -> bool:
     return any(point["not_finite"] for points in summary["curve"].values() for point in points)
 
 
-def _draw_curves(area: FigureBase, summary: Summary, metric: str, scale: int) -> None:
-    axes = area.subplots()
-    _draw_broken(axes, summary)
-    for name, style in styles(_systems(summary)).items():
-        points = [point for point in summary["curve"][name] if not point["not_finite"]]
+def _draw_curves(
+    area: FigureBase, summary: Summary, names: Sequence[str], metric: str, scale: int, apart: bool
+) -> None:
+    axes, looks = area.subplots(), styles(_systems(summary))
+    _draw_broken(axes, summary, names)
+    for name in names:
+        style = looks[name]
+        points = _finite_points(summary, name)
         x = [point["examples_consumed"] for point in points]
         y = [scale * point[metric] for point in points]
         errors = [scale * (point[f"{metric}_standard_error"] or 0) for point in points]
@@ -158,22 +184,35 @@ def _draw_curves(area: FigureBase, summary: Summary, metric: str, scale: int) ->
             axes.axhline(y[0], color=style.colour, linestyle=":", linewidth=1.4)
         shown = errors if any(errors) else None
         axes.errorbar(x, y, yerr=shown, color=style.colour, elinewidth=1.4, **_line(style))
-    guess = summary["systems"][UNIFORM]
-    axes.axhline(scale * guess[metric], color=colour(FAINT), linestyle="--", linewidth=1.1)
+    guess = scale * summary["systems"][UNIFORM][metric]
+    axes.axhline(guess, color=colour(FAINT), linestyle="--", linewidth=1.1)
     axes.set_xlabel("examples consumed")
     axes.set_xlim(left=min(0, axes.get_xlim()[0]))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 0 else ""))
     axes.margins(y=0.12)
+    if apart:
+        every = [point for name in _systems(summary) for point in _finite_points(summary, name)]
+        heights = [guess, *(scale * point[metric] for point in every)]
+        margin = 0.08 * (max(heights) - min(heights)) or 0.01 * scale
+        furthest = max(point["examples_consumed"] for point in every) or 1
+        axes.set(xlim=(-0.06 * furthest, 1.06 * furthest), ylim=(min(heights) - margin, max(heights) + margin))
+        finite = [name for name in names if not summary["systems"][name]["not_finite"]]
+        _draw_legend(area, _legend(names, finite, looks), 2, "outside lower center")
 
 
-def _draw_broken(axes: Axes, summary: Summary) -> None:
+def _finite_points(summary: Summary, name: str) -> list[dict[str, Any]]:
+    return [point for point in summary["curve"][name] if not point["not_finite"]]
+
+
+def _draw_broken(axes: Axes, summary: Summary, names: Sequence[str]) -> None:
     """A cross at the foot for every point that is not finite, one system's above another's."""
-    for height, (name, style) in enumerate(styles(_systems(summary)).items()):
+    looks = styles(_systems(summary))
+    for height, name in enumerate(names):
         for point in summary["curve"][name]:
             if point["not_finite"]:
                 x, y, foot = point["examples_consumed"], 0.03 + 0.05 * height, axes.get_xaxis_transform()
-                axes.plot(x, y, "x", transform=foot, color=style.colour, markeredgewidth=1.8)
+                axes.plot(x, y, "x", transform=foot, color=looks[name].colour, markeredgewidth=1.8)
 
 
 def reliability(summary: Summary) -> Picture | None:
@@ -332,16 +371,18 @@ def _draw(panel: Panel, area: Any) -> None:
     panel.draw(area)
 
 
-def _draw_legend(area: Any, legend: Sequence[tuple[str, Style]], columns: int) -> None:
+def _draw_legend(area: Any, legend: Sequence[tuple[str, Style]], columns: int, where: str = "center") -> None:
     handles = [Line2D([], [], color=style.colour, **_line(style)) for _, style in legend]
     names = [name for name, _ in legend]
-    area.legend(handles, names, loc="center", ncols=min(columns, len(names)), labelcolor=colour(MUTED), fontsize=9)
+    area.legend(handles, names, loc=where, ncols=min(columns, len(names)), labelcolor=colour(MUTED), fontsize=9)
 
 
-def _legend(names: Sequence[str], finite: Collection[str]) -> tuple[tuple[str, Style], ...]:
+def _legend(
+    names: Sequence[str], finite: Collection[str], looks: Mapping[str, Style] | None = None
+) -> tuple[tuple[str, Style], ...]:
     """Every system, also one that has no line: it says why."""
-    looks = styles(names).items()
-    return tuple((_short(name) + ("" if name in finite else " (not finite)"), style) for name, style in looks)
+    looks = looks or styles(names)
+    return tuple((_short(name) + ("" if name in finite else " (not finite)"), looks[name]) for name in names)
 
 
 def _systems(summary: Summary) -> list[str]:

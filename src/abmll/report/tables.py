@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from abmll.report.words import POSTERIOR, difference_note, footnotes, has_posterior, one_of
+from abmll.report.words import LETTER, POSTERIOR, difference_note, footnotes, has_score, one_of
 
 Summary = dict[str, Any]
 Entry = dict[str, Any]
@@ -39,7 +39,10 @@ class TextTable:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the main table: its title, the half that it is in, its cell for a system; and whose NLL it is."""
+    """A column of the main table: its title, the half that it is in, its cell for a system; and what it needs.
+
+    That is whose NLL it is, or a score that systems need not have.
+    """
 
     title: str
     half: str
@@ -94,6 +97,7 @@ COLUMNS = (
     Column("Gain", "answers", lambda entry: signed(entry["nll_over_uniform"]), PLAIN),
     Column("n", "calibration", lambda entry: f"{entry['n']:,}"),
     Column("ECE", "calibration", _with_error("ece", number)),
+    Column("ECE letter", "calibration", _with_error(LETTER, number), LETTER),
     Column("Floor", "calibration", lambda entry: number(entry["ece_noise_floor"])),
     Column("Brier", "calibration", lambda entry: number(entry["brier"])),
     Column("ECE posterior", "calibration", lambda entry: number(entry["ece_posterior"]), POSTERIOR),
@@ -105,7 +109,11 @@ def score_table(summary: Summary, half: str | None = None) -> TextTable:
 
     Where no system has answers at the posterior temperature, the scores as they are stated stand alone.
     """
-    shown = {None, POSTERIOR if has_posterior(summary) else PLAIN}
+    shown = {
+        None,
+        POSTERIOR if has_score(summary, POSTERIOR) else PLAIN,
+        LETTER if has_score(summary, LETTER) else None,
+    }
     every = (
         *(column for column in COLUMNS if column.needs in shown),
         *(Column(name, "calibration", _number_of(name)) for name in summary.get("metrics", ())),
@@ -242,7 +250,8 @@ class TerminalReport:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """Chosen when printed, as only then is the width known."""
-        wide = WIDE + sum(len(name) + 2 for name in self.summary.get("metrics", ()))
+        more = (*self.summary.get("metrics", ()), *(["ECE letter"] if has_score(self.summary, LETTER) else ()))
+        wide = WIDE + sum(len(name) + 2 for name in more)
         halves = (None,) if options.max_width >= wide else ("answers", "calibration")
         tables = [score_table(self.summary, half) for half in halves]
         tests = difference_table(self.summary, ("accuracy", self.summary["primary"]))

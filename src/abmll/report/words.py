@@ -6,7 +6,11 @@ from abmll.metrics.baselines import LABEL_FREQUENCY, UNIFORM
 
 Summary = dict[str, Any]
 
-POSTERIOR = "nll_posterior"
+POSTERIOR, LETTER = "nll_posterior", "ece_vocabulary"
+_LETTER = (
+    "the same of the raw probability of the predicted letter among all tokens, which the paper's numbers look like "
+    "(docs/method.md, section 5)."
+)
 _AT_POSTERIOR = "at the posterior temperature"
 CLEAR = 0.05  # level, after Holm's correction, from which a difference is called one
 ONE_SEED = "One seed, so no standard error: another seed may order the systems otherwise"
@@ -37,10 +41,13 @@ def lede(summary: Summary) -> list[str]:
     return out + broken_note + [_verdict(summary, metric) for metric in ("accuracy", primary)] + [advice(summary)]
 
 
-def has_posterior(summary: Summary) -> bool:
-    """Whether any system has answers at the posterior temperature."""
+def has_score(summary: Summary, name: str) -> bool:
+    """Whether any system has a score that it need not have.
+
+    `POSTERIOR`, which takes held-out examples; or `LETTER`, which takes letters.
+    """
     systems = [entry for entry in summary["systems"].values() if entry["kind"] == "system"]
-    return any(entry[POSTERIOR] is not None for entry in systems)
+    return any(entry.get(name) is not None for entry in systems)
 
 
 def advice(summary: Summary) -> str:
@@ -99,6 +106,7 @@ def footnotes(summary: Summary) -> list[str]:
         "Gain: nats over a uniform guess; below 0 is worse than guessing.",
         f"ECE: {summary['bins']} equal-width bins of the probability of the predicted choice, renormalised over "
         f"the choices (confidence kind: {summary['confidence']}).",
+        *([f"ECE letter: {_LETTER}"] if has_score(summary, LETTER) else ()),
         "Floor: the ECE that a perfectly calibrated system would show on so few questions; "
         "an ECE near its floor is no sign of miscalibration.",
         _which_nll(summary),
@@ -120,7 +128,7 @@ def footnotes(summary: Summary) -> list[str]:
 
 def _which_nll(summary: Summary) -> str:
     """Which number is which, and how to get the one that is missing."""
-    if not has_posterior(summary):
+    if not has_score(summary, POSTERIOR):
         return (
             "NLL: of the probabilities as they are stated. At the temperature that suits a task, which is the primary "
             "score, it needs examples that were held out: adaptation.folds=5."
@@ -190,6 +198,7 @@ def definitions(summary: Summary) -> list[tuple[str, str]]:
             f"expected calibration error: mean |accuracy - confidence| over {summary['bins']} equal-width bins, "
             "each weighted by its questions; computed per task, then averaged.",
         ),
+        *([("ECE letter", _LETTER)] if has_score(summary, LETTER) else ()),
         ("Floor", "mean ECE of simulated answers that are right exactly as often as stated, same questions."),
         *summary.get("metrics", {}).items(),
         ("±", "standard error over training seeds (sd / sqrt(seeds))."),

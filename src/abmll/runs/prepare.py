@@ -94,12 +94,14 @@ class Run(ResolvedRun):
     def pooling_units(self) -> int:
         """The same of adapting to a training task for `posterior.precision: pooled`, and of its examples' curvature."""
         a = self.adaptation
-        return 3 * (a.steps * a.batch_size + a.examples) if self.pools_precision else 0
+        examples = max(len(task.train) for task in self.tasks.train) if a.examples is None else a.examples
+        return 3 * (a.steps * a.batch_size + examples) if self.pools_precision else 0
 
     def evaluation_units(self, task: Task, steps: int, folds: int) -> int:
         """Question forward passes of adapting to a task and predicting; a backward pass counts as two."""
         a = self.config.adaptation
-        questions = len(self.scored(task)) + a.examples * (2 if folds else 1)
+        examples = len(task.train) if a.examples is None else a.examples
+        questions = len(self.scored(task)) + examples * (2 if folds else 1)
         questions += len(CONTENT_FREE) if a.content_free and task.fixed_labels is not None else 0
         return 3 * steps * a.batch_size * (folds + 1) + questions * self._passes
 

@@ -59,12 +59,12 @@ class Leak:
         return f"{pair.first.location} ({self.first}): {WORDS[pair.kind]} {pair.second.location} ({self.second})"
 
 
-def check_roles(tasks: RunTasks, examples: int) -> None:
+def check_roles(tasks: RunTasks, examples: int | None) -> None:
     """Refuse tasks with two roles, and ones that are not trained on but too small to adapt to or score.
 
     Args:
         tasks: by their roles.
-        examples: that adapting to a task takes.
+        examples: that adapting to a task takes; None: all that it has, and at least one.
 
     Raises:
         AbmllError: names every such task.
@@ -75,8 +75,9 @@ def check_roles(tasks: RunTasks, examples: int) -> None:
     faults += [
         f"{name} is both a validation and an unseen task" for name in sorted(set(names)) if names.count(name) > 1
     ]
-    small = [task for task in new if len(task.train) < examples]
-    faults += [f"{task.name} has {len(task.train)} train rows, adaptation wants {examples}" for task in small]
+    least = 1 if examples is None else examples
+    small = [task for task in new if len(task.train) < least]
+    faults += [f"{task.name} has {len(task.train)} train rows, adaptation wants {least}" for task in small]
     faults += [f"{task.name} has no test rows to score" for task in new if not task.test]
     if faults:
         raise AbmllError("tasks: " + "; ".join(faults))

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from abmll.calibrators.rows import ChoiceRows
+from abmll.metrics.calibration import apply_temperature
 from abmll.metrics.predictions import Prediction, Predictions
 from abmll.metrics.scores import (
     adaptive_calibration_error,
@@ -16,9 +17,9 @@ from abmll.metrics.scores import (
     calibration_noise_floor,
     confidence_and_correct,
     expected_calibration_error,
+    floored_probabilities,
     negative_log_likelihood,
     risk_coverage,
-    scaled_probabilities,
     temperature_of,
 )
 from abmll.scoring.posterior import temperature_posterior
@@ -169,9 +170,9 @@ def _scaled(
 ) -> dict[str, Any]:
     if not fitted:
         return {}
-    scaled = scaled_probabilities(predictions, fitted)
-    told = _of_other(scaled, predictions, correct, f"scaled{end}")
-    return {f"temperature{end}": temperature_of(fitted), **told}
+    temperature = temperature_of(fitted)
+    scaled = apply_temperature(floored_probabilities(predictions.rows), temperature)
+    return {f"temperature{end}": temperature, **_of_other(scaled, predictions, correct, f"scaled{end}")}
 
 
 def _of_other(

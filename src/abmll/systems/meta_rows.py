@@ -46,7 +46,7 @@ def held_back_episode(task: Task, plan: AdaptationPlan, rows: int, trained_on: C
 
     Args:
         task: with its splits.
-        plan: how many rows are adapted to.
+        plan: how many rows are adapted to; where it takes all, test rows alone are answered.
         rows: to answer, at most.
         trained_on: rows that meta-training drew.
 
@@ -62,10 +62,11 @@ def held_back_episode(task: Task, plan: AdaptationPlan, rows: int, trained_on: C
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([plan.seed, _DRAW, *task.name.encode()])))
     train = sorted(_shuffled(task.train, generator), key=trained_on.__contains__)  # stable
     answered = [row for row in _shuffled(task.test, generator) if row.answer is not None][:rows]
-    spare = max(0, len(train) - plan.examples)
+    wanted = len(train) if plan.examples is None else plan.examples
+    spare = max(0, len(train) - wanted)
     answered += train[: min(spare, rows - len(answered))]
-    adapted = [row for row, _ in zip(_apart(train, answered), range(plan.examples), strict=False)]
-    if not answered or len(adapted) < plan.examples:
+    adapted = [row for row, _ in zip(_apart(train, answered), range(wanted), strict=False)]
+    if not answered or len(adapted) < (1 if plan.examples is None else wanted):
         return None
     return Task(task.name, tuple(adapted), tuple(answered), task.source, task.licence)
 

@@ -24,10 +24,11 @@ from abmll.training.train import TrainingPlan
 class AdaptationPlan:
     """How an unseen task is adapted to: the same examples and steps for every system.
 
-    `schedule`: how the rates fall over the steps; `linear` and `cosine` to 0 after the last one.
+    `examples`: how many train rows are drawn; None takes all of them. `schedule`: how the rates fall over the steps;
+    `linear` and `cosine` to 0 after the last one.
     """
 
-    examples: int = 20
+    examples: int | None = 20
     steps: int = 10
     batch_size: int = 2
     seed: int = 0

@@ -137,17 +137,18 @@ def check_answers(task: Task, *, test: bool = False) -> None:
 
 
 def adaptation_batches(
-    task: Task, *, examples: int, steps: int, batch_size: int, seed: int, draw: int
+    task: Task, *, examples: int | None, steps: int, batch_size: int, seed: int, draw: int
 ) -> tuple[tuple[Question, ...], list[tuple[Question, ...]]]:
     """The examples that a task is adapted on, and the batches of the adaptation steps.
 
     The same for every system and training seed: they depend on the task's name and the draw alone. Each pass
-    over the examples is a new permutation.
+    over the examples is a new permutation. With `examples` None all train rows are adapted on.
 
     Raises:
         AbmllError: the task has fewer train rows than `examples`.
     """
     check_answers(task)
+    examples = len(task.train) if examples is None else examples
     if len(task.train) < examples:
         raise AbmllError(f"task {task.name!r} has {len(task.train)} train rows, adaptation wants {examples}")
     key = [seed, draw, *task.name.encode()]
