@@ -84,7 +84,8 @@ def _most_tokens(run: ResolvedRun) -> int:
     if isinstance(settings, CoreSettings):  # whose rows are linearised together
         limit = settings.fit_tokens
         if settings.rows_at_once == "all":
-            rows = max(config.adaptation.examples, settings.batch_size * (settings.inner_steps + 1))
+            of_task = config.adaptation.examples or 0  # None: all of a task's, which nobody has counted yet
+            rows = max(of_task, settings.batch_size * (settings.inner_steps + 1))
     tokens = min(rows, config.training.micro_batch or rows) * of_question
     return tokens if limit is None else min(tokens, max(limit, of_question))
 
