@@ -163,4 +163,21 @@ def rivals() -> list[Claim]:
 
     texts = {"train_step": "{} ms for `structured`", "adapt": "work: {} ms", "answer": "of eight: {} ms"}
     reference = [Claim(RIVALS, t, (Number(file, f"systems/structured/{p}/ms", ".0f!"),)) for p, t in texts.items()]
-    return reference + [row(name) for name in measured if name != "structured"]
+    return [*reference, *(row(name) for name in measured if name != "structured"), *_core()]
+
+
+def _core() -> list[Claim]:
+    """Of the core on a CPU, in another run than its rivals."""
+    file = BENCH.format("core")
+    phases = (Number(file, f"rivals/times_structured/{phase}", ".1f!") for phase in ("train_step", "adapt", "answer"))
+
+    def over(pair: str, *which: str) -> list[Number]:
+        return [Number(file, lambda t, w=w: t["over_tasks"][pair][w], ".1f!") for w in which]
+
+    pieces, whole = (over(f"{name}/structured", "least", "most", "median") for name in ("core", "core_whole"))
+    text = "takes {} to {} times the processor time of `structured` (median {})"
+    return [
+        Claim(RIVALS, "| `core`, on a CPU | {} | {} | {} | |", tuple(phases)),
+        Claim(RIVALS, text, tuple(pieces)),
+        Claim(RIVALS, "as it was, {} to {} ({})", tuple(whole)),
+    ]
