@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 from threadpoolctl import threadpool_limits
 
 LogLikelihood = Callable[[Float[np.ndarray, "G"]], Float[np.ndarray, "G"]]
@@ -94,10 +94,8 @@ def posterior(log_likelihood: LogLikelihood, mean: float, sd: float) -> Posterio
         if 0.8 <= (right - left) / (high - low) <= 1.0:
             break
         low, high = left, right
-    highest = values.max()
-    heights = np.exp(values - highest)
-    log_evidence = float(highest + np.log(heights.sum() * (nodes[1] - nodes[0])))
-    return Posterior(nodes, heights / heights.sum(), log_evidence, log_joint)
+    log_evidence = float(logsumexp(values) + np.log(nodes[1] - nodes[0]))
+    return Posterior(nodes, softmax(values), log_evidence, log_joint)
 
 
 def _inside(low: float, high: float) -> tuple[float, float]:

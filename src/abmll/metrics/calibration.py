@@ -195,16 +195,12 @@ def fit_temperature(probabilities: Float[np.ndarray, "N K"], answers: Int[np.nda
     if not possible.any():
         return 1.0
     logits = _log(probabilities[possible])
-    top = logits.argmax(axis=1)[:, None]
-    best = np.take_along_axis(logits, top, axis=1)
-    above = (best - np.take_along_axis(logits, answers[possible, None], axis=1))[:, 0]
-    others = logits - best
-    np.put_along_axis(others, top, -np.inf, axis=1)
+    chosen = np.take_along_axis(logits, answers[possible, None], axis=1)[:, 0]
 
     def loss(log_temperature: float) -> float:
         scale = np.exp(-log_temperature)
         # an exact sum: where the likelihood is flat, rounding would make T depend on the order of rows
-        return math.fsum(scale * above + np.log1p(np.exp(scale * others).sum(axis=1))) / len(above)
+        return math.fsum(np.logaddexp.reduce(scale * logits, axis=1) - scale * chosen) / len(chosen)
 
     found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-7})
     return float(np.exp(found.x)) if found.fun < loss(0.0) - _FLAT else 1.0
