@@ -15,7 +15,6 @@ from abmll.prompts.collate import collate
 from abmll.prompts.encode import Encoder
 from abmll.question import Question, Task
 from abmll.systems.plans import AdaptationPlan, PredictionPlan, resolve
-from abmll.systems.scale import NEW_LORA, NEW_LORA_PRIOR, _is_new_lora
 from tests.systems import TASKS, key_of, questions, run_config, same, scramble, system_of, tiny_base, train, values
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -184,12 +183,3 @@ def test_what_it_does_not_go_with_is_refused(changes: dict[str, Any], message: s
     config["posterior"] = changes.get("posterior", config["posterior"])
     with pytest.raises(AbmllError, match=message):
         resolve(type(run_config("structured")).model_validate(config))
-
-
-def test_the_prior_of_a_new_lora_s_temperature_is_not_of_such_answers() -> None:
-    config = run_config("pretrained").model_dump(mode="json") | {"method": NEW_LORA["method"]}
-    config["adaptation"] |= NEW_LORA["adaptation"]
-    for kind, expected in (("cloze", True), ("channel", False)):
-        config["likelihood"]["kind"] = kind
-        assert _is_new_lora(type(run_config("structured")).model_validate(config)) is expected
-    assert NEW_LORA_PRIOR[1]

@@ -130,6 +130,7 @@ def test_a_new_lora_on_a_base_has_the_prior_that_its_like_had_on_other_data(tmp_
     assert learn_temperature(tmp_path, usual, choice_rows(held.tolist(), truth)).prior == alone.prior
     other: dict[str, Any] = {"steps": {"adaptation": {"steps": 40}}, "rate": {"method": {"inner_lr": 1e-3}}}
     other |= {"posterior": {"posterior": {"name": "laplace"}}, "start": {"adapter": {"start": "folder"}}}
+    other["answers the other way round"] = {"likelihood": {"kind": "channel"}}
     for values in other.values():
         config = check(RunConfig, merge(usual.model_dump(mode="json"), values), "other")
         assert learn_temperature(tmp_path, config).learned_from == "nothing"

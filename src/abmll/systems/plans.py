@@ -12,6 +12,7 @@ from abmll.errors import AbmllError
 from abmll.kernels import check_usable
 from abmll.methods import method_class, resolve_settings
 from abmll.methods.base import Schedule, Settings
+from abmll.methods.fitted import Fitted
 from abmll.models.load import choose_device
 from abmll.prompts.encode import check_kind
 from abmll.question import Question, Task
@@ -207,12 +208,16 @@ def _check_channel(config: RunConfig) -> None:
             "likelihood.kind=channel with likelihood.learn_temperature: its loss is that of the question's text, in "
             "which the temperature has no part; use likelihood.learn_temperature=false"
         )
-    for field, name in (("method.name", config.method.name), ("posterior.name", config.posterior.name)):
-        if name in ("core", "laplace"):
-            raise AbmllError(
-                f"{field}={name} fits a Gaussian to the probabilities of the choices, but likelihood.kind=channel "
-                "learns those of the question's text; use likelihood.kind=cloze or letter"
-            )
+    fits = {
+        "method.name": issubclass(method_class(config.method.name), Fitted),
+        "posterior.name": config.posterior.name == "laplace",
+    }
+    for field in (field for field, does in fits.items() if does):
+        name = getattr(config, field.removesuffix(".name")).name
+        raise AbmllError(
+            f"{field}={name} fits a Gaussian to the probabilities of the choices, but likelihood.kind=channel learns "
+            "those of the question's text; use likelihood.kind=cloze or letter"
+        )
 
 
 def _posterior_settings(config: RunConfig) -> PosteriorSettings | None:
