@@ -4,9 +4,9 @@
     python -m benchmarks.core --dry-run         # a tiny model, built-in tasks, one round: does everything run?
 
 Every task is adapted to by every system in turn (20 rows; LoRA in ten steps of two), and all of them again in every
-round. Times are processor seconds of one thread, divided by those of `structured` on the same task in the same round;
-Peaks are of tensors, above what there was before. `rivals` is what
-`benchmarks.rivals` measures, for the core alone: a step of training, an adaptation, an answer of ten draws.
+round. Times are processor seconds of one thread, divided by those of `structured` on the same task in the same round.
+Peaks are of tensors, above what there was before. `rivals` is what `benchmarks.rivals` measures, for the core alone: a
+step of training, an adaptation, an answer of ten draws.
 """
 
 import argparse

@@ -107,9 +107,26 @@ class Load:
         connection.close()
 
 
-def append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+def watch(load: Load, process: psutil.Process, over: threading.Event, progress: Path | None) -> list[tuple[int, int]]:
+    """Rows answered and the server's resident size, every half a second until it is over."""
+    sizes, began = [], time.perf_counter()
+    told = began
+    while not over.wait(0.5) and process.is_running():
+        now = time.perf_counter()
+        sizes.append((load.answered, process.memory_info().rss))
+        if progress is not None and now - told >= 10:
+            told = now
+            line = {
+                "seconds": round(now - began, 1),
+                "rows_answered": load.answered,
+                "requests": len(load.seconds),
+                "refused_for_now_503": load.refused,
+                "largest_difference_of_a_probability": load.worst,
+                "resident_megabytes": sizes[-1][1] / 1e6,
+            }
+            with progress.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+    return sizes
 
 
 def measure(
@@ -124,62 +141,28 @@ def measure(
     adapt_if_missing(run, task)
     rows = [text for text, _ in texts(different, seed=2)]
     expected = expected_of(run, task, rows)
-    line = [
-        sys.executable,
-        "-m",
-        "abmll",
-        "serve",
-        run,
-        "--task",
-        task,
-        "--port",
-        "0",
-        "--rate",
-        "0",
-        "--timeout",
-        "600",
-    ]
+    line = [sys.executable, "-m", "abmll", "serve", run, "--task", task]
+    line += ["--port", "0", "--rate", "0", "--timeout", "600"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         found = re.search(r"http://[\d.]+:(\d+)", server.stdout.readline())
         assert found is not None, "the server did not start"
         process, load = psutil.Process(server.pid), Load(int(found[1]), rows, expected)
-        sizes: list[tuple[int, int]] = []
-        over = threading.Event()
-
-        def watch() -> None:
-            told = began
-            while not over.wait(0.5) and server.poll() is None:
-                now = time.perf_counter()
-                sizes.append((load.answered, process.memory_info().rss))
-                if progress is not None and now - told >= 10:
-                    told = now
-                    append(
-                        progress,
-                        {
-                            "seconds": round(now - began, 1),
-                            "rows_answered": load.answered,
-                            "requests": len(load.seconds),
-                            "refused_for_now_503": load.refused,
-                            "largest_difference_of_a_probability": load.worst,
-                            "resident_megabytes": sizes[-1][1] / 1e6,
-                        },
-                    )
-
-        watching = threading.Thread(target=watch)
-        began, spent = time.perf_counter(), process.cpu_times().user
-        watching.start()
-        try:
-            with ThreadPoolExecutor(clients) as pool:
-                share = [total // clients + (n < total % clients) for n in range(clients)]
-                list(pool.map(load.client, range(clients), share))
-            seconds, spent = time.perf_counter() - began, process.cpu_times().user - spent
-            last = process.memory_info().rss
-        finally:  # a client that failed must not leave a server, and this process waiting for it
-            over.set()
-            watching.join()
-            server.terminate()
-            code = server.wait(60)
+        over, spent = threading.Event(), process.cpu_times().user
+        began = time.perf_counter()
+        with ThreadPoolExecutor(1) as watching:
+            seen = watching.submit(watch, load, process, over, progress)
+            try:
+                with ThreadPoolExecutor(clients) as pool:
+                    share = [total // clients + (n < total % clients) for n in range(clients)]
+                    list(pool.map(load.client, range(clients), share))
+                seconds, spent = time.perf_counter() - began, process.cpu_times().user - spent
+                last = process.memory_info().rss
+            finally:  # a client that failed must not leave a server, and this process waiting for it
+                over.set()
+                server.terminate()
+                code = server.wait(60)
+    sizes = seen.result()
     warm = next((rss for answered, rss in sizes if answered >= total / 10), sizes[-1][1])
     latency = np.quantile(load.seconds, [0.5, 0.95, 1.0])
     return {
