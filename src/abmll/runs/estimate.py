@@ -84,8 +84,7 @@ def _most_tokens(run: ResolvedRun) -> int:
     if isinstance(settings, CoreSettings):  # whose rows are linearised together
         limit = settings.fit_tokens
         if settings.rows_at_once == "all":
-            given = config.adaptation.examples
-            examples = (limit or 0) if given is None else given  # all of a task's: as many as the limit lets through
+            examples = config.adaptation.examples or 0  # of null, all of a task's, the number is not known here
             rows = max(examples, settings.batch_size * (settings.inner_steps + 1))
     tokens = min(rows, config.training.micro_batch or rows) * of_question
     return tokens if limit is None else min(tokens, max(limit, of_question))
