@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+from sklearn.metrics import roc_auc_score
 
 from abmll.errors import AbmllError
 from abmll.metrics.calibration import (
@@ -212,8 +213,6 @@ def auroc_of_confidence(confidence: Float[np.ndarray, "N"], correct: Correct) ->
     right = correct.astype(np.float64)
     if right.min() == 1 or right.max() == 0:
         return None
-    from sklearn.metrics import roc_auc_score  # a second to import, for this alone
-
     weights = np.concatenate([right, 1 - right])
     truth = np.repeat([True, False], len(right))
     return float(roc_auc_score(truth, np.tile(confidence, 2), sample_weight=weights))

@@ -16,12 +16,13 @@ def environment(device: torch.device) -> dict[str, str | None]:
     >>> sorted(environment(torch.device("cpu")))
     ['abmll', 'commit', 'device', 'peft', 'platform', 'python', 'torch', 'transformers']
     """
-    versions = {name: version(name) for name in ("torch", "transformers", "peft")}
     return {
         "abmll": version("abmll"),
         "commit": _commit(),
         "python": platform.python_version(),
-        **versions,
+        "torch": str(torch.__version__),  # names the build, as in 2.13.0+cu130, which its package need not
+        "transformers": version("transformers"),
+        "peft": version("peft"),
         "device": _device_name(device),
         "platform": f"{platform.system()} {platform.machine()}",
     }
