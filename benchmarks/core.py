@@ -88,9 +88,9 @@ def over_tasks(found: dict[str, Any], above: str, below: str) -> dict[str, float
 
 
 def peaks(base: LanguageModel, task: Task) -> dict[str, list[float]]:
-    """MiB of adapting to more and more rows."""
+    """MiB of adapting to more and more rows; one batch is left out: it did not end in 23 GiB."""
     out: dict[str, list[float]] = {}
-    for name in (REFERENCE, "core", "core_whole"):
+    for name in (REFERENCE, "core"):
         system, out[name] = system_of(base, SYSTEMS[name]), []
         for count in ROWS:
             out[name].append(peak_bytes(lambda: system.adapt(task, AdaptationPlan(count, -(-count // 2)))) / 2**20)  # noqa: B023

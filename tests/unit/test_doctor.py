@@ -50,8 +50,9 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def test_versions_and_devices_are_those_of_the_installation() -> None:
     found = diagnose()
-    for name in ("torch", "transformers", "peft", "safetensors", "numpy"):
+    for name in ("transformers", "peft", "safetensors", "numpy"):
         assert found.versions[name] == importlib.metadata.version(name)
+    assert found.versions["torch"] == torch.__version__
     assert found.devices["cpu"]["threads"] == torch.get_num_threads()
     assert set(found.devices) >= {"cpu"}
     assert found.free["memory_bytes"] > 1 << 20
